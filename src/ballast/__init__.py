@@ -1,0 +1,1 @@
+"""ballast: supervised fine-tuning that leaves a language model ready for reinforcement learning."""
