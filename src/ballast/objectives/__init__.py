@@ -1,0 +1,112 @@
+"""Objectives, one module each, found by scanning this package; importing them imports no torch."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from functools import cache
+from typing import Any
+
+from ballast.errors import BallastError, suggest
+from ballast.objectives.base import Objective, option
+
+__all__ = ["Objective", "ObjectiveInfo", "list_objectives", "objective", "option"]
+
+
+@dataclass(frozen=True)
+class ObjectiveInfo:
+    """What can be known of an objective without torch: default options decide `needs`, `scope` and `reduction`."""
+
+    name: str
+    description: str
+    source: str
+    needs: tuple[str, ...]
+    scope: str
+    reduction: str
+    options: tuple[tuple[str, Any, str], ...]
+    """(option, default, documentation) of each option."""
+
+
+@cache
+def _registry() -> dict[str, type[Objective]]:
+    found: dict[str, type[Objective]] = {}
+    for module_info in pkgutil.iter_modules(__path__):
+        if module_info.name == "base" or module_info.name.startswith("_"):
+            continue
+        module = importlib.import_module(f"{__name__}.{module_info.name}")
+        for _, member in inspect.getmembers(module, inspect.isclass):
+            if issubclass(member, Objective) and member.__module__ == module.__name__ and "name" in vars(member):
+                found[member.name] = member
+    return dict(sorted(found.items()))
+
+
+def objective(spec: str | Mapping[str, Any] | Objective, /, **options: Any) -> Objective:
+    """Return the objective of that name with these options.
+
+    Args:
+        spec: a name from `list_objectives`, ``package.module:Class`` for an objective of your own, a mapping with
+            ``name`` and options, or an objective, which is returned as it is.
+        options: the objective's options.
+
+    Raises:
+        BallastError: if the name or an option is unknown (with the nearest right one) or a value is not allowed.
+
+    >>> objective("prift-mass", threshold=0.5).needs
+    ('logprob', 'ref_mass')
+    """
+    if isinstance(spec, Objective):
+        if options:
+            raise BallastError(f"objective {spec.name}: options {sorted(options)} cannot be added to a built objective")
+        return spec
+    if isinstance(spec, Mapping):
+        mapping = {**spec, **options}
+        if not isinstance(mapping.get("name"), str):
+            raise BallastError("objective: a mapping must have the key 'name' with an objective's name")
+        return objective(mapping.pop("name"), **mapping)
+    if not isinstance(spec, str):
+        raise BallastError(f"objective: expected a name or a mapping with 'name', got {type(spec).__name__}")
+    cls = _third_party(spec) if ":" in spec else _registry().get(spec)
+    if cls is None:
+        raise BallastError(f"objective: unknown name {spec!r}{suggest(spec, list(_registry()))}")
+    known = [item.name for item in fields(cls) if item.init]
+    for key in options:
+        if key not in known:
+            hint = suggest(key, known) if known else "; it has no options"
+            raise BallastError(f"objective {cls.name}: unknown option {key!r}{hint}")
+    return cls(**options)
+
+
+def _third_party(spec: str) -> type[Objective]:
+    module_name, _, class_name = spec.partition(":")
+    try:
+        cls = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise BallastError(f"objective: cannot import {spec!r}: {error}") from error
+    if not (inspect.isclass(cls) and issubclass(cls, Objective)):
+        raise BallastError(f"objective: {spec!r} is not a subclass of ballast.objectives.Objective")
+    return cls
+
+
+def list_objectives() -> list[ObjectiveInfo]:
+    """Return what is known of every objective in the package, sorted by name."""
+    return [describe(cls) for cls in _registry().values()]
+
+
+def describe(cls: type[Objective]) -> ObjectiveInfo:
+    """Return the facts of one objective class, read from its docstring and its declared options."""
+    default = cls()
+    return ObjectiveInfo(
+        name=cls.name,
+        description=(inspect.getdoc(cls) or "").split("\n", 1)[0],
+        source=cls.source,
+        needs=default.needs,
+        scope=default.scope,
+        reduction=default.reduction,
+        options=tuple(
+            (item.name, None if item.default is MISSING else item.default, item.metadata.get("doc", ""))
+            for item in fields(cls)
+        ),
+    )

@@ -1,0 +1,66 @@
+"""The re-weighting rules, each written once; live model or reference is the caller's choice.
+
+A rule reads statistics by their live names; `read` looks them up under the chosen signal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Read = Callable[[str], Tensor]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A weight as a function of one distribution's statistics.
+
+    Attributes:
+        fields: the statistics read, given the options.
+        weight: ``(read, options) -> [N]``.
+        options: the options that the rule has, with the value that None stands for; None is one that must be given.
+    """
+
+    fields: Callable[[dict[str, Any]], tuple[str, ...]]
+    weight: Callable[[Read, dict[str, Any]], Tensor]
+    options: dict[str, Any]
+
+
+def _probability(read: Read, options: dict[str, Any]) -> Tensor:
+    return read("logprob").exp()
+
+
+def _power(read: Read, options: dict[str, Any]) -> Tensor:
+    return (options["alpha"] * read("logprob")).exp()
+
+
+def _threshold(read: Read, options: dict[str, Any]) -> Tensor:
+    logprob = read("logprob")
+    return (logprob.exp() >= options["threshold"]).to(logprob.dtype)
+
+
+def _mass(read: Read, options: dict[str, Any]) -> Tensor:
+    mass = read("mass") + read("tied") if options["ties"] == "inclusive" else read("mass")
+    return (mass >= options["threshold"]).to(mass.dtype)
+
+
+def _entropy(read: Read, options: dict[str, Any]) -> Tensor:
+    entropy = read("entropy")
+    return (entropy <= options["max_entropy"]).to(entropy.dtype)
+
+
+RULES = {
+    "probability": Rule(lambda _: ("logprob",), _probability, {}),
+    "power": Rule(lambda _: ("logprob",), _power, {"alpha": None}),
+    "threshold": Rule(lambda _: ("logprob",), _threshold, {"threshold": None}),
+    "mass": Rule(
+        lambda options: ("mass", "tied") if options["ties"] == "inclusive" else ("mass",),
+        _mass,
+        {"threshold": 0.5, "ties": "strict"},
+    ),
+    "entropy": Rule(lambda _: ("entropy",), _entropy, {"max_entropy": None}),
+}

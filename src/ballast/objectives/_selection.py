@@ -1,0 +1,47 @@
+"""Selecting and counting tokens by sequence, vectorised over sequences of any length."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ballast.stats import TokenStats
+
+
+def segments(stats: TokenStats, scope: str) -> Tensor:
+    """Return for each token the index of the segment it is selected in, ``[N]``: its sequence or the whole batch."""
+    logprob = stats.require("logprob")
+    if scope == "batch" or stats.sequence is None:
+        return logprob.new_zeros(len(logprob)).long()
+    index: Tensor = stats.sequence.unique(return_inverse=True)[1]
+    return index
+
+
+def count_in_segment(mask: Tensor, segment: Tensor) -> Tensor:
+    """Return for each token how many tokens of its segment the mask holds, ``[N]`` integers."""
+    if not len(segment):
+        return segment
+    return segment.new_zeros(int(segment.max()) + 1).index_add_(0, segment, mask.long())[segment]
+
+
+def top_fraction(score: Tensor, segment: Tensor, fraction: float, position: Tensor | None) -> Tensor:
+    """Return a mask ``[N]`` of the ⌊fraction·n⌋ highest scores of each segment of n tokens.
+
+    Equal scores are taken by position, or in the order given where `position` is None.
+    """
+    import torch
+
+    size = count_in_segment(torch.ones_like(segment, dtype=torch.bool), segment)
+    # The small addend undoes binary rounding: 0.29·100 is 28.999… in floating point.
+    wanted = (fraction * size.double() + 1e-9).floor().long()
+    order = torch.arange(len(score), device=score.device) if position is None else position.argsort(stable=True)
+    order = order[score[order].argsort(descending=True, stable=True)]
+    order = order[segment[order].argsort(stable=True)]
+    ordered = segment[order]
+    place = torch.arange(len(score), device=score.device)
+    starts = torch.where(torch.cat([ordered[:1] == ordered[:1], ordered[1:] != ordered[:-1]]), place, 0)
+    rank = torch.empty_like(place)
+    rank[order] = place - starts.cummax(0).values
+    return rank < wanted

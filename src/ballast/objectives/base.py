@@ -1,0 +1,108 @@
+"""What an objective is: a frozen set of options and pure functions of `TokenStats`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from ballast.errors import BallastError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ballast.stats import TokenStats
+
+Scope = Literal["token", "sequence", "batch"]
+Reduction = Literal["tokens", "sequences", "groups"]
+
+
+def option(
+    default: Any,
+    doc: str,
+    *,
+    choices: tuple[str, ...] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+    optional: bool = False,
+) -> Any:
+    """Declare an option of an objective: its default, one line of documentation, and what values are allowed.
+
+    An option with ``choices`` takes one of these strings, any other takes a finite number within the bounds;
+    ``optional`` allows None too.
+    """
+    limits = {"doc": doc, "choices": choices, "minimum": minimum, "maximum": maximum, "optional": optional}
+    return field(default=default, metadata=limits)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A fine-tuning objective: ``loss = Σ_t [ sg(weight_t)·nll_t + extra_t ] / count``.
+
+    Subclasses set `name` and `source`, declare their options as dataclass fields made with `option`, and override
+    what differs. Everything is per token and unreduced: whoever trains divides the sum once, by the count that
+    `reduction` names, over the whole optimiser step.
+    """
+
+    name: ClassVar[str]
+    source: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            problem = _problem(getattr(self, item.name), **item.metadata) if item.metadata else None
+            if problem:
+                raise BallastError(f"objective {self.name}: {item.name} {problem}")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the `TokenStats` fields that the objective reads."""
+        return ("logprob",)
+
+    @property
+    def scope(self) -> Scope:
+        """How far a token's loss looks: at its own statistics, at its sequence, or at the whole micro-batch."""
+        return "token"
+
+    @property
+    def reduction(self) -> Reduction:
+        """What the sum of per-token losses is divided by."""
+        return "tokens"
+
+    def weight(self, stats: TokenStats) -> Tensor:
+        """Return the weight of each token's negative log-likelihood, ``[N]``; the caller detaches it."""
+        return stats.require("logprob").new_ones(len(stats.require("logprob")))
+
+    def extra(self, stats: TokenStats) -> Tensor:
+        """Return differentiable terms added to each token's loss, ``[N]`` in nats."""
+        return stats.require("logprob").new_zeros(len(stats.require("logprob")))
+
+    def per_token_loss(self, stats: TokenStats) -> Tensor:
+        """Return the loss of each token, ``[N]`` in nats, differentiable; its sum over the count is the loss."""
+        return -stats.require("logprob") * self.weight(stats).detach() + self.extra(stats)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the name and all options, from which `ballast.objective` builds an equal objective."""
+        own = type(self).__module__.startswith(f"{__package__}.")
+        name = self.name if own else f"{type(self).__module__}:{type(self).__qualname__}"
+        return {"name": name, **{item.name: getattr(self, item.name) for item in fields(self)}}
+
+
+def _problem(
+    value: object,
+    *,
+    doc: str,
+    choices: tuple[str, ...],
+    minimum: float | None,
+    maximum: float | None,
+    optional: bool,
+) -> str | None:
+    if value is None and optional:
+        return None
+    if choices:
+        return None if value in choices else f"must be one of {', '.join(choices)}; got {value!r}"
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return f"must be a finite number ({doc}); got {value!r}"
+    if (minimum is not None and value < minimum) or (maximum is not None and value > maximum):
+        low, high = (f"{bound:g}" if bound is not None else "∞" for bound in (minimum, maximum))
+        return f"must lie in [{low}, {high}] ({doc}); got {value!r}"
+    return None

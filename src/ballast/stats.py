@@ -1,0 +1,82 @@
+"""The library's vocabulary: one statistic per trained token, whatever computed it.
+
+Shape suffixes used throughout: ``N`` trained tokens of a micro-batch, ``H`` hidden size, ``V`` vocabulary,
+``B`` rows, ``T`` positions, ``C`` rows of one chunk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LIVE_FIELDS = ("logprob", "entropy", "mass", "tied")
+"""Statistics of the model in training, from its own logits."""
+
+PAIR_FIELDS = ("kl", "kl_forward")
+"""Statistics that need both distributions over the whole vocabulary, so never come from a per-token cache."""
+
+REFERENCE_FIELDS = ("ref_logprob", "ref_entropy", "ref_mass", "ref_tied")
+"""Statistics of the frozen reference, from a live reference or from a cache."""
+
+GROUP_FIELDS = ("advantage", "origin")
+"""Columns that come with the rows of a group, not from any model."""
+
+LAYOUT_FIELDS = ("sequence", "position")
+"""Where a token stands; the collator knows it."""
+
+DIFFERENTIABLE_FIELDS = ("logprob", "entropy", "kl", "kl_forward")
+
+
+@dataclass(frozen=True)
+class TokenStats:
+    """Statistics of the trained tokens of one micro-batch.
+
+    Every field is a tensor of shape ``[N]`` or None when nobody asked for it; log-probabilities, entropies and
+    divergences are in nats and at least float32. ``logprob``, ``entropy``, ``kl`` and ``kl_forward`` carry gradient.
+
+    Attributes:
+        logprob: log p(target) under the model in training.
+        entropy: −Σ p log p of the model in training.
+        kl: KL(p‖q) over the full vocabulary, q being the reference.
+        kl_forward: KL(q‖p) over the full vocabulary.
+        mass: probability of the tokens strictly less likely than the target, plus the target's own.
+        tied: further probability of the other tokens exactly as likely as the target (equal logits as computed);
+            ``mass + tied`` counts ties as less likely.
+        ref_logprob, ref_entropy, ref_mass, ref_tied: the same under the reference.
+        advantage: advantage of the response that the token belongs to.
+        origin: which kind of response the token belongs to.
+        sequence: index of the sequence that the token belongs to; None means that all belong to one.
+        position: place of the token among the trained tokens of its sequence, from 0.
+    """
+
+    logprob: Tensor | None = None
+    entropy: Tensor | None = None
+    kl: Tensor | None = None
+    kl_forward: Tensor | None = None
+    mass: Tensor | None = None
+    tied: Tensor | None = None
+    ref_logprob: Tensor | None = None
+    ref_entropy: Tensor | None = None
+    ref_mass: Tensor | None = None
+    ref_tied: Tensor | None = None
+    advantage: Tensor | None = None
+    origin: Tensor | None = None
+    sequence: Tensor | None = None
+    position: Tensor | None = None
+
+    def require(self, field: str) -> Tensor:
+        """Return the field, which must be there.
+
+        Raises:
+            ValueError: if the field was not computed.
+        """
+        value: Tensor | None = getattr(self, field)
+        if value is None:
+            raise ValueError(f"the statistic {field!r} was not computed: ask for it in `fields`, or list it in `needs`")
+        return value
+
+
+FIELDS = tuple(field.name for field in fields(TokenStats))
