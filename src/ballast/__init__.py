@@ -1,1 +1,42 @@
 """ballast: supervised fine-tuning that leaves a language model ready for reinforcement learning."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "BallastError": "ballast.errors",
+    "Objective": "ballast.objectives",
+    "TokenStats": "ballast.stats",
+    "Trainer": "ballast.training",
+    "TrainingConfig": "ballast.training",
+    "list_objectives": "ballast.objectives",
+    "objective": "ballast.objectives",
+    "token_stats": "ballast.head",
+}
+
+if TYPE_CHECKING:
+    from ballast.errors import BallastError
+    from ballast.head import token_stats
+    from ballast.objectives import Objective, list_objectives, objective
+    from ballast.stats import TokenStats
+    from ballast.training import Trainer, TrainingConfig
+
+__all__ = [
+    "BallastError",
+    "Objective",
+    "TokenStats",
+    "Trainer",
+    "TrainingConfig",
+    "list_objectives",
+    "objective",
+    "token_stats",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Names load their module when first used, so that listing objectives or showing help loads no torch.
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -1,0 +1,125 @@
+"""Everything of vocabulary size ends here: hidden states and an LM head become one number per trained token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from ballast.head.chunked import chunked
+from ballast.head.dense import dense
+from ballast.head.lm_head import LMHead, backbone_hidden, lm_head, trained_positions, unwrapped
+from ballast.stats import FIELDS, LIVE_FIELDS, PAIR_FIELDS, REFERENCE_FIELDS, TokenStats
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["LMHead", "backbone_hidden", "lm_head", "token_stats", "trained_positions", "unwrapped"]
+
+Backend = Literal["auto", "dense", "chunked"]
+
+DENSE_LIMIT = 2**22
+"""Logits (16 MiB in float32) up to which holding them all is cheaper than computing them twice."""
+
+CHUNK_LIMIT = 2**25
+"""Logits of one chunk (128 MiB in float32), unless the caller says how many rows."""
+
+
+def token_stats(
+    hidden: Tensor,
+    weight: Tensor | LMHead,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    fields: tuple[str, ...] = ("logprob",),
+    reference: tuple[Tensor, Tensor | LMHead] | None = None,
+    backend: Backend = "auto",
+    chunk: int | None = None,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    vocab_size: int | None = None,
+) -> TokenStats:
+    """Return statistics of the target tokens under the model and, if given, under a reference.
+
+    Args:
+        hidden: last hidden states at the positions that predict the targets, ``[N, H]``.
+        weight: the LM head's weight ``[V, H]``, or an `LMHead`, which brings bias, cap and scale along.
+        targets: token ids, ``[N]``.
+        bias: the LM head's bias ``[V]``.
+        fields: names of the `TokenStats` fields to compute; the others are None.
+        reference: hidden states ``[N, Hr]`` and LM head ``[Vr, Hr]`` of the reference, for ``kl``, ``kl_forward``
+            and the ``ref_`` fields; never differentiated.
+        backend: ``dense`` holds all logits and lets autograd work, ``chunked`` holds ``chunk`` rows and computes them
+            again in the backward (once differentiable); ``auto`` decides by size.
+        chunk: rows of logits held at a time by ``chunked``.
+        softcap: bound that the model puts on its logits (Gemma).
+        scale: factor that the model puts on its logits (Cohere, Granite).
+        vocab_size: number of leading vocabulary rows that are tokens; the KL fields are taken over these alone,
+            normalised anew. Needed where V ≠ Vr, the rest being padding of either.
+
+    Returns:
+        `TokenStats` with the fields asked for, ``[N]``, in nats, float32 (float64 for a float64 head).
+
+    Raises:
+        ValueError: for an unknown or collator's field, shapes that do not fit, targets outside the vocabulary, a
+            field that needs a reference without one, or V ≠ Vr without `vocab_size`.
+
+    >>> import torch
+    >>> hidden, weight = torch.eye(2), torch.zeros(4, 2)
+    >>> token_stats(hidden, weight, torch.tensor([0, 3]), fields=("entropy",)).entropy.exp()
+    tensor([4.0000, 4.0000])
+    """
+    head = weight if isinstance(weight, LMHead) else LMHead(weight, bias, softcap, scale)
+    if isinstance(weight, LMHead) and (bias is not None or softcap is not None or scale != 1.0):
+        raise ValueError("an LMHead brings its own bias, softcap and scale: give them there, not beside it")
+    frozen = None if reference is None else _frozen(*reference)
+    fields = tuple(dict.fromkeys(fields))
+    _check(hidden, head, targets, fields, frozen, vocab_size)
+    if backend == "auto":
+        backend = "dense" if len(targets) * len(head.weight) <= DENSE_LIMIT else "chunked"
+    if backend == "dense":
+        return TokenStats(**dense(hidden, head, targets, fields, frozen, vocab_size))
+    if backend != "chunked":
+        raise ValueError(f"unknown backend {backend!r}: auto, dense or chunked")
+    rows = max(1, CHUNK_LIMIT // len(head.weight)) if chunk is None else chunk
+    if rows < 1:
+        raise ValueError(f"chunk must be at least 1 row, got {rows}")
+    return TokenStats(**chunked(hidden, head, targets, fields, frozen, vocab_size, rows))
+
+
+def _frozen(hidden: Tensor, weight: Tensor | LMHead) -> tuple[Tensor, LMHead]:
+    head = weight if isinstance(weight, LMHead) else LMHead(weight)
+    bias = None if head.bias is None else head.bias.detach()
+    return hidden.detach(), LMHead(head.weight.detach(), bias, head.softcap, head.scale)
+
+
+def _check(
+    hidden: Tensor,
+    head: LMHead,
+    targets: Tensor,
+    fields: tuple[str, ...],
+    reference: tuple[Tensor, LMHead] | None,
+    vocab_size: int | None,
+) -> None:
+    for name in fields:
+        if name not in FIELDS:
+            raise ValueError(f"unknown field {name!r}; known: {', '.join(FIELDS)}")
+        if name not in (*LIVE_FIELDS, *PAIR_FIELDS, *REFERENCE_FIELDS):
+            raise ValueError(f"the field {name!r} comes from the rows, not from the logits")
+        if reference is None and name not in LIVE_FIELDS:
+            raise ValueError(f"the field {name!r} needs `reference`")
+    pairs = [(hidden, head)] if reference is None else [(hidden, head), reference]
+    for states, projection in pairs:
+        if states.dim() != 2 or targets.dim() != 1 or len(states) != len(targets):
+            raise ValueError(f"expected hidden [N, H] and targets [N], got {[*states.shape]} and {[*targets.shape]}")
+        if states.shape[1] != projection.weight.shape[1]:
+            raise ValueError(f"hidden size {states.shape[1]} does not fit an LM head of {[*projection.weight.shape]}")
+    sizes = [len(projection.weight) for _, projection in pairs]
+    if len({*sizes}) > 1 and vocab_size is None:
+        raise ValueError(
+            f"the vocabularies differ ({sizes[0]} and {sizes[1]} rows): give `vocab_size`, the number of tokens that "
+            "both have, or logits of different tokens would be compared"
+        )
+    if vocab_size is not None and not 0 < vocab_size <= min(sizes):
+        raise ValueError(f"vocab_size {vocab_size} exceeds a vocabulary of {min(sizes)} rows")
+    # On an accelerator the look would wait for the device; there the gather itself fails.
+    if targets.device.type == "cpu" and len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < min(sizes):
+        raise ValueError(f"targets must lie in [0, {min(sizes)}): ignored positions are to be left out beforehand")

@@ -1,0 +1,103 @@
+"""The LM head as data, and where a transformers model keeps it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ballast.errors import BallastError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LMHead:
+    """How hidden states become logits: ``softcap·tanh(scale·(h Wᵀ + b) / softcap)``.
+
+    Attributes:
+        weight: ``[V, H]``.
+        bias: ``[V]`` or None.
+        softcap: bound of the logits (Gemma), or None.
+        scale: factor on the projection, before the cap (Cohere; Granite's divisor enters as its inverse).
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    softcap: float | None = None
+    scale: float = 1.0
+
+    def logits(self, hidden_NH: Tensor) -> Tensor:
+        """Return the logits ``[N, V]`` in float32 or better, projected in the head's own dtype (or autocast's).
+
+        Models project in their own dtype and their logits tie accordingly, so the projection is not done in float32.
+        """
+        import torch
+        from torch.nn import functional
+
+        weight, bias = self.weight, self.bias
+        if not torch.is_autocast_enabled(hidden_NH.device.type):
+            hidden_NH = hidden_NH.to(weight.dtype)
+        logits = functional.linear(hidden_NH, weight, bias)
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits
+
+
+def unwrapped(model: nn.Module) -> Any:
+    """Return the causal language model inside a PEFT wrapper, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+
+
+def lm_head(model: nn.Module) -> LMHead:
+    """Return the LM head of a transformers causal language model, read anew (sharded weights are gathered).
+
+    Raises:
+        BallastError: if the model has no output embedding, or an adapter sits on it: the statistics multiply by the
+            head's weight directly, so the adapter would be neither applied nor trained.
+    """
+    from torch.distributed.tensor import DTensor
+
+    causal = unwrapped(model)
+    layer = causal.get_output_embeddings()
+    if layer is None:
+        raise BallastError(f"{type(causal).__name__} has no LM head: ballast trains causal language models")
+    if hasattr(layer, "base_layer"):
+        raise BallastError("an adapter on `lm_head` would never be trained: remove 'lm_head' from `target_modules`")
+    config = causal.config.get_text_config()
+    weight, bias = layer.weight, getattr(layer, "bias", None)
+    if isinstance(weight, DTensor):
+        weight, bias = weight.full_tensor(), None if bias is None else bias.full_tensor()
+    return LMHead(weight, bias, getattr(config, "final_logit_softcapping", None) or None, logit_scale(config))
+
+
+def logit_scale(config: Any) -> float:
+    """Return the factor that the model's own forward puts on its logits, from its text config; 1 if none."""
+    for multiplier in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        if getattr(config, multiplier, None) is not None:
+            return float(getattr(config, multiplier))
+    divisor = getattr(config, "logits_scaling", None)
+    if divisor is None:
+        return 1.0
+    # HyperCLOVA X calls its multiplier by the name of Granite's divisor.
+    return float(divisor) if config.model_type == "hyperclovax" else 1.0 / float(divisor)
+
+
+def backbone_hidden(model: nn.Module, **inputs: Any) -> Tensor:
+    """Return the last hidden states ``[B, T, H]`` of a causal language model, without projecting them."""
+    hidden: Tensor = unwrapped(model).base_model(**inputs, use_cache=False).last_hidden_state
+    return hidden
+
+
+def trained_positions(labels_BT: Tensor, ignore_index: int = -100) -> tuple[Tensor, Tensor]:
+    """Return which hidden states predict a trained token, ``[B, T−1]`` of bool, and those tokens, ``[N]``.
+
+    ``hidden[:, :-1][mask]`` predicts ``targets``; the first label of a row is predicted by nothing.
+    """
+    shifted = labels_BT[:, 1:]
+    mask = shifted != ignore_index
+    return mask, shifted[mask]
