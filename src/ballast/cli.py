@@ -1,0 +1,197 @@
+"""The command line: thin commands over `ballast.pipeline`; importing it imports no torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperGroup
+
+from ballast.errors import BallastError
+
+if TYPE_CHECKING:
+    from ballast.objectives import ObjectiveInfo
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+class _Group(TyperGroup):
+    """Turns input that cannot be used into one line per problem on stderr; everything else keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BallastError as error:
+            if os.environ.get("BALLAST_DEBUG") == "1":
+                raise
+            print(error, file=sys.stderr)
+            raise typer.Exit(USAGE_ERROR) from None
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+
+
+app = typer.Typer(
+    cls=_Group,
+    name="ballast",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Supervised fine-tuning that leaves a language model ready for reinforcement learning.",
+)
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="RECIPE|KEY=VALUE",
+        help="A YAML recipe, then settings that override it, such as [cyan]training.learning_rate=1e-5[/cyan].",
+        show_default=False,
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the resolved recipe, and stop.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+
+def _print_versions(wanted: bool) -> None:
+    if wanted:
+        from ballast.records import versions
+
+        print(", ".join(f"{name} {number}" for name, number in versions().items()))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_versions, help="Print versions and exit.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="BALLAST_DEBUG", help="Show tracebacks of bad input.")
+    ] = False,
+) -> None:
+    if debug:
+        os.environ["BALLAST_DEBUG"] = "1"
+
+
+@app.command()
+def objectives(
+    name: Annotated[str | None, typer.Argument(help="Show one objective with its options.", show_default=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the objectives, or the options of one."""
+    from dataclasses import asdict
+
+    from ballast.objectives import describe, list_objectives, objective
+
+    infos = list_objectives() if name is None else [describe(type(objective(name)))]
+    if as_json:
+        _print_json([asdict(info) for info in infos])
+        return
+    if name is None:
+        table = Table("objective", "what it does", "needs", "source", box=SIMPLE, pad_edge=False)
+        for info in infos:
+            table.add_row(info.name, info.description, ", ".join(info.needs), info.source)
+        _console().print(table)
+        print("`ballast objectives NAME` shows the options of one.")
+    else:
+        _print_objective(infos[0])
+
+
+def _print_objective(info: ObjectiveInfo) -> None:
+    print(f"{info.name}: {info.description}")
+    print(f"source: {info.source}")
+    print(f"needs {', '.join(info.needs)}; scope {info.scope}; divides by the count of {info.reduction}")
+    options = Table("option", "default", "meaning", box=SIMPLE, pad_edge=False)
+    for key, default, meaning in info.options:
+        options.add_row(key, str(default), meaning)
+    _console().print(options if info.options else "no options")
+
+
+@app.command()
+def score(words: Words = None, dry_run: DryRun = False) -> None:
+    """Score the demonstrations once under the frozen reference and keep the result in [cyan]reference.cache[/cyan]."""
+    from ballast import pipeline
+
+    recipe = _recipe(words, pipeline.SCORE_CHECKS)
+    if dry_run:
+        print(recipe.to_yaml(), end="")
+        return
+    pipeline.run_score(recipe, say=_console().print)
+
+
+@app.command()
+def train(
+    words: Words = None,
+    dry_run: DryRun = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the output.")] = False,
+) -> None:
+    """Fine-tune with the recipe's objective; the checkpoint and the run record go to [cyan]output[/cyan]."""
+    from ballast import pipeline
+
+    recipe = _recipe(words, pipeline.RESUME_CHECKS if resume else pipeline.TRAIN_CHECKS)
+    if dry_run:
+        print(recipe.to_yaml(), end="")
+        return
+    pipeline.run_train(recipe, resume=resume, say=_console().print)
+
+
+@app.command()
+def evaluate(
+    words: Words = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", help="Evaluate this model; repeat for several. Default: start and output of the recipe."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Measure models on the recipe's tasks: accuracy, pass@k and negative log-likelihood, with intervals."""
+    from ballast import pipeline
+
+    recipe = _recipe(words, pipeline.EVALUATE_CHECKS)
+    if dry_run:
+        print(recipe.to_yaml(), end="")
+        return
+    report = pipeline.run_evaluate(recipe, models=tuple(model or ()), say=_console(stderr=as_json).print)
+    if as_json:
+        _print_json(report)
+
+
+def _recipe(words: list[str] | None, checks: Any) -> Any:
+    """Read ``[RECIPE] [KEY=VALUE]...``: the first word is a recipe when it is a file or has no ``=``."""
+    from ballast.recipe import load_recipe
+
+    words = list(words or ())
+    path = words.pop(0) if words and (Path(words[0]).is_file() or "=" not in words[0]) else None
+    return load_recipe(path, words, checks=checks)
+
+
+def _console(*, stderr: bool = False) -> Console:
+    return Console(stderr=stderr, soft_wrap=False)
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def main() -> None:
+    """Run the command line; modules in the working directory can be named in recipes (verifiers, objectives)."""
+    if "" not in sys.path:
+        sys.path.append("")
+    app()
+
+
+if __name__ == "__main__":
+    main()
