@@ -1,0 +1,18 @@
+"""Demonstrations: loading, tokenising as TRL does, naming each row by its digest, packing and collating."""
+
+from ballast.data.collate import Collator
+from ballast.data.digest import row_digest
+from ballast.data.packing import align, attach, pack
+from ballast.data.prepare import Prepared, PrepareOptions, PrepareReport, prepare
+
+__all__ = [
+    "Collator",
+    "PrepareOptions",
+    "PrepareReport",
+    "Prepared",
+    "align",
+    "attach",
+    "pack",
+    "prepare",
+    "row_digest",
+]

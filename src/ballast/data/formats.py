@@ -1,0 +1,177 @@
+"""The row formats that TRL trains on, told apart by column names and checked row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ballast.errors import BallastError, suggest
+
+Row = Mapping[str, Any]
+Place = Callable[[int], str]
+TEXT = "text"
+
+
+@dataclass(frozen=True)
+class Format:
+    """Columns that make up a format, and the check of one row: it returns what is wrong, or None."""
+
+    name: str
+    required: tuple[str, ...]
+    check: Callable[[Row], str | None]
+    optional: tuple[str, ...] = ()
+
+    def present(self, columns: Sequence[str]) -> list[str]:
+        """The format's columns among ``columns``."""
+        return [column for column in (*self.required, *self.optional) if column in columns]
+
+
+def _kind(value: Any) -> str:
+    names = {bool: "true/false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+    return "missing" if value is None else names.get(type(value), type(value).__name__)
+
+
+def _message_problem(message: Any) -> str | None:
+    if not isinstance(message, Mapping):
+        return f"a message is {_kind(message)}, not an object with 'role' and 'content'"
+    if not isinstance(message.get("role"), str):
+        return f"a message's 'role' is {_kind(message.get('role'))}, not text"
+    content = message.get("content")
+    if content is None and message.get("tool_calls"):
+        return None
+    if isinstance(content, list):
+        kinds = {block.get("type") if isinstance(block, Mapping) else None for block in content}
+        return None if kinds <= {"text"} else "a message holds blocks that are not text; vision rows are not supported"
+    return None if isinstance(content, str) else f"a message's 'content' is {_kind(content)}, not text"
+
+
+def _messages_problem(value: Any, column: str) -> str | None:
+    if not isinstance(value, list):
+        return f"{column!r} is {_kind(value)}, not a list of messages"
+    if not value:
+        return f"{column!r} is an empty list of messages"
+    problem = next((found for found in map(_message_problem, value) if found), None)
+    return problem and f"{column!r}: {problem}"
+
+
+def _check_prompt_completion(row: Row) -> str | None:
+    prompt, completion = row["prompt"], row["completion"]
+    for column, value in (("prompt", prompt), ("completion", completion)):
+        if not isinstance(value, str | list):
+            return f"{column!r} is {_kind(value)}, not text or a list of messages"
+    if type(prompt) is not type(completion):
+        return f"'prompt' is {_kind(prompt)} but 'completion' is {_kind(completion)}; make both text or both messages"
+    if isinstance(prompt, str):
+        return None
+    return _messages_problem(prompt, "prompt") or _messages_problem(completion, "completion")
+
+
+def _check_conversations(row: Row) -> str | None:
+    turns = row["conversations"]
+    if not isinstance(turns, list) or not turns:
+        return f"'conversations' is {'an empty list' if turns == [] else _kind(turns)}, not a list of turns"
+    for turn in turns:
+        if not isinstance(turn, Mapping) or not {"from", "value"} <= set(turn):
+            return "a turn of 'conversations' has no 'from' and 'value'"
+        if turn["from"] not in ("system", "user", "assistant", "tool"):
+            return (
+                f"the role {turn['from']!r} means nothing to a chat template; load the rows with columns='sharegpt', "
+                "which names human and gpt as templates do"
+            )
+        if not isinstance(turn["value"], str):
+            return f"a turn's 'value' is {_kind(turn['value'])}, not text"
+    return None
+
+
+def _check_text(column: str) -> Callable[[Row], str | None]:
+    def check(row: Row) -> str | None:
+        return None if isinstance(row[column], str) else f"{column!r} is {_kind(row[column])}, not text"
+
+    return check
+
+
+def _check_tokenised(row: Row) -> str | None:
+    ids = row["input_ids"]
+    for column in ("input_ids", "labels", "completion_mask", "assistant_masks"):
+        values = row.get(column, ids)
+        if not isinstance(values, list) or not all(type(value) is int for value in values):
+            return f"{column!r} is not a list of integers"
+        if len(values) != len(ids):
+            return f"{column!r} has {len(values)} entries for {len(ids)} token ids"
+    if not ids:
+        return "'input_ids' is empty"
+    if min(ids) < 0:
+        return f"'input_ids' holds {min(ids)}; token ids are not negative"
+    wrong = [label for label in row.get("labels", ()) if label < 0 and label != -100]
+    return f"'labels' holds {wrong[0]}; labels are token ids or -100" if wrong else None
+
+
+_TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
+
+
+def formats(text_field: str = TEXT) -> tuple[Format, ...]:
+    """The formats, in the order in which they are recognised; ``text_field`` names the column of plain text."""
+    return (
+        Format("tokenised", ("input_ids",), _check_tokenised, ("labels", "completion_mask", "assistant_masks")),
+        Format("prompt-completion", ("prompt", "completion"), _check_prompt_completion, _TEMPLATE_COLUMNS),
+        Format("messages", ("messages",), _messages_check, _TEMPLATE_COLUMNS),
+        Format("conversations", ("conversations",), _check_conversations, _TEMPLATE_COLUMNS),
+        Format("text", (text_field,), _check_text(text_field)),
+    )
+
+
+def _messages_check(row: Row) -> str | None:
+    return _messages_problem(row["messages"], "messages")
+
+
+def find_format(columns: Sequence[str], text_field: str = TEXT) -> Format | None:
+    """Return the one format that the columns make up, or None.
+
+    Raises BallastError when they make up more than one: TRL would pick by its own order, which users cannot see.
+    """
+    found = [layout for layout in formats(text_field) if set(layout.required) <= set(columns)]
+    if found and found[0].name == "tokenised":
+        return found[0]
+    if len(found) > 1:
+        names = " and ".join(f"{layout.name} ({', '.join(layout.required)})" for layout in found)
+        raise BallastError(f"the columns make up two formats, {names}; remove those not to be trained on")
+    return found[0] if found else None
+
+
+def require_format(columns: Sequence[str], text_field: str = TEXT, name: str = "data") -> Format:
+    """Return the format that the columns make up.
+
+    Raises BallastError naming the nearest column where there is none.
+    """
+    layout = find_format(columns, text_field)
+    if layout:
+        return layout
+    have = ", ".join(columns)
+    known = [column for layout in formats(text_field) for column in layout.required]
+    for ours, other in (("prompt", "completion"), ("completion", "prompt")):
+        if ours in columns:
+            raise BallastError(f"{name}: no column {other!r} beside {ours!r}; there are: {have}{_near(other, columns)}")
+    if {"chosen", "rejected"} & set(columns):
+        raise BallastError(f"{name}: chosen and rejected are no demonstrations; give prompt and completion")
+    near = next((hint for hint in (_near(column, columns) for column in known) if hint), "")
+    raise BallastError(
+        f"{name}: no column to train on; there are: {have}; wanted: prompt and completion, messages, "
+        f"{text_field} or input_ids{near}; name yours with columns={{'prompt': '...', 'completion': '...'}}"
+    )
+
+
+def _near(column: str, columns: Sequence[str]) -> str:
+    hint = suggest(column, list(columns))
+    return f" ({hint.strip('; ')[:-1].replace('did you mean', 'is it')}?)" if "did you mean" in hint else ""
+
+
+def check_rows(rows: Iterable[Row], layout: Format, place: Place) -> None:
+    """Check every row against its format.
+
+    Raises BallastError with the place of the first row that does not fit.
+    """
+    for index, row in enumerate(rows):
+        problem = layout.check(row)
+        if problem:
+            raise BallastError(f"{place(index)}: {problem}")
