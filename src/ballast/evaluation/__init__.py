@@ -1,0 +1,49 @@
+"""Evaluation: generated answers with verifiers, multiple choice, code by its tests, likelihood of held-out text.
+
+Names load on first use, so importing this package loads neither torch nor scipy.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "Completion": "generation",
+    "Estimate": "metrics",
+    "GenerationOptions": "generation",
+    "ScoredBatch": "verifiers",
+    "ScoredSequence": "scoring",
+    "Task": "tasks",
+    "TaskResult": "tasks",
+    "Verifier": "verifiers",
+    "bits_per_character": "metrics",
+    "choice_scores": "choice",
+    "evaluate": "run",
+    "evaluate_expression": "expression",
+    "generate": "generation",
+    "kl_to_base": "likelihood",
+    "mean": "metrics",
+    "mean_pass_at_k": "metrics",
+    "pass_at_k": "metrics",
+    "proportion": "metrics",
+    "run_program": "code",
+    "score_answers": "verifiers",
+    "sequence_statistics": "scoring",
+    "text_likelihood": "likelihood",
+    "token_nll": "metrics",
+    "verifier": "verifiers",
+    "write_results": "tasks",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

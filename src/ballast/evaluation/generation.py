@@ -1,0 +1,249 @@
+"""Generate answers: batched, greedy or sampled, the same whatever else is in the batch or the process.
+
+Sampling draws one uniform number per token from a stream of its own for every (seed, prompt, sample), and inverts
+the cumulative distribution with it; the process's random state is neither read nor moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ballast.errors import BallastError
+from ballast.evaluation.scoring import BATCH_TOKENS, Progress, ScoredSequence, batches, context_length, inference
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Prompt = str | Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How to generate.
+
+    Attributes:
+        max_new_tokens: tokens after which an answer is cut off.
+        samples: answers per prompt.
+        temperature: divides the logits; 0 is greedy.
+        top_p: keep the most likely tokens up to this mass (applied after the temperature).
+        seed: of the samples.
+        batch_tokens: rows × (prompt + new tokens) of one batch.
+
+    Raises:
+        BallastError: for a value out of range, or several samples at temperature 0, which would all be the same.
+    """
+
+    max_new_tokens: int = 256
+    samples: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    batch_tokens: int = BATCH_TOKENS
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "samples", "batch_tokens"):
+            if getattr(self, name) < 1:
+                raise BallastError(f"{name} = {getattr(self, name)}: must be at least 1")
+        if self.temperature < 0:
+            raise BallastError(f"temperature = {self.temperature}: must be 0 (greedy) or above")
+        if not 0 < self.top_p <= 1:
+            raise BallastError(f"top_p = {self.top_p}: must lie in (0, 1]")
+        if self.seed < 0:
+            raise BallastError(f"seed = {self.seed}: must be 0 or above")
+        if self.samples > 1 and self.temperature == 0:
+            raise BallastError(
+                f"samples = {self.samples} at temperature 0: greedy answers are all the same, so pass@k would equal "
+                "accuracy; set a temperature above 0, or samples to 1"
+            )
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer: its text without special tokens, its length in tokens, and whether it ended by itself."""
+
+    text: str
+    tokens: int
+    ended: bool
+    ids: tuple[int, ...] = field(repr=False)
+
+
+def encode_prompt(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
+    """Return the ids of a prompt exactly as fine-tuning sees them.
+
+    Text is tokenised with the tokenizer's own special tokens; messages through its chat template with the
+    generation prompt, no special tokens added on top.
+
+    Raises:
+        BallastError: if messages are given and the tokenizer has no chat template.
+    """
+    if isinstance(prompt, str):
+        return tuple(tokenizer(text=prompt)["input_ids"])
+    if not getattr(tokenizer, "chat_template", None):
+        raise BallastError(
+            "the prompt is a list of messages but the tokenizer has no chat template: give the prompt as text, or set "
+            "tokenizer.chat_template"
+        )
+    ids = tokenizer.apply_chat_template(list(prompt), tokenize=True, add_generation_prompt=True, return_dict=True)
+    return tuple(ids["input_ids"])
+
+
+def encode_prompts(model: Any, tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens: int) -> list[tuple[int, ...]]:
+    """Return the ids of all prompts, each with room for the answer.
+
+    Raises:
+        BallastError: naming the first row that is empty or leaves no room for `max_new_tokens` in the context.
+    """
+    context = context_length(model)
+    encoded = []
+    for row, prompt in enumerate(prompts):
+        ids = encode_prompt(tokenizer, prompt)
+        if not ids:
+            raise BallastError(f"row {row}: the prompt has no tokens, so there is nothing to continue")
+        if context is not None and len(ids) + max_new_tokens > context:
+            raise BallastError(
+                f"row {row}: prompt of {len(ids)} tokens + max_new_tokens {max_new_tokens} exceeds the model's context "
+                f"of {context}: positions beyond it are untrained and would yield garbage; shorten the prompt or lower "
+                "max_new_tokens"
+            )
+        encoded.append(ids)
+    return encoded
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    options: GenerationOptions | None = None,
+    *,
+    progress: Progress | None = None,
+) -> list[list[Completion]]:
+    """Return `options.samples` completions for every prompt, in the prompts' order.
+
+    Only `options` decides: the model's own generation defaults (top-k, repetition penalty) do not apply, its end
+    tokens do. The model's modes and generation configuration are the same afterwards.
+
+    Raises:
+        BallastError: naming the first prompt that is empty or leaves no room for the answer.
+    """
+    options = options or GenerationOptions()
+    encoded = encode_prompts(model, tokenizer, prompts, options.max_new_tokens)
+    rows = [(row, sample) for row in range(len(encoded)) for sample in range(options.samples)]
+    results: list[list[Any]] = [[None] * options.samples for _ in encoded]
+    ends = _end_ids(model, tokenizer)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
+    done = 0
+    with inference(model), _own_configuration(model, options, ends, pad):
+        for batch in batches([len(encoded[row]) + options.max_new_tokens for row, _ in rows], options.batch_tokens):
+            members = [rows[i] for i in batch]
+            new_ids = _generate_batch(model, [encoded[row] for row, _ in members], members, options, pad)
+            for (row, sample), ids in zip(members, new_ids, strict=True):
+                results[row][sample] = _completion(tokenizer, encoded[row], ids, ends)
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(rows))
+    return results
+
+
+def own_sequences(
+    encoded: Sequence[tuple[int, ...]], completions: Sequence[Sequence[Completion]]
+) -> list[ScoredSequence]:
+    """Return prompt + answer of every completion as a sequence whose answer tokens are scored."""
+    return [
+        ScoredSequence(ids + completion.ids, len(ids))
+        for ids, samples in zip(encoded, completions, strict=True)
+        for completion in samples
+    ]
+
+
+def _generate_batch(
+    model: Any, prompts: list[tuple[int, ...]], members: list[tuple[int, int]], options: GenerationOptions, pad: int
+) -> list[list[int]]:
+    import torch
+
+    width = max(len(ids) for ids in prompts)
+    ids_BT = torch.tensor([[pad] * (width - len(ids)) + list(ids) for ids in prompts], device=model.device)
+    attention_BT = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
+    processors = [] if options.temperature == 0 else _sampling(members, options, width)
+    output_BT = model.generate(input_ids=ids_BT, attention_mask=attention_BT, logits_processor=processors)
+    return output_BT[:, width:].tolist()
+
+
+def _sampling(members: list[tuple[int, int]], options: GenerationOptions, width: int) -> list[Any]:
+    from transformers import TemperatureLogitsWarper, TopPLogitsWarper
+
+    uniform_BT = np.stack(
+        [np.random.default_rng([options.seed, row, sample]).random(options.max_new_tokens) for row, sample in members]
+    )
+    warpers: list[Any] = []
+    if options.temperature != 1:
+        warpers.append(TemperatureLogitsWarper(float(options.temperature)))
+    if options.top_p < 1:
+        warpers.append(TopPLogitsWarper(options.top_p))
+    return [*warpers, _InverseSampler(uniform_BT, width)]
+
+
+class _InverseSampler:
+    """Logits processor that leaves one token: where the row's uniform number falls in the cumulative distribution."""
+
+    def __init__(self, uniform_BT: np.ndarray, width: int) -> None:
+        self.uniform_BT = uniform_BT
+        self.width = width
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        import torch
+
+        # MPS has no float64; elsewhere the float32 sum over a large vocabulary would bias the tail.
+        precise = torch.float32 if scores.device.type == "mps" else torch.float64
+        cumulative_BV = scores.to(precise).softmax(-1).cumsum(-1)
+        step = input_ids.shape[1] - self.width
+        uniform_B1 = torch.as_tensor(self.uniform_BT[:, step : step + 1]).to(scores.device, precise)
+        chosen_B1 = torch.searchsorted(cumulative_BV, uniform_B1 * cumulative_BV[:, -1:], right=True)
+        # Rounding can put the product at the very end of the distribution, past the last token.
+        beyond = chosen_B1 >= scores.shape[-1]
+        chosen_B1 = torch.where(beyond, scores.argmax(-1, keepdim=True), chosen_B1)
+        return torch.full_like(scores, -torch.inf).scatter(-1, chosen_B1, 0.0)
+
+
+def _end_ids(model: Any, tokenizer: Any) -> set[int]:
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = configured if isinstance(configured, (list, tuple, set)) else [configured]
+    return {int(end) for end in (*ends, tokenizer.eos_token_id) if end is not None}
+
+
+@contextmanager
+def _own_configuration(model: Any, options: GenerationOptions, ends: set[int], pad: int) -> Iterator[None]:
+    """Replace the generation configuration: `generate` would fill what ours leaves open from the model's own."""
+    from transformers import GenerationConfig
+
+    configuration = GenerationConfig(
+        max_new_tokens=options.max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=pad,
+    )
+    # A PEFT wrapper overwrites its inner model's configuration with its own, so all of them are kept.
+    kept = [(module, module.generation_config) for module in model.modules() if "generation_config" in vars(module)]
+    for module, _ in kept:
+        module.generation_config = configuration
+    try:
+        yield
+    finally:
+        for module, own in kept:
+            module.generation_config = own
+
+
+def _completion(tokenizer: Any, prompt: tuple[int, ...], ids: list[int], ends: set[int]) -> Completion:
+    end = next((place for place, token in enumerate(ids) if token in ends), None)
+    kept = tuple(ids if end is None else ids[: end + 1])
+    # Decoded behind its prompt: alone, sentencepiece-like tokenizers would lose the answer's leading space.
+    before = tokenizer.decode(prompt, skip_special_tokens=True)
+    whole = tokenizer.decode(prompt + kept, skip_special_tokens=True)
+    text = whole[len(before) :] if whole.startswith(before) else tokenizer.decode(kept, skip_special_tokens=True)
+    return Completion(text=text, tokens=len(kept), ended=end is not None, ids=kept)

@@ -1,0 +1,221 @@
+"""Likelihood of given text, and distance to the base model on given tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ballast.errors import BallastError
+from ballast.evaluation.generation import encode_prompt
+from ballast.evaluation.metrics import Estimate, bits_per_character, token_nll
+from ballast.evaluation.scoring import BATCH_TOKENS, Progress, ScoredSequence, context_length, sequence_statistics
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How likely a model finds held-out text.
+
+    Attributes:
+        nll: nats per token.
+        bits_per_character: bits per character of the scored text.
+        perplexity: exp of `nll`, with its interval.
+        rows, tokens, characters: what was scored.
+        unscored_tokens: first tokens of texts that no special token precedes, so nothing predicts them.
+    """
+
+    nll: Estimate
+    bits_per_character: Estimate
+    perplexity: Estimate
+    rows: int
+    tokens: int
+    characters: int
+    unscored_tokens: int
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """KL(model‖base) over the full vocabulary and the model's entropy, both in nats per token."""
+
+    kl: Estimate
+    entropy: Estimate
+    tokens: int
+
+
+def windows(ids: Sequence[int], context: int, *, stride: int | None = None) -> list[ScoredSequence]:
+    """Cut a text into windows of at most `context` tokens that together score every token but the first exactly once.
+
+    Every window after the first starts `context − stride` tokens before the tokens it scores.
+
+    Raises:
+        BallastError: if the stride does not lie between 1 and context − 1.
+
+    >>> [(w.ids, w.start) for w in windows((1, 2, 3, 4, 5), 4, stride=2)]
+    [((1, 2, 3, 4), 1), ((3, 4, 5), 2)]
+    """
+    stride = context // 2 if stride is None else stride
+    if not 1 <= stride < context:
+        raise BallastError(f"stride = {stride}: must lie between 1 and the context of {context} tokens less 1")
+    ids = tuple(ids)
+    if len(ids) < 2:
+        return []
+    cut = [ScoredSequence(ids[:context], 1)]
+    scored = min(context, len(ids))
+    while scored < len(ids):
+        end = min(scored + stride, len(ids))
+        begin = max(0, end - context) if end - scored == stride else scored - (context - stride)
+        cut.append(ScoredSequence(ids[begin:end], scored - begin))
+        scored = end
+    return cut
+
+
+def text_likelihood(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    column: str = "text",
+    context: int | None = None,
+    stride: int | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Likelihood:
+    """Return the likelihood of the rows' text, tokenised with the tokenizer's own special tokens.
+
+    A text longer than the context is read through overlapping windows; no token is dropped or counted twice.
+
+    Args:
+        context: window length in tokens; None takes the model's context.
+        stride: tokens scored by every window after the first; None takes half the context.
+        seed: of the bootstrap behind the intervals, which are over rows.
+
+    Raises:
+        BallastError: if a row has no text, or no row has a token to score.
+    """
+    limit = context_length(model)
+    context = min(filter(None, (context, limit)), default=None)
+    pieces: list[ScoredSequence] = []
+    owners: list[int] = []
+    characters = np.zeros(len(rows))
+    unscored = 0
+    for index, row in enumerate(rows):
+        text = _text(row, column, index)
+        ids = tokenizer(text=text, verbose=False)["input_ids"]
+        cut = windows(ids, context or max(len(ids), 2), stride=stride)
+        headless = bool(ids) and ids[0] not in tokenizer.all_special_ids
+        unscored += headless
+        characters[index] = len(text) - (len(tokenizer.decode(ids[:1])) if headless else 0)
+        pieces += cut
+        owners += [index] * len(cut)
+    if not pieces:
+        raise BallastError("no row has a token that another one precedes: there is nothing to score")
+    scores = sequence_statistics(model, pieces, batch_tokens=batch_tokens, progress=progress)
+    nll, tokens = np.zeros(len(rows)), np.zeros(len(rows), dtype=int)
+    for owner, score in zip(owners, scores, strict=True):
+        nll[owner] -= score["logprob"].sum(dtype=np.float64)
+        tokens[owner] += len(score["logprob"])
+    return _likelihood(nll, tokens, characters, int(unscored), seed)
+
+
+def completion_sequences(
+    model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], *, append_end: bool = True
+) -> list[ScoredSequence]:
+    """Return demonstrations {prompt, completion} as sequences whose completion tokens are scored.
+
+    The completion starts where the ids of prompt and of prompt + completion part, and ends with the end token, as
+    in fine-tuning.
+
+    Raises:
+        BallastError: naming a row without the columns, without scored tokens, or longer than the model's context.
+    """
+    context = context_length(model)
+    sequences = []
+    for index, row in enumerate(rows):
+        missing = [name for name in ("prompt", "completion") if name not in row]
+        if missing:
+            raise BallastError(f"row {index}: no column {missing[0]!r} (columns: {', '.join(map(str, row))})")
+        prompt, ids = _demonstration(tokenizer, row["prompt"], row["completion"], append_end)
+        start = common_prefix(prompt, ids)
+        if start == 0 or start >= len(ids):
+            raise BallastError(f"row {index}: the completion has no token that the prompt precedes")
+        if context is not None and len(ids) > context:
+            raise BallastError(
+                f"row {index}: {len(ids)} tokens exceed the model's context of {context}: positions beyond it are "
+                "untrained and would score as noise; leave the row out"
+            )
+        sequences.append(ScoredSequence(ids, start))
+    return sequences
+
+
+def kl_to_base(
+    model: Any,
+    base: Any,
+    sequences: Sequence[ScoredSequence],
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Divergence:
+    """Return the mean full-vocabulary KL(model‖base) and entropy on the scored tokens, in nats per token.
+
+    On demonstrations (`completion_sequences`) it says how far the model moved where it was taught; on its own samples
+    it estimates the KL divergence between the two policies.
+
+    Args:
+        base: the model before training, or an object with ``hidden(**inputs)`` and ``head`` (`ballast.reference`).
+        seed: of the bootstrap behind the intervals, which are over sequences.
+
+    Raises:
+        BallastError: if there is no sequence, or one is longer than the model's context.
+    """
+    if not sequences:
+        raise BallastError("no sequence to compare the model with its base on")
+    fields = ("kl", "entropy")
+    scores = sequence_statistics(model, sequences, fields, base=base, batch_tokens=batch_tokens, progress=progress)
+    counts = [len(sequence.targets) for sequence in sequences]
+    kl, entropy = (token_nll([s[name].sum(dtype=np.float64) for s in scores], counts, seed=seed) for name in fields)
+    return Divergence(kl=kl, entropy=entropy, tokens=sum(counts))
+
+
+def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    """Return the number of leading ids that both have in common."""
+    return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
+
+
+def _demonstration(tokenizer: Any, prompt: Any, completion: Any, append_end: bool) -> tuple[tuple[int, ...], ...]:
+    if isinstance(prompt, str):
+        end = tokenizer.eos_token or ""
+        if append_end and not completion.endswith(end):
+            completion += end
+        return encode_prompt(tokenizer, prompt), tuple(tokenizer(text=prompt + completion)["input_ids"])
+    whole = tokenizer.apply_chat_template([*prompt, *completion], tokenize=True, return_dict=True)
+    return encode_prompt(tokenizer, prompt), tuple(whole["input_ids"])
+
+
+def _text(row: Mapping[str, Any], column: str, index: int) -> str:
+    text = row.get(column)
+    if not isinstance(text, str):
+        found = f"a {type(text).__name__}" if column in row else f"absent (columns: {', '.join(map(str, row))})"
+        raise BallastError(f"row {index}: {column!r} must be text, it is {found}")
+    return text
+
+
+def _likelihood(nll: np.ndarray, tokens: np.ndarray, characters: np.ndarray, unscored: int, seed: int) -> Likelihood:
+    kept = tokens > 0
+    per_token = token_nll(nll[kept], tokens[kept], seed=seed)
+    bounds = [None if bound is None else math.exp(bound) for bound in (per_token.low, per_token.high)]
+    return Likelihood(
+        nll=per_token,
+        bits_per_character=bits_per_character(nll[kept], characters[kept], seed=seed),
+        perplexity=Estimate(
+            math.exp(per_token.value), per_token.n, bounds[0], bounds[1], per_token.level, per_token.method
+        ),
+        rows=int(kept.sum()),
+        tokens=int(tokens.sum()),
+        characters=int(characters[kept].sum()),
+        unscored_tokens=unscored,
+    )

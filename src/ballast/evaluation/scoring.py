@@ -1,0 +1,188 @@
+"""Token statistics of given sequences under a model: rows batched by length, only the scored positions kept.
+
+Shapes: ``B`` rows, ``T`` positions, ``N`` scored tokens of a batch, ``H`` hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from ballast.errors import BallastError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ballast.head import LMHead
+
+Progress = Callable[[int, int], None]
+"""Called with (rows done, rows in all)."""
+
+BATCH_TOKENS = 16384
+"""Padded tokens of one batch, unless the caller says otherwise."""
+
+
+@dataclass(frozen=True)
+class ScoredSequence:
+    """Token ids, of which those from `start` on are scored given all before them.
+
+    Raises:
+        BallastError: if `start` is 0: nothing predicts the first token.
+    """
+
+    ids: tuple[int, ...]
+    start: int
+
+    def __post_init__(self) -> None:
+        if self.start < 1:
+            raise BallastError("a scored sequence cannot start at token 0: no token before it predicts it")
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        return self.ids[self.start :]
+
+
+class Base(Protocol):
+    """A frozen model to compare with, as `ballast.reference` provides it."""
+
+    head: LMHead
+
+    def hidden(self, **inputs: Any) -> Tensor:
+        """Return the last hidden states, ``[B, T, H]``."""
+
+
+def context_length(model: Any) -> int | None:
+    """Return the number of positions the model was built for, or None when its configuration names none."""
+    config = model.config.get_text_config()
+    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+
+
+def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Yield indices of rows, longest first, so that rows × longest ≤ `batch_tokens` (or one row alone)."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+@contextmanager
+def inference(model: Any) -> Iterator[None]:
+    """Put the model in eval mode without gradient; afterwards every module has its own mode back."""
+    import torch
+
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def sequence_statistics(
+    model: Any,
+    sequences: Sequence[ScoredSequence],
+    fields: tuple[str, ...] = ("logprob",),
+    *,
+    base: Any = None,
+    batch_tokens: int = BATCH_TOKENS,
+    progress: Progress | None = None,
+) -> list[dict[str, np.ndarray]]:
+    """Return, for every sequence, one float32 array per field over its scored tokens, in nats.
+
+    Logits are formed in chunks of scored positions alone (`ballast.token_stats`), never for a whole batch.
+
+    Args:
+        model: a transformers causal language model, PEFT-wrapped or not.
+        sequences: token ids and where scoring starts.
+        fields: `TokenStats` fields; ``kl``, ``kl_forward`` and the ``ref_`` fields need `base`.
+        base: a second model, or an object with ``hidden(**inputs)`` and ``head`` (a `ballast.reference` provider).
+        batch_tokens: padded tokens of one batch.
+        progress: called after every batch.
+
+    Raises:
+        BallastError: if a sequence is longer than the model's context.
+    """
+    context = context_length(model)
+    for index, sequence in enumerate(sequences):
+        if context is not None and len(sequence.ids) > context:
+            raise BallastError(
+                f"sequence {index} has {len(sequence.ids)} tokens, the model's context is {context}: positions beyond "
+                "it are untrained and would score as noise; shorten or window it"
+            )
+    results: list[dict[str, np.ndarray]] = [{}] * len(sequences)
+    done = 0
+    with inference(model), _base_provider(base) as provider:
+        for batch in batches([len(sequence.ids) for sequence in sequences], batch_tokens):
+            values = _batch_statistics(model, [sequences[i] for i in batch], fields, provider)
+            for index, value in zip(batch, values, strict=True):
+                results[index] = value
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(sequences))
+    return results
+
+
+def _batch_statistics(
+    model: Any, sequences: Sequence[ScoredSequence], fields: tuple[str, ...], provider: Any
+) -> list[dict[str, np.ndarray]]:
+    import torch
+
+    from ballast.head import backbone_hidden, lm_head, token_stats
+
+    inputs, mask_BT = _padded(sequences, model.device)
+    targets_N = torch.tensor([i for s in sequences for i in s.targets], dtype=torch.long, device=model.device)
+    hidden_NH = backbone_hidden(model, **inputs)[mask_BT]
+    reference = None if provider is None else (provider.hidden(**inputs)[mask_BT], provider.head)
+    stats = token_stats(hidden_NH, lm_head(model), targets_N, fields=fields, reference=reference)
+    counts = np.cumsum([len(sequence.targets) for sequence in sequences])[:-1]
+    split = {name: np.split(stats.require(name).float().cpu().numpy(), counts) for name in fields}
+    return [{name: split[name][row] for name in fields} for row in range(len(sequences))]
+
+
+def _padded(sequences: Sequence[ScoredSequence], device: Any) -> tuple[dict[str, Tensor], Tensor]:
+    """Return right-padded inputs and the mask ``[B, T]`` of the positions that predict a scored token."""
+    import torch
+
+    shape = (len(sequences), max(len(sequence.ids) for sequence in sequences))
+    ids_BT = torch.zeros(shape, dtype=torch.long)
+    attention_BT = torch.zeros(shape, dtype=torch.long)
+    mask_BT = torch.zeros(shape, dtype=torch.bool)
+    for row, sequence in enumerate(sequences):
+        length = len(sequence.ids)
+        ids_BT[row, :length] = torch.tensor(sequence.ids)
+        attention_BT[row, :length] = 1
+        mask_BT[row, sequence.start - 1 : length - 1] = True
+    inputs = {"input_ids": ids_BT.to(device), "attention_mask": attention_BT.to(device)}
+    return inputs, mask_BT.to(device)
+
+
+@contextmanager
+def _base_provider(base: Any) -> Iterator[Any]:
+    if base is None or hasattr(base, "hidden"):
+        yield base
+        return
+    with inference(base):
+        yield _SecondModel(base)
+
+
+class _SecondModel:
+    def __init__(self, model: Any) -> None:
+        from ballast.head import lm_head
+
+        self.model = model
+        self.head = lm_head(model)
+
+    def hidden(self, **inputs: Any) -> Tensor:
+        from ballast.head import backbone_hidden
+
+        return backbone_hidden(self.model, **{k: v.to(self.model.device) for k, v in inputs.items()})
