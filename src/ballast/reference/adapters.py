@@ -1,0 +1,145 @@
+"""What belongs to the base model and what to PEFT's adapters, by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor, nn
+
+COMPILED_PREFIX = "_orig_mod."
+VOLATILE_SETTINGS = frozenset(
+    {
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+        "peft_version",
+        "auto_mapping",
+        "task_type",
+        "lora_dropout",
+    }
+)
+
+
+def is_peft(model: Any) -> bool:
+    """Return whether the model is wrapped in PEFT."""
+    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def base_state(model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Return the base model and its parameters and persistent buffers under the names they have without PEFT."""
+    base = _bare(model)
+    return base, {clean: tensor for _, clean, tensor in _entries(base) if clean is not None}
+
+
+def adapter_state(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the settings of the active adapters and every tensor that is not the base's; empty without PEFT."""
+    if not is_peft(model):
+        return {}, {}
+    active = list(model.active_adapters)  # type: ignore[arg-type]
+    settings = {
+        name: {key: value for key, value in config.to_dict().items() if key not in VOLATILE_SETTINGS}
+        for name, config in model.peft_config.items()  # type: ignore[union-attr, operator]
+        if name in active
+    }
+    base_names = {id(tensor) for tensor in base_state(model)[1].values()}
+    others = {name: t for name, t in _tensors(model) if id(t) not in base_names}
+    return {"active": active, "settings": settings}, others
+
+
+def starts_at_base(model: nn.Module) -> bool:
+    """Return whether the active adapters leave the outputs as they are without them, as a fresh LoRA does.
+
+    Judged by exact zeros: one factor of every low-rank pair is zero, and every saved module equals its original. Other
+    kinds of adapter count as not starting at the base, because zero weights need not mean no effect there.
+    """
+    if not is_peft(model):
+        return True
+    if model.active_peft_config.is_prompt_learning:  # type: ignore[union-attr]
+        return False
+    return all(_is_neutral(module) for module in _bare(model).modules())
+
+
+def trainable_base_names(model: nn.Module) -> list[str]:
+    """Return the base's own weights that training would move, which switching the adapter off would not restore."""
+    base = _bare(model)
+    names = {id(tensor): clean for _, clean, tensor in _entries(base) if clean is not None}
+    return sorted(names[id(weight)] for weight in base.parameters() if weight.requires_grad and id(weight) in names)
+
+
+def _bare(model: Any) -> Any:
+    inner = model.get_base_model() if is_peft(model) else model
+    return getattr(inner, "_orig_mod", inner)
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    import torch
+
+    for name, value in module.state_dict(keep_vars=True).items():
+        if isinstance(value, torch.Tensor):
+            yield name.replace(COMPILED_PREFIX, ""), value
+
+
+def _entries(base: nn.Module) -> Iterator[tuple[str, str | None, Tensor]]:
+    """Yield each tensor's name, its name without PEFT (None for an adapter's own) and the tensor."""
+    wrappers = {name.replace(COMPILED_PREFIX, ""): kept for name, kept in _wrappers(base)}
+    for name, tensor in _tensors(base):
+        yield name, _clean(name, wrappers), tensor
+
+
+def _wrappers(base: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yield the path of each module that PEFT put in the place of another, and the attribute that holds the other."""
+    import sys
+
+    if "peft" not in sys.modules:
+        return
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    for name, module in base.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            yield name, "base_layer"
+        elif isinstance(module, AuxiliaryTrainingWrapper):
+            yield name, "original_module"
+
+
+def _clean(name: str, wrappers: dict[str, str]) -> str | None:
+    pieces = name.split(".")
+    kept, index = [], 0
+    while index < len(pieces):
+        kept.append(pieces[index])
+        index += 1
+        path = ".".join(pieces[:index])
+        while path in wrappers and index < len(pieces):
+            if pieces[index] != wrappers[path]:
+                return None
+            index += 1
+            path = ".".join(pieces[:index])
+    return ".".join(kept)
+
+
+def _is_neutral(module: Any) -> bool:
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
+
+    if isinstance(module, ModulesToSaveWrapper):
+        original = dict(module.original_module.named_parameters())
+        active = [module.modules_to_save[name] for name in module.active_adapters if name in module.modules_to_save]
+        return all(weight.equal(original[name]) for copy in active for name, weight in copy.named_parameters())
+    if isinstance(module, LoraLayer):
+        pairs = [(module.lora_A, module.lora_B), (module.lora_embedding_A, module.lora_embedding_B)]
+        return all(
+            _is_zero(first[name]) or _is_zero(second[name])
+            for first, second in pairs
+            for name in module.active_adapters
+            if name in first and name in second
+        )
+    return not isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
+
+
+def _is_zero(factor: Any) -> bool:
+    weights = [factor] if not hasattr(factor, "parameters") else list(factor.parameters())
+    return not any(weight.count_nonzero().item() for weight in weights)

@@ -1,0 +1,159 @@
+"""Content hashes of what decides a reference's numbers: the model's weights and configuration, and the tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from ballast.errors import BallastError
+from ballast.reference.adapters import adapter_state, base_state
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor, nn
+
+VOLATILE_CONFIG = frozenset(
+    {
+        "_name_or_path",
+        "transformers_version",
+        "architectures",
+        # The tensors carry their own dtype.
+        "dtype",
+        "torch_dtype",
+        # What the forward returns beside the hidden states, and how it caches.
+        "use_cache",
+        "return_dict",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "_attn_implementation",
+        "attn_implementation",
+        "gradient_checkpointing",
+        # Trainers align these with the tokenizer; generation alone reads them.
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "sep_token_id",
+        "decoder_start_token_id",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        # Heads that are not in use, initialisation and training.
+        "id2label",
+        "label2id",
+        "problem_type",
+        "finetuning_task",
+        "initializer_range",
+        "router_aux_loss_coef",
+        "pretraining_tp",
+        "chunk_size_feed_forward",
+    }
+)
+VOLATILE_ENDINGS = ("dropout", "pdrop", "dropout_prob", "dropout_rate", "layerdrop")
+DIGEST_BYTES = 16
+
+
+def model_fingerprint(model: nn.Module, *, adapters: bool = False) -> str:
+    """Return the content hash of a model as it stands in memory, as hex.
+
+    Names, shapes, dtypes and bytes of parameters and persistent buffers count, and the configuration without what
+    leaves the outputs alone. Device, file location, wrapping in PEFT, tying and dropout do not.
+
+    Args:
+        model: a transformers causal language model, or one wrapped in PEFT.
+        adapters: False leaves PEFT adapters out, so that the model with its adapter off and its base agree; True
+            counts adapter weights and settings too.
+
+    Raises:
+        BallastError: if a weight has no content (meta device).
+    """
+    base, state = base_state(model)
+    parts: dict[str, Any] = {
+        "class": type(base).__name__.removeprefix("FSDP"),
+        "config": stable_config(base.config.to_dict()) if hasattr(base, "config") else {},
+        "tensors": _tensor_digests(state),
+    }
+    if adapters:
+        settings, weights = adapter_state(model)
+        parts["adapters"] = {"settings": settings, "tensors": _tensor_digests(weights)}
+    return _hex(parts)
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Return the content hash of a tokenizer, as hex: vocabulary, merges, normalisation, special tokens, chat template.
+
+    The padding token, the side of padding and the longest length are left out: trainers set them, and neither token
+    ids nor labels depend on them.
+    """
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if name != "pad_token"}
+    parts: dict[str, Any] = {"special": special, "template": getattr(tokenizer, "chat_template", None)}
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        parts["backend"] = json.loads(backend.to_str())
+        for name in ("truncation", "padding"):
+            parts["backend"].pop(name, None)
+    else:
+        parts["vocabulary"] = tokenizer.get_vocab()
+        parts["settings"] = {name: getattr(tokenizer, name, None) for name in ("add_bos_token", "add_eos_token")}
+    return _hex(parts)
+
+
+def stable_config(config: Any) -> Any:
+    """Return a configuration mapping without the fields that leave a model's outputs in eval mode alone."""
+    if isinstance(config, dict):
+        return {
+            str(name): stable_config(value)
+            for name, value in config.items()
+            if name not in VOLATILE_CONFIG and not str(name).endswith(VOLATILE_ENDINGS)
+        }
+    if isinstance(config, (list, tuple)):
+        return [stable_config(value) for value in config]
+    return config
+
+
+def _hex(parts: Any) -> str:
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=_plain)
+    # A vocabulary may hold lone surrogates, which strict UTF-8 refuses.
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(str, value))
+    return str(value)
+
+
+def _tensor_digests(state: Mapping[str, Tensor]) -> dict[str, list[Any]]:
+    """Return name → shape, dtype and digest of the bytes; storage that several names share is read once."""
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for name, tensor in state.items():
+        if tensor.device.type == "meta":
+            raise BallastError(
+                f"weight {name!r} is on the meta device, so it has no content to fingerprint: load the model in full"
+            )
+        groups.setdefault((_storage(tensor, name), tensor.shape, tensor.stride(), tensor.dtype), []).append(name)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        digests = list(pool.map(lambda names: _digest(state[names[0]]), groups.values()))
+    return {
+        name: [list(state[name].shape), str(state[name].dtype).removeprefix("torch."), digest]
+        for names, digest in zip(groups.values(), digests, strict=True)
+        for name in names
+    }
+
+
+def _storage(tensor: Tensor, name: str) -> Any:
+    # Sharded tensors have no address of their own; empty ones share address 0.
+    return name if hasattr(tensor, "full_tensor") or not tensor.numel() else (tensor.device, tensor.data_ptr())
+
+
+def _digest(tensor: Tensor) -> str:
+    import torch
+
+    if hasattr(tensor, "full_tensor"):
+        tensor = tensor.full_tensor()
+    # As bytes, because numpy has no bfloat16 and a float copy would cost memory.
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(memoryview(flat.numpy())).hexdigest()

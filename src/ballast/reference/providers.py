@@ -1,0 +1,164 @@
+"""Live references: a frozen model in memory, or the model in training with its adapter switched off."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ballast.errors import BallastError
+from ballast.head import LMHead, backbone_hidden, lm_head
+from ballast.reference.adapters import is_peft, trainable_base_names
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor, nn
+
+
+class LiveReference:
+    """A reference in memory: hidden states without gradient and in eval mode, and the LM head that reads them."""
+
+    model: nn.Module
+
+    def hidden(self, **inputs: Any) -> Tensor:
+        """Return the last hidden states ``[B, T, H]`` for a transformers model's inputs."""
+        raise NotImplementedError
+
+    @property
+    def head(self) -> LMHead:
+        """The LM head that the reference itself uses."""
+        return lm_head(self.model)
+
+
+class ModelReference(LiveReference):
+    """A second model, frozen for good: no weight asks for a gradient, and it stays in eval mode."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model.requires_grad_(False).eval()
+
+    def hidden(self, **inputs: Any) -> Tensor:
+        """Return the last hidden states ``[B, T, H]`` for a transformers model's inputs."""
+        import torch
+
+        with torch.no_grad(), evaluating(self.model):
+            return backbone_hidden(self.model, **inputs)
+
+
+class AdapterOffReference(LiveReference):
+    """The base under a PEFT adapter: no second model in memory.
+
+    Dropout is off while it computes; afterwards every module and every adapter weight is as it was.
+
+    Raises:
+        BallastError: if the model has no adapter, or if training moves weights of the base itself.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        if not is_peft(model):
+            raise BallastError(
+                "reference 'adapter-off' needs a model with a PEFT adapter: without one the reference would be the "
+                "model in training itself; give `lora` settings, or use reference 'model'"
+            )
+        if moving := trainable_base_names(model):
+            raise BallastError(
+                f"reference 'adapter-off': training would move the base weight {moving[0]!r} ({len(moving)} in all), "
+                "so the reference would move too; leave the base frozen (LoRA `bias: none`), or use reference 'model'"
+            )
+        self.model = model
+
+    def hidden(self, **inputs: Any) -> Tensor:
+        """Return the base's last hidden states ``[B, T, H]`` for a transformers model's inputs."""
+        import torch
+
+        with torch.no_grad(), evaluating(self.model), adapter_off(self.model):
+            return backbone_hidden(self.model, **inputs)
+
+
+class AsItStands(LiveReference):
+    """The model in its present state, left as it was found; for scoring."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def hidden(self, **inputs: Any) -> Tensor:
+        """Return the last hidden states ``[B, T, H]`` for a transformers model's inputs."""
+        import torch
+
+        with torch.no_grad(), evaluating(self.model):
+            return backbone_hidden(self.model, **inputs)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module into eval mode, and afterwards each back into its own mode."""
+    training = [module for module in model.modules() if module.training]
+    if training:
+        model.eval()
+    try:
+        yield
+    finally:
+        # Not `model.train()`: a caller may keep single modules in eval mode on purpose.
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def adapter_off(model: Any) -> Iterator[None]:
+    """Switch the adapters off, and afterwards on again with each weight's ``requires_grad`` as it was."""
+    # PEFT turns gradients off along with the adapters, and on again for the active ones, whatever they were.
+    flags = [(weight, weight.requires_grad) for weight in model.parameters()]
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for weight, flag in flags:
+            if weight.requires_grad != flag:
+                weight.requires_grad_(flag)
+
+
+def frozen_copy(model: nn.Module) -> ModelReference:
+    """Return a frozen deep copy of the model as it stands, its adapters included.
+
+    Raises:
+        BallastError: if a forward is patched: the copy's forward would run on the weights of the original.
+    """
+    for name, module in model.named_modules():
+        if _is_closure(vars(module).get("forward")):
+            where = f"the forward of {name!r}" if name else "the model's forward"
+            raise BallastError(
+                f"{where} is patched, so a copy would compute with the weights in training and not with frozen ones: "
+                "make the reference before the trainer, or load a second model and pass that"
+            )
+    twin = copy.deepcopy(model)
+    for weight in twin.parameters():
+        weight.grad = None
+    return ModelReference(twin)
+
+
+def _is_closure(forward: Any) -> bool:
+    # Bound methods are copied along with their module; plain functions keep what they closed over.
+    while hasattr(forward, "func"):
+        forward = forward.func
+    return forward is not None and getattr(forward, "__closure__", None) is not None
+
+
+def check_vocabulary(model: nn.Module, reference: LiveReference, vocab_size: int | None = None) -> None:
+    """Refuse a reference whose vocabulary is not the model's.
+
+    Args:
+        model: the model in training.
+        reference: its reference.
+        vocab_size: number of tokens that the tokenizer has; rows beyond it are padding and may differ in number.
+
+    Raises:
+        BallastError: if the numbers of tokens differ.
+    """
+    ours, theirs = (len(head.weight) for head in (lm_head(model), reference.head))
+    if ours == theirs or (vocab_size is not None and min(ours, theirs) >= vocab_size):
+        return
+    known = "" if vocab_size is None else f", the tokenizer has {vocab_size}"
+    raise BallastError(
+        f"the reference's vocabulary has {theirs} rows, the model's {ours}{known}: probabilities of different tokens "
+        "would be compared; use a reference with the same tokenizer"
+    )

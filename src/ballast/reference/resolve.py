@@ -1,0 +1,119 @@
+"""From what a user writes under `reference` to the reference itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ballast.errors import BallastError, suggest
+from ballast.reference.adapters import is_peft, starts_at_base, trainable_base_names
+from ballast.reference.cache import ReferenceCache
+from ballast.reference.providers import (
+    AdapterOffReference,
+    LiveReference,
+    ModelReference,
+    check_vocabulary,
+    frozen_copy,
+)
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ballast.reference.key import CacheKey
+
+
+def resolve_reference(
+    spec: Any, model: nn.Module, *, key: CacheKey | None = None, vocab_size: int | None = None
+) -> LiveReference | ReferenceCache:
+    """Return the reference that a specification names, the model being as it starts.
+
+    Args:
+        spec: ``"auto"`` (or None): the adapter switched off where it starts at zero, else a frozen copy; ``"model"``: a
+            frozen copy; ``"adapter-off"``; a path or ``{"cache": path}``: a cache; ``{"model": path}``: a model loaded
+            from there; or a model, a `LiveReference` or a `ReferenceCache`.
+        model: the model in training, before a trainer has patched it and before its first step.
+        key: what a cache must have been written with; None accepts any.
+        vocab_size: number of tokens that the tokenizer has.
+
+    Raises:
+        BallastError: if the reference does not exist, does not fit the model, or would move along with it.
+    """
+    reference = _make(spec, model, key)
+    if isinstance(reference, ReferenceCache):
+        return reference
+    if isinstance(reference, ModelReference):
+        _check_apart(model, reference)
+    check_vocabulary(model, reference, vocab_size)
+    return reference
+
+
+def _make(spec: Any, model: nn.Module, key: CacheKey | None) -> LiveReference | ReferenceCache:
+    if isinstance(spec, LiveReference):
+        return spec
+    if isinstance(spec, ReferenceCache):
+        return ReferenceCache.open(spec.path, key, verify=False) if key is not None else spec
+    if spec is None or (isinstance(spec, str) and spec in BY_NAME):
+        return BY_NAME[spec or "auto"](model)
+    if isinstance(spec, Mapping):
+        return _from_mapping(spec, model, key)
+    if isinstance(spec, (str, Path)):
+        return _from_path(spec, key)
+    if hasattr(spec, "get_output_embeddings"):
+        _check_same_object(spec, model)
+        return ModelReference(spec)
+    raise BallastError(f"reference of type {type(spec).__name__}: give a name, the path of a cache, or a model")
+
+
+def _auto(model: nn.Module) -> LiveReference:
+    if is_peft(model) and starts_at_base(model) and not trainable_base_names(model):
+        return AdapterOffReference(model)
+    return frozen_copy(model)
+
+
+BY_NAME: dict[str, Callable[[Any], LiveReference]] = {
+    "auto": _auto,
+    "model": frozen_copy,
+    "adapter-off": AdapterOffReference,
+}
+
+
+def _from_path(spec: str | Path, key: CacheKey | None) -> ReferenceCache:
+    if not Path(spec).exists():
+        raise BallastError(f"reference {str(spec)!r} is neither a folder nor a name{suggest(str(spec), [*BY_NAME])}")
+    return ReferenceCache.open(spec, key)
+
+
+def _from_mapping(spec: Mapping[str, Any], model: nn.Module, key: CacheKey | None) -> LiveReference | ReferenceCache:
+    if set(spec) == {"cache"}:
+        return ReferenceCache.open(spec["cache"], key)
+    if set(spec) == {"model"}:
+        return ModelReference(_load(spec["model"], model))
+    raise BallastError(f"reference {dict(spec)!r}: give either {{cache: path}} or {{model: path}}")
+
+
+def _load(path: Any, model: Any) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(str(path), dtype=model.dtype)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise BallastError(f"reference model {str(path)!r} cannot be loaded: {first}") from None
+    return loaded.to(model.device)
+
+
+def _check_same_object(reference: Any, model: nn.Module) -> None:
+    ours = {id(weight) for weight in model.parameters()}
+    if any(id(weight) in ours for weight in reference.parameters()):
+        raise BallastError(
+            "the reference shares weights with the model in training: it would move with it, or freezing it would stop "
+            "the training; use reference 'model', which makes a frozen copy"
+        )
+
+
+def _check_apart(model: nn.Module, reference: ModelReference) -> None:
+    weight = next(model.parameters())
+    other = next(reference.model.parameters())
+    if other.device != weight.device:
+        reference.model.to(weight.device)
