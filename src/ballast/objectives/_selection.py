@@ -26,17 +26,19 @@ def count_in_segment(mask: Tensor, segment: Tensor) -> Tensor:
     return segment.new_zeros(int(segment.max()) + 1).index_add_(0, segment, mask.long())[segment]
 
 
-def top_fraction(score: Tensor, segment: Tensor, fraction: float, position: Tensor | None) -> Tensor:
+def top_fraction(score: Tensor, segment: Tensor, fraction: float, stats: TokenStats) -> Tensor:
     """Return a mask ``[N]`` of the ⌊fraction·n⌋ highest scores of each segment of n tokens.
 
-    Equal scores are taken by position, or in the order given where `position` is None.
+    Equal scores are taken by sequence and position, as far as these are known, then in the order given.
     """
     import torch
 
     size = count_in_segment(torch.ones_like(segment, dtype=torch.bool), segment)
     # The small addend undoes binary rounding: 0.29·100 is 28.999… in floating point.
     wanted = (fraction * size.double() + 1e-9).floor().long()
-    order = torch.arange(len(score), device=score.device) if position is None else position.argsort(stable=True)
+    order = torch.arange(len(score), device=score.device)
+    for place_in in (stats.position, stats.sequence):
+        order = order if place_in is None else order[place_in[order].argsort(stable=True)]
     order = order[score[order].argsort(descending=True, stable=True)]
     order = order[segment[order].argsort(stable=True)]
     ordered = segment[order]

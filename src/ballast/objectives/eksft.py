@@ -46,15 +46,16 @@ class EKSFT(Objective):
         """Return the tokens selected by entropy, those selected by KL, and those not imitated: masks ``[N]``."""
         segment, sign = segments(stats, self.scope), 1 if self.extreme == "largest" else -1
         entropy, kl = stats.require("entropy").detach(), stats.require("kl").detach()
-        by_entropy = top_fraction(sign * entropy, segment, self.rho, stats.position)
+        by_entropy = top_fraction(sign * entropy, segment, self.rho, stats)
         moved = kl > MOVED
-        by_kl = moved & top_fraction((sign * kl).masked_fill(~moved, -float("inf")), segment, self.rho, stats.position)
+        by_kl = moved & top_fraction((sign * kl).masked_fill(~moved, -float("inf")), segment, self.rho, stats)
         return by_entropy, by_kl, by_entropy | by_kl if self.select == "union" else by_entropy & by_kl
 
     def _spread(self, mask: Tensor, stats: TokenStats) -> Tensor:
         segment = segments(stats, self.scope)
-        share = count_in_segment(mask | ~mask, segment) / count_in_segment(mask, segment).clamp(min=1)
-        return mask * share
+        # The counts take the statistics' dtype first: integers divide in float32, too coarse beside float64 losses.
+        size = count_in_segment(mask | ~mask, segment).to(stats.require("logprob").dtype)
+        return mask * size / count_in_segment(mask, segment).clamp(min=1)
 
     def weight(self, stats: TokenStats) -> Tensor:
         return self._spread(~self.selections(stats)[2], stats)
