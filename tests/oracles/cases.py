@@ -1,0 +1,37 @@
+"""Every objective of the package with every combination of its discrete options."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+RULE_OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "probability": [{}],
+    "power": [{"alpha": 0.5}, {"alpha": 2}],
+    "threshold": [{"threshold": 0.2}],
+    "mass": [{}, {"threshold": 0.6, "ties": "inclusive"}],
+    "entropy": [{"max_entropy": 1.1}],
+}
+
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("sft", {}),
+    ("dft", {}),
+    ("prift-prob", {}),
+    ("prift-mass", {}),
+    ("prift-mass", {"threshold": 0.5, "ties": "strict"}),
+    ("prift-mass", {"threshold": 0.7, "ties": "inclusive"}),
+    *(
+        ("reweight", {"rule": rule, "signal": signal, **options})
+        for rule, settings in RULE_OPTIONS.items()
+        for signal, options in product(("live", "reference"), settings)
+    ),
+    ("eksft", {}),
+    *(
+        ("eksft", {"rho": 0.4, "lambda_h": 0.3, "lambda_kl": 0.7, "select": select, "scope": scope, "extreme": extreme})
+        for select, scope, extreme in product(
+            ("union", "intersection"), ("sequence", "batch"), ("largest", "smallest")
+        )
+    ),
+]
+
+IDS = ["-".join([name, *(str(value) for value in options.values())]) for name, options in CASES]

@@ -1,0 +1,119 @@
+"""Every objective's per-token loss and the gradient of their sum by the live logits, one token after the other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+from oracles import statistics as stat
+from oracles.rows import Rows
+
+Loss = tuple[list[float], list[list[float]]]
+
+
+def loss(name: str, rows: Rows, **options: Any) -> Loss:
+    """Return the per-token losses ``[N]`` and the gradient ``[N][V]`` of their sum; weights are constants."""
+    return ORACLES[name](rows, **options)
+
+
+def _weighted(rows: Rows, weights: list[float]) -> Loss:
+    losses, gradient = [], []
+    for logits, target, weight in zip(rows.live, rows.targets, weights, strict=True):
+        losses.append(-weight * stat.logprob(logits, target))
+        gradient.append([-weight * slope for slope in stat.logprob_gradient(logits, target)])
+    return losses, gradient
+
+
+def _sft(rows: Rows) -> Loss:
+    return _weighted(rows, [1.0 for _ in rows.targets])
+
+
+def _dft(rows: Rows) -> Loss:
+    return _weighted(rows, [stat.probabilities(z)[y] for z, y in zip(rows.live, rows.targets, strict=True)])
+
+
+def _prift_prob(rows: Rows) -> Loss:
+    return _weighted(rows, [stat.probabilities(z)[y] for z, y in zip(rows.reference, rows.targets, strict=True)])
+
+
+MASSES = {"strict": stat.mass_strict, "inclusive": stat.mass_inclusive}
+
+
+def _prift_mass(rows: Rows, threshold: float = 0.5, ties: str = "strict") -> Loss:
+    weights = []
+    for logits, target in zip(rows.reference, rows.targets, strict=True):
+        weights.append(1.0 if MASSES[ties](logits, target) >= threshold else 0.0)
+    return _weighted(rows, weights)
+
+
+WEIGHTS: dict[str, Callable[..., float]] = {
+    "probability": lambda z, y: stat.probabilities(z)[y],
+    "power": lambda z, y, alpha: stat.probabilities(z)[y] ** alpha,
+    "threshold": lambda z, y, threshold: 1.0 if stat.probabilities(z)[y] >= threshold else 0.0,
+    "mass": lambda z, y, threshold=0.5, ties="strict": 1.0 if MASSES[ties](z, y) >= threshold else 0.0,
+    "entropy": lambda z, y, max_entropy: 1.0 if stat.entropy(z) <= max_entropy else 0.0,
+}
+
+
+def _reweight(rows: Rows, rule: str = "probability", signal: str = "reference", **options: Any) -> Loss:
+    logits = {"live": rows.live, "reference": rows.reference}[signal]
+    return _weighted(rows, [WEIGHTS[rule](z, y, **options) for z, y in zip(logits, rows.targets, strict=True)])
+
+
+def _eksft(
+    rows: Rows,
+    rho: float = 0.2,
+    lambda_h: float = 0.05,
+    lambda_kl: float = 0.05,
+    select: str = "union",
+    scope: str = "sequence",
+    extreme: str = "largest",
+) -> Loss:
+    count = len(rows.targets)
+    entropy = [stat.entropy(logits) for logits in rows.live]
+    moved = [stat.kl(live, reference) for live, reference in zip(rows.live, rows.reference, strict=True)]
+    losses = [0.0] * count
+    gradient = [[0.0] * rows.vocab for _ in range(count)]
+
+    def add(token: int, scale: float, value: float, slopes: list[float]) -> None:
+        losses[token] += scale * value
+        gradient[token] = [old + scale * slope for old, slope in zip(gradient[token], slopes, strict=True)]
+
+    segments = [list(range(count))] if scope == "batch" else _members(rows.sequence)
+    for members in segments:
+        size = len(members)
+        wanted = math.floor(Fraction(str(rho)) * size)
+        by_entropy = _extreme(members, entropy, extreme, wanted, rows)
+        by_kl = _extreme([t for t in members if moved[t] > 1e-6], moved, extreme, wanted, rows)
+        spared = by_entropy | by_kl if select == "union" else by_entropy & by_kl
+        kept = [t for t in members if t not in spared]
+        for t in kept:
+            live, target = rows.live[t], rows.targets[t]
+            add(t, -size / len(kept), stat.logprob(live, target), stat.logprob_gradient(live, target))
+        for t in by_entropy:
+            add(t, -lambda_h * size / len(by_entropy), entropy[t], stat.entropy_gradient(rows.live[t]))
+        for t in by_kl:
+            add(t, lambda_kl * size / len(by_kl), moved[t], stat.kl_gradient(rows.live[t], rows.reference[t]))
+    return losses, gradient
+
+
+def _members(sequence: list[int]) -> list[list[int]]:
+    return [[t for t, other in enumerate(sequence) if other == index] for index in sorted(set(sequence))]
+
+
+def _extreme(members: list[int], score: list[float], extreme: str, wanted: int, rows: Rows) -> set[int]:
+    sign = {"largest": -1.0, "smallest": 1.0}[extreme]
+    ranked = sorted(members, key=lambda t: (sign * score[t], rows.sequence[t], rows.position[t]))
+    return set(ranked[:wanted])
+
+
+ORACLES: dict[str, Callable[..., Loss]] = {
+    "sft": _sft,
+    "dft": _dft,
+    "prift-prob": _prift_prob,
+    "prift-mass": _prift_mass,
+    "reweight": _reweight,
+    "eksft": _eksft,
+}
