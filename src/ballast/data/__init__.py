@@ -2,6 +2,7 @@
 
 from ballast.data.collate import Collator
 from ballast.data.digest import row_digest
+from ballast.data.load import load_rows
 from ballast.data.packing import align, attach, pack
 from ballast.data.prepare import Prepared, PrepareOptions, PrepareReport, prepare
 
@@ -12,6 +13,7 @@ __all__ = [
     "Prepared",
     "align",
     "attach",
+    "load_rows",
     "pack",
     "prepare",
     "row_digest",

@@ -92,7 +92,7 @@ def prepare(
     """Tokenise, label, truncate or split raw rows, and name each by its digest.
 
     Tokens and labels are those of ``trl.SFTTrainer`` for the same rows and options. Rows with no trained token are
-    dropped and counted. Packing comes later (``pack``), after cached columns are attached. ``tokenizer`` stays as it is.
+    dropped and counted. Packing comes later (``pack``), after cached columns are attached. ``tokenizer`` is left alone.
 
     Raises BallastError for rows or options that would train on something else than it looks like.
     """
