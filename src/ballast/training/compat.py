@@ -1,0 +1,190 @@
+"""The trainer's contact with TRL: its private attributes and hooks under names of ours.
+
+`ballast.compat` holds the part that the data needs. Everything read here was checked against TRL 1.16.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.utils import ModelOutput
+from trl import SFTConfig, SFTTrainer
+
+from ballast.errors import BallastError
+from ballast.head import backbone_hidden, lm_head, trained_positions, unwrapped
+from ballast.reference.providers import evaluating
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor
+
+    from ballast.head import LMHead
+    from ballast.stats import TokenStats
+
+    Statistics = Callable[[Tensor, LMHead, Tensor], TokenStats]
+
+__all__ = [
+    "AdaptedTrainer",
+    "SFTConfig",
+    "StatisticsOutput",
+    "add_statistics",
+    "check_head",
+    "load_model",
+    "with_adapter",
+]
+
+
+@dataclass
+class StatisticsOutput(ModelOutput):
+    """What a model's forward returns when it is asked for statistics instead of logits."""
+
+    stats: TokenStats | None = None
+    aux_loss: Tensor | None = None
+
+
+def add_statistics(model: torch.nn.Module) -> None:
+    """Let ``model(..., labels=labels, statistics=f)`` return ``f(hidden_NH, head, targets_N)`` instead of logits.
+
+    The backbone and the head run inside the model's own forward, so the hooks of DDP and FSDP see them. Without
+    `statistics` the forward is what it was, so that generation and evaluation by others are unchanged.
+    """
+    causal = unwrapped(model)
+    original = causal.forward
+
+    # Keep the original signature: `generate` checks its arguments against it.
+    @functools.wraps(type(causal).forward)
+    def forward(self: Any, *args: Any, statistics: Statistics | None = None, **kwargs: Any) -> Any:
+        if statistics is None:
+            return original(*args, **kwargs)
+        labels_BT = kwargs.pop("labels")
+        kwargs["use_cache"] = False
+        outputs = self.base_model(*args, **kwargs)
+        mask, targets_N = trained_positions(labels_BT)
+        hidden_NH = outputs.last_hidden_state[:, :-1][mask]
+        stats = statistics(hidden_NH, lm_head(self), targets_N)
+        router_logits = outputs.router_logits if kwargs.get("output_router_logits") else None
+        return StatisticsOutput(stats=stats, aux_loss=_router_loss(self, router_logits, kwargs.get("attention_mask")))
+
+    causal.forward = types.MethodType(forward, causal)
+
+
+def _router_loss(model: Any, router_logits: Any, attention_mask: Tensor | None) -> Tensor | None:
+    if router_logits is None:
+        return None
+    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+    config = model.config.get_text_config()
+    return load_balancing_loss_func(router_logits, config.num_experts, config.num_experts_per_tok, attention_mask)
+
+
+class AdaptedTrainer(SFTTrainer):
+    """`trl.SFTTrainer` with the few things that ballast changes as hooks that subclasses override."""
+
+    # The loss is divided by the count of the whole optimiser step already, for every class of model.
+    loss_is_scaled_for_ga = True
+
+    def prepared(self, dataset: Dataset, tokenizer: Any, args: Any, packing: bool, name: str) -> Dataset:
+        """Return raw rows as rows for the collator; called before `args` and `model` are attributes."""
+        raise NotImplementedError
+
+    def batch_columns(self) -> tuple[str, ...]:
+        """Return the columns that batches carry beside token ids and labels."""
+        raise NotImplementedError
+
+    def step_count(self, batches: list[dict[str, Any]], device: torch.device) -> Tensor:
+        """Return what the loss of one optimiser step is divided by, over all micro-batches and ranks."""
+        raise NotImplementedError
+
+    def _prepare_dataset(
+        self,
+        dataset: Dataset,
+        processing_class: Any,
+        args: Any,
+        packing: bool,
+        formatting_func: Callable[[dict[str, Any]], str] | None,
+        dataset_name: str,
+    ) -> Dataset:
+        if formatting_func is not None and "input_ids" not in dataset.column_names:
+            field = args.dataset_text_field
+            dataset = dataset.map(lambda row: {field: formatting_func(row)}, remove_columns=dataset.column_names)
+        return self.prepared(dataset, processing_class, args, packing, dataset_name)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            self._signature_columns = ["input_ids", "labels", "seq_lengths", *self.batch_columns()]
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return batches, self.step_count(batches, device) if batches else None
+
+    @property
+    def collation(self) -> dict[str, Any]:
+        """Arguments of the collator that TRL decided on."""
+        return {
+            "pad_token_id": self._tokenizer.pad_token_id,
+            "padding_free": self.padding_free,
+            "pad_to_multiple_of": self.args.pad_to_multiple_of,
+        }
+
+    def router_coefficient(self) -> float:
+        """Return the weight of the mixture-of-experts load-balancing loss, 0 where there is none."""
+        return float(self.router_aux_loss_coef) if self.aux_loss_enabled else 0.0
+
+    def drop_own_metrics(self) -> None:
+        """Forget what TRL collected for its log: the statistics logged are ours."""
+        self._metrics["train"].clear()
+        self._metrics["eval"].clear()
+
+
+def load_model(name: str, args: SFTConfig, quantization_config: Any = None) -> Any:
+    """Load a causal language model as TRL's trainer does, but from safetensors alone."""
+    from trl.trainer.utils import create_model_from_path
+
+    options = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {}), "use_safetensors": True}
+    if quantization_config is not None:
+        options["quantization_config"] = quantization_config
+    if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
+        options["device_map"] = None
+    return create_model_from_path(name, **options)
+
+
+def with_adapter(model: Any, peft_config: Any, seed: int) -> Any:
+    """Wrap a model in PEFT from the seed that TRL's trainer would draw the adapter from.
+
+    Raises:
+        BallastError: if the model has adapters already: two would be stacked, and the first lost on saving.
+    """
+    from peft import get_peft_model
+    from transformers import set_seed
+
+    if hasattr(model, "peft_config"):
+        raise BallastError("the model has adapters already: merge them first, or leave out `peft_config`")
+    set_seed(seed)
+    return get_peft_model(model, peft_config)
+
+
+def check_head(model: torch.nn.Module) -> None:
+    """Compare the logits of two tokens as ballast projects them with those of the model's own forward.
+
+    Raises:
+        BallastError: if they differ: the model does something to its logits that the statistics would miss.
+    """
+    causal = unwrapped(model)
+    head = lm_head(causal)
+    if head.weight.is_meta:
+        return
+    ids = torch.tensor([[0, min(1, len(head.weight) - 1)]], device=head.weight.device)
+    with torch.no_grad(), evaluating(causal):
+        theirs = causal(input_ids=ids).logits[0].float()
+        ours = head.logits(backbone_hidden(causal, input_ids=ids)[0])
+    tolerance = 8 * torch.finfo(head.weight.dtype).eps ** 0.75 * float(theirs.abs().max().clamp(min=1))
+    if ours.shape != theirs.shape or (ours - theirs).abs().max() > tolerance:
+        raise BallastError(
+            f"{type(causal).__name__} changes its logits in a way that ballast does not know (beside bias, soft-cap and "
+            "scale): every statistic would be of another distribution; please report the model class"
+        )

@@ -1,0 +1,48 @@
+"""`TrainingConfig`: TRL's SFT arguments, and which objective and reference to train with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ballast.objectives import Objective, objective
+from ballast.training.compat import SFTConfig
+
+
+@dataclass
+class TrainingConfig(SFTConfig):
+    """`trl.SFTConfig` plus `objective` and `reference`; on a machine without accelerator bf16 is off by default.
+
+    Args:
+        objective: name of an objective, ``package.module:Class``, a mapping with ``name`` and options, or an
+            `Objective`; kept as a mapping so that the arguments serialise.
+        reference: ``auto``, ``model`` (a frozen copy of the model as it starts), ``adapter-off``, or the folder of a
+            cache. ``auto`` takes the adapter switched off under PEFT, else a frozen copy, and only where the
+            objective needs a reference.
+
+    Raises:
+        BallastError: if the objective or one of its options is not known or not allowed.
+    """
+
+    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "objective"]  # noqa: RUF012
+
+    objective: Any = field(
+        default="sft", metadata={"help": "Fine-tuning objective: a name, or a mapping with options."}
+    )
+    reference: str | None = field(default=None, metadata={"help": "auto, model, adapter-off, or a cache's folder."})
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None and not _has_accelerator(self):
+            self.bf16 = False
+        super().__post_init__()
+        self.objective = objective(self.objective).to_dict()
+
+    def build_objective(self) -> Objective:
+        """Return the objective that these arguments name."""
+        return objective(self.objective)
+
+
+def _has_accelerator(args: SFTConfig) -> bool:
+    return not args.use_cpu and torch.accelerator.is_available() and torch.accelerator.current_accelerator() is not None

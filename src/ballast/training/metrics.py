@@ -1,0 +1,73 @@
+"""Sums over trained tokens from which a step's metrics follow, kept on the device until they are logged."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from ballast.stats import TokenStats
+
+SUMS = ("tokens", "nll", "weight", "weight_squared", "weight_zero", "entropy", "kl", "log_ratio", "seen")
+
+
+class MetricSums:
+    """Running sums over micro-batches; adding waits for no device, reading reduces over ranks once."""
+
+    def __init__(self) -> None:
+        self._total: Tensor | None = None
+        self._has: set[str] = set()
+
+    def add(self, stats: TokenStats, weight: Tensor, seen: Tensor | int) -> None:
+        """Add one micro-batch: its statistics ``[N]``, its weights ``[N]``, and its tokens including untrained ones."""
+        with torch.no_grad():
+            logprob = stats.require("logprob").detach()
+            ratio = None if stats.ref_logprob is None else logprob - stats.ref_logprob
+            optional = {"entropy": stats.entropy, "kl": stats.kl, "log_ratio": ratio}
+            sums = {
+                "tokens": logprob.new_tensor(len(logprob)),
+                "nll": -logprob.sum(),
+                "weight": weight.sum(),
+                "weight_squared": weight.square().sum(),
+                "weight_zero": (weight == 0).sum(),
+                "seen": torch.as_tensor(seen, device=logprob.device),
+                **{name: value.detach().sum() for name, value in optional.items() if value is not None},
+            }
+            zero = logprob.new_zeros(())
+            vector = torch.stack([sums.get(name, zero).double() for name in SUMS])
+        self._has |= set(sums)
+        self._total = vector if self._total is None else self._total + vector
+
+    def read(self, reduce: Callable[[Tensor], Tensor], steps: int) -> dict[str, float]:
+        """Return the metrics over what was added and forget it; empty where no token was trained.
+
+        Args:
+            reduce: sums a tensor over ranks.
+            steps: optimiser steps that were added up.
+
+        Returns:
+            ``nll``, ``entropy``, ``kl``, ``log_ratio`` in nats per trained token, ``weight_mean``,
+            ``weight_zero_share``, ``effective_tokens`` ((Σw)²/Σw² per optimiser step), ``tokens`` (trained) and
+            ``seen`` (all), both summed.
+        """
+        if self._total is None:
+            return {}
+        sums = dict(zip(SUMS, reduce(self._total).tolist(), strict=True))
+        has, self._total, self._has = self._has, None, set()
+        if not sums["tokens"]:
+            return {}
+        means = {name: sums[name] / sums["tokens"] for name in ("nll", "entropy", "kl", "log_ratio") if name in has}
+        squared = sums["weight_squared"]
+        return {
+            **means,
+            "weight_mean": sums["weight"] / sums["tokens"],
+            "weight_zero_share": sums["weight_zero"] / sums["tokens"],
+            "effective_tokens": sums["weight"] ** 2 / squared / max(steps, 1) if squared else 0.0,
+            "tokens": sums["tokens"],
+            "seen": sums["seen"],
+        }

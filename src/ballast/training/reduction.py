@@ -1,0 +1,54 @@
+"""What a sum of per-token losses is divided by: counted over labels, so that no model has to report it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ballast.errors import BallastError
+from ballast.head import trained_positions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Batch = Mapping[str, Any]
+
+
+def token_layout(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the sequence of each trained token and its place in it, both ``[N]`` integers.
+
+    Sequences are the rows of a padded batch, or what ``seq_idx`` says of a packed one; places count trained tokens.
+    """
+    mask, targets = trained_positions(batch["labels"])
+    if "seq_idx" in batch:
+        sequence = batch["seq_idx"][:, 1:][mask].long()
+    else:
+        sequence = mask.nonzero()[:, 0]
+    # Tokens come in order of their sequences, so the first of each is found by bisection.
+    first = torch.searchsorted(sequence, sequence)
+    return sequence, torch.arange(len(targets), device=targets.device) - first
+
+
+def _tokens(batch: Batch) -> Tensor:
+    return trained_positions(batch["labels"])[0].sum()
+
+
+def _sequences(batch: Batch) -> Tensor:
+    _, position = token_layout(batch)
+    return (position == 0).sum()
+
+
+COUNTS: dict[str, Callable[[Batch], Tensor]] = {"tokens": _tokens, "sequences": _sequences}
+
+
+def count(reduction: str, batches: list[Batch]) -> Tensor:
+    """Return how many tokens or sequences these micro-batches train, as a scalar.
+
+    Raises:
+        BallastError: if nothing can count what the objective declares.
+    """
+    if reduction not in COUNTS:
+        raise BallastError(f"cannot count {reduction!r}: known reductions are {', '.join(COUNTS)}")
+    return torch.stack([COUNTS[reduction](batch) for batch in batches]).sum()

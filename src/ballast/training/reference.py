@@ -1,0 +1,128 @@
+"""The reference of one run: what it can serve, which columns it adds to the rows, what it computes in each batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ballast.errors import BallastError
+from ballast.head import lm_head
+from ballast.reference import (
+    AdapterOffReference,
+    CacheKey,
+    LiveReference,
+    ReferenceCache,
+    resolve_reference,
+    score_rows,
+    starts_at_base,
+)
+from ballast.reference.resolve import BY_NAME
+from ballast.stats import PAIR_FIELDS, REFERENCE_FIELDS
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor
+
+    from ballast.head import LMHead
+    from ballast.objectives import Objective
+
+
+def is_cache(spec: Any) -> bool:
+    """Return whether a reference specification names a cache on disk, rather than a model in memory."""
+    if isinstance(spec, Mapping):
+        return "cache" in spec
+    return isinstance(spec, (ReferenceCache, Path)) or (isinstance(spec, str) and spec not in BY_NAME)
+
+
+def check_needs(objective: Objective, spec: Any) -> None:
+    """Refuse a reference that cannot serve the objective, before anything is loaded.
+
+    Raises:
+        BallastError: if the objective needs a KL over the vocabulary and the reference is a per-token cache.
+    """
+    pairs = [name for name in objective.needs if name in PAIR_FIELDS]
+    if pairs and is_cache(spec):
+        raise BallastError(
+            f"objective {objective.name} needs {pairs[0]!r} over the full vocabulary, which a per-token cache does not "
+            "hold: use reference 'model', or 'adapter-off' with LoRA"
+        )
+
+
+def needs_reference(objective: Objective, spec: Any) -> bool:
+    """Return whether a run has a reference: because the objective reads one, or because the user asks for one."""
+    reads = any(name in (*PAIR_FIELDS, *REFERENCE_FIELDS) for name in objective.needs)
+    return reads or spec not in (None, "auto")
+
+
+@dataclass(frozen=True)
+class RunReference:
+    """A live reference, a cache, or neither, and what follows for rows and batches."""
+
+    live: LiveReference | None = None
+    cache: ReferenceCache | None = None
+    columns: tuple[str, ...] = ()
+    fields: tuple[str, ...] = ()
+    vocab_size: int | None = None
+
+    def describe(self) -> str:
+        """Return what the reference is, in a few words."""
+        if self.cache is not None:
+            return f"a cache scored by model {self.cache.key.model}"
+        if self.live is not None:
+            return f"{type(self.live).__name__}, live"
+        return "none"
+
+    def attach(self, dataset: Dataset, score: Any) -> Dataset:
+        """Return the rows with the cached columns; rows that the cache does not have are scored by `score(rows)`."""
+        if self.cache is None:
+            return dataset
+        from ballast.data import attach
+
+        cache = score(dataset) if self.cache.missing(dataset["digest"]) else self.cache
+        return attach(dataset, cache.lookup, self.columns)
+
+    def states(self, mask: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, LMHead] | None:
+        """Return the live reference's hidden states at the trained positions ``[N, H]``, and its head."""
+        if self.live is None:
+            return None
+        return self.live.hidden(**inputs)[:, :-1][mask], self.live.head
+
+
+def run_reference(
+    objective: Objective, spec: Any, model: Any, tokenizer: Any, autocast: torch.dtype | None
+) -> RunReference:
+    """Return the reference of a run, the model being as it starts and not yet patched by a trainer.
+
+    Raises:
+        BallastError: if the reference does not exist, is of another model, or cannot serve the objective.
+    """
+    check_needs(objective, spec)
+    if not needs_reference(objective, spec):
+        return RunReference(fields=tuple(dict.fromkeys((*objective.needs, "entropy"))))
+    wanted = dict.fromkeys((*objective.needs, "entropy"))
+    if is_cache(spec):
+        cache = open_cache(spec, model, tokenizer, autocast)
+        columns = tuple(name for name in (*wanted, "ref_logprob") if name in REFERENCE_FIELDS)
+        fields = tuple(name for name in wanted if name not in REFERENCE_FIELDS)
+        return RunReference(cache=cache, columns=tuple(dict.fromkeys(columns)), fields=fields)
+    live = resolve_reference(spec, model, vocab_size=len(tokenizer))
+    assert isinstance(live, LiveReference)
+    same_size = len(lm_head(model).weight) == len(live.head.weight)
+    return RunReference(live=live, fields=(*wanted, "kl"), vocab_size=None if same_size else len(tokenizer))
+
+
+def open_cache(spec: Any, model: Any, tokenizer: Any, autocast: torch.dtype | None) -> ReferenceCache:
+    """Open the cache that a specification names, which must have been written with this model and tokenizer."""
+    cache = resolve_reference(spec, model, key=CacheKey.of(model, tokenizer, autocast=autocast))
+    assert isinstance(cache, ReferenceCache)
+    return cache
+
+
+def score_missing(cache: ReferenceCache, model: Any, dataset: Dataset) -> ReferenceCache:
+    """Score rows that the cache does not have, under the model as it starts and in the cache's own dtype."""
+    live = AdapterOffReference(model) if hasattr(model, "peft_config") and starts_at_base(model) else model
+    return score_rows(live, dataset, cache.path, cache.key)

@@ -1,0 +1,270 @@
+"""`ballast.Trainer`: TRL's SFT trainer with an objective in place of its loss."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ballast.data import Collator, PrepareOptions, pack, prepare
+from ballast.errors import BallastError
+from ballast.head import token_stats, trained_positions
+from ballast.objectives import objective as build_objective
+from ballast.training.card import append_objective
+from ballast.training.compat import AdaptedTrainer, add_statistics, check_head, load_model, with_adapter
+from ballast.training.config import TrainingConfig
+from ballast.training.metrics import MetricSums
+from ballast.training.reduction import count, token_layout
+from ballast.training.reference import check_needs, run_reference, score_missing
+from ballast.training.refusals import refuse_arguments, refuse_parts
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+    from ballast.data import PrepareReport
+    from ballast.head import LMHead
+    from ballast.objectives import Objective
+    from ballast.reference import LiveReference, ReferenceCache
+    from ballast.stats import TokenStats
+
+
+class Trainer(AdaptedTrainer):
+    """Fine-tune a causal language model on demonstrations with a chosen objective.
+
+    A `trl.SFTTrainer` in everything but the loss: arguments, data formats, PEFT, callbacks, checkpoints and resuming
+    are TRL's. The loss is the sum of the objective's per-token losses over the trained tokens of the whole optimiser
+    step (all micro-batches, all ranks), divided by what the objective counts; logits are never held whole.
+
+    Logged per step: ``loss``, ``nll``, ``weight_mean``, ``weight_zero_share``, ``effective_tokens`` ((Σw)²/Σw²),
+    ``entropy``, ``kl`` with a live reference, ``log_ratio`` (mean of log p − log q on the demonstrations) with any
+    reference. ``eval_loss`` is the negative log-likelihood per token over the whole evaluation set, whatever the
+    objective, so that runs compare. All in nats per trained token.
+
+    Args:
+        model: a causal language model, its path or its hub id.
+        args: a `TrainingConfig`; None takes the defaults.
+        train_dataset: raw rows in any of TRL's text formats, or tokenised rows (``input_ids``, ``labels``).
+        eval_dataset: the same, or a mapping of names to such.
+        processing_class: the tokenizer; None loads the model's own.
+        objective: overrides ``args.objective``.
+        reference: overrides ``args.reference``; also a model, a `LiveReference`, a `ReferenceCache`,
+            ``{"cache": folder}`` or ``{"model": path}``.
+        peft_config, quantization_config, formatting_func, callbacks, optimizers, optimizer_cls_and_kwargs: as in TRL.
+
+    Raises:
+        BallastError: for whatever would train on something else than it says, before the first step.
+    """
+
+    _tag_names = ["ballast", "trl", "sft"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        args: TrainingConfig | None = None,
+        data_collator: None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        compute_loss_func: None = None,
+        compute_metrics: None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: None = None,
+        quantization_config: Any = None,
+        peft_config: Any = None,
+        formatting_func: Callable[[dict[str, Any]], str] | None = None,
+        *,
+        objective: str | dict[str, Any] | Objective | None = None,
+        reference: str | dict[str, Any] | PreTrainedModel | LiveReference | ReferenceCache | None = None,
+    ) -> None:
+        args = _own_config(model, args)
+        self.objective = build_objective(objective) if objective is not None else args.build_objective()
+        args.objective = self.objective.to_dict()
+        spec = reference if reference is not None else args.reference
+        refuse_arguments(args)
+        refuse_parts(
+            data_collator=data_collator,
+            compute_loss_func=compute_loss_func,
+            compute_metrics=compute_metrics,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
+        check_needs(self.objective, spec)
+        if isinstance(model, str):
+            model = load_model(model, args, quantization_config)
+        tokenizer = processing_class if processing_class is not None else _tokenizer_of(model, args)
+        if peft_config is not None:
+            model = with_adapter(model, peft_config, args.seed)
+        check_head(model)
+        # Before TRL patches the forward: a copy made later would follow the weights in training.
+        self.reference = run_reference(self.objective, spec, model, tokenizer, _autocast(args))
+        self.prepare_reports: dict[str, PrepareReport] = {}
+        self._start = model
+        self._sums = {"train": MetricSums(), "eval": MetricSums()}
+        self._steps_logged = 0
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            formatting_func=formatting_func,
+        )
+        self.data_collator = Collator(columns=self.batch_columns(), **self.collation)
+        add_statistics(self.model)
+        if self.reference.live is not None:
+            self.reference.live.model.to(self.accelerator.device)
+
+    def prepared(self, dataset: Dataset, tokenizer: Any, args: Any, packing: bool, name: str) -> Dataset:
+        """Tokenise as TRL does, join the cached columns by row digest, pack."""
+        options = PrepareOptions.from_training_args(args, packing=packing)
+        ready = prepare(dataset, tokenizer, options, name=name)
+        self.prepare_reports[name] = ready.report
+        return pack(self.reference.attach(ready.dataset, self._score), options)
+
+    def _score(self, dataset: Dataset) -> ReferenceCache:
+        started = getattr(self, "state", None) is not None and self.state.global_step > 0
+        if started or self.reference.cache is None:
+            raise BallastError(
+                "rows that the reference cache does not have cannot be scored once training has moved the model: score "
+                "them beforehand (`ballast score`), or pass them as eval_dataset when making the trainer"
+            )
+        return score_missing(self.reference.cache, self._start, dataset)
+
+    def batch_columns(self) -> tuple[str, ...]:
+        """Return the cached statistics that batches carry."""
+        return self.reference.columns
+
+    def step_count(self, batches: list[dict[str, Any]], device: torch.device) -> Tensor:
+        """Count what the objective's reduction names over the micro-batches of all ranks."""
+        local = count(self.objective.reduction, batches).to(device)
+        return self.accelerator.reduce(local, "sum")
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Any:
+        """Return this micro-batch's part of the loss: its sum over the whole step's count, for backward.
+
+        While evaluating it is the mean negative log-likelihood of the batch's trained tokens.
+        """
+        training = self.model.training
+        columns = {name: inputs.pop(name) for name in self.batch_columns()}
+        stats, aux_loss = self.statistics(model, inputs, columns)
+        seen = inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()
+        self._sums["train" if training else "eval"].add(stats, self.objective.weight(stats).detach(), seen)
+        if training:
+            loss = self._share(self.objective.per_token_loss(stats).sum(), inputs, num_items_in_batch)
+            if aux_loss is not None:
+                # A mean per micro-batch, so it is averaged over the micro-batches of the step.
+                loss = loss + self.router_coefficient() * aux_loss / self.current_gradient_accumulation_steps
+        else:
+            loss = -stats.require("logprob").sum() / max(len(stats.require("logprob")), 1)
+        if not return_outputs:
+            return loss
+        with torch.no_grad():
+            return loss, model(**{name: value for name, value in inputs.items() if name != "labels"}, use_cache=False)
+
+    def _share(self, total: Tensor, inputs: dict[str, Any], step_count: Tensor | None) -> Tensor:
+        if step_count is None:
+            # Called outside of the training loop: the batch is the step.
+            return total / count(self.objective.reduction, [inputs]).clamp(min=1)
+        # The count is of all ranks, and DDP and FSDP average the gradients over them.
+        return total * self.accelerator.num_processes / step_count.clamp(min=1)
+
+    def statistics(
+        self, model: torch.nn.Module, inputs: dict[str, Any], columns: dict[str, Tensor]
+    ) -> tuple[TokenStats, Tensor | None]:
+        """Return the statistics of the batch's trained tokens, and the router's loss of a mixture of experts."""
+        mask, _ = trained_positions(inputs["labels"])
+        sequence, position = token_layout(inputs)
+        cached = {name: column[:, 1:][mask] for name, column in columns.items()}
+        model_inputs = {name: value for name, value in inputs.items() if name != "labels"}
+        with self.accelerator.autocast():
+            reference = self.reference.states(mask, model_inputs)
+
+        def from_hidden(hidden_NH: Tensor, head: LMHead, targets_N: Tensor) -> TokenStats:
+            found = token_stats(
+                hidden_NH,
+                head,
+                targets_N,
+                fields=self.reference.fields,
+                reference=reference,
+                vocab_size=self.reference.vocab_size,
+            )
+            return dataclasses.replace(found, sequence=sequence, position=position, **cached)
+
+        if self.router_coefficient():
+            model_inputs["output_router_logits"] = True
+        outputs = model(**model_inputs, labels=inputs["labels"], statistics=from_hidden)
+        return outputs.stats, outputs.aux_loss
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """Evaluate with metrics per trained token of the whole set, where TRL averages over batches."""
+        self._sums["eval"] = MetricSums()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        metrics = self._read("eval", steps=1)
+        if metrics:
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+            output.metrics[f"{metric_key_prefix}_loss"] = metrics["nll"]
+        return output
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the statistics since the last log to a step's log."""
+        if "loss" in logs:
+            logs = {**logs, **self._read("train", self.state.global_step - self._steps_logged)}
+            self._steps_logged = self.state.global_step
+        self.drop_own_metrics()
+        super().log(logs, start_time)
+
+    def _read(self, mode: str, steps: int) -> dict[str, float]:
+        metrics = self._sums[mode].read(lambda total: self.accelerator.reduce(total, "sum"), steps)
+        seen = int(metrics.pop("seen", 0))
+        metrics.pop("tokens", None)
+        if mode == "train" and metrics:
+            self._total_train_tokens += seen
+            metrics["num_tokens"] = self._total_train_tokens
+        return metrics
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write TRL's model card, and below it the objective and its options."""
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            append_objective(self.args.output_dir, self.objective, self.reference.describe())
+
+
+def _own_config(model: Any, args: Any) -> TrainingConfig:
+    if args is None:
+        name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "") or "model"
+        return TrainingConfig(output_dir=f"{name.rstrip('/').split('/')[-1]}-ballast")
+    if not isinstance(args, TrainingConfig):
+        raise BallastError(
+            f"args of type {type(args).__name__} name no objective: use ballast.TrainingConfig, which takes the same "
+            "arguments as trl.SFTConfig"
+        )
+    return args
+
+
+def _tokenizer_of(model: Any, args: TrainingConfig) -> Any:
+    from transformers import AutoTokenizer
+
+    name = model.config._name_or_path
+    if not name:
+        raise BallastError("the model was not loaded from anywhere, so its tokenizer is unknown: pass processing_class")
+    return AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+
+
+def _autocast(args: TrainingConfig) -> torch.dtype | None:
+    if args.bf16:
+        return torch.bfloat16
+    return torch.float16 if args.fp16 else None
