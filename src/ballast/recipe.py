@@ -52,7 +52,7 @@ class DataSection(Section):
     columns: str | dict[str, str] | None = Field(
         None, description="alpaca, sharegpt, or a mapping from our column names to yours"
     )
-    limit: int | None = Field(None, ge=1, description="use this many rows of the training source")
+    limit: int | None = Field(None, ge=1, description="use the first rows of each training source")
 
     @field_validator("columns", mode="before")
     @classmethod
@@ -98,8 +98,9 @@ class ReferenceSection(Section):
     def _one_reference(self) -> ReferenceSection:
         if self.cache and self.use != "auto":
             raise ValueError(f"use: {self.use} and cache contradict each other, one would be ignored; keep one")
-        if self.model and self.use == "adapter-off":
-            raise ValueError("use: adapter-off and model contradict each other, one would be ignored; keep one")
+        if self.model and (self.use != "auto" or self.cache):
+            other = "cache" if self.cache else f"use: {self.use}"
+            raise ValueError(f"{other} and model contradict each other, one would be ignored; keep one")
         return self
 
 

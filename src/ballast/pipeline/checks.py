@@ -1,0 +1,163 @@
+"""What can be known to be wrong before a weight is read or a file written; each check yields all that it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from ballast.errors import BallastError
+from ballast.pipeline import models, settings, sources
+from ballast.recipe import Check, ModelSection, Recipe
+from ballast.recipe_source import Problem
+from ballast.stats import GROUP_FIELDS, PAIR_FIELDS
+
+
+def check_required(*keys: str) -> Check:
+    """Return a check that top-level keys are there."""
+    remedies = {
+        "model": "name the model to start from: model=PATH, or model=lab",
+        "objective": "choose one, such as objective=prift-mass; `ballast objectives` lists them",
+        "output": "name the folder for checkpoints and the run record: output=runs/first",
+    }
+
+    def check(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+        for key in keys:
+            if key not in broken and getattr(recipe, key) is None:
+                yield Problem((key,), f"is required and missing; {remedies[key]}")
+
+    return check
+
+
+def check_model(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+    """The model's folder, configuration and tokenizer; its adapter or LoRA settings."""
+    if recipe.model is None or "model" in broken:
+        return
+    section = recipe.model
+    for key, message in models.lora_problems(section.lora) if section.lora is not None else ():
+        yield Problem(("model", "lora", *([key] if key else [])), message)
+    if section.adapter and (problem := models.check_adapter(section.adapter)):
+        yield Problem(("model", "adapter"), problem)
+    try:
+        resolved = models.resolve(section)
+        _look_at(resolved)
+    except BallastError as error:
+        yield Problem(("model",), str(error))
+
+
+def _look_at(section: ModelSection) -> None:
+    config = models.load_config(section)
+    models.check_vocabulary(section.path, config, models.load_tokenizer(section))
+
+
+def check_data(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+    """Sources that are named but not there, and no source at all."""
+    if "data" in broken:
+        return
+    if not recipe.data.train:
+        yield Problem(("data", "train"), "is required and missing; name the demonstrations: data.train=rows.jsonl")
+    for key in ("train", "eval"):
+        listed = getattr(recipe.data, key)
+        for index, source in enumerate(listed):
+            if problem := sources.check_source(source):
+                yield Problem(("data", key, *([index] if len(listed) > 1 else [])), problem)
+
+
+def check_reference(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+    """Whether the reference can give what the objective needs."""
+    if broken & {"objective", "reference", "model", "training"}:
+        return
+    reference, section = recipe.reference, recipe.model
+    has_adapter = section is not None and (section.lora is not None or section.adapter is not None)
+    if reference.use == "adapter-off" and not has_adapter:
+        yield Problem(
+            ("reference",),
+            "adapter-off needs an adapter to switch off, or the model would be its own reference; set model.lora",
+        )
+    if reference.model and (problem := models.check_folder(_path(reference.model))):
+        yield Problem(("reference", "model"), problem)
+    yield from _check_needs(recipe)
+    training = recipe.training
+    if reference.cache and training.get("packing") is True and training.get("packing_strategy") == "wrapped":
+        yield Problem(
+            ("training", "packing_strategy"),
+            "'wrapped' cuts rows, so cached values would belong to other contexts; use 'bfd' or 'bfd_split'",
+        )
+
+
+def _check_needs(recipe: Recipe) -> Iterable[Problem]:
+    if recipe.objective is None:
+        return
+    try:
+        objective = recipe.objective.build()
+    except BallastError:
+        return
+    full = [name for name in objective.needs if name in PAIR_FIELDS]
+    if recipe.reference.cache and full:
+        yield Problem(
+            ("reference", "cache"),
+            f"objective {objective.name} needs {full[0]!r}, a divergence over the whole vocabulary, which one number "
+            "per token cannot give; use reference: model, or adapter-off under model.lora",
+        )
+    if group := [name for name in objective.needs if name in GROUP_FIELDS]:
+        yield Problem(
+            ("objective",),
+            f"{objective.name} needs {group[0]!r}, which only groups of answers have, not demonstrations",
+        )
+
+
+def check_score(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+    """Whether there is a place for the scores."""
+    if "reference" not in broken and recipe.reference.cache is None:
+        yield Problem(("reference", "cache"), "is required and missing; name the folder to fill: reference.cache=PATH")
+
+
+def check_cache_place(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+    """A cache is a folder of its own."""
+    if "reference" in broken or recipe.reference.cache is None:
+        return
+    cache = Path(recipe.reference.cache)
+    if cache.is_file():
+        yield Problem(("reference", "cache"), f"{cache}: is a file; a cache is a folder")
+    elif recipe.output and "output" not in broken and _inside(cache, Path(recipe.output)):
+        yield Problem(
+            ("reference", "cache"),
+            f"lies inside the output {recipe.output}, which would then look like an earlier run; put it beside",
+        )
+
+
+def check_output(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+    """A new run starts in a new or empty folder."""
+    if recipe.output is None or "output" in broken:
+        return
+    output = Path(recipe.output)
+    if output.exists() and not output.is_dir():
+        yield Problem(("output",), f"{output}: is a file; name a folder")
+    elif output.is_dir() and any(output.iterdir()):
+        yield Problem(
+            ("output",), f"{output}: is not empty, two runs would mix; choose another folder, or go on with --resume"
+        )
+
+
+def check_resume(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+    """A resumed run has a checkpoint to go on from."""
+    if recipe.output is None or "output" in broken:
+        return
+    if not any(Path(recipe.output).glob("checkpoint-*/trainer_state.json")):
+        yield Problem(("output",), f"{recipe.output}: has no checkpoint to resume from; start without --resume")
+
+
+def _path(name: str) -> str:
+    return models.resolve(ModelSection(path=name)).path
+
+
+def _inside(inner: Path, outer: Path) -> bool:
+    return outer.resolve() in (inner.resolve(), *inner.resolve().parents)
+
+
+_COMMON = (check_model, check_data, check_reference, settings.check_training, check_cache_place)
+_TRAIN = (check_required("model", "objective", "output"), *_COMMON)
+
+SCORE_CHECKS: tuple[Check, ...] = (check_required("model"), *_COMMON, check_score)
+TRAIN_CHECKS: tuple[Check, ...] = (*_TRAIN, check_output)
+RESUME_CHECKS: tuple[Check, ...] = (*_TRAIN, check_resume)
+EVALUATE_CHECKS: tuple[Check, ...] = ()

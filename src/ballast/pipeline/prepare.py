@@ -1,0 +1,80 @@
+"""Rows, tokenizer and settings made ready, in the order that finds mistakes before it costs anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ballast.pipeline import models, settings, sources
+from ballast.recipe import ModelSection, Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ballast.data import Prepared, PrepareReport
+    from ballast.training import TrainingConfig
+
+Say = Callable[[str], Any]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Everything that a run needs beside the weights."""
+
+    recipe: Recipe
+    model: ModelSection
+    args: TrainingConfig
+    tokenizer: PreTrainedTokenizerBase
+    train: Prepared
+    eval: Prepared | None
+
+    @property
+    def parts(self) -> list[Prepared]:
+        """The prepared sets: training rows, then held-out rows where there are any."""
+        return [part for part in (self.train, self.eval) if part is not None]
+
+    @property
+    def reports(self) -> list[PrepareReport]:
+        """What became of the rows of each set."""
+        return [part.report for part in self.parts]
+
+
+def ready(recipe: Recipe, say: Say) -> Ready:
+    """Return arguments, tokenizer and prepared rows of a recipe; no weight is read and nothing of ours is written.
+
+    Raises:
+        BallastError: rows, tokenizer or settings cannot be used.
+    """
+    from ballast.data import PrepareOptions, prepare
+
+    quiet()
+    assert recipe.model is not None
+    section = models.resolve(recipe.model)
+    args = settings.training_config(recipe)
+    tokenizer = models.load_tokenizer(section)
+    models.check_vocabulary(section.path, models.load_config(section), tokenizer)
+    raw, held_out = sources.load_train(recipe.data), sources.load_eval(recipe.data)
+    packed_eval = args.packing if args.eval_packing is None else args.eval_packing
+    train = prepare(raw, tokenizer, PrepareOptions.from_training_args(args), name="train")
+    evaluation = held_out and prepare(
+        held_out, tokenizer, PrepareOptions.from_training_args(args, packing=packed_eval), name="eval"
+    )
+    made = Ready(recipe, section, args, tokenizer, train, evaluation or None)
+    for report in made.reports:
+        for line in report.lines():
+            say(line)
+    return made
+
+
+def quiet() -> None:
+    """Leave stderr to what is wrong: no notices of the libraries below, and no progress bars off a terminal."""
+    import sys
+
+    import datasets
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()

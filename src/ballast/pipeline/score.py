@@ -1,0 +1,50 @@
+"""`ballast score`: the demonstrations, once, under the frozen reference."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from ballast.errors import BallastError
+from ballast.pipeline import models
+from ballast.pipeline.prepare import Ready, Say, ready
+from ballast.recipe import Recipe
+
+if TYPE_CHECKING:
+    from ballast.reference import CacheKey, ReferenceCache
+
+
+def run_score(recipe: Recipe, *, say: Say = print) -> ReferenceCache:
+    """Score the rows that the recipe's cache lacks under its reference, and return the cache.
+
+    Raises:
+        BallastError: the input cannot be used, or the cache belongs to something else or is damaged.
+    """
+    made = ready(recipe, say)
+    return score(made, models.load_model(made.model), say)
+
+
+def score(made: Ready, model: Any, say: Say) -> ReferenceCache:
+    """Fill the recipe's cache with ``model``'s statistics of all prepared rows that are not in it yet."""
+    from datasets import concatenate_datasets
+
+    from ballast.reference import score_rows
+
+    path = made.recipe.reference.cache
+    if path is None:
+        raise BallastError("reference.cache: name the folder to fill")
+    rows = concatenate_datasets([part.dataset for part in made.parts])
+    start = time.monotonic()
+    cache = score_rows(model, rows, path, cache_key(made, model), device=made.args.device)
+    say(f"{path}: {len(cache):,} rows, {cache.tokens:,} tokens scored ({time.monotonic() - start:.1f} s)")
+    return cache
+
+
+def cache_key(made: Ready, model: Any) -> CacheKey:
+    """Return what the cache of this run depends on: weights, tokenizer, and the dtype that training computes in."""
+    import torch
+
+    from ballast.reference import CacheKey
+
+    autocast = torch.bfloat16 if made.args.bf16 else torch.float16 if made.args.fp16 else None
+    return CacheKey.of(model, made.tokenizer, autocast=autocast)

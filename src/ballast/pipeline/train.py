@@ -1,0 +1,161 @@
+"""`ballast train`: from a recipe to a checkpoint in Hugging Face format and a run record beside it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from ballast import records
+from ballast.pipeline import models
+from ballast.pipeline.evaluate import Measured, measure
+from ballast.pipeline.prepare import Ready, Say, ready
+from ballast.pipeline.score import score
+from ballast.recipe import ModelSection, Recipe
+
+FINAL = ".final"
+
+
+def run_train(recipe: Recipe, *, resume: bool = False, say: Say = print) -> dict[str, Any]:
+    """Train as the recipe says and return the run record; checkpoint and record lie in ``recipe.output``.
+
+    The output folder appears when the first step is about to run: input that cannot be used leaves nothing behind.
+
+    Raises:
+        BallastError: the input cannot be used.
+    """
+    clock = _Clock()
+    made = ready(recipe, say)
+    clock.lap("prepare")
+    model = models.load_model(made.model, trainable=True)
+    clock.lap("load")
+    if recipe.reference.cache is not None:
+        score(made, model, say)
+        clock.lap("score")
+    evals = (
+        measure(recipe, model, made.tokenizer, name="base", say=say) if recipe.evaluation.base and not resume else []
+    )
+    clock.lap("evaluate_base")
+    output = Path(str(recipe.output))
+    with _no_empty_folder(output):
+        trainer = _trainer(made, model)
+        record = _record(made, model)
+        main = trainer.is_world_process_zero()
+        if main:
+            records.write_json(output / records.RUN, {**record, "status": "running"})
+            records.append_jsonl(output / records.EVALS, [row.record(step=0) for row in evals])
+    result = trainer.train(resume_from_checkpoint=resume or None)
+    clock.lap("train")
+    _save(trainer, output)
+    after = measure(recipe, trainer.model, made.tokenizer, name="trained", say=say) if main else []
+    clock.lap("evaluate")
+    if main:
+        finished = {"status": "finished", "finished": _now(), "train": result.metrics, "seconds": clock.laps}
+        records.write_jsonl(output / records.METRICS, trainer.state.log_history)
+        records.append_jsonl(output / records.EVALS, [row.record(step=trainer.state.global_step) for row in after])
+        records.write_json(output / records.RUN, {**record, **finished})
+        say(f"{output}: checkpoint and run record written ({clock.total:.0f} s)")
+    return {**record, "evals": [row.record() for row in (*evals, *after)]}
+
+
+def _trainer(made: Ready, model: Any) -> Any:
+    from ballast.training import Trainer
+
+    return Trainer(
+        model,
+        args=made.args,
+        train_dataset=made.train.dataset,
+        eval_dataset=None if made.eval is None else made.eval.dataset,
+        processing_class=made.tokenizer,
+        peft_config=models.lora_config(made.model),
+        reference=_reference(made),
+    )
+
+
+def _reference(made: Ready) -> Any:
+    """Return what `Trainer` takes for the recipe's reference section."""
+    section = made.recipe.reference
+    if section.cache is not None:
+        return {"cache": section.cache}
+    if section.model is not None:
+        return models.load_model(models.resolve(ModelSection(path=section.model, dtype=made.model.dtype)))
+    return section.use
+
+
+def _record(made: Ready, model: Any) -> dict[str, Any]:
+    recipe = made.recipe
+    return {
+        "recipe": recipe.resolved(),
+        "objective": made.args.objective,
+        "model": {
+            "path": made.model.path,
+            "type": model.config.model_type,
+            "parameters": model.num_parameters(),
+            "dtype": str(model.dtype).removeprefix("torch."),
+        },
+        "data": {report.name: _plain(report) for report in made.reports},
+        "versions": records.versions(),
+        "commit": records.git_commit(),
+        "device": str(made.args.device),
+        "processes": made.args.world_size,
+        "bf16": bool(made.args.bf16),
+        "gradient_checkpointing": bool(made.args.gradient_checkpointing),
+        "started": _now(),
+    }
+
+
+def _plain(report: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(report)
+
+
+def _save(trainer: Any, output: Path) -> None:
+    """Write the final model beside its place and move it there, the configuration last: it makes a folder a model."""
+    temporary = output / FINAL
+    trainer.save_model(str(temporary))
+    if not trainer.is_world_process_zero():
+        return
+    for file in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
+        os.replace(file, output / file.name)
+    shutil.rmtree(temporary)
+
+
+@contextmanager
+def _no_empty_folder(output: Path) -> Iterator[None]:
+    """Take away the folder that the trainer makes if it then refuses its input."""
+    there = output.exists()
+    try:
+        yield
+    except BaseException:
+        if not there and output.is_dir() and not any(path.is_file() for path in output.rglob("*")):
+            shutil.rmtree(output)
+        raise
+
+
+class _Clock:
+    """Seconds of each part of a run."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._since = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.laps[name], self._since = round(now - self._since, 3), now
+
+    @property
+    def total(self) -> float:
+        return sum(self.laps.values())
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+__all__ = ["Measured", "run_train"]
