@@ -82,7 +82,7 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
         BallastError: if messages are given and the tokenizer has no chat template.
     """
     if isinstance(prompt, str):
-        return tuple(tokenizer(text=prompt)["input_ids"])
+        return tuple(tokenizer(text=prompt, verbose=False)["input_ids"])  # the length is checked by the caller
     if not getattr(tokenizer, "chat_template", None):
         raise BallastError(
             "the prompt is a list of messages but the tokenizer has no chat template: give the prompt as text, or set "

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,13 +47,13 @@ class Divergence:
 def windows(ids: Sequence[int], context: int, *, stride: int | None = None) -> list[ScoredSequence]:
     """Cut a text into windows of at most `context` tokens that together score every token but the first exactly once.
 
-    Every window after the first starts `context − stride` tokens before the tokens it scores.
+    Every window after the first has at least `context − stride` tokens before the tokens it scores.
 
     Raises:
         BallastError: if the stride does not lie between 1 and context − 1.
 
     >>> [(w.ids, w.start) for w in windows((1, 2, 3, 4, 5), 4, stride=2)]
-    [((1, 2, 3, 4), 1), ((3, 4, 5), 2)]
+    [((1, 2, 3, 4), 1), ((2, 3, 4, 5), 3)]
     """
     stride = context // 2 if stride is None else stride
     if not 1 <= stride < context:
@@ -66,7 +65,7 @@ def windows(ids: Sequence[int], context: int, *, stride: int | None = None) -> l
     scored = min(context, len(ids))
     while scored < len(ids):
         end = min(scored + stride, len(ids))
-        begin = max(0, end - context) if end - scored == stride else scored - (context - stride)
+        begin = end - context
         cut.append(ScoredSequence(ids[begin:end], scored - begin))
         scored = end
     return cut
@@ -96,8 +95,37 @@ def text_likelihood(
     Raises:
         BallastError: if a row has no text, or no row has a token to score.
     """
-    limit = context_length(model)
-    context = min(filter(None, (context, limit)), default=None)
+    cut = text_windows(model, tokenizer, rows, column=column, context=context, stride=stride)
+    scores = sequence_statistics(model, cut.pieces, batch_tokens=batch_tokens, progress=progress)
+    nll, tokens = _by_owner([-one["logprob"].sum(dtype=np.float64) for one in scores], cut.pieces, cut.owners)
+    return _likelihood(nll, tokens, cut.characters, cut.unscored_tokens, seed)
+
+
+@dataclass(frozen=True)
+class TextWindows:
+    """Texts cut to the context: windows, the row each comes from, scored characters by row, unscored first tokens."""
+
+    pieces: tuple[ScoredSequence, ...]
+    owners: tuple[int, ...]
+    characters: np.ndarray
+    unscored_tokens: int
+
+
+def text_windows(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    column: str = "text",
+    context: int | None = None,
+    stride: int | None = None,
+) -> TextWindows:
+    """Tokenise texts and cut them into windows; see `text_likelihood` for the arguments.
+
+    Raises:
+        BallastError: if a row has no text, or no row has a token to score.
+    """
+    context = min(filter(None, (context, context_length(model))), default=None)
     pieces: list[ScoredSequence] = []
     owners: list[int] = []
     characters = np.zeros(len(rows))
@@ -113,12 +141,16 @@ def text_likelihood(
         owners += [index] * len(cut)
     if not pieces:
         raise BallastError("no row has a token that another one precedes: there is nothing to score")
-    scores = sequence_statistics(model, pieces, batch_tokens=batch_tokens, progress=progress)
-    nll, tokens = np.zeros(len(rows)), np.zeros(len(rows), dtype=int)
-    for owner, score in zip(owners, scores, strict=True):
-        nll[owner] -= score["logprob"].sum(dtype=np.float64)
-        tokens[owner] += len(score["logprob"])
-    return _likelihood(nll, tokens, characters, int(unscored), seed)
+    return TextWindows(tuple(pieces), tuple(owners), characters, unscored)
+
+
+def _by_owner(
+    values: Sequence[float], sequences: Sequence[ScoredSequence], owners: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sums of values and of scored tokens, one entry per row."""
+    rows = max(owners) + 1
+    tokens = [len(sequence.targets) for sequence in sequences]
+    return np.bincount(owners, values, rows), np.bincount(owners, tokens, rows).astype(int)
 
 
 def completion_sequences(
@@ -156,6 +188,7 @@ def kl_to_base(
     base: Any,
     sequences: Sequence[ScoredSequence],
     *,
+    owners: Sequence[int] | None = None,
     batch_tokens: int = BATCH_TOKENS,
     seed: int = 0,
     progress: Progress | None = None,
@@ -167,7 +200,8 @@ def kl_to_base(
 
     Args:
         base: the model before training, or an object with ``hidden(**inputs)`` and ``head`` (`ballast.reference`).
-        seed: of the bootstrap behind the intervals, which are over sequences.
+        owners: row that each sequence comes from, where rows have several; intervals are over rows.
+        seed: of the bootstrap behind the intervals.
 
     Raises:
         BallastError: if there is no sequence, or one is longer than the model's context.
@@ -176,9 +210,12 @@ def kl_to_base(
         raise BallastError("no sequence to compare the model with its base on")
     fields = ("kl", "entropy")
     scores = sequence_statistics(model, sequences, fields, base=base, batch_tokens=batch_tokens, progress=progress)
-    counts = [len(sequence.targets) for sequence in sequences]
-    kl, entropy = (token_nll([s[name].sum(dtype=np.float64) for s in scores], counts, seed=seed) for name in fields)
-    return Divergence(kl=kl, entropy=entropy, tokens=sum(counts))
+    owners = range(len(sequences)) if owners is None else owners
+    estimated = {}
+    for name in fields:
+        sums, tokens = _by_owner([one[name].sum(dtype=np.float64) for one in scores], sequences, owners)
+        estimated[name] = token_nll(sums[tokens > 0], tokens[tokens > 0], seed=seed)
+    return Divergence(**estimated, tokens=sum(len(sequence.targets) for sequence in sequences))
 
 
 def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
@@ -205,15 +242,18 @@ def _text(row: Mapping[str, Any], column: str, index: int) -> str:
 
 
 def _likelihood(nll: np.ndarray, tokens: np.ndarray, characters: np.ndarray, unscored: int, seed: int) -> Likelihood:
+    characters = characters[: len(tokens)]
     kept = tokens > 0
     per_token = token_nll(nll[kept], tokens[kept], seed=seed)
-    bounds = [None if bound is None else math.exp(bound) for bound in (per_token.low, per_token.high)]
+    with np.errstate(over="ignore"):
+        value, low, high = (
+            None if bound is None else float(np.exp(bound))
+            for bound in (per_token.value, per_token.low, per_token.high)
+        )
     return Likelihood(
         nll=per_token,
         bits_per_character=bits_per_character(nll[kept], characters[kept], seed=seed),
-        perplexity=Estimate(
-            math.exp(per_token.value), per_token.n, bounds[0], bounds[1], per_token.level, per_token.method
-        ),
+        perplexity=replace(per_token, value=value, low=low, high=high),
         rows=int(kept.sum()),
         tokens=int(tokens.sum()),
         characters=int(characters[kept].sum()),

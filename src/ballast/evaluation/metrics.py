@@ -38,8 +38,8 @@ class Estimate:
     method: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-able dict; NaN becomes None."""
-        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}
+        """Return a JSON-able dict; NaN and infinity become None."""
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
 
     def __str__(self) -> str:
         interval = "no interval" if self.low is None else f"{self.low:.4g} to {self.high:.4g}"

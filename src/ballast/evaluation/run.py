@@ -1,0 +1,108 @@
+"""Run tasks on a model and keep the results."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ballast.errors import BallastError
+from ballast.evaluation.kinds import KINDS, Context, Rows
+from ballast.evaluation.tasks import Task, TaskResult, write_items, write_results
+
+TaskProgress = Callable[[str, int, int], None]
+"""Called with (task name, rows or sequences done, rows or sequences in all)."""
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    tasks: Sequence[Task | Mapping[str, Any]],
+    *,
+    base: Any = None,
+    output: str | Path | None = None,
+    items: str | Path | None = None,
+    extra: Mapping[str, Any] | None = None,
+    progress: TaskProgress | None = None,
+) -> list[TaskResult]:
+    """Return one result per task.
+
+    All rows of all tasks are read and checked before the first answer is generated.
+
+    Args:
+        model: a transformers causal language model, PEFT-wrapped or not.
+        tokenizer: its tokenizer.
+        tasks: `Task` objects or mappings as in a recipe.
+        base: the model before training (or a `ballast.reference` provider), for tasks with `base_kl`.
+        output: JSON file for the results.
+        items: folder for one JSONL file per task, with every prompt, answer and score.
+        extra: JSON-able values to keep beside the results.
+        progress: called with (task name, done, total).
+
+    Raises:
+        BallastError: for a bad task or row, naming it; nothing has been generated or written by then.
+    """
+    resolved = [task if isinstance(task, Task) else Task.from_dict(task) for task in tasks]
+    _check_names(resolved)
+    loaded = [(task, _checked_rows(task, base)) for task in resolved]
+    results = [_run(task, rows, model, tokenizer, base, progress) for task, rows in loaded]
+    if items is not None:
+        for result in results:
+            write_items(Path(items) / f"{_file_name(result.name)}.jsonl", result)
+    if output is not None:
+        write_results(output, results, extra=extra)
+    return results
+
+
+def load_task_rows(task: Task) -> list[Mapping[str, Any]]:
+    """Return the rows of a task, up to its limit.
+
+    Raises:
+        BallastError: if there is none, or the source cannot be read.
+    """
+    if isinstance(task.data, str):
+        from ballast.data import load_rows
+
+        rows = list(load_rows(task.data, split=task.split, columns=task.columns, limit=task.limit))
+    else:
+        rows = list(task.data)[: task.limit]
+    if not rows:
+        raise BallastError(f"task {task.name!r}: no rows to evaluate on")
+    return rows
+
+
+def _run(task: Task, rows: Rows, model: Any, tokenizer: Any, base: Any, progress: TaskProgress | None) -> TaskResult:
+    start = time.perf_counter()
+    report = None if progress is None else lambda done, total: progress(task.name, done, total)
+    try:
+        measured, counts, items = KINDS[task.kind].measure(task, rows, Context(model, tokenizer, base, report))
+    except BallastError as error:
+        raise BallastError(f"task {task.name!r}: {error}") from error
+    counts = {"rows": len(rows), **counts}
+    return TaskResult(
+        task.name, task.kind, measured, counts, task.settings(), time.perf_counter() - start, tuple(items)
+    )
+
+
+def _check_names(tasks: Sequence[Task]) -> None:
+    files = [_file_name(task.name) for task in tasks]
+    double = next((task.name for i, task in enumerate(tasks) if files[i] in files[:i]), None)
+    if double is not None:
+        raise BallastError(f"two tasks are named {double!r}: one result would overwrite the other; rename one")
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name).strip(".-") or "task"
+
+
+def _checked_rows(task: Task, base: Any) -> list[Mapping[str, Any]]:
+    if task.base_kl and base is None:
+        raise BallastError(f"task {task.name!r}: base_kl needs the base model, and none is given")
+    rows = load_task_rows(task)
+    try:
+        KINDS[task.kind].check(task, rows)
+    except BallastError as error:
+        raise BallastError(f"task {task.name!r}: {error}") from error
+    return rows
