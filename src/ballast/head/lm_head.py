@@ -68,15 +68,31 @@ def lm_head(model: nn.Module) -> LMHead:
         raise BallastError(f"{type(causal).__name__} has no LM head: ballast trains causal language models")
     if hasattr(layer, "base_layer"):
         raise BallastError("an adapter on `lm_head` would never be trained: remove 'lm_head' from `target_modules`")
+    if hasattr(layer, "token_adapter"):
+        raise BallastError(
+            "trainable tokens on `lm_head` would never be trained: untie the embeddings, or remove "
+            "'trainable_token_indices' and train the embedding by 'modules_to_save'"
+        )
     config = causal.config.get_text_config()
     weight, bias = layer.weight, getattr(layer, "bias", None)
     if isinstance(weight, DTensor):
         weight, bias = weight.full_tensor(), None if bias is None else bias.full_tensor()
-    return LMHead(weight, bias, getattr(config, "final_logit_softcapping", None) or None, logit_scale(config))
+    return LMHead(weight, bias, logit_softcap(config), logit_scale(config))
+
+
+def logit_softcap(config: Any) -> float | None:
+    """Return the bound that the model's own forward puts on its logits, from its text config; None if none."""
+    for bound in ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"):
+        if getattr(config, bound, None):
+            return float(getattr(config, bound))
+    return None
 
 
 def logit_scale(config: Any) -> float:
     """Return the factor that the model's own forward puts on its logits, from its text config; 1 if none."""
+    if config.model_type == "mpt":
+        # Its config has a `logit_scale` that its forward never reads.
+        return 1.0
     for multiplier in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
         if getattr(config, multiplier, None) is not None:
             return float(getattr(config, multiplier))
