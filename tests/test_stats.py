@@ -1,0 +1,54 @@
+"""The vocabulary of statistics."""
+
+from dataclasses import FrozenInstanceError, fields, replace
+
+import pytest
+import torch
+
+from ballast import stats as vocabulary
+from ballast.stats import TokenStats
+
+
+def test_the_groups_of_fields_are_disjoint_and_cover_all():
+    groups = (
+        *vocabulary.LIVE_FIELDS,
+        *vocabulary.PAIR_FIELDS,
+        *vocabulary.REFERENCE_FIELDS,
+        *vocabulary.GROUP_FIELDS,
+        *vocabulary.LAYOUT_FIELDS,
+    )
+    assert len(groups) == len(set(groups))
+    assert set(groups) == set(vocabulary.FIELDS) == {field.name for field in fields(TokenStats)}
+
+
+def test_reference_fields_are_the_live_ones_renamed():
+    assert vocabulary.REFERENCE_FIELDS == tuple(f"ref_{name}" for name in vocabulary.LIVE_FIELDS)
+
+
+def test_fields_are_absent_until_given_and_kept_by_replace():
+    stats = TokenStats(logprob=torch.tensor([-1.0]))
+    assert all(getattr(stats, name) is None for name in vocabulary.FIELDS if name != "logprob")
+    placed = replace(stats, sequence=torch.tensor([3]))
+    assert placed.logprob is stats.logprob
+    assert placed.sequence.item() == 3
+
+
+def test_require_returns_the_field_or_names_it():
+    stats = TokenStats(logprob=torch.tensor([-1.0]))
+    assert stats.require("logprob") is stats.logprob
+    with pytest.raises(ValueError, match="'ref_mass' was not computed"):
+        stats.require("ref_mass")
+
+
+def test_statistics_are_frozen():
+    with pytest.raises(FrozenInstanceError):
+        TokenStats().logprob = torch.zeros(1)
+
+
+def test_importing_the_vocabulary_imports_no_torch():
+    import subprocess
+    import sys
+
+    code = "import sys, ballast.stats, ballast.objectives; ballast.objectives.list_objectives(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
