@@ -180,11 +180,11 @@ def check_head(model: torch.nn.Module) -> None:
         return
     ids = torch.tensor([[0, min(1, len(head.weight) - 1)]], device=head.weight.device)
     with torch.no_grad(), evaluating(causal):
-        theirs = causal(input_ids=ids).logits[0].float()
+        theirs = causal(input_ids=ids).logits[0]
         ours = head.logits(backbone_hidden(causal, input_ids=ids)[0])
     tolerance = 8 * torch.finfo(head.weight.dtype).eps ** 0.75 * float(theirs.abs().max().clamp(min=1))
-    if ours.shape != theirs.shape or (ours - theirs).abs().max() > tolerance:
+    if ours.shape != theirs.shape or (ours - theirs.to(ours.dtype)).abs().max() > tolerance:
         raise BallastError(
-            f"{type(causal).__name__} changes its logits in a way that ballast does not know (beside bias, soft-cap and "
-            "scale): every statistic would be of another distribution; please report the model class"
+            f"{type(causal).__name__} changes its logits in a way that ballast does not know (it knows bias, soft-cap "
+            "and scale): every statistic would be of another distribution; please report the model class"
         )

@@ -28,9 +28,7 @@ class TrainingConfig(SFTConfig):
 
     _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "objective"]  # noqa: RUF012
 
-    objective: Any = field(
-        default="sft", metadata={"help": "Fine-tuning objective: a name, or a mapping with options."}
-    )
+    objective: Any = field(default="sft", metadata={"help": "Objective: a name, or a mapping with options."})
     reference: str | None = field(default=None, metadata={"help": "auto, model, adapter-off, or a cache's folder."})
 
     def __post_init__(self) -> None:

@@ -22,10 +22,7 @@ def token_layout(batch: Batch) -> tuple[Tensor, Tensor]:
     Sequences are the rows of a padded batch, or what ``seq_idx`` says of a packed one; places count trained tokens.
     """
     mask, targets = trained_positions(batch["labels"])
-    if "seq_idx" in batch:
-        sequence = batch["seq_idx"][:, 1:][mask].long()
-    else:
-        sequence = mask.nonzero()[:, 0]
+    sequence = batch["seq_idx"][:, 1:][mask].long() if "seq_idx" in batch else mask.nonzero()[:, 0]
     # Tokens come in order of their sequences, so the first of each is found by bisection.
     first = torch.searchsorted(sequence, sequence)
     return sequence, torch.arange(len(targets), device=targets.device) - first

@@ -52,7 +52,7 @@ def refuse_parts(**parts: Any) -> None:
     """
     reasons = {
         "data_collator": "cached columns must stay aligned with the tokens; pass raw or tokenised rows instead",
-        "compute_loss_func": "write an objective instead (`ballast.Objective`): the loss function would never be called",
+        "compute_loss_func": "it would never be called; write an objective instead (`ballast.Objective`)",
         "compute_metrics": "there are no logits to compute them from; use `ballast.evaluation`",
         "preprocess_logits_for_metrics": "there are no logits; use `ballast.evaluation`",
     }
