@@ -152,19 +152,24 @@ def evaluate(
             "--model", help="Evaluate this model; repeat for several. Default: start and output of the recipe."
         ),
     ] = None,
+    items: Annotated[
+        Path | None, typer.Option("--items", help="Folder for every prompt, answer and score.", show_default=False)
+    ] = None,
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
     """Measure models on the recipe's tasks: accuracy, pass@k and negative log-likelihood, with intervals."""
     from ballast import pipeline
 
-    recipe = _recipe(words, pipeline.EVALUATE_CHECKS)
+    recipe = _recipe(words, pipeline.TASK_CHECKS if model else pipeline.EVALUATE_CHECKS)
     if dry_run:
         print(recipe.to_yaml(), end="")
         return
-    report = pipeline.run_evaluate(recipe, models=tuple(model or ()), say=_console(stderr=as_json).print)
+    measured = pipeline.run_evaluate(recipe, paths=model or (), items=items, say=_console(stderr=as_json).print)
     if as_json:
-        _print_json(report)
+        _print_json([entry.record() for entry in measured])
+    else:
+        _console().print(pipeline.table(measured))
 
 
 def _recipe(words: list[str] | None, checks: Any) -> Any:

@@ -105,17 +105,17 @@ class ReferenceSection(Section):
 
 
 class TaskSection(Section):
-    """One evaluation task; which options apply depends on ``kind``."""
+    """One evaluation task; the options of its kind (verifier, samples, …) stand beside these keys."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
     kind: Literal["generate", "choice", "code", "nll"] = "generate"
-    name: str | None = Field(None, min_length=1, description="name in results; the data's name where absent")
+    name: str = Field("", description="name in results; the data's where absent")
     data: str = Field(min_length=1, description="source of the rows")
-    split: str | None = None
-    columns: dict[str, str] | None = Field(None, description="mapping from the task's column names to yours")
-    limit: int | None = Field(None, ge=1)
-    options: dict[str, Any] = Field(
-        default_factory=dict, description="options of the kind, such as verifier or samples"
-    )
+
+    def settings(self) -> dict[str, Any]:
+        """Return the mapping that `ballast.evaluation.Task.from_dict` takes."""
+        return {**self.model_dump(), "name": self.name or self.data}
 
 
 class EvaluationSection(Section):

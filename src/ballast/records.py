@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -41,6 +42,11 @@ def _git(folder: str | Path, *arguments: str) -> str:
         ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
     )
     return done.stdout.strip()
+
+
+def file_name(name: str) -> str:
+    """Return a name as part of a path: no separators, no leading or trailing dots."""
+    return re.sub(r"[^\w.-]+", "-", name).strip(".-") or "unnamed"
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -1,7 +1,7 @@
 """From a recipe to scores, a checkpoint, or measurements; importing it imports no torch."""
 
-from ballast.pipeline.checks import EVALUATE_CHECKS, RESUME_CHECKS, SCORE_CHECKS, TRAIN_CHECKS
-from ballast.pipeline.evaluate import run_evaluate
+from ballast.pipeline.checks import EVALUATE_CHECKS, RESUME_CHECKS, SCORE_CHECKS, TASK_CHECKS, TRAIN_CHECKS
+from ballast.pipeline.evaluate import run_evaluate, table
 from ballast.pipeline.score import run_score
 from ballast.pipeline.train import run_train
 
@@ -9,8 +9,10 @@ __all__ = [
     "EVALUATE_CHECKS",
     "RESUME_CHECKS",
     "SCORE_CHECKS",
+    "TASK_CHECKS",
     "TRAIN_CHECKS",
     "run_evaluate",
     "run_score",
     "run_train",
+    "table",
 ]

@@ -111,6 +111,31 @@ def check_score(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
         yield Problem(("reference", "cache"), "is required and missing; name the folder to fill: reference.cache=PATH")
 
 
+def check_tasks(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+    """Every task's options, verifier and rows."""
+    from ballast.pipeline.evaluate import load_task
+
+    if "evaluation" in broken:
+        return
+    names: set[str] = set()
+    for index, section in enumerate(recipe.evaluation.tasks):
+        where = ("evaluation", "tasks", index)
+        name = section.settings()["name"]
+        if name in names:
+            yield Problem(where, f"a second task named {name!r}; one result would hide the other; give it another name")
+        names.add(name)
+        try:
+            load_task(section)
+        except BallastError as error:
+            yield Problem(where, str(error).removeprefix(f"task {name!r}: "))
+
+
+def check_evaluate(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+    """Whether there is something to measure."""
+    if "evaluation" not in broken and not recipe.evaluation.tasks:
+        yield Problem(("evaluation", "tasks"), "is empty, so there is nothing to measure; name at least one task")
+
+
 def check_cache_place(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     """A cache is a folder of its own."""
     if "reference" in broken or recipe.reference.cache is None:
@@ -155,9 +180,10 @@ def _inside(inner: Path, outer: Path) -> bool:
 
 
 _COMMON = (check_model, check_data, check_reference, settings.check_training, check_cache_place)
-_TRAIN = (check_required("model", "objective", "output"), *_COMMON)
+_TRAIN = (check_required("model", "objective", "output"), *_COMMON, check_tasks)
 
 SCORE_CHECKS: tuple[Check, ...] = (check_required("model"), *_COMMON, check_score)
 TRAIN_CHECKS: tuple[Check, ...] = (*_TRAIN, check_output)
 RESUME_CHECKS: tuple[Check, ...] = (*_TRAIN, check_resume)
-EVALUATE_CHECKS: tuple[Check, ...] = ()
+TASK_CHECKS: tuple[Check, ...] = (check_evaluate, check_tasks)
+EVALUATE_CHECKS: tuple[Check, ...] = (check_model, *TASK_CHECKS)

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ballast.pipeline.prepare import Say
-from ballast.recipe import Recipe
+from ballast.errors import BallastError
+from ballast.pipeline import models, sources
+from ballast.pipeline.prepare import Say, quiet
+from ballast.recipe import ModelSection, Recipe, TaskSection
+from ballast.records import EVALS, append_jsonl, file_name
+
+if TYPE_CHECKING:
+    from ballast.evaluation import Task, TaskResult
+
+BASE, TRAINED = "base", "trained"
 
 
 @dataclass(frozen=True)
@@ -14,17 +26,154 @@ class Measured:
     """One model's results on the recipe's tasks."""
 
     name: str
-    results: tuple[Any, ...]
+    results: tuple[TaskResult, ...]
+    data: Mapping[str, str]
 
     def record(self, **extra: Any) -> dict[str, Any]:
-        return {"model": self.name, **extra, "results": list(self.results)}
+        """Return the results as plain values, without the single answers."""
+        tasks = [result.to_dict() for result in self.results]
+        named = [{**task, "settings": {**task["settings"], "data": self.data[task["name"]]}} for task in tasks]
+        return {"model": self.name, **extra, "tasks": named}
+
+    def write_items(self, folder: Path) -> None:
+        """Write every prompt, answer and score, one file per task."""
+        from ballast.evaluation.tasks import write_items
+
+        for result in self.results:
+            write_items(folder / file_name(self.name) / f"{file_name(result.name)}.jsonl", result)
 
 
-def measure(recipe: Recipe, model: Any, tokenizer: Any, *, name: str, say: Say) -> list[Measured]:
-    if not recipe.evaluation.tasks:
+def run_evaluate(
+    recipe: Recipe, *, paths: Sequence[str] = (), items: str | Path | None = None, say: Say = print
+) -> list[Measured]:
+    """Measure models on the recipe's tasks, and return one entry per model.
+
+    Args:
+        paths: models to measure; by default the recipe's start (as ``base``), then the checkpoint in its output.
+        items: folder for every prompt, answer and score.
+
+    Raises:
+        BallastError: a model or a task cannot be used.
+    """
+    quiet()
+    chosen = _chosen(recipe, paths)
+    for name, section in chosen:
+        problem = models.check_folder(section.path) or (section.adapter and models.check_adapter(section.adapter))
+        if problem:
+            raise BallastError(f"model {name}: {problem}")
+    measured = []
+    for name, section in chosen:
+        say(f"{name}: {section.adapter or section.path}")
+        tokenizer = models.load_tokenizer(section)
+        models.check_vocabulary(section.path, models.load_config(section), tokenizer)
+        model = models.load_model(section).to(_device())
+        measured += measure(recipe, model, tokenizer, name=name)
+        if name == TRAINED:
+            append_jsonl(Path(str(recipe.output)) / EVALS, [measured[-1].record()])
+        if items is not None:
+            measured[-1].write_items(Path(items))
+    return measured
+
+
+def measure(recipe: Recipe, model: Any, tokenizer: Any, *, name: str) -> list[Measured]:
+    """Return one model's results, none where the recipe has no task."""
+    from ballast.evaluation import evaluate
+
+    tasks = [load_task(section) for section in recipe.evaluation.tasks]
+    if not tasks:
         return []
-    raise NotImplementedError
+    base = _base(recipe, model, name) if any(task.base_kl for task in tasks) else None
+    with _progress(name) as progress:
+        results = evaluate(model, tokenizer, tasks, base=base, progress=progress)
+    data = {section.settings()["name"]: section.data for section in recipe.evaluation.tasks}
+    return [Measured(name, tuple(results), data)]
 
 
-def run_evaluate(recipe: Recipe, *, models: tuple[str, ...] = (), say: Say = print) -> list[dict[str, Any]]:
-    raise NotImplementedError
+def load_task(section: TaskSection) -> Task:
+    """Return a task with its rows read and checked.
+
+    Raises:
+        BallastError: an option, the verifier or a row cannot be used.
+    """
+    from ballast.evaluation import Task
+    from ballast.evaluation.kinds import KINDS
+    from ballast.evaluation.run import load_task_rows
+
+    settings = section.settings()
+    if problem := sources.check_source(section.data):
+        raise BallastError(problem)
+    task = Task.from_dict(settings)
+    if section.data.startswith(sources.LAB):
+        rows = list(sources.load(section.data, split=task.split, columns=task.columns, limit=task.limit))
+    else:
+        rows = load_task_rows(task)
+    KINDS[task.kind].check(task, rows)
+    return Task.from_dict({**settings, "data": rows})
+
+
+def table(measured: Sequence[Measured]) -> Any:
+    """Return a rich table: a row per task and metric, a column per model, each value with its interval."""
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    view = Table("task", "metric", "n", *(entry.name for entry in measured), box=SIMPLE, pad_edge=False)
+    columns = [{(r.name, metric): e for r in entry.results for metric, e in r.metrics.items()} for entry in measured]
+    for task, metric in dict.fromkeys(key for column in columns for key in column):
+        cells = [column.get((task, metric)) for column in columns]
+        count = next(str(cell.n) for cell in cells if cell is not None)
+        view.add_row(task, metric, count, *(_cell(cell) for cell in cells))
+    return view
+
+
+def _cell(estimate: Any) -> str:
+    if estimate is None:
+        return "–"
+    interval = "" if estimate.low is None else f" [{estimate.low:.3g}, {estimate.high:.3g}]"
+    return f"{estimate.value:.3g}{interval}"
+
+
+def _chosen(recipe: Recipe, paths: Sequence[str]) -> list[tuple[str, ModelSection]]:
+    if paths:
+        return [(path, models.resolve(models.section_of(path, recipe.model))) for path in dict.fromkeys(paths)]
+    found = [(BASE, models.resolve(recipe.model))] if recipe.model is not None and recipe.evaluation.base else []
+    output = Path(recipe.output) if recipe.output else None
+    if output and any((output / name).is_file() for name in ("config.json", models.ADAPTER_CONFIG)):
+        found.append((TRAINED, models.resolve(models.section_of(str(output), recipe.model))))
+    if not found:
+        raise BallastError("no model to evaluate; name one: --model PATH, or model=PATH")
+    return found
+
+
+def _base(recipe: Recipe, model: Any, name: str) -> Any:
+    """Return the model before training, which divergences are measured from."""
+    if name == BASE:
+        return model
+    if recipe.model is None:
+        raise BallastError("a task with base_kl compares with the model before training; name it: model=PATH")
+    return models.load_model(models.resolve(recipe.model)).to(model.device)
+
+
+@contextmanager
+def _progress(model: str) -> Iterator[Callable[[str, int, int], None] | None]:
+    """Yield a callback that moves a bar per task; None off a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    bars: dict[str, Any] = {}
+    with Progress(console=Console(stderr=True), transient=True) as shown:
+
+        def advance(task: str, done: int, total: int) -> None:
+            if task not in bars:
+                bars[task] = shown.add_task(f"{model}: {task}", total=total)
+            shown.update(bars[task], completed=done, total=total)
+
+        yield advance
+
+
+def _device() -> Any:
+    import torch
+
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")

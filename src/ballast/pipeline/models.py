@@ -90,15 +90,17 @@ def load_config(section: ModelSection) -> Any:
 
 
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
-    """Return the model's tokenizer; a missing pad token is settled later, when rows are prepared.
+    """Return the tokenizer of the adapter where it has one, else of the model; a missing pad token is settled later.
 
     Raises:
         BallastError: the tokenizer is missing or broken.
     """
     from transformers import AutoTokenizer
 
+    beside = section.adapter and (Path(section.adapter) / "tokenizer_config.json").is_file()
+    path, options = (section.adapter, {}) if beside else (section.path, _where(section))
     try:
-        return AutoTokenizer.from_pretrained(section.path, **_where(section))
+        return AutoTokenizer.from_pretrained(path, **options)
     except Exception as error:  # every tokenizer backend has errors of its own
         raise BallastError(_unloadable(section.path, "tokenizer", error)) from error
 
@@ -113,8 +115,8 @@ def check_vocabulary(path: str, config: Any, tokenizer: PreTrainedTokenizerBase)
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if size is not None and largest >= size:
         raise BallastError(
-            f"{path}: the tokenizer has ids up to {largest}, the model only {size} rows: the tokenizer belongs to another "
-            "model, and the ids beyond would fail or train wrong rows; use the model's own tokenizer"
+            f"{path}: the tokenizer has ids up to {largest}, the model only {size} rows: it belongs to another model, "
+            "and ids beyond would fail in the middle of a run; put the model's own tokenizer into the folder"
         )
 
 

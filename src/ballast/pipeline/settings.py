@@ -1,4 +1,4 @@
-"""The recipe's ``training`` section as a `TrainingConfig`: names, types and ranges are checked before anything loads."""
+"""The recipe's ``training`` section as a `TrainingConfig`: names, types and ranges, checked before anything loads."""
 
 from __future__ import annotations
 
@@ -64,9 +64,13 @@ def check_training(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
 
 def training_config(recipe: Recipe, **changes: Any) -> TrainingConfig:
     """Return the `TrainingConfig` that the recipe describes; ``changes`` are set over it."""
+    import torch
+
     from ballast.training import TrainingConfig
 
     settings: dict[str, Any] = {"output_dir": recipe.output or ".", "seed": recipe.seed, **recipe.training}
+    if not torch.accelerator.is_available():
+        settings.setdefault("dataloader_pin_memory", False)
     if recipe.objective is not None:
         settings["objective"] = recipe.objective.build()
     with warnings.catch_warnings():

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ballast.errors import BallastError
 from ballast.recipe import DataSection
 
 if TYPE_CHECKING:

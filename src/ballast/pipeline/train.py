@@ -13,7 +13,7 @@ from typing import Any
 
 from ballast import records
 from ballast.pipeline import models
-from ballast.pipeline.evaluate import Measured, measure
+from ballast.pipeline.evaluate import BASE, TRAINED, measure, table
 from ballast.pipeline.prepare import Ready, Say, ready
 from ballast.pipeline.score import score
 from ballast.recipe import ModelSection, Recipe
@@ -37,9 +37,7 @@ def run_train(recipe: Recipe, *, resume: bool = False, say: Say = print) -> dict
     if recipe.reference.cache is not None:
         score(made, model, say)
         clock.lap("score")
-    evals = (
-        measure(recipe, model, made.tokenizer, name="base", say=say) if recipe.evaluation.base and not resume else []
-    )
+    evals = measure(recipe, model, made.tokenizer, name=BASE) if recipe.evaluation.base and not resume else []
     clock.lap("evaluate_base")
     output = Path(str(recipe.output))
     with _no_empty_folder(output):
@@ -48,17 +46,19 @@ def run_train(recipe: Recipe, *, resume: bool = False, say: Say = print) -> dict
         main = trainer.is_world_process_zero()
         if main:
             records.write_json(output / records.RUN, {**record, "status": "running"})
-            records.append_jsonl(output / records.EVALS, [row.record(step=0) for row in evals])
+            _write_evals(output, evals, step=0)
     result = trainer.train(resume_from_checkpoint=resume or None)
     clock.lap("train")
     _save(trainer, output)
-    after = measure(recipe, trainer.model, made.tokenizer, name="trained", say=say) if main else []
+    after = measure(recipe, trainer.model, made.tokenizer, name=TRAINED) if main else []
     clock.lap("evaluate")
     if main:
         finished = {"status": "finished", "finished": _now(), "train": result.metrics, "seconds": clock.laps}
         records.write_jsonl(output / records.METRICS, trainer.state.log_history)
-        records.append_jsonl(output / records.EVALS, [row.record(step=trainer.state.global_step) for row in after])
+        _write_evals(output, after, step=trainer.state.global_step)
         records.write_json(output / records.RUN, {**record, **finished})
+        if after:
+            say(table([*evals, *after]))
         say(f"{output}: checkpoint and run record written ({clock.total:.0f} s)")
     return {**record, "evals": [row.record() for row in (*evals, *after)]}
 
@@ -109,6 +109,12 @@ def _record(made: Ready, model: Any) -> dict[str, Any]:
     }
 
 
+def _write_evals(output: Path, measured: list[Any], *, step: int) -> None:
+    records.append_jsonl(output / records.EVALS, [entry.record(step=step) for entry in measured])
+    for entry in measured:
+        entry.write_items(output / "evals")
+
+
 def _plain(report: Any) -> dict[str, Any]:
     from dataclasses import asdict
 
@@ -156,6 +162,3 @@ class _Clock:
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-__all__ = ["Measured", "run_train"]
