@@ -143,7 +143,7 @@ def trl_prepare(
         truncation_mode=options.truncation_mode,
         shuffle_dataset=False,
     )
-    with _quiet("trl.trainer.sft_trainer"):
+    with _quiet("trl.trainer.sft_trainer", "transformers.tokenization_utils_base"):
         return SFTTrainer._prepare_dataset(trainer, dataset, tokenizer, arguments, False, None, name)
 
 
@@ -182,12 +182,13 @@ def trl_collator(
 
 
 @contextlib.contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Hold back a logger's warnings: what TRL says once about one row, the report counts over all of them."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def _quiet(*names: str) -> Iterator[None]:
+    """Hold back loggers' warnings: what they say once about one row, the report counts over all of them."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)

@@ -227,6 +227,8 @@ def _finish(rows: Dataset, split: int | None, num_proc: int | None, name: str) -
         num_proc=num_proc if len(rows) >= 1000 else None,
         desc=f"Naming {name} rows",
     )
+    if not len(kept):
+        return kept, 0, 0
     return kept.select_columns(["input_ids", "labels", "digest"]), sum(kept["_tokens"]), sum(kept["_trained"])
 
 
