@@ -1,14 +1,14 @@
 """Chained additions and subtractions: a task small enough for a laptop, with an exact verifier.
 
-A problem reads ``12+7-5=?`` and is worked from left to right; no result on the way is negative. A completion may be written
-in three styles and always gives the answer after ``#``:
+A problem reads ``12+7-5=?`` and is worked from left to right; no result on the way is negative. A completion may be
+written in three styles and always gives the answer after ``#``:
 
 - ``steps``:  ``12+7=19;19-5=14#14``
 - ``words``:  ``start 12. add 7 now 19. take 5 now 14.#14``
 - ``answer``: ``#14``
 
-The embedded base has seen all three in equal parts. Demonstrations are written in ``steps``, some with flaws. The module
-imports neither torch nor transformers.
+The embedded base has seen all three in equal parts. Demonstrations are written in ``steps``, some with flaws. The
+module imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -206,8 +206,8 @@ def _chains(rng: Random, size: int, lengths: Sequence[int], exclude: Collection[
             chains.append(chain)
     if len(chains) < size:
         raise BallastError(
-            f"lab size={size}: only {len(chains)} different problems of {'/'.join(map(str, lengths))} terms came up, rows "
-            "would repeat; ask for fewer rows or more terms"
+            f"lab size={size}: only {len(chains)} different problems of {'/'.join(map(str, lengths))} terms came up, "
+            "rows would repeat; ask for fewer rows or more terms"
         )
     return chains
 
@@ -282,7 +282,7 @@ def split(name: str) -> list[dict]:
 
     ``train`` is 256 demonstrations of 3 to 4 terms with the default flaws; ``validation`` (200 rows, 3 to 4 terms),
     ``test`` (300 rows, 4 terms) and ``test-hard`` (300 rows, 5 terms) are correct and in ``steps``: all of them
-    ``{"prompt", "completion", "answer"}``. ``forgetting`` (300 rows) is ``{"text"}`` in the other two styles of the base.
+    ``{"prompt", "completion", "answer"}``. ``forgetting`` (300 rows) is ``{"text"}`` in the base's other two styles.
 
     Raises:
         BallastError: the name is unknown.
