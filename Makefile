@@ -1,0 +1,46 @@
+# Every target makes the virtual environment if there is none. Pass PIP_ARGS to choose where packages come from, e.g.
+#   make quickstart PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# which takes the CPU build of torch, hundreds of megabytes instead of gigabytes.
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test lint format types docs benchmarks clean
+
+quickstart: $(VENV)/.installed
+	$(BIN)/ballast quickstart
+
+test: $(VENV)/.developing
+	$(BIN)/python -m pytest -q -n auto
+
+lint: $(VENV)/.developing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+types: lint
+
+format: $(VENV)/.developing
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed
+	$(BIN)/python scripts/objective_pages.py
+
+benchmarks: $(VENV)/.installed
+	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/scoring.py
+	$(BIN)/python benchmarks/memory.py
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.developing: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	touch $@
