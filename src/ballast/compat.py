@@ -155,7 +155,7 @@ def prompt_is_prefix(row: Mapping[str, Any], tokenizer: Any, chat_template: str 
     if is_conversational(row):
         tools = row.get("tools")
         options |= {"tools": json.loads(tools) if isinstance(tools, str) else tools, "add_generation_prompt": True}
-        options |= row.get("chat_template_kwargs", {})
+        options |= row.get("chat_template_kwargs") or {}
     prompt_ids = _tokenize(tokenizer, row["prompt"], **options)["input_ids"]
     return {"prompt_is_prefix": common_prefix_length(prompt_ids, row["input_ids"]) == len(prompt_ids)}
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
-from ballast.errors import BallastError, suggest
+from ballast.errors import BallastError
 
 Row = Mapping[str, Any]
 Place = Callable[[int], str]
@@ -126,32 +127,37 @@ def _messages_check(row: Row) -> str | None:
 
 
 def find_format(columns: Sequence[str], text_field: str = TEXT) -> Format | None:
-    """Return the one format that the columns make up, or None.
+    """Return the one format that the columns make up; None where there is none, or more than one."""
+    found = _found(columns, text_field)
+    return found[0] if len(found) == 1 else None
 
-    Raises BallastError when they make up more than one: TRL would pick by its own order, which users cannot see.
-    """
+
+def _found(columns: Sequence[str], text_field: str) -> list[Format]:
     found = [layout for layout in formats(text_field) if set(layout.required) <= set(columns)]
-    if found and found[0].name == "tokenised":
-        return found[0]
-    if len(found) > 1:
-        names = " and ".join(f"{layout.name} ({', '.join(layout.required)})" for layout in found)
-        raise BallastError(f"the columns make up two formats, {names}; remove those not to be trained on")
-    return found[0] if found else None
+    # Token ids make every other column a leftover of their own preparation.
+    return found[:1] if found and found[0].name == "tokenised" else found
 
 
 def require_format(columns: Sequence[str], text_field: str = TEXT, name: str = "data") -> Format:
     """Return the format that the columns make up.
 
-    Raises BallastError naming the nearest column where there is none.
+    Raises BallastError naming the nearest column where there is none, or the formats where there are several: TRL
+    would then pick by an order of its own that users cannot see.
     """
-    layout = find_format(columns, text_field)
-    if layout:
-        return layout
+    found = _found(columns, text_field)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = " and ".join(f"{layout.name} ({', '.join(layout.required)})" for layout in found)
+        raise BallastError(f"{name}: two formats at once, {names}; remove the columns not to be trained on")
     have = ", ".join(columns)
     known = [column for layout in formats(text_field) for column in layout.required]
     for ours, other in (("prompt", "completion"), ("completion", "prompt")):
         if ours in columns:
-            raise BallastError(f"{name}: no column {other!r} beside {ours!r}; there are: {have}{_near(other, columns)}")
+            raise BallastError(
+                f"{name}: no column {other!r} beside {ours!r}; there are: {have}{_near(other, columns)}; "
+                f"name yours with columns={{{other!r}: '...'}}"
+            )
     if {"chosen", "rejected"} & set(columns):
         raise BallastError(f"{name}: chosen and rejected are no demonstrations; give prompt and completion")
     near = next((hint for hint in (_near(column, columns) for column in known) if hint), "")
@@ -161,9 +167,9 @@ def require_format(columns: Sequence[str], text_field: str = TEXT, name: str = "
     )
 
 
-def _near(column: str, columns: Sequence[str]) -> str:
-    hint = suggest(column, list(columns))
-    return f" ({hint.strip('; ')[:-1].replace('did you mean', 'is it')}?)" if "did you mean" in hint else ""
+def _near(wanted: str, columns: Sequence[str]) -> str:
+    near = get_close_matches(wanted, columns, n=1, cutoff=0.6)
+    return f" (is {near[0]!r} meant for {wanted!r}?)" if near else ""
 
 
 def check_rows(rows: Iterable[Row], layout: Format, place: Place) -> None:

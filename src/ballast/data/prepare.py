@@ -10,7 +10,7 @@ import numpy as np
 from ballast import compat
 from ballast.data.digest import DIGEST_VERSION, row_digest
 from ballast.data.formats import check_rows, require_format
-from ballast.data.refusals import refuse_data, refuse_options, refuse_untrainable
+from ballast.data.refusals import refuse_data, refuse_foreign_ids, refuse_options, refuse_untrainable
 from ballast.errors import BallastError
 
 if TYPE_CHECKING:
@@ -103,6 +103,8 @@ def prepare(
     dataset = dataset.select_columns(layout.present(dataset.column_names))
     check_rows(dataset, layout, lambda index: f"{name}: row {index + 1}")
     ready = compat.training_tokenizer(tokenizer, options)
+    if layout.name == "tokenised":
+        refuse_foreign_ids(dataset, ready, name)
     refuse_untrainable(layout, dataset[0], ready, options)
     rules = compat.trl_loss_rules(dataset[0], ready, options)
     return _prepare(dataset, ready, options, rules, name)

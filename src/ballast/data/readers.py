@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -77,7 +78,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 text = _decode(raw, path, number).strip()
                 if text:
                     yield number, text
-        except (EOFError, gzip.BadGzipFile) as error:
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise BallastError(f"{path}: damaged gzip file after line {number}: {error}") from None
 
 
@@ -172,19 +173,24 @@ def from_rows(rows: list[dict[str, Any]], name: str, lines: tuple[int, ...] | No
     return Loaded(Dataset(pa.table(columns)), name, lines)
 
 
+# What pyarrow raises on values of two types; its own errors are ValueErrors or TypeErrors. Text with half a surrogate
+# pair cannot be encoded, which is a ValueError too.
+_MISFITS = (ValueError, TypeError, OverflowError, NotImplementedError)
+
+
 def _array(key: str, values: list[Any], place: Callable[[int], str]) -> pa.Array:
     import pyarrow as pa
 
     try:
         return pa.array(values)
-    except (pa.ArrowException, OverflowError) as error:
+    except _MISFITS as error:
         works, fails = 0, len(values)
         while fails - works > 1:
             middle = (works + fails) // 2
             try:
                 pa.array(values[:middle])
                 works = middle
-            except (pa.ArrowException, OverflowError):
+            except _MISFITS:
                 fails = middle
         reason = re.split(r"[\n;]", str(error))[0]
         raise BallastError(

@@ -54,6 +54,20 @@ def refuse_data(dataset: Any, name: str) -> None:
         raise BallastError(f"{name}: no rows")
 
 
+def refuse_foreign_ids(dataset: Any, tokenizer: Any, name: str) -> None:
+    """Raise BallastError when rows that came tokenised hold ids that the tokenizer does not have."""
+    import pyarrow.compute as pc
+
+    table = dataset.with_format("arrow")[:]
+    for column in ("input_ids", "labels"):
+        largest = pc.max(pc.list_flatten(table[column])).as_py() if column in table.column_names else None
+        if largest is not None and largest >= len(tokenizer):
+            raise BallastError(
+                f"{name}: {column!r} holds token id {largest}, but the tokenizer has {len(tokenizer)} tokens; were the "
+                "rows made with another tokenizer?"
+            )
+
+
 def refuse_untrainable(layout: Format, first: Mapping[str, Any], tokenizer: Any, options: PrepareOptions) -> None:
     """Raise BallastError where tokenizer, format and options do not go together.
 
