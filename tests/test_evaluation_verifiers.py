@@ -1,0 +1,204 @@
+import os
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from ballast.errors import BallastError
+from ballast.evaluation import math_worker
+from ballast.evaluation.expression import evaluate_expression
+from ballast.evaluation.math_worker import MathWorker, VerifierTimeout
+from ballast.evaluation.verifiers import VERIFIERS, Verifier, check_rows, last_number, score_answers, verifier
+
+SLOW = "$9^{9^{9^{9}}}$"
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "score"),
+    [
+        ("so the answer is \\boxed{\\frac{1}{2}}", "0.5", 1),
+        ("She makes $18 a day.", "9 * 2 = <<9*2=18>>18\n#### 18", 1),
+        ("\\boxed{\\left(3, \\frac{\\pi}{2}\\right)}", "\\left( 3, \\frac{\\pi}{2} \\right)", 1),
+        ("\\boxed{19}", "18", 0),
+        ("", "18", 0),
+        ("no number at all", "18", 0),
+    ],
+)
+def test_math(completion, answer, score):
+    assert verifier("math")(completion, {"answer": answer}) == score
+
+
+def test_math_scores_off_the_main_thread():
+    """An alarm-based clock raises in a thread, which math-verify turns into a 0."""
+    math = verifier("math")
+    with ThreadPoolExecutor(4) as pool:
+        scores = list(pool.map(lambda i: math(f"\\boxed{{{i % 3}}}", {"answer": "1"}), range(12)))
+    assert scores == [float(i % 3 == 1) for i in range(12)]
+
+
+def test_math_overrun_is_killed_and_the_next_answer_is_judged():
+    worker = MathWorker()
+    try:
+        assert worker.compare("1", "1", 30) == 1
+        first = worker._process
+        start = time.monotonic()
+        caught = []
+
+        def overrun():
+            try:
+                worker.compare(SLOW, "1", 0.5)
+            except VerifierTimeout as error:
+                caught.append(error)
+
+        thread = threading.Thread(target=overrun)
+        thread.start()
+        thread.join(20)
+        assert caught
+        assert time.monotonic() - start < 15
+        assert first.poll() is not None
+        assert worker.compare("the answer is 7", "7", 30) == 1
+        second = worker._process
+    finally:
+        worker.close()
+    assert second.poll() is not None
+
+
+def test_math_worker_that_died_is_replaced():
+    worker = MathWorker()
+    try:
+        worker.compare("1", "1", 30)
+        worker._process.kill()
+        worker._process.wait()
+        assert worker.compare("2", "2", 30) == 1
+    finally:
+        worker.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_math_after_a_fork_uses_a_worker_of_its_own():
+    assert math_worker.compare("1", "1", 30) == 1
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            code = 0 if math_worker._worker._process is None and math_worker.compare("3", "3", 30) == 1 else 2
+            math_worker.close()
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert math_worker.compare("2", "3", 30) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("( 76.0 - 25.0 )", 51),
+        ("1/3*3", 1),
+        ("-(2+3)*4", -20),
+        ("0.1+0.2", pytest.approx(0.3)),
+        ("2**3", None),
+        ("9**9**9**9", None),
+        ("__import__('os').system('true')", None),
+        ("x + 1", None),
+        ("abs(3)", None),
+        ("3 if 1 else 2", None),
+        ("'3'*3", None),
+        ("True", None),
+        ("1/0", None),
+        ("(1", None),
+        ("", None),
+        ("1e999", None),
+        ("9" * 400, None),
+        ("1+" * 400 + "1", None),
+        ("-" * 100 + "1", None),
+        ("(" * 240 + "1" + ")" * 240, None),
+        ("\x00", None),
+    ],
+)
+def test_expression_value(text, value):
+    found = evaluate_expression(text)
+    assert found is None if value is None else float(found) == value
+
+
+def test_expression_verifier_reads_the_first_line():
+    judge = verifier("expression")
+    assert judge("\n( 8.0 + 2.0 )\nThe next story", {"answer": 10.0}) == 1
+    assert judge("= 8 + 2", {"answer": "10"}) == 1
+    assert judge("8 + 3", {"answer": 10}) == 0
+    assert judge("8 + 2 = 10", {"answer": 10}) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("16-3 eggs make $1,234.50.", 1234.5),
+        ("x = -5.", -5),
+        ("7-4", 4),
+        ("1, 2", 2),
+        ("costs .5", 0.5),
+        ("12,34", 34),
+        ("none", None),
+    ],
+)
+def test_last_number(text, value):
+    assert last_number(text) == value
+
+
+def test_exact_and_last_number():
+    assert verifier("exact")("  Hello  World. ", {"answer": "hello world"}) == 1
+    assert verifier("exact")("b", {"answer": ["a", "B"]}) == 1
+    assert verifier("exact")("hello", {"answer": "world"}) == 0
+    assert verifier("last-number")("first 3, then 18", {"answer": "2*9 #### 18"}) == 1
+    assert verifier("last-number")("", {"answer": 18}) == 0
+
+
+def judge_length(completion, row):
+    if completion == "raise":
+        raise KeyError("gone")
+    if completion == "slow":
+        raise VerifierTimeout("no verdict")
+    return {"two": 2.0, "nan": float("nan")}.get(completion, 0.25)
+
+
+def test_a_verifier_of_ones_own():
+    sys.modules.setdefault("test_evaluation_verifiers", sys.modules[__name__])
+    own = verifier("test_evaluation_verifiers:judge_length")
+    with pytest.warns(UserWarning, match="3 exceptions and 1 time-outs in 5") as caught:
+        scored = score_answers(own, [(text, {}) for text in ("ok", "raise", "slow", "two", "nan")])
+    assert len(caught) == 1
+    assert scored.scores == (0.25, 0, 0, 0, 0)
+    assert (scored.errors, scored.timeouts) == (3, 1)
+    assert "gone" in scored.first_error
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("mth", "did you mean 'math'"),
+        ("no_such_package.x:f", "cannot import module 'no_such_package.x'"),
+        ("os.path:nothing", "has no 'nothing'"),
+        ("os:sep", "not a function"),
+        (":f", "unknown verifier"),
+    ],
+)
+def test_unknown_verifiers(name, words):
+    with pytest.raises(BallastError, match=words):
+        verifier(name)
+
+
+@pytest.mark.parametrize("name", sorted(VERIFIERS))
+def test_rows_without_an_answer_are_refused_before_anything_runs(name):
+    with pytest.raises(BallastError, match="row 1: no 'answer'"):
+        check_rows(verifier(name), [{"answer": "3"}, {"result": "3"}])
+
+
+@pytest.mark.parametrize("answer", ["three", float("nan"), True, [3]])
+def test_rows_without_a_number_are_refused(answer):
+    with pytest.raises(BallastError, match="no number"):
+        check_rows(verifier("expression"), [{"answer": answer}])
+
+
+def test_a_plain_function_needs_no_check():
+    check_rows(Verifier("own", lambda completion, row: 1.0), [{}])
