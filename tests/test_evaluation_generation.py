@@ -161,8 +161,8 @@ def test_adapters_generate_and_keep_their_configuration(tokenizer):
 @pytest.mark.parametrize(
     ("prompts", "words"),
     [
-        (["ok", "y" * 120], "row 1: prompt of 120 tokens"),
-        (["ok", ""], "row 1: the prompt has no tokens"),
+        (["ok", "y" * 120], "row 2: prompt of 120 tokens"),
+        (["ok", ""], "row 2: the prompt has no tokens"),
         ([[{"role": "user", "content": "hi"}]], "no chat template"),
     ],
 )

@@ -85,8 +85,8 @@ def test_long_texts_lose_no_token(model, tokenizer):
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([{"text": "ok"}, {"story": "x"}], "row 1: 'text' must be text, it is absent"),
-        ([{"text": 3}], "row 0: 'text' must be text, it is a int"),
+        ([{"text": "ok"}, {"story": "x"}], "row 2: 'text' must be text, it is absent"),
+        ([{"text": 3}], "row 1: 'text' must be text, it is a int"),
         ([{"text": "a"}, {"text": ""}], "nothing to score"),
     ],
 )
@@ -163,9 +163,9 @@ def test_kl_to_base_with_an_adapter_switched_off(tokenizer):
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"prompt": "a"}, "row 0: no column 'completion'"),
-        ({"prompt": "", "completion": "b"}, "row 0: the completion has no token that the prompt precedes"),
-        ({"prompt": "a" * 100, "completion": "b" * 100}, "row 0: 201 tokens exceed"),
+        ({"prompt": "a"}, "row 1: no column 'completion'"),
+        ({"prompt": "", "completion": "b"}, "row 1: the completion has no token that the prompt precedes"),
+        ({"prompt": "a" * 100, "completion": "b" * 100}, "row 1: 201 tokens exceed"),
     ],
 )
 def test_demonstrations_that_cannot_be_scored(model, tokenizer, row, words):
@@ -217,13 +217,13 @@ def test_which_option_is_right(changes, answer):
     ],
 )
 def test_rows_that_are_no_question(model, tokenizer, changes, words):
-    with pytest.raises(BallastError, match=f"row 1: .*{words}"):
+    with pytest.raises(BallastError, match=f"row 2: .*{words}"):
         choice_scores(model, tokenizer, [ROW, {**ROW, **changes}])
 
 
 def test_over_long_questions_are_refused_or_counted(model, tokenizer):
     rows = [ROW, {**ROW, "question": "x" * 120}]
-    with pytest.raises(BallastError, match=r"row 1: .*context of 128 \(1 of 2 rows do\)"):
+    with pytest.raises(BallastError, match=r"row 2: .*context of 128 \(1 of 2 rows do\)"):
         choice_scores(model, tokenizer, rows)
     scored = choice_scores(model, tokenizer, rows, overlong="skip")
     assert [one.loglik is None for one in scored] == [False, True]

@@ -190,7 +190,7 @@ def test_unknown_verifiers(name, words):
 
 @pytest.mark.parametrize("name", sorted(VERIFIERS))
 def test_rows_without_an_answer_are_refused_before_anything_runs(name):
-    with pytest.raises(BallastError, match="row 1: no 'answer'"):
+    with pytest.raises(BallastError, match="row 2: no 'answer'"):
         check_rows(verifier(name), [{"answer": "3"}, {"result": "3"}])
 
 

@@ -125,7 +125,7 @@ def choice_scores(
     if overlong == "refuse" and not all(fits):
         first = fits.index(False)
         raise BallastError(
-            f"row {first}: {max(len(s.ids) for s in encoded[first])} tokens exceed the model's context of {context} "
+            f"row {first + 1}: {max(len(s.ids) for s in encoded[first])} tokens exceed the model's context of {context} "
             f"({fits.count(False)} of {len(fits)} rows do): cut questions would be scored on what is left; set "
             "overlong='skip' to leave these rows out and count them"
         )
@@ -149,7 +149,7 @@ def read_questions(rows: Sequence[Mapping[str, Any]]) -> list[Question]:
         try:
             questions.append(question(row))
         except BallastError as error:
-            raise BallastError(f"row {index}: {error}") from error
+            raise BallastError(f"row {index + 1}: {error}") from error
     return questions
 
 

@@ -163,4 +163,4 @@ def check_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     for index, row in enumerate(rows):
         for name in COLUMNS:
             if not isinstance(row.get(name), str) or not row[name].strip():
-                raise BallastError(f"row {index}: {name!r} must be text (columns: {', '.join(map(str, row))})")
+                raise BallastError(f"row {index + 1}: {name!r} must be text (columns: {', '.join(map(str, row))})")

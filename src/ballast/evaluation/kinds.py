@@ -37,7 +37,7 @@ def _check_generate(task: Task, rows: Rows) -> None:
     for index, row in enumerate(rows):
         if not isinstance(row.get("prompt"), (str, list, tuple)) or not row["prompt"]:
             raise BallastError(
-                f"row {index}: 'prompt' must be text or messages (columns: {', '.join(map(str, row))}); rename "
+                f"row {index + 1}: 'prompt' must be text or messages (columns: {', '.join(map(str, row))}); rename "
                 "with `columns`"
             )
     verifiers.check_rows(verifiers.verifier(task.verifier), rows)
@@ -57,7 +57,7 @@ def _check_nll(task: Task, rows: Rows) -> None:
     for index, row in enumerate(rows):
         if not row.get(column):
             raise BallastError(
-                f"row {index}: no {column!r} (columns: {', '.join(map(str, row))}); rename with `columns`"
+                f"row {index + 1}: no {column!r} (columns: {', '.join(map(str, row))}); rename with `columns`"
             )
 
 

@@ -169,14 +169,14 @@ def completion_sequences(
     for index, row in enumerate(rows):
         missing = [name for name in ("prompt", "completion") if name not in row]
         if missing:
-            raise BallastError(f"row {index}: no column {missing[0]!r} (columns: {', '.join(map(str, row))})")
+            raise BallastError(f"row {index + 1}: no column {missing[0]!r} (columns: {', '.join(map(str, row))})")
         prompt, ids = _demonstration(tokenizer, row["prompt"], row["completion"], append_end)
         start = common_prefix(prompt, ids)
         if start == 0 or start >= len(ids):
-            raise BallastError(f"row {index}: the completion has no token that the prompt precedes")
+            raise BallastError(f"row {index + 1}: the completion has no token that the prompt precedes")
         if context is not None and len(ids) > context:
             raise BallastError(
-                f"row {index}: {len(ids)} tokens exceed the model's context of {context}: positions beyond it are "
+                f"row {index + 1}: {len(ids)} tokens exceed the model's context of {context}: positions beyond it are "
                 "untrained and would score as noise; leave the row out"
             )
         sequences.append(ScoredSequence(ids, start))
@@ -237,7 +237,7 @@ def _text(row: Mapping[str, Any], column: str, index: int) -> str:
     text = row.get(column)
     if not isinstance(text, str):
         found = f"a {type(text).__name__}" if column in row else f"absent (columns: {', '.join(map(str, row))})"
-        raise BallastError(f"row {index}: {column!r} must be text, it is {found}")
+        raise BallastError(f"row {index + 1}: {column!r} must be text, it is {found}")
     return text
 
 

@@ -88,7 +88,7 @@ def check_rows(verify: Verifier, rows: Iterable[Row]) -> None:
             if verify.check is not None:
                 verify.check(row)
         except BallastError as error:
-            raise BallastError(f"row {index}: {error}") from error
+            raise BallastError(f"row {index + 1}: {error}") from error
 
 
 def score_answers(verify: Verifier, answers: Iterable[tuple[str, Row]]) -> ScoredBatch:
