@@ -42,7 +42,9 @@ def inputs(
     states, weight = normal(rows, hidden).requires_grad_(), normal(vocab, hidden).requires_grad_()
     shift = normal(vocab).requires_grad_() if bias else None
     targets = torch.randint(0, min(vocab, ref_vocab or vocab), (rows,), generator=draw)
-    ref_head = LMHead(normal(ref_vocab or vocab, hidden + 1), normal(ref_vocab or vocab) if bias else None, softcap, scale)
+    ref_head = LMHead(
+        normal(ref_vocab or vocab, hidden + 1), normal(ref_vocab or vocab) if bias else None, softcap, scale
+    )
     return states, LMHead(weight, shift, softcap, scale), targets, (normal(rows, hidden + 1), ref_head)
 
 

@@ -5,7 +5,6 @@ from itertools import combinations
 
 import pytest
 import torch
-from head_inputs import FIELDS, SETTINGS, inputs, leaves
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ballast import token_stats
 from ballast.head import LMHead
 from ballast.stats import DIFFERENTIABLE_FIELDS
+from head_inputs import FIELDS, SETTINGS, inputs, leaves
 
 TOLERANCE = {"rtol": 1e-10, "atol": 1e-12}
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from head_inputs import inputs
 
 from ballast import token_stats
 from ballast.head import LMHead
+from head_inputs import inputs
 
 CASES = {
     "unknown field": ({"fields": ("logprobs",)}, "unknown field 'logprobs'"),

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from head_inputs import SETTINGS, inputs, leaves
 
 from ballast import token_stats
 from ballast.head import LMHead
+from head_inputs import SETTINGS, inputs, leaves
 
 BACKENDS = [("dense", None), ("chunked", 2), ("chunked", 5)]
 
@@ -18,9 +18,7 @@ def test_gradcheck(field, backend, chunk, settings):
 
     def through_head(hidden, weight, bias=None):
         built = LMHead(weight, bias, head.softcap, head.scale)
-        stats = token_stats(
-            hidden, built, targets, fields=(field,), reference=reference, backend=backend, chunk=chunk
-        )
+        stats = token_stats(hidden, built, targets, fields=(field,), reference=reference, backend=backend, chunk=chunk)
         return getattr(stats, field)
 
     assert torch.autograd.gradcheck(through_head, leaves(states, head))

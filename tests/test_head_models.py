@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tiny import tiny_model
 
 from ballast import BallastError, token_stats
 from ballast.head import backbone_hidden, lm_head, trained_positions
+from tiny import tiny_model
 
 SMALL = {
     "vocab_size": 41,
@@ -65,9 +65,7 @@ def test_log_probabilities_are_those_of_the_models_own_forward(key, backend):
         logits = model(input_ids=ids).logits.double()
         mask, targets = trained_positions(labels)
         hidden = backbone_hidden(model, input_ids=ids)[:, :-1][mask]
-        stats = token_stats(
-            hidden, lm_head(model), targets, fields=("logprob", "entropy"), backend=backend, chunk=5
-        )
+        stats = token_stats(hidden, lm_head(model), targets, fields=("logprob", "entropy"), backend=backend, chunk=5)
     logp = logits.log_softmax(-1)[:, :-1][mask]
     assert logp.std() > 0.1
     torch.testing.assert_close(stats.logprob.double(), logp.gather(1, targets[:, None])[:, 0], rtol=1e-5, atol=1e-5)

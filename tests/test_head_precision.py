@@ -4,12 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from head_inputs import FIELDS, inputs, leaves
-from oracles import statistics as stat
 from torch.nn import functional
 
 from ballast import token_stats
 from ballast.head import LMHead
+from head_inputs import FIELDS, inputs, leaves
+from oracles import statistics as stat
 
 BACKENDS = pytest.mark.parametrize("backend", ["dense", "chunked"])
 
@@ -52,9 +52,7 @@ def test_statistics_of_the_logits_as_computed_are_exact_to_float32(backend, dtyp
 def _ordinary(states, weight, targets):
     """The usual low-precision path: everything in the model's dtype."""
     logp = functional.linear(states, weight).log_softmax(-1)
-    return SimpleNamespace(
-        logprob=logp.gather(1, targets[:, None]).squeeze(1), entropy=-(logp.exp() * logp).sum(-1)
-    )
+    return SimpleNamespace(logprob=logp.gather(1, targets[:, None]).squeeze(1), entropy=-(logp.exp() * logp).sum(-1))
 
 
 @BACKENDS
@@ -97,9 +95,7 @@ def test_many_chunks_of_bfloat16_sum_their_head_gradient_in_float32():
 def test_autocast_projects_in_bfloat16_and_keeps_float32_statistics_and_gradients(backend):
     states, head, targets, reference = inputs(9, 5, 13, dtype=torch.float32, bias=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        stats = token_stats(
-            states, head, targets, fields=FIELDS, reference=reference, backend=backend, chunk=9
-        )
+        stats = token_stats(states, head, targets, fields=FIELDS, reference=reference, backend=backend, chunk=9)
     low = LMHead(*(tensor.detach().bfloat16() for tensor in (head.weight, head.bias)))
     ref_low = LMHead(*(tensor.bfloat16() for tensor in (reference[1].weight, reference[1].bias)))
     expected = _oracle(

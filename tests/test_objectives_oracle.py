@@ -3,13 +3,13 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from ballast import list_objectives
 from oracles import statistics as stat
 from oracles.cases import CASES, IDS
 from oracles.check import check_against_oracle
 from oracles.losses import ORACLES, loss
 from oracles.rows import random_rows
-
-from ballast import list_objectives
 
 
 def test_every_objective_has_an_oracle_and_cases():

@@ -22,7 +22,7 @@ def test_the_groups_of_fields_are_disjoint_and_cover_all():
 
 
 def test_reference_fields_are_the_live_ones_renamed():
-    assert vocabulary.REFERENCE_FIELDS == tuple(f"ref_{name}" for name in vocabulary.LIVE_FIELDS)
+    assert tuple(f"ref_{name}" for name in vocabulary.LIVE_FIELDS) == vocabulary.REFERENCE_FIELDS
 
 
 def test_fields_are_absent_until_given_and_kept_by_replace():
@@ -49,6 +49,6 @@ def test_importing_the_vocabulary_imports_no_torch():
     import subprocess
     import sys
 
-    code = "import sys, ballast.stats, ballast.objectives; ballast.objectives.list_objectives(); print('torch' in sys.modules)"
+    code = "import sys, ballast.stats, ballast; ballast.list_objectives(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -28,9 +28,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("eksft", {}),
     *(
         ("eksft", {"rho": 0.4, "lambda_h": 0.3, "lambda_kl": 0.7, "select": select, "scope": scope, "extreme": extreme})
-        for select, scope, extreme in product(
-            ("union", "intersection"), ("sequence", "batch"), ("largest", "smallest")
-        )
+        for select, scope, extreme in product(("union", "intersection"), ("sequence", "batch"), ("largest", "smallest"))
     ),
 ]
 

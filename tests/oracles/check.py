@@ -30,8 +30,7 @@ def check_against_oracle(
     """
     rows = rows or random_rows()
     built = objective(name, **options)
-    fields = tuple(dict.fromkeys((*built.needs, "logprob")))
-    stats, logits = statistics_of(rows, fields, **settings)
+    stats, logits = statistics_of(rows, **settings)
     if spoil is not None:
         stats = spoil(stats, logits)
     losses = (per_token_loss or built.per_token_loss)(stats)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ballast import TokenStats, token_stats
+from ballast.stats import LIVE_FIELDS, PAIR_FIELDS, REFERENCE_FIELDS
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,10 @@ class Rows:
         return len(self.live[0])
 
 
-def random_rows(seed: int = 0, lengths: tuple[int, ...] = (7, 3, 11), vocab: int = 6, spread: float = 1.5) -> Rows:
+MODEL_FIELDS = (*LIVE_FIELDS, *PAIR_FIELDS, *REFERENCE_FIELDS)
+
+
+def random_rows(seed: int = 0, lengths: tuple[int, ...] = (9, 3, 11, 17), vocab: int = 6, spread: float = 1.5) -> Rows:
     """Return rows whose reference lies near the live model and shares a tie with every other target."""
     draw = random.Random(seed)
     live, reference, targets, sequence, position = [], [], [], [], []
@@ -46,22 +50,15 @@ def random_rows(seed: int = 0, lengths: tuple[int, ...] = (7, 3, 11), vocab: int
     return Rows(live, reference, targets, sequence, position)
 
 
-def statistics_of(rows: Rows, fields: tuple[str, ...], **settings) -> tuple[TokenStats, Tensor]:
-    """Return the library's statistics in float64 and the leaf ``[N, V]`` of live logits that they depend on.
+def statistics_of(rows: Rows, **settings) -> tuple[TokenStats, Tensor]:
+    """Return all of the library's statistics in float64 and the leaf ``[N, V]`` of live logits that they depend on.
 
     The head is the identity, so the hidden states are the logits.
     """
     logits = torch.tensor(rows.live, dtype=torch.float64, requires_grad=True)
     identity = torch.eye(rows.vocab, dtype=torch.float64)
     reference = (torch.tensor(rows.reference, dtype=torch.float64), identity)
-    wanted = tuple(field for field in fields if field not in ("sequence", "position"))
-    stats = token_stats(
-        logits, identity, torch.tensor(rows.targets), fields=wanted, reference=reference, **settings
-    )
-    return with_layout(stats, rows), logits
-
-
-def with_layout(stats: TokenStats, rows: Rows) -> TokenStats:
-    from dataclasses import replace
-
-    return replace(stats, sequence=torch.tensor(rows.sequence), position=torch.tensor(rows.position))
+    targets = torch.tensor(rows.targets)
+    stats = token_stats(logits, identity, targets, fields=MODEL_FIELDS, reference=reference, **settings)
+    layout = {"sequence": torch.tensor(rows.sequence), "position": torch.tensor(rows.position)}
+    return replace(stats, **layout), logits

@@ -1,0 +1,155 @@
+"""Three tokens with different statistics, and what every objective makes of them, worked by hand.
+
+    token                 0        1        2
+    p                    1/2      1/4     1/10
+    −log p             log 2    log 4   log 10   = 0.6931471806, 1.3862943611, 2.3025850930
+    H                    0.2      1.5      0.9
+    KL(p‖q)              0.3      0.1      0
+    mass, tied       0.9, 0  0.3, 0.5   0.7, 0
+    q                   0.81     0.36     0.04
+    H of q               1.4      0.6      1.0
+    mass, tied of q     1, 0 0.4, 0.2  0.45, 0
+
+A gradient is by the log-probability, the entropy and the KL; one that is left out is zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ballast import TokenStats, objective
+
+LOG2, LOG4, LOG10 = 0.6931471806, 1.3862943611, 2.3025850930
+
+Three = tuple[float, float, float]
+NONE: Three = (0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Golden:
+    name: str
+    options: dict[str, Any]
+    losses: Three
+    by_logprob: Three
+    by_entropy: Three = NONE
+    by_kl: Three = NONE
+
+    @property
+    def label(self) -> str:
+        return "-".join([self.name, *(str(value) for value in self.options.values())])
+
+
+def _reweight(losses: Three, by_logprob: Three, **options: Any) -> Golden:
+    return Golden("reweight", options, losses, by_logprob)
+
+
+GOLDEN = [
+    Golden("sft", {}, (LOG2, LOG4, LOG10), (-1, -1, -1)),
+    # log 2 / 2, log 4 / 4, log 10 / 10; the weight p is a constant, so the slope is −p, not −p·(1 + log p)
+    Golden("dft", {}, (0.3465735903, 0.3465735903, 0.2302585093), (-0.5, -0.25, -0.1)),
+    # 0.81·log 2, 0.36·log 4, 0.04·log 10
+    Golden("prift-prob", {}, (0.5614492163, 0.4990659700, 0.0921034037), (-0.81, -0.36, -0.04)),
+    # u = 1, 0.4, 0.45 against 0.5: the first alone
+    Golden("prift-mass", {}, (LOG2, 0, 0), (-1, 0, 0)),
+    Golden("prift-mass", {"threshold": 0.42}, (LOG2, 0, LOG10), (-1, 0, -1)),
+    # u = 1, 0.4 + 0.2, 0.45: the first two
+    Golden("prift-mass", {"ties": "inclusive"}, (LOG2, LOG4, 0), (-1, -1, 0)),
+    _reweight((0.3465735903, 0.3465735903, 0.2302585093), (-0.5, -0.25, -0.1), rule="probability", signal="live"),
+    _reweight((0.5614492163, 0.4990659700, 0.0921034037), (-0.81, -0.36, -0.04)),
+    # p² = 1/4, 1/16, 1/100
+    _reweight(
+        (0.1732867951, 0.0866433976, 0.0230258509), (-0.25, -0.0625, -0.01), rule="power", signal="live", alpha=2
+    ),
+    # √q = 0.9, 0.6, 0.2
+    _reweight((0.6238324625, 0.8317766167, 0.4605170186), (-0.9, -0.6, -0.2), rule="power", alpha=0.5),
+    # p = 0.5, 0.25, 0.1 and q = 0.81, 0.36, 0.04 against 0.3
+    _reweight((LOG2, 0, 0), (-1, 0, 0), rule="threshold", signal="live", threshold=0.3),
+    _reweight((LOG2, LOG4, 0), (-1, -1, 0), rule="threshold", threshold=0.3),
+    # 0.9, 0.3, 0.7 against 0.5; with ties 0.9, 0.8, 0.7 against 0.75
+    _reweight((LOG2, 0, LOG10), (-1, 0, -1), rule="mass", signal="live"),
+    _reweight((LOG2, LOG4, 0), (-1, -1, 0), rule="mass", signal="live", threshold=0.75, ties="inclusive"),
+    # of the reference 1, 0.4, 0.45 against 0.5
+    _reweight((LOG2, 0, 0), (-1, 0, 0), rule="mass"),
+    # H = 0.2, 1.5, 0.9 and 1.4, 0.6, 1.0 against 1.2
+    _reweight((LOG2, 0, LOG10), (-1, 0, -1), rule="entropy", signal="live", max_entropy=1.2),
+    _reweight((0, LOG4, LOG10), (0, -1, -1), rule="entropy", max_entropy=1.2),
+    # k = ⌊0.4·3⌋ = 1: M_H = {1}, M_KL = {0}, kept {2} with weight 3/1.
+    # 0.05·3·0.3 = 0.045; −0.05·3·1.5 = −0.225; 3·log 10
+    Golden(
+        "eksft", {"rho": 0.4}, (0.045, -0.225, 6.9077552790),
+        (0, 0, -3), by_entropy=(0, -0.15, 0), by_kl=(0.15, 0, 0),
+    ),
+    # the same selections share no token: nothing is spared, every token has weight 3/3
+    Golden(
+        "eksft", {"rho": 0.4, "select": "intersection"}, (0.7381471806, 1.1612943611, LOG10),
+        (-1, -1, -1), by_entropy=(0, -0.15, 0), by_kl=(0.15, 0, 0),
+    ),
+    # k = ⌊0.7·3⌋ = 2: M_H = {1, 2}, M_KL = {0, 1}, spared {1}, the others with weight 3/2.
+    # 1.5·log 2 + 0.05·1.5·0.3; 0.05·1.5·0.1 − 0.05·1.5·1.5; 1.5·log 10 − 0.05·1.5·0.9
+    Golden(
+        "eksft", {"rho": 0.7, "select": "intersection"}, (1.0622207708, -0.105, 3.3863776395),
+        (-1.5, 0, -1.5), by_entropy=(0, -0.075, -0.075), by_kl=(0.075, 0.075, 0),
+    ),
+    # smallest: M_H = {0}; token 2 has not moved, so M_KL = {1}. −0.1·3·0.2 = −0.06; 0.2·3·0.1 = 0.06
+    Golden(
+        "eksft", {"rho": 0.4, "extreme": "smallest", "lambda_h": 0.1, "lambda_kl": 0.2}, (-0.06, 0.06, 6.9077552790),
+        (0, 0, -3), by_entropy=(-0.3, 0, 0), by_kl=(0, 0.6, 0),
+    ),
+    # k = 3: all spared, nothing imitated; token 2 has not moved, so |M_KL| = 2.
+    # −0.05·0.2 + 0.05·1.5·0.3; −0.05·1.5 + 0.05·1.5·0.1; −0.05·0.9
+    Golden(
+        "eksft", {"rho": 1}, (0.0125, -0.0675, -0.045),
+        (0, 0, 0), by_entropy=(-0.05, -0.05, -0.05), by_kl=(0.075, 0.075, 0),
+    ),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ThreeTokens:
+    """The statistics of the table, those that carry gradient as leaves."""
+
+    logprob: Tensor = field(default_factory=lambda: _leaf(0.5, 0.25, 0.1, log=True))
+    entropy: Tensor = field(default_factory=lambda: _leaf(0.2, 1.5, 0.9))
+    kl: Tensor = field(default_factory=lambda: _leaf(0.3, 0.1, 0.0))
+
+    def stats(self) -> TokenStats:
+        def fixed(*values: float) -> Tensor:
+            return torch.tensor(values, dtype=torch.float64)
+
+        return TokenStats(
+            logprob=self.logprob,
+            entropy=self.entropy,
+            kl=self.kl,
+            mass=fixed(0.9, 0.3, 0.7),
+            tied=fixed(0.0, 0.5, 0.0),
+            ref_logprob=fixed(0.81, 0.36, 0.04).log(),
+            ref_entropy=fixed(1.4, 0.6, 1.0),
+            ref_mass=fixed(1.0, 0.4, 0.45),
+            ref_tied=fixed(0.0, 0.2, 0.0),
+            position=torch.tensor([0, 1, 2]),
+        )
+
+
+def _leaf(*values: float, log: bool = False) -> Tensor:
+    tensor = torch.tensor(values, dtype=torch.float64)
+    return (tensor.log() if log else tensor).requires_grad_()
+
+
+def check_against_golden(row: Golden, per_token_loss: Callable[[TokenStats], Tensor] | None = None) -> None:
+    """Assert that the per-token loss has the row's values and gradients."""
+    tokens = ThreeTokens()
+    losses = (per_token_loss or objective(row.name, **row.options).per_token_loss)(tokens.stats())
+    _assert_close(losses, row.losses)
+    leaves = (tokens.logprob, tokens.entropy, tokens.kl)
+    gradients = torch.autograd.grad(losses.sum(), leaves, allow_unused=True, materialize_grads=True)
+    for gradient, expected in zip(gradients, (row.by_logprob, row.by_entropy, row.by_kl), strict=True):
+        _assert_close(gradient, expected)
+
+
+def _assert_close(value: Tensor, expected: Three) -> None:
+    torch.testing.assert_close(value.detach(), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-9)

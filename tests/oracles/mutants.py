@@ -1,0 +1,194 @@
+"""Objectives with one thing wrong each, as people have got them wrong; every one must fail its check."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ballast import TokenStats, objective
+from ballast.objectives import Objective
+
+Wrong = Callable[[Objective, TokenStats], Tensor]
+Spoil = Callable[[TokenStats, Tensor], TokenStats]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """``wrong`` replaces the per-token loss; ``spoil(stats, logits)`` falsifies the statistics that it is given."""
+
+    label: str
+    name: str
+    wrong: Wrong | None = None
+    spoil: Spoil | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def _weigh(weight: Callable[[Objective, TokenStats], Tensor]) -> Wrong:
+    """Return the loss with another weight, detached as it should be."""
+    return lambda built, stats: -stats.logprob * weight(built, stats).detach() + built.extra(stats)
+
+
+def _other(name: str, **options: Any) -> Wrong:
+    return lambda _, stats: objective(name, **options).per_token_loss(stats)
+
+
+def _change(**changes: Any) -> Wrong:
+    """Return the loss of the same objective with these options changed."""
+    return lambda built, stats: objective({**built.to_dict(), **changes}).per_token_loss(stats)
+
+
+def _detach_dropped(built: Objective, stats: TokenStats) -> Tensor:
+    return -stats.logprob * built.weight(stats) + built.extra(stats)
+
+
+def _over_kept(built: Objective, stats: TokenStats) -> Tensor:
+    weight = built.weight(stats)
+    return weight * len(weight) / weight.sum().clamp(min=1e-9)
+
+
+def _shifted(built: Objective, stats: TokenStats) -> Tensor:
+    return built.weight(stats).roll(1)
+
+
+FOR_ALL: dict[str, Wrong] = {
+    "no sign": lambda built, stats: -built.per_token_loss(stats),
+    "averaged inside": lambda built, stats: built.per_token_loss(stats) / len(stats.logprob),
+    "twice": lambda built, stats: 2 * built.per_token_loss(stats),
+    "no gradient": lambda built, stats: built.per_token_loss(stats).detach() + 0 * stats.logprob,
+    "in bits": lambda built, stats: built.per_token_loss(stats) / math.log(2),
+    "probability for its logarithm": lambda built, stats: -stats.logprob.exp() * built.weight(stats).detach(),
+}
+
+FOR_WEIGHTED: dict[str, Wrong] = {
+    "constant": _weigh(lambda _, stats: torch.full_like(stats.logprob, 0.5)),
+    "one minus the weight": _weigh(lambda built, stats: 1 - built.weight(stats)),
+    "mean over kept": _weigh(_over_kept),
+    "shifted by one": _weigh(_shifted),
+    "plain": _other("sft"),
+}
+
+OWN: dict[str, dict[str, Wrong]] = {
+    "sft": {
+        "weighed by p": _other("dft"),
+        "length-weighted": _weigh(lambda _, stats: torch.arange(1.0, len(stats.logprob) + 1)),
+    },
+    "dft": {
+        "detach dropped": _detach_dropped,
+        "reference for live": _other("prift-prob"),
+        "squared": _weigh(lambda _, stats: (2 * stats.logprob).exp()),
+        "log-probability for p": _weigh(lambda _, stats: stats.logprob),
+    },
+    "prift-prob": {
+        "live for reference": _other("dft"),
+        "importance ratio": _weigh(lambda _, stats: (stats.logprob - stats.ref_logprob).exp()),
+        "square root": _other("reweight", rule="power", alpha=0.5),
+    },
+    "prift-mass": {
+        "live for reference": _other("reweight", rule="mass", signal="live"),
+        "ties the other way": _change(ties="inclusive"),
+        "threshold moved": _change(threshold=0.42),
+        "soft": _weigh(lambda _, stats: stats.ref_mass),
+        "without its own": _weigh(lambda _, stats: (stats.ref_mass - stats.ref_logprob.exp() >= 0.5) * 1.0),
+        "tokens that are likelier": _weigh(lambda _, stats: (1 - stats.ref_mass >= 0.5) * 1.0),
+        "cut on the probability": _other("reweight", rule="threshold", threshold=0.1),
+    },
+}
+
+FOR_EKSFT: dict[str, Wrong] = {
+    "mask shifted by one": _weigh(_shifted),
+    "intersection for union": _change(select="intersection"),
+    "smallest for largest": _change(extreme="smallest"),
+    "k rounded up": _change(rho=0.41 + 1 / 3),
+    "nothing spared": lambda built, stats: -stats.logprob + built.extra(stats),
+    "mean over all tokens": _weigh(lambda built, stats: (built.weight(stats) > 0) * 1.0),
+    "mean of kept, not of the sequence": _weigh(lambda built, stats: built.weight(stats) / len(stats.logprob)),
+    "bonus without gradient": lambda built, stats: built.per_token_loss(replace(stats, entropy=stats.entropy.detach())),
+    "penalty without gradient": lambda built, stats: built.per_token_loss(replace(stats, kl=stats.kl.detach())),
+    "bonus for penalty": lambda built, stats: -stats.logprob * built.weight(stats) - built.extra(stats),
+    "no bonus": _change(lambda_h=0),
+    "no penalty": _change(lambda_kl=0),
+    "coefficients exchanged": _change(lambda_h=0.7, lambda_kl=0.3),
+    "coefficients that drift": _change(lambda_h=0.3 * 1.05, lambda_kl=0.7 * 0.95),
+    "regularised everywhere": lambda built, stats: (
+        -stats.logprob * built.weight(stats) - built.lambda_h * stats.entropy + built.lambda_kl * stats.kl
+    ),
+    "over the micro-batch": _change(scope="batch"),
+}
+
+EKSFT_OPTIONS = {"rho": 0.4, "lambda_h": 0.3, "lambda_kl": 0.7}
+
+
+def _reference_logits(logits: Tensor) -> Tensor:
+    from oracles.rows import random_rows
+
+    return torch.tensor(random_rows().reference, dtype=logits.dtype)
+
+
+def _product_penalty(stats: TokenStats, logits: Tensor) -> TokenStats:
+    p = logits.softmax(-1)
+    return replace(stats, kl=(p * (p - _reference_logits(logits).log_softmax(-1))).sum(-1))
+
+
+def _forward_penalty(stats: TokenStats, logits: Tensor) -> TokenStats:
+    logq = _reference_logits(logits).log_softmax(-1)
+    return replace(stats, kl=(logq.exp() * (logq - logits.log_softmax(-1))).sum(-1))
+
+
+def _target_penalty(stats: TokenStats, logits: Tensor) -> TokenStats:
+    from oracles.rows import random_rows
+
+    targets = torch.tensor(random_rows().targets)[:, None]
+    logq = _reference_logits(logits).log_softmax(-1).gather(1, targets)[:, 0]
+    return replace(stats, kl=stats.logprob - logq)
+
+
+SPOILT: dict[str, Spoil] = {
+    "entropy over log V": lambda stats, logits: replace(stats, entropy=stats.entropy / math.log(logits.shape[-1])),
+    "entropy in bits": lambda stats, logits: replace(stats, entropy=stats.entropy / math.log(2)),
+    "p·(p − log q) for the KL": _product_penalty,
+    "the KL forwards": _forward_penalty,
+    "log-ratio at the target for the KL": _target_penalty,
+    "statistics one token off": lambda stats, _: replace(stats, entropy=stats.entropy.roll(1), kl=stats.kl.roll(1)),
+}
+
+REWEIGHT: list[tuple[str, dict[str, Any], Wrong]] = [
+    ("detach dropped", {"rule": "probability", "signal": "live"}, _detach_dropped),
+    ("detach dropped", {"rule": "power", "signal": "live", "alpha": 2}, _detach_dropped),
+    ("inverse exponent", {"rule": "power", "signal": "live", "alpha": 2}, _change(alpha=0.5)),
+    ("live for reference", {"rule": "power", "alpha": 0.5}, _change(signal="live")),
+    ("reference for live", {"rule": "threshold", "signal": "live", "threshold": 0.3}, _change(signal="reference")),
+    ("reference for live", {"rule": "entropy", "signal": "live", "max_entropy": 1.2}, _change(signal="reference")),
+    ("live for reference", {"rule": "entropy", "max_entropy": 1.2}, _change(signal="live")),
+    ("live for reference", {"rule": "mass"}, _change(signal="live")),
+    (
+        "gate turned round",
+        {"rule": "entropy", "max_entropy": 1.2},
+        _weigh(lambda _, stats: (stats.ref_entropy >= 1.2) * 1.0),
+    ),
+    (
+        "cut on the log-probability",
+        {"rule": "threshold", "signal": "live", "threshold": 0.3},
+        _weigh(lambda _, stats: (stats.logprob >= 0.3) * 1.0),
+    ),
+]
+
+WEIGHTED = ("dft", "prift-prob", "prift-mass")
+OPTIONS: dict[str, dict[str, Any]] = {"eksft": EKSFT_OPTIONS}
+
+MUTANTS = [
+    *(
+        Mutant(label, name, wrong, options=OPTIONS.get(name, {}))
+        for name in ("sft", *WEIGHTED, "reweight", "eksft")
+        for label, wrong in FOR_ALL.items()
+    ),
+    *(Mutant(label, name, wrong) for name in (*WEIGHTED, "reweight") for label, wrong in FOR_WEIGHTED.items()),
+    *(Mutant(label, name, wrong) for name, own in OWN.items() for label, wrong in own.items()),
+    *(Mutant(label, "reweight", wrong, options=options) for label, options, wrong in REWEIGHT),
+    *(Mutant(label, "eksft", wrong, options=EKSFT_OPTIONS) for label, wrong in FOR_EKSFT.items()),
+    *(Mutant(label, "eksft", spoil=spoil, options=EKSFT_OPTIONS) for label, spoil in SPOILT.items()),
+]

@@ -1,0 +1,201 @@
+"""What holds for every objective in the registry, whatever its options."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from ballast import TokenStats, objective
+from ballast.stats import FIELDS, LAYOUT_FIELDS
+from oracles.cases import CASES, IDS
+from oracles.rows import MODEL_FIELDS, random_rows, statistics_of
+from third_party import Focal
+
+every_case = pytest.mark.parametrize(
+    ("name", "options"), [*CASES, ("third_party:Focal", {})], ids=[*IDS, "third-party"]
+)
+
+
+def _stats(seed=0, lengths=(7, 3, 11)):
+    return statistics_of(random_rows(seed, lengths))[0]
+
+
+def _take(stats, index):
+    picked = {name: getattr(stats, name) for name in FIELDS}
+    return TokenStats(**{name: None if value is None else value[index] for name, value in picked.items()})
+
+
+def _leaves(stats):
+    """Return the same statistics, those that carry gradient as leaves of their own."""
+    changes = {
+        name: getattr(stats, name).detach().requires_grad_() for name in ("logprob", "entropy", "kl", "kl_forward")
+    }
+    return dataclasses.replace(stats, **changes)
+
+
+class Spy:
+    """Statistics that note which fields are read, by attribute or by `require`."""
+
+    def __init__(self, stats):
+        self._stats, self.read = stats, set()
+
+    def __getattr__(self, field):
+        self.read.add(field)
+        return getattr(self._stats, field)
+
+    def require(self, field):
+        self.read.add(field)
+        return self._stats.require(field)
+
+
+@every_case
+def test_reads_what_it_declares_and_no_more(name, options):
+    built = objective(name, **options)
+    spy = Spy(_stats())
+    built.per_token_loss(spy)
+    declared = set(built.needs)
+    assert declared <= spy.read <= declared | set(LAYOUT_FIELDS)
+    assert not declared & set(LAYOUT_FIELDS)
+    assert declared <= set(FIELDS)
+    assert "logprob" in declared
+    if built.scope == "token":
+        assert not spy.read & set(LAYOUT_FIELDS)
+
+
+@every_case
+def test_needs_only_what_it_declares(name, options):
+    built = objective(name, **options)
+    everything = _stats()
+    declared = TokenStats(**{field: getattr(everything, field) for field in (*built.needs, *LAYOUT_FIELDS)})
+    assert torch.equal(built.per_token_loss(declared), built.per_token_loss(everything))
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_shape_and_dtype_are_those_of_the_log_probabilities(name, options, dtype):
+    built = objective(name, **options)
+    stats = _stats()
+    cast = {field: getattr(stats, field).to(dtype) for field in MODEL_FIELDS}
+    stats = dataclasses.replace(stats, **cast)
+    for vector in (built.per_token_loss(stats), built.weight(stats), built.extra(stats)):
+        assert vector.shape == (21,)
+        assert vector.dtype == dtype
+
+
+@every_case
+def test_finite_at_a_log_probability_of_minus_200(name, options):
+    built = objective(name, **options)
+    extreme = {
+        "logprob": -200.0, "entropy": 0.0, "kl": 200.0, "kl_forward": 200.0, "mass": 0.0, "tied": 0.0,
+        "ref_logprob": -200.0, "ref_entropy": 0.0, "ref_mass": 0.0, "ref_tied": 0.0,
+    }  # fmt: skip
+    stats = _leaves(TokenStats(**{field: torch.full((6,), value) for field, value in extreme.items()}))
+    losses = built.per_token_loss(stats)
+    losses.sum().backward()
+    assert torch.isfinite(losses).all()
+    assert torch.isfinite(stats.logprob.grad).all()
+
+
+@every_case
+def test_no_gradient_flows_through_the_weights(name, options):
+    built = objective(name, **options)
+    ours, by_hand = _leaves(_stats()), _leaves(_stats())
+    built.per_token_loss(ours).sum().backward()
+    weight = torch.tensor(built.weight(by_hand).tolist(), dtype=torch.float64)
+    (-weight * by_hand.logprob + built.extra(by_hand)).sum().backward()
+    torch.testing.assert_close(ours.logprob.grad, by_hand.logprob.grad, rtol=0, atol=0)
+    for field in ("entropy", "kl"):
+        got, expected = getattr(ours, field).grad, getattr(by_hand, field).grad
+        assert (got is None) == (expected is None)
+        if got is not None:
+            torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
+@every_case
+def test_an_empty_micro_batch_gives_zero_with_a_graph(name, options):
+    built = objective(name, **options)
+    leaf = torch.zeros(0, dtype=torch.float64, requires_grad=True)
+    layout = {"sequence": torch.zeros(0, dtype=torch.long), "position": torch.zeros(0, dtype=torch.long)}
+    for columns in ({}, layout):
+        losses = built.per_token_loss(TokenStats(**dict.fromkeys(MODEL_FIELDS, leaf * 1), **columns))
+        assert losses.shape == (0,)
+        assert losses.sum().item() == 0
+        losses.sum().backward()
+        assert leaf.grad is not None
+
+
+@every_case
+def test_permuting_the_tokens_permutes_the_losses(name, options):
+    built = objective(name, **options)
+    stats = _stats()
+    for seed in range(3):
+        order = torch.randperm(21, generator=torch.Generator().manual_seed(seed))
+        torch.testing.assert_close(built.per_token_loss(_take(stats, order)), built.per_token_loss(stats)[order])
+
+
+@every_case
+def test_permuting_tokens_of_equal_scores_permutes_the_losses(name, options):
+    built = objective(name, **options)
+    stats = _stats()
+    level = {field: torch.full_like(getattr(stats, field), 0.3) for field in ("entropy", "kl")}
+    stats = dataclasses.replace(stats, **level)
+    order = torch.randperm(21, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(built.per_token_loss(_take(stats, order)), built.per_token_loss(stats)[order])
+
+
+@every_case
+def test_splitting_the_micro_batch_changes_nothing_that_the_scope_forbids(name, options):
+    built = objective(name, **options)
+    stats = _stats()
+    whole = built.per_token_loss(stats)
+    cuts = {"token": [[0, 1], [1, 9], [9, 21]], "sequence": [[0, 7], [7, 10], [10, 21]], "batch": [[0, 21]]}[
+        built.scope
+    ]
+    parts = [built.per_token_loss(_take(stats, slice(*cut))) for cut in cuts]
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-12, atol=1e-12)
+
+
+@every_case
+def test_one_sequence_needs_no_sequence_column(name, options):
+    built = objective(name, **options)
+    stats = _stats(lengths=(9,))
+    bare = dataclasses.replace(stats, sequence=None, position=None)
+    torch.testing.assert_close(built.per_token_loss(bare), built.per_token_loss(stats))
+
+
+@every_case
+def test_sequences_may_have_any_numbers(name, options):
+    built = objective(name, **options)
+    stats = _stats()
+    renumbered = dataclasses.replace(stats, sequence=torch.tensor([40, -3, 7])[stats.sequence])
+    if built.scope != "batch":
+        torch.testing.assert_close(built.per_token_loss(renumbered), built.per_token_loss(stats))
+
+
+@every_case
+def test_survives_a_dictionary_and_json(name, options):
+    built = objective(name, **options)
+    written = json.loads(json.dumps(built.to_dict()))
+    assert objective(written) == built
+    assert objective(written.pop("name"), **written) == built
+    assert objective(built) is built
+
+
+@every_case
+def test_equal_options_make_equal_hashable_frozen_objectives(name, options):
+    first, second = objective(name, **options), objective(name, **options)
+    assert first == second
+    assert len({first, second}) == 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        first.name = "other"
+    for field in dataclasses.fields(first):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(first, field.name, None)
+
+
+def test_an_objective_of_another_package_has_its_own_mathematics():
+    stats = _stats()
+    built = objective("third_party:Focal", gamma=1)
+    assert isinstance(built, Focal)
+    torch.testing.assert_close(built.per_token_loss(stats), -stats.logprob * (1 - stats.logprob.exp()))

@@ -1,0 +1,114 @@
+"""Names, options and what is said when they are wrong."""
+
+from pathlib import Path
+
+import pytest
+
+import ballast.objectives
+from ballast import BallastError, Objective, list_objectives, objective
+
+WRONG = {
+    "name": (lambda: objective("sfft"), "unknown name 'sfft'; did you mean 'sft'"),
+    "underscore": (lambda: objective("prift_mass"), "did you mean 'prift-mass'"),
+    "case": (lambda: objective("EKSFT"), "unknown name 'EKSFT'; .*eksft"),
+    "nothing like it": (lambda: objective("zzz"), "known: dft, eksft, prift-mass, prift-prob, reweight, sft"),
+    "private module": (lambda: objective("_rules"), "unknown name"),
+    "empty": (lambda: objective(""), "unknown name"),
+    "none": (lambda: objective(None), "got NoneType"),
+    "mapping without name": (lambda: objective({"rho": 0.1}), "key 'name'"),
+    "option": (lambda: objective("eksft", rhoo=0.1), "unknown option 'rhoo'; did you mean 'rho'"),
+    "option in a mapping": (lambda: objective({"name": "prift-mass", "treshold": 1}), "did you mean 'threshold'"),
+    "option of another": (lambda: objective("sft", rho=0.1), "unknown option 'rho'; it has no options"),
+    "option on a built one": (lambda: objective(objective("eksft"), rho=0.1), "cannot be added"),
+    "rho above 1": (lambda: objective("eksft", rho=1.5), r"rho must lie in \[0, 1\].*1.5"),
+    "rho below 0": (lambda: objective("eksft", rho=-0.1), r"rho must lie in \[0, 1\]"),
+    "rho nan": (lambda: objective("eksft", rho=float("nan")), "finite number"),
+    "lambda negative": (lambda: objective("eksft", lambda_h=-1), r"lambda_h must lie in \[0, ∞\]"),
+    "lambda infinite": (lambda: objective("eksft", lambda_kl=float("inf")), "finite number"),
+    "a string": (lambda: objective("eksft", rho="0.2"), "finite number .*'0.2'"),
+    "a boolean": (lambda: objective("eksft", rho=True), "finite number .*True"),
+    "none for a number": (lambda: objective("eksft", rho=None), "finite number .*None"),
+    "select": (lambda: objective("eksft", select="both"), "must be one of union, intersection; got 'both'"),
+    "scope": (lambda: objective("eksft", scope="token"), "must be one of sequence, batch"),
+    "extreme": (lambda: objective("eksft", extreme=1), "must be one of largest, smallest"),
+    "threshold": (lambda: objective("prift-mass", threshold=1.01), r"threshold must lie in \[0, 1\]"),
+    "ties": (lambda: objective("prift-mass", ties="none"), "must be one of strict, inclusive"),
+    "rule": (lambda: objective("reweight", rule="prob"), "must be one of probability, power"),
+    "rule as list": (lambda: objective("reweight", rule=["mass"]), "must be one of"),
+    "signal": (lambda: objective("reweight", signal="ref"), "must be one of live, reference"),
+    "power without alpha": (lambda: objective("reweight", rule="power"), "'power' needs the option 'alpha'"),
+    "threshold without cut": (lambda: objective("reweight", rule="threshold"), "needs the option 'threshold'"),
+    "entropy without gate": (lambda: objective("reweight", rule="entropy"), "needs the option 'max_entropy'"),
+    "alpha of another rule": (lambda: objective("reweight", alpha=2), "has no 'alpha', it would be ignored"),
+    "ties of another rule": (lambda: objective("reweight", ties="strict"), "has no 'ties'"),
+    "threshold of another rule": (lambda: objective("reweight", threshold=0.5), "has no 'threshold'"),
+    "module": (lambda: objective("no_such_module:Class"), "cannot import 'no_such_module:Class'"),
+    "class": (lambda: objective("third_party:Fokal"), "cannot import 'third_party:Fokal'"),
+    "not an objective": (lambda: objective("third_party:NotAnObjective"), "not a subclass"),
+    "no module": (lambda: objective(":Focal"), "cannot import"),
+    "third-party option": (lambda: objective("third_party:Focal", gama=1), "focal: unknown option 'gama'.*'gamma'"),
+    "third-party value": (lambda: objective("third_party:Focal", gamma=-1), r"gamma must lie in \[0, ∞\]"),
+}
+
+
+@pytest.mark.parametrize(("build", "message"), list(WRONG.values()), ids=list(WRONG))
+def test_refused_in_one_line(build, message):
+    with pytest.raises(BallastError, match=message) as caught:
+        build()
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("objective")
+
+
+def test_the_registry_holds_these_sorted():
+    names = [info.name for info in list_objectives()]
+    assert names == ["dft", "eksft", "prift-mass", "prift-prob", "reweight", "sft"]
+
+
+@pytest.mark.parametrize("info", list_objectives(), ids=lambda info: info.name)
+def test_every_objective_describes_itself(info):
+    assert info.description.endswith(".")
+    assert len(info.description) < 125
+    assert info.source
+    assert "logprob" in info.needs
+    assert info.scope in ("token", "sequence", "batch")
+    assert info.reduction in ("tokens", "sequences", "groups")
+    for _, _, documentation in info.options:
+        assert documentation
+    built = objective(info.name)
+    assert isinstance(built, Objective)
+    assert (built.name, built.needs, built.scope, built.reduction) == (
+        info.name,
+        info.needs,
+        info.scope,
+        info.reduction,
+    )
+    assert built.to_dict() == {"name": info.name, **{name: default for name, default, _ in info.options}}
+
+
+NEEDS = {
+    "dft": ("dft", {}, {"logprob"}),
+    "prift-prob": ("prift-prob", {}, {"logprob", "ref_logprob"}),
+    "prift-mass": ("prift-mass", {}, {"logprob", "ref_mass"}),
+    "prift-mass inclusive": ("prift-mass", {"ties": "inclusive"}, {"logprob", "ref_mass", "ref_tied"}),
+    "live mass": ("reweight", {"rule": "mass", "signal": "live"}, {"logprob", "mass"}),
+    "reference entropy": ("reweight", {"rule": "entropy", "max_entropy": 1}, {"logprob", "ref_entropy"}),
+    "eksft": ("eksft", {}, {"logprob", "entropy", "kl"}),
+}
+
+
+@pytest.mark.parametrize(("name", "options", "needs"), list(NEEDS.values()), ids=list(NEEDS))
+def test_options_decide_the_needs(name, options, needs):
+    built = objective(name, **options)
+    assert set(built.needs) == needs
+    assert len(built.needs) == len(needs)
+
+
+def test_the_scope_option_of_eksft_is_its_scope():
+    assert objective("eksft").scope == "sequence"
+    assert objective("eksft", scope="batch").scope == "batch"
+
+
+def test_objective_modules_are_small():
+    for path in Path(ballast.objectives.__file__).parent.glob("*.py"):
+        if path.name not in ("__init__.py", "base.py"):
+            assert len(path.read_text().splitlines()) <= 70, path.name
