@@ -1,6 +1,6 @@
 """One rank of a run on several processes; started by test_training_distributed, not by pytest.
 
-Usage: distributed_run.py OUTPUT [objective:packing ...]; rank 0 writes the final weights of each run.
+Usage: distributed_run.py OUTPUT [objective ...]; rank 0 writes the final weights of each run.
 """
 
 import sys
@@ -13,16 +13,14 @@ from tiny import tiny_model
 from training_tools import run, weights
 
 
-def main(output: str, cases: list[str]) -> None:
+def main(output: str, objectives: list[str]) -> None:
     torch.set_num_threads(1)
     ends = {}
-    for case in cases:
-        name, layout = case.split(":")
-        changes = {"packing": True, "max_length": 64} if layout == "packed" else {}
+    for name in objectives:
         with tempfile.TemporaryDirectory() as folder:
             model = tiny_model(dtype=torch.float64)
-            trainer = run(Path(folder), name, model=model, per_device_train_batch_size=4, max_steps=2, **changes)
-            ends[case] = (weights(trainer), trainer.state.log_history[0])
+            trainer = run(Path(folder), name, model=model, per_device_train_batch_size=4, max_steps=2)
+            ends[name] = (weights(trainer), trainer.state.log_history[0])
     if trainer.accelerator.num_processes != 2:
         raise SystemExit("expected two processes")
     if trainer.is_world_process_zero():

@@ -16,21 +16,26 @@ from training_tools import OBJECTIVES, largest_difference, run, weights
 HERE = Path(__file__).parent
 
 
+def launch(script: str, *arguments: str) -> str:
+    """Run a script of this folder on two ranks of gloo and return what it printed."""
+    environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
+    command += ["--rdzv-endpoint=localhost:0", str(HERE / script), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     output = tmp_path_factory.mktemp("ranks") / "ends.pt"
-    cases = [f"{name}:padded" for name in OBJECTIVES]
-    environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
-    command += ["--rdzv-endpoint=localhost:0", str(HERE / "distributed_run.py"), str(output), *cases]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch("distributed_run.py", str(output), *OBJECTIVES)
     return torch.load(output, weights_only=True)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_two_ranks_are_one(tmp_path, two_ranks, name):
-    end, log = two_ranks[f"{name}:padded"]
+    end, log = two_ranks[name]
     alone = run(tmp_path, name, model=tiny_model(dtype=torch.float64), per_device_train_batch_size=8, max_steps=2)
     assert largest_difference(weights(alone), end) < 1e-10
     for metric, value in alone.state.log_history[0].items():
@@ -45,3 +50,10 @@ def test_two_ranks_are_one(tmp_path, two_ranks, name):
             "num_tokens",
         ):
             assert log[metric] == pytest.approx(value, rel=1e-6, abs=1e-9), metric
+
+
+def test_a_sharded_head_has_the_gradients_of_a_whole_one():
+    results = [line.split() for line in launch("fsdp_run.py").splitlines() if line.startswith("RESULT")]
+    assert [tied for _, tied, _, _ in results] == ["True", "False"]
+    for _, _, difference, size in results:
+        assert float(difference) < 1e-12 * float(size)
