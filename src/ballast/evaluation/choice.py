@@ -125,8 +125,8 @@ def choice_scores(
     if overlong == "refuse" and not all(fits):
         first = fits.index(False)
         raise BallastError(
-            f"row {first + 1}: {max(len(s.ids) for s in encoded[first])} tokens exceed the model's context of {context} "
-            f"({fits.count(False)} of {len(fits)} rows do): cut questions would be scored on what is left; set "
+            f"row {first + 1}: {max(len(s.ids) for s in encoded[first])} tokens exceed the model's context of "
+            f"{context} ({fits.count(False)} of {len(fits)} rows do): cut questions would be scored on what is left; set "
             "overlong='skip' to leave these rows out and count them"
         )
     flat = [sequence for sequences, fit in zip(encoded, fits, strict=True) if fit for sequence in sequences]

@@ -106,9 +106,9 @@ def encode_prompts(model: Any, tokenizer: Any, prompts: Sequence[Prompt], max_ne
             raise BallastError(f"row {row + 1}: the prompt has no tokens, so there is nothing to continue")
         if context is not None and len(ids) + max_new_tokens > context:
             raise BallastError(
-                f"row {row + 1}: prompt of {len(ids)} tokens + max_new_tokens {max_new_tokens} exceeds the model's context "
-                f"of {context}: positions beyond it are untrained and would yield garbage; shorten the prompt or lower "
-                "max_new_tokens"
+                f"row {row + 1}: prompt of {len(ids)} tokens + max_new_tokens {max_new_tokens} exceeds the model's "
+                f"context of {context}: positions beyond it are untrained and would yield garbage; shorten the prompt "
+                "or lower max_new_tokens"
             )
         encoded.append(ids)
     return encoded

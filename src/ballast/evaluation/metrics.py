@@ -118,7 +118,7 @@ def ratio(
     if bottom.sum() == 0:
         raise BallastError("a ratio over items whose denominators are all 0: there is nothing to average")
     value = float(top.sum() / bottom.sum())
-    if n == 1 or np.allclose(top * bottom.sum(), bottom * top.sum(), rtol=1e-12, atol=0):
+    if n == 1 or np.allclose(top * bottom.sum(), bottom * top.sum(), rtol=1e-6, atol=0):
         return Estimate(value, n, None, None, level, "none")
     for method in ("BCa", "percentile"):
         low, high = _bootstrap(top, bottom, method, level, seed, resamples)
