@@ -33,20 +33,23 @@ def check_model(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     if recipe.model is None or "model" in broken:
         return
     section = recipe.model
-    for key, message in models.lora_problems(section.lora) if section.lora is not None else ():
+    lora = models.lora_problems(section.lora) if section.lora is not None else []
+    for key, message in lora:
         yield Problem(("model", "lora", *([key] if key else [])), message)
     if section.adapter and (problem := models.check_adapter(section.adapter)):
         yield Problem(("model", "adapter"), problem)
     try:
-        resolved = models.resolve(section)
-        _look_at(resolved)
+        section = models.resolve(section)
+        config = models.load_config(section)
+        models.check_vocabulary(section.path, config, models.load_tokenizer(section))
     except BallastError as error:
         yield Problem(("model",), str(error))
-
-
-def _look_at(section: ModelSection) -> None:
-    config = models.load_config(section)
-    models.check_vocabulary(section.path, config, models.load_tokenizer(section))
+        return
+    try:
+        if section.lora is not None and not lora:
+            models.try_lora(section, config)
+    except BallastError as error:
+        yield Problem(("model", "lora"), str(error))
 
 
 def check_data(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:

@@ -190,6 +190,24 @@ def lora_problems(lora: Mapping[str, Any]) -> list[tuple[str, str]]:
     return problems
 
 
+def try_lora(section: ModelSection, config: Any) -> None:
+    """Put the LoRA settings on a model without weights, to see that its modules have the names they target.
+
+    Raises:
+        BallastError: PEFT refuses them.
+    """
+    import torch
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(config, trust_remote_code=section.trust_remote_code)
+            get_peft_model(empty, lora_config(section))
+    except ValueError as error:
+        raise BallastError(" ".join(str(error).split())) from error
+
+
 def check_adapter(path: str) -> str | None:
     """Return what makes a local folder unusable as a PEFT adapter, or None."""
     folder = Path(path).expanduser()

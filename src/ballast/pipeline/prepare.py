@@ -6,13 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ballast.errors import BallastError
 from ballast.pipeline import models, settings, sources
 from ballast.recipe import ModelSection, Recipe
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-    from ballast.data import Prepared, PrepareReport
+    from ballast.data import Prepared, PrepareOptions, PrepareReport
     from ballast.training import TrainingConfig
 
 Say = Callable[[str], Any]
@@ -46,7 +48,7 @@ def ready(recipe: Recipe, say: Say) -> Ready:
     Raises:
         BallastError: rows, tokenizer or settings cannot be used.
     """
-    from ballast.data import PrepareOptions, prepare
+    from ballast.data import PrepareOptions
 
     quiet()
     assert recipe.model is not None
@@ -55,16 +57,26 @@ def ready(recipe: Recipe, say: Say) -> Ready:
     tokenizer = models.load_tokenizer(section)
     models.check_vocabulary(section.path, models.load_config(section), tokenizer)
     raw, held_out = sources.load_train(recipe.data), sources.load_eval(recipe.data)
-    packed_eval = args.packing if args.eval_packing is None else args.eval_packing
-    train = prepare(raw, tokenizer, PrepareOptions.from_training_args(args), name="train")
-    evaluation = held_out and prepare(
-        held_out, tokenizer, PrepareOptions.from_training_args(args, packing=packed_eval), name="eval"
-    )
-    made = Ready(recipe, section, args, tokenizer, train, evaluation or None)
+    train = _prepared(raw, tokenizer, PrepareOptions.from_training_args(args), "train", recipe.data.train)
+    evaluation = None
+    if held_out is not None:
+        options = PrepareOptions.from_training_args(args, packing=args.eval_packing)
+        evaluation = _prepared(held_out, tokenizer, options, "eval", recipe.data.eval)
+    made = Ready(recipe, section, args, tokenizer, train, evaluation)
     for report in made.reports:
         for line in report.lines():
             say(line)
     return made
+
+
+def _prepared(rows: Dataset, tokenizer: Any, options: PrepareOptions, name: str, source: tuple[str, ...]) -> Prepared:
+    """Prepare one set; what is wrong with it names the recipe's key and the source."""
+    from ballast.data import prepare
+
+    try:
+        return prepare(rows, tokenizer, options, name=name)
+    except BallastError as error:
+        raise BallastError(f"data.{name} ({', '.join(source)}): {str(error).removeprefix(f'{name}: ')}") from error
 
 
 def quiet() -> None:
