@@ -124,10 +124,11 @@ def choice_scores(
     fits = [context is None or max(len(s.ids) for s in sequences) <= context for sequences in encoded]
     if overlong == "refuse" and not all(fits):
         first = fits.index(False)
+        tokens = max(len(sequence.ids) for sequence in encoded[first])
         raise BallastError(
-            f"row {first + 1}: {max(len(s.ids) for s in encoded[first])} tokens exceed the model's context of "
-            f"{context} ({fits.count(False)} of {len(fits)} rows do): cut questions would be scored on what is left; set "
-            "overlong='skip' to leave these rows out and count them"
+            f"row {first + 1}: {tokens} tokens exceed the model's context of {context} ({fits.count(False)} of {len(fits)} "
+            "rows do): cut questions would be scored on what is left; set overlong='skip' to leave these rows out and "
+            "count them"
         )
     flat = [sequence for sequences, fit in zip(encoded, fits, strict=True) if fit for sequence in sequences]
     scores = iter(sequence_statistics(model, flat, batch_tokens=batch_tokens, progress=progress))
