@@ -172,6 +172,19 @@ def evaluate(
         _console().print(pipeline.table(measured))
 
 
+@app.command()
+def quickstart(
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Keep the runs in this folder.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of data order and samples.")] = 42,
+) -> None:
+    """Score, fine-tune with five objectives and compare them on the embedded lab: minutes on two cores, no download."""
+    from ballast.lab.quickstart import run_quickstart
+
+    run_quickstart(output=output, seed=seed, say=_console().print)
+
+
 def _recipe(words: list[str] | None, checks: Any) -> Any:
     """Read ``[RECIPE] [KEY=VALUE]...``: the first word is a recipe when it is a file or has no ``=``."""
     from ballast.recipe import load_recipe

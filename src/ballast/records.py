@@ -83,5 +83,11 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 
 def append_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Add lines to a JSONL file by writing it anew."""
+    """Add lines to a JSONL file by writing it anew, so that a reader never sees a part of them."""
     write_jsonl(path, [*read_jsonl(path), *rows])
+
+
+def extend_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Add lines to a JSONL file in place: for logs, which grow at every step."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)

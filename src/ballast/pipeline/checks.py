@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,7 +10,11 @@ from ballast.errors import BallastError
 from ballast.pipeline import models, settings, sources
 from ballast.recipe import Check, ModelSection, Recipe
 from ballast.recipe_source import Problem
+from ballast.records import RUN
 from ballast.stats import GROUP_FIELDS, PAIR_FIELDS
+
+FIXED = ("model", "data", "objective", "reference", "seed")
+"""Sections that a resumed run may not change; training settings, evaluation and output may."""
 
 
 def check_required(*keys: str) -> Check:
@@ -167,11 +172,20 @@ def check_output(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
 
 
 def check_resume(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
-    """A resumed run has a checkpoint to go on from."""
+    """A resumed run has a checkpoint to go on from, and goes on with what it began with."""
     if recipe.output is None or "output" in broken:
         return
     if not any(Path(recipe.output).glob("checkpoint-*/trainer_state.json")):
         yield Problem(("output",), f"{recipe.output}: has no checkpoint to resume from; start without --resume")
+        return
+    try:
+        begun = json.loads((Path(recipe.output) / RUN).read_text(encoding="utf-8"))["recipe"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    now = recipe.resolved()
+    for key in FIXED:
+        if key not in broken and begun.get(key) != now[key]:
+            yield Problem((key,), "differs from the run to be resumed, which would change midway; start a new output")
 
 
 def _path(name: str) -> str:

@@ -63,9 +63,8 @@ def ready(recipe: Recipe, say: Say) -> Ready:
         options = PrepareOptions.from_training_args(args, packing=args.eval_packing)
         evaluation = _prepared(held_out, tokenizer, options, "eval", recipe.data.eval)
     made = Ready(recipe, section, args, tokenizer, train, evaluation)
-    for report in made.reports:
-        for line in report.lines():
-            say(line)
+    for line in (line for report in made.reports for line in report.lines() if args.process_index == 0):
+        say(line)
     return made
 
 

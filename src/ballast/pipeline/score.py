@@ -35,8 +35,10 @@ def score(made: Ready, model: Any, say: Say) -> ReferenceCache:
         raise BallastError("reference.cache: name the folder to fill")
     rows = concatenate_datasets([part.dataset for part in made.parts])
     start = time.monotonic()
-    cache = score_rows(model, rows, path, cache_key(made, model), device=made.args.device)
-    say(f"{path}: {len(cache):,} rows, {cache.tokens:,} tokens scored ({time.monotonic() - start:.1f} s)")
+    main = made.args.process_index == 0
+    cache = score_rows(model, rows, path, cache_key(made, model), device=made.args.device, progress=main)
+    if main:
+        say(f"{path}: holds {len(cache):,} rows, {cache.tokens:,} tokens ({time.monotonic() - start:.1f} s)")
     return cache
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from enum import Enum
@@ -69,6 +70,7 @@ def training_config(recipe: Recipe, **changes: Any) -> TrainingConfig:
     from ballast.training import TrainingConfig
 
     settings: dict[str, Any] = {"output_dir": recipe.output or ".", "seed": recipe.seed, **recipe.training}
+    settings.setdefault("disable_tqdm", not sys.stderr.isatty())
     if not torch.accelerator.is_available():
         settings.setdefault("dataloader_pin_memory", False)
     if recipe.objective is not None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ballast import records
 from ballast.pipeline import models
-from ballast.pipeline.evaluate import BASE, TRAINED, measure, table
+from ballast.pipeline.evaluate import BASE, TRAINED, Measured, measure, table
 from ballast.pipeline.prepare import Ready, Say, ready
 from ballast.pipeline.score import score
 from ballast.recipe import ModelSection, Recipe
@@ -50,11 +50,10 @@ def run_train(recipe: Recipe, *, resume: bool = False, say: Say = print) -> dict
     result = trainer.train(resume_from_checkpoint=resume or None)
     clock.lap("train")
     _save(trainer, output)
-    after = measure(recipe, trainer.model, made.tokenizer, name=TRAINED) if main else []
+    after = _measure_trained(trainer, made, say) if main else []
     clock.lap("evaluate")
     if main:
         finished = {"status": "finished", "finished": _now(), "train": result.metrics, "seconds": clock.laps}
-        records.write_jsonl(output / records.METRICS, trainer.state.log_history)
         _write_evals(output, after, step=trainer.state.global_step)
         records.write_json(output / records.RUN, {**record, **finished})
         if after:
@@ -74,7 +73,24 @@ def _trainer(made: Ready, model: Any) -> Any:
         processing_class=made.tokenizer,
         peft_config=models.lora_config(made.model),
         reference=_reference(made),
+        callbacks=[_metrics_writer(Path(made.args.output_dir) / records.METRICS)],
     )
+
+
+def _metrics_writer(path: Path) -> Any:
+    """Return a callback that keeps the metrics file in step with the trainer's log."""
+    from transformers import TrainerCallback
+
+    class MetricsWriter(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.is_world_process_zero:
+                records.write_jsonl(path, state.log_history)
+
+        def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.is_world_process_zero:
+                records.extend_jsonl(path, state.log_history[-1:])
+
+    return MetricsWriter()
 
 
 def _reference(made: Ready) -> Any:
@@ -109,7 +125,15 @@ def _record(made: Ready, model: Any) -> dict[str, Any]:
     }
 
 
-def _write_evals(output: Path, measured: list[Any], *, step: int) -> None:
+def _measure_trained(trainer: Any, made: Ready, say: Say) -> list[Measured]:
+    if trainer.is_fsdp_enabled and made.recipe.evaluation.tasks:
+        # One rank holds a part of the weights only.
+        say("the model is sharded: measure it with `ballast evaluate` afterwards")
+        return []
+    return measure(made.recipe, trainer.model, made.tokenizer, name=TRAINED)
+
+
+def _write_evals(output: Path, measured: list[Measured], *, step: int) -> None:
     records.append_jsonl(output / records.EVALS, [entry.record(step=step) for entry in measured])
     for entry in measured:
         entry.write_items(output / "evals")
