@@ -126,7 +126,7 @@ def choice_scores(
         first = fits.index(False)
         tokens = max(len(sequence.ids) for sequence in encoded[first])
         raise BallastError(
-            f"row {first + 1}: {tokens} tokens exceed the model's context of {context} ({fits.count(False)} of {len(fits)} "
+            f"row {first + 1}: {tokens} tokens exceed the context of {context} ({fits.count(False)} of {len(fits)} "
             "rows do): cut questions would be scored on what is left; set overlong='skip' to leave these rows out and "
             "count them"
         )
