@@ -108,6 +108,8 @@ def test_problems_follow_the_seed_and_differ_by_text():
     assert rows[:50] == lab.problems(7, 50, terms=(2, 3))
     assert len({row["prompt"] for row in rows}) == 400
     assert {row["terms"] for row in rows} == {2, 3}
+    terms = [int(term) for row in rows for term in re.findall(r"\d+", row["prompt"])]
+    assert (min(terms), max(terms)) == (1, 99)
 
 
 def test_problems_are_the_same_on_every_machine():
@@ -181,6 +183,13 @@ def test_splits_are_fixed_and_disjoint_and_kept_from_pretraining():
         "test-hard": 300,
         "forgetting": 300,
     }
+
+
+def test_a_problem_that_comes_up_for_two_splits_stays_in_the_first(monkeypatch):
+    held = {name: arithmetic._Held(seed=1, size=40, terms=(2,)) for name in ("first", "second")}
+    monkeypatch.setattr(arithmetic, "_HELD", held)
+    splits = arithmetic._held_chains.__wrapped__()
+    assert len(set(splits["first"]) | set(splits["second"])) == 80
 
 
 def test_a_changed_row_of_a_caller_does_not_change_the_split():
