@@ -120,6 +120,13 @@ def test_attach_reads_the_cache_afresh():
     assert first["token_mark"][0][1] + 1 == second["token_mark"][0][1]
 
 
+def test_values_at_untrained_positions_are_blanked():
+    examples = [{"input_ids": [5, 6, 7], "labels": [5, -100, 7], "ref_mass": [0.1, 0.2, 0.3]}]
+    padded = Collator(0, ("ref_mass",), pad_to_multiple_of=4)(examples)["ref_mass"]
+    assert padded.isnan().tolist() == [[False, True, False, True]]
+    assert Collator(0, ("ref_mass",), padding_free=True)(examples)["ref_mass"].isnan().tolist() == [[True, True, False]]
+
+
 def test_a_value_missing_for_a_trained_token_stops_the_batch():
     rows_ = [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "ref_mass": [float("nan"), 0.5, float("nan")]}]
     with pytest.raises(BallastError, match="'ref_mass' has no value for a trained token"):
