@@ -187,8 +187,10 @@ def quickstart(
 
 def _recipe(words: list[str] | None, checks: Any) -> Any:
     """Read ``[RECIPE] [KEY=VALUE]...``: the first word is a recipe when it is a file or has no ``=``."""
+    from ballast.pipeline import quiet
     from ballast.recipe import load_recipe
 
+    quiet()
     words = list(words or ())
     path = words.pop(0) if words and (Path(words[0]).is_file() or "=" not in words[0]) else None
     return load_recipe(path, words, checks=checks)

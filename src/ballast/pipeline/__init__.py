@@ -2,6 +2,7 @@
 
 from ballast.pipeline.checks import EVALUATE_CHECKS, RESUME_CHECKS, SCORE_CHECKS, TASK_CHECKS, TRAIN_CHECKS
 from ballast.pipeline.evaluate import run_evaluate, table
+from ballast.pipeline.prepare import quiet
 from ballast.pipeline.score import run_score
 from ballast.pipeline.train import run_train
 
@@ -11,6 +12,7 @@ __all__ = [
     "SCORE_CHECKS",
     "TASK_CHECKS",
     "TRAIN_CHECKS",
+    "quiet",
     "run_evaluate",
     "run_score",
     "run_train",

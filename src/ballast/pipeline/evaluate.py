@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ballast.errors import BallastError
 from ballast.pipeline import models, sources
-from ballast.pipeline.prepare import Say, quiet
+from ballast.pipeline.prepare import Say
 from ballast.recipe import ModelSection, Recipe, TaskSection
 from ballast.records import EVALS, append_jsonl, file_name
 
@@ -55,7 +55,6 @@ def run_evaluate(
     Raises:
         BallastError: a model or a task cannot be used.
     """
-    quiet()
     chosen = _chosen(recipe, paths)
     for name, section in chosen:
         problem = models.check_folder(section.path) or (section.adapter and models.check_adapter(section.adapter))

@@ -50,7 +50,6 @@ def ready(recipe: Recipe, say: Say) -> Ready:
     """
     from ballast.data import PrepareOptions
 
-    quiet()
     assert recipe.model is not None
     section = models.resolve(recipe.model)
     args = settings.training_config(recipe)
@@ -83,9 +82,12 @@ def quiet() -> None:
     import sys
 
     import datasets
+    import huggingface_hub
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
+    # Each failed attempt to reach the hub is a warning; the failure itself is what the user is told.
+    huggingface_hub.utils.logging.set_verbosity_error()
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()
