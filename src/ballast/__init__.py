@@ -16,6 +16,8 @@ _HOME = {
     "token_stats": "ballast.head",
 }
 
+_PARTS = ("data", "errors", "evaluation", "head", "lab", "objectives", "reference", "stats", "training")
+
 if TYPE_CHECKING:
     from ballast.errors import BallastError
     from ballast.head import token_stats
@@ -37,6 +39,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Names load their module when first used, so that listing objectives or showing help loads no torch.
+    if name in _PARTS:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)
