@@ -220,6 +220,7 @@ CASES = [
         (task(kind="code"),),
         data('{"prompt": "def f():\\n", "test": "def check(f): pass", "entry_point": "f"}\n', "task.jsonl"),
     ),
+    Case("no room for the answer", "exceeds the model's context", (task(max_new_tokens=200), "evaluation.base=false")),
     Case("nothing to evaluate", "evaluation.tasks", command="evaluate"),
     Case("model to evaluate missing", "absent", (task(),), command="evaluate", flags=("--model", "./absent")),
     # recipe and output

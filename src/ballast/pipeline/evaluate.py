@@ -88,6 +88,22 @@ def measure(recipe: Recipe, model: Any, tokenizer: Any, *, name: str) -> list[Me
     return [Measured(name, tuple(results), data)]
 
 
+def check_prompts(recipe: Recipe, model: Any, tokenizer: Any) -> None:
+    """Refuse prompts without room for their answers in the model's context, before training rather than after it.
+
+    Raises:
+        BallastError: naming the task and the row.
+    """
+    from ballast.evaluation.generation import encode_prompts
+
+    for task in (load_task(section) for section in recipe.evaluation.tasks):
+        if task.kind in ("generate", "code"):
+            try:
+                encode_prompts(model, tokenizer, [row["prompt"] for row in task.data], task.max_new_tokens)
+            except BallastError as error:
+                raise BallastError(f"evaluation task {task.name!r}: {error}") from error
+
+
 def load_task(section: TaskSection) -> Task:
     """Return a task with its rows read and checked.
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ballast import records
 from ballast.pipeline import models
-from ballast.pipeline.evaluate import BASE, TRAINED, Measured, measure, table
+from ballast.pipeline.evaluate import BASE, TRAINED, Measured, check_prompts, measure, table
 from ballast.pipeline.prepare import Ready, Say, ready
 from ballast.pipeline.score import score
 from ballast.recipe import ModelSection, Recipe
@@ -33,11 +33,14 @@ def run_train(recipe: Recipe, *, resume: bool = False, say: Say = print) -> dict
     made = ready(recipe, say)
     clock.lap("prepare")
     model = models.load_model(made.model, trainable=True)
+    check_prompts(recipe, model, made.tokenizer)
     clock.lap("load")
     if recipe.reference.cache is not None:
         score(made, model, say)
         clock.lap("score")
-    evals = measure(recipe, model, made.tokenizer, name=BASE) if recipe.evaluation.base and not resume else []
+    evals: list[Measured] = []
+    if recipe.evaluation.tasks and recipe.evaluation.base and not resume:
+        evals = measure(recipe, model.to(made.args.device), made.tokenizer, name=BASE)
     clock.lap("evaluate_base")
     output = Path(str(recipe.output))
     with _no_empty_folder(output):
@@ -50,16 +53,19 @@ def run_train(recipe: Recipe, *, resume: bool = False, say: Say = print) -> dict
     result = trainer.train(resume_from_checkpoint=resume or None)
     clock.lap("train")
     _save(trainer, output)
-    after = _measure_trained(trainer, made, say) if main else []
+    clock.lap("save")
+    if not main:
+        return record
+    finished = {**record, "status": "finished", "finished": _now(), "train": result.metrics, "seconds": clock.laps}
+    records.write_json(output / records.RUN, finished)
+    after = _measure_trained(trainer, made, say)
     clock.lap("evaluate")
-    if main:
-        finished = {"status": "finished", "finished": _now(), "train": result.metrics, "seconds": clock.laps}
+    if after:
         _write_evals(output, after, step=trainer.state.global_step)
-        records.write_json(output / records.RUN, {**record, **finished})
-        if after:
-            say(table([*evals, *after]))
-        say(f"{output}: checkpoint and run record written ({clock.total:.0f} s)")
-    return {**record, "evals": [row.record() for row in (*evals, *after)]}
+        records.write_json(output / records.RUN, finished)
+        say(table([*evals, *after]))
+    say(f"{output}: checkpoint and run record written ({clock.total:.0f} s)")
+    return {**finished, "evals": [entry.record() for entry in (*evals, *after)]}
 
 
 def _trainer(made: Ready, model: Any) -> Any:
