@@ -1,0 +1,165 @@
+"""Every objective on SVAMP from two starts, through the command line; run again to go on where it stopped.
+
+    python run.py REAL_DATA WORK [--seeds 2] [--jobs 1]
+
+REAL_DATA holds ``data/svamp/SVAMP.json``, ``data/tinystories/tinystories_5k.jsonl`` and ``models/stories260K``. Data,
+models and measurements go to WORK; ``results.json`` beside this file is written anew after every step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tables import collect, tables
+
+HERE = Path(__file__).resolve().parent
+RECIPES = HERE / "recipes"
+RESULTS = HERE / "results.json"
+REWEIGHT = "objective={name: reweight, rule: power, alpha: 0.5, signal: reference}"
+CACHED = "reference.cache=cache/{start}"
+OBJECTIVES: dict[str, tuple[str, ...]] = {
+    "sft": ("objective=sft",),
+    "dft": ("objective=dft",),
+    "prift-prob": ("objective=prift-prob", CACHED),
+    "prift-mass": ("objective=prift-mass", CACHED),
+    "eksft": ("objective=eksft", "reference=model"),
+    "reweight": (REWEIGHT, CACHED),
+}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where things are, and how many runs to start at a time."""
+
+    real: Path
+    work: Path
+    jobs: int
+
+    def start(self, name: str) -> str:
+        return str(self.real / "models" / "stories260K") if name == "raw" else "prepared"
+
+    def ballast(self, *words: str, log: str, out: str | None = None) -> None:
+        """Run one `ballast` command in the working folder; its stdout becomes ``out`` when it has succeeded."""
+        logged = self.work / "logs" / f"{log}.log"
+        logged.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "ballast.cli", *words]
+        environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"} | os.environ
+        with logged.open("w") as file:
+            file.write(" ".join(command) + "\n")
+            file.flush()
+            stdout = subprocess.PIPE if out else file
+            done = subprocess.run(command, cwd=self.work, env=environment, stdout=stdout, stderr=file)
+        if done.returncode:
+            raise SystemExit(f"{logged}: failed with exit code {done.returncode}")
+        if out:
+            write(self.work / out, done.stdout.decode())
+
+    def each(self, work: Callable[..., None], items: Iterable[Sequence[Any]]) -> None:
+        with ThreadPoolExecutor(self.jobs) as pool:
+            for future in [pool.submit(work, *item) for item in items]:
+                future.result()
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def finished(folder: Path) -> bool:
+    record = folder / "run.json"
+    return record.is_file() and json.loads(record.read_text(encoding="utf-8"))["status"] == "finished"
+
+
+def prepare_data(bench: Bench) -> None:
+    if not (bench.work / "data" / "report.txt").is_file():
+        source = bench.real / "data" / "svamp" / "SVAMP.json"
+        subprocess.run([sys.executable, HERE / "prepare.py", source, bench.work / "data"], check=True)
+    stories = bench.work / "data" / "tinystories.jsonl"
+    if not stories.exists():
+        stories.symlink_to((bench.real / "data" / "tinystories" / "tinystories_5k.jsonl").resolve())
+
+
+def train(bench: Bench, recipe: str, output: str, *words: str) -> None:
+    """Train unless it is done; a run that was killed starts afresh in its own folder."""
+    folder = bench.work / output
+    if finished(folder):
+        return
+    if folder.exists():
+        folder.rename(folder.with_name(f"{folder.name}.broken-{os.getpid()}"))
+    bench.ballast("train", str(RECIPES / recipe), f"output={output}", *words, log=f"train-{output.replace('/', '-')}")
+
+
+def train_cell(bench: Bench, start: str, objective: str, rate: float, seed: int) -> None:
+    words = [word.format(start=start) if word == CACHED else word for word in OBJECTIVES[objective]]
+    words += [f"model={bench.start(start)}", f"training.learning_rate={rate}", f"seed={seed}"]
+    train(bench, "train.yaml", f"runs/{start}/{objective}-{rate}-{seed}", *words)
+
+
+def measure(bench: Bench, recipe: str, start: str, model: str, name: str) -> None:
+    out = f"evals/{name}.json"
+    if not (bench.work / out).is_file():
+        words = (str(RECIPES / recipe), f"model={bench.start(start)}", "--model", model, "--json")
+        bench.ballast("evaluate", *words, "--items", f"items/{name}", log=f"evaluate-{name.replace('/', '-')}", out=out)
+
+
+def validate(bench: Bench, start: str, rate: float) -> None:
+    train_cell(bench, start, "sft", rate, 0)
+    measure(bench, "validate.yaml", start, f"runs/{start}/sft-{rate}-0", f"validation/{start}-{rate}")
+
+
+def choose_rate(bench: Bench, start: str, rates: Sequence[float]) -> tuple[float, dict[str, float]]:
+    """Return the rate with the best validation accuracy of sft, the smaller one of equals, and all accuracies."""
+    found = {}
+    for rate in rates:
+        record = json.loads((bench.work / f"evals/validation/{start}-{rate}.json").read_text(encoding="utf-8"))
+        found[rate] = record[0]["tasks"][0]["metrics"]["accuracy"]["value"]
+    best = max(sorted(found), key=lambda rate: found[rate])
+    return best, {str(rate): value for rate, value in found.items()}
+
+
+def cell(bench: Bench, start: str, objective: str, rate: float, seed: int) -> None:
+    train_cell(bench, start, objective, rate, seed)
+    name = f"{objective}-{rate}-{seed}"
+    measure(bench, "evaluate.yaml", start, f"runs/{start}/{name}", f"test/{start}/{name}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("real", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.001, 0.003])
+    options = parser.parse_args()
+    bench = Bench(options.real.resolve(), options.work.resolve(), options.jobs)
+    prepare_data(bench)
+    train(bench, "prepared.yaml", "prepared", f"model={bench.start('raw')}")
+    starts = ("raw", "prepared")
+    bench.each(measure, [(bench, "evaluate.yaml", s, bench.start(s), f"test/{s}/base") for s in starts])
+    bench.each(validate, [(bench, s, rate) for rate in options.rates for s in starts])
+    chosen = {s: choose_rate(bench, s, options.rates) for s in starts}
+    print(json.dumps({s: {"rate": rate, "validation": seen} for s, (rate, seen) in chosen.items()}))
+    for s in starts:
+        words = (str(RECIPES / "train.yaml"), f"model={bench.start(s)}", CACHED.format(start=s))
+        bench.ballast("score", *words, log=f"score-{s}")
+    for seed in range(options.seeds):
+        bench.each(cell, [(bench, s, o, chosen[s][0], seed) for s in starts for o in OBJECTIVES])
+        results = collect(bench.work, chosen, list(OBJECTIVES), seed + 1)
+        write(RESULTS, json.dumps(results, indent=1) + "\n")
+    print(tables(results))
+
+
+if __name__ == "__main__":
+    main()
