@@ -211,6 +211,8 @@ CASES = [
     # evaluation
     Case("unknown verifier", "did you mean 'exact'", (task(verifier="exakt"),)),
     Case("verifier not importable", "nowhere", (task(verifier="nowhere:verify"),)),
+    Case("task option of another type", "tasks.0.samples: should be", (task(samples="eight"),)),
+    Case("answers alike", "temperature", (task(samples=4),)),
     Case("task option misspelt", "did you mean 'verifier'", (task(verifyer="exact"),)),
     Case("task data missing", "evaluation.tasks.0", ("evaluation.tasks=[{data: absent.jsonl}]",)),
     Case("rows without an answer", "answer", ("evaluation.tasks=[{data: rows.jsonl, verifier: exact}]",)),

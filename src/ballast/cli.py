@@ -181,7 +181,9 @@ def quickstart(
 ) -> None:
     """Score, fine-tune with five objectives and compare them on the embedded lab: minutes on two cores, no download."""
     from ballast.lab.quickstart import run_quickstart
+    from ballast.pipeline import quiet
 
+    quiet()
     run_quickstart(output=output, seed=seed, say=_console().print)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import get_type_hints
 
-from ballast.errors import BallastError
+from ballast.errors import BallastError, suggest
 from ballast.pipeline import models, settings, sources
-from ballast.recipe import Check, ModelSection, Recipe
+from ballast.recipe import Check, ModelSection, Recipe, TaskSection
 from ballast.recipe_source import Problem
 from ballast.records import RUN
 from ballast.stats import GROUP_FIELDS, PAIR_FIELDS
@@ -132,10 +133,23 @@ def check_tasks(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
         if name in names:
             yield Problem(where, f"a second task named {name!r}; one result would hide the other; give it another name")
         names.add(name)
+        wrong = list(_wrong_options(section))
+        yield from (Problem((*where, key), message) for key, message in wrong)
         try:
-            load_task(section)
+            if not wrong:
+                load_task(section)
         except BallastError as error:
             yield Problem(where, str(error).removeprefix(f"task {name!r}: "))
+
+
+def _wrong_options(section: TaskSection) -> Iterable[tuple[str, str]]:
+    from ballast.evaluation import Task
+
+    hints = get_type_hints(Task) | {"k": int | list[int]}
+    for key, value in (section.model_extra or {}).items():
+        message = settings.wrong_type(value, hints[key]) if key in hints else f"unknown key{suggest(key, tuple(hints))}"
+        if message is not None:
+            yield key, message
 
 
 def check_evaluate(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:

@@ -109,7 +109,7 @@ def _problem(key: str, value: Any) -> str | None:
         return f"would be overridden here; {ELSEWHERE[key]}"
     if key not in hints:
         return f"unknown key{suggest(key, tuple(hints))}"
-    return _wrong_type(key, value, hints[key]) or _out_of_range(key, value)
+    return wrong_type(value, hints[key]) or _out_of_range(key, value)
 
 
 def _out_of_range(key: str, value: Any) -> str | None:
@@ -123,7 +123,8 @@ def _out_of_range(key: str, value: Any) -> str | None:
     return f"must be {'at least' if allowed else 'above'} {smallest:g}; got {value}"
 
 
-def _wrong_type(key: str, value: Any, hint: Any) -> str | None:
+def wrong_type(value: Any, hint: Any) -> str | None:
+    """Return how a value fails a type hint, without conversion; None where it fits or the hint cannot be checked."""
     from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
     choices = _choices(hint)
