@@ -108,6 +108,10 @@ def no_special_tokens() -> None:
     tokenizer.save_pretrained("model")
 
 
+def small_model() -> None:
+    tiny_model(vocab=50).save_pretrained("small")
+
+
 def lacking_weight() -> None:
     from safetensors.torch import load_file, save_file
 
@@ -177,6 +181,7 @@ CASES = [
     Case("KL from a cache", "'kl'", ("objective=eksft", *CACHED)),
     Case("adapter-off without adapter", "adapter", ("reference=adapter-off",)),
     Case("reference model absent", "reference.model", ("reference.model=./absent",)),
+    Case("reference of another vocabulary", "vocabulary", ("reference.model=small",), small_model),
     Case("two references", "contradict", ("reference={use: model, cache: cache}",)),
     Case(
         "packing that cuts cached rows",

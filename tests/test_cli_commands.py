@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from ballast import records
 from ballast.cli import app
+from ballast.errors import BallastError
 from ballast.recipe import load_recipe
 from tiny import char_tokenizer, tiny_model
 
@@ -145,6 +146,17 @@ def test_training_without_a_recipe_file_and_with_lora(workspace):
         "evaluate", "model=model", "--model", "lora", "evaluation.tasks=[{kind: nll, data: lab:forgetting, limit: 2}]"
     )
     assert "perplexity" in done.stdout
+
+
+def test_a_trainer_that_refuses_leaves_no_folder_behind(workspace, monkeypatch):
+    def refuse(made, model):
+        Path("refused").mkdir()
+        raise BallastError("no")
+
+    monkeypatch.setattr("ballast.pipeline.train._trainer", refuse)
+    done = CliRunner().invoke(app, ["train", "recipe.yaml", "output=refused", "evaluation.base=false"])
+    assert (done.exit_code, done.stderr) == (2, "no\n")
+    assert not Path("refused").exists()
 
 
 def test_dry_run_prints_a_recipe_that_loads_and_writes_nothing(workspace, tmp_path):

@@ -214,7 +214,8 @@ _COMMON = (check_model, check_data, check_reference, settings.check_training, ch
 _TRAIN = (check_required("model", "objective", "output"), *_COMMON, check_tasks)
 
 SCORE_CHECKS: tuple[Check, ...] = (check_required("model"), *_COMMON, check_score)
-TRAIN_CHECKS: tuple[Check, ...] = (*_TRAIN, check_output)
+# The output first: in a run of several processes none can have made it before all have met to set up training.
+TRAIN_CHECKS: tuple[Check, ...] = (check_output, *_TRAIN)
 RESUME_CHECKS: tuple[Check, ...] = (*_TRAIN, check_resume)
 TASK_CHECKS: tuple[Check, ...] = (check_evaluate, check_tasks)
 EVALUATE_CHECKS: tuple[Check, ...] = (check_model, *TASK_CHECKS)
