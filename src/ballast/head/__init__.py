@@ -22,6 +22,9 @@ DENSE_LIMIT = 2**22
 CHUNK_LIMIT = 2**25
 """Logits of one chunk (128 MiB in float32), unless the caller says how many rows."""
 
+CPU_CHUNK_LIMIT = 2**23
+"""The same on a CPU (32 MiB): larger ones cost time in page faults, smaller ones starve the projection."""
+
 
 def token_stats(
     hidden: Tensor,
@@ -79,7 +82,8 @@ def token_stats(
         return TokenStats(**dense(hidden, head, targets, fields, frozen, vocab_size))
     if backend != "chunked":
         raise ValueError(f"unknown backend {backend!r}: auto, dense or chunked")
-    rows = max(1, CHUNK_LIMIT // len(head.weight)) if chunk is None else chunk
+    limit = min(CHUNK_LIMIT, CPU_CHUNK_LIMIT) if hidden.device.type == "cpu" else CHUNK_LIMIT
+    rows = max(1, limit // len(head.weight)) if chunk is None else chunk
     if rows < 1:
         raise ValueError(f"chunk must be at least 1 row, got {rows}")
     return TokenStats(**chunked(hidden, head, targets, fields, frozen, vocab_size, rows))

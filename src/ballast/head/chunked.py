@@ -78,12 +78,13 @@ class _Statistics(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         head = LMHead(weight, bias, softcap, scale)
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        values = {name: hidden.new_empty(len(hidden), dtype=dtype) for name in plan.fields}
+        values = {name: hidden.new_empty(len(hidden), dtype=dtype) for name in (*plan.fields, "top", "normaliser")}
         for part in _chunks(len(hidden), plan):
             tile = _forward_chunk(head, hidden[part], targets[part], None if ref is None else ref[part], plan)
             for name, value in values.items():
                 value[part] = tile[name]
-        ctx.save_for_backward(hidden, weight, bias, targets, ref, values.get("entropy"), values.get("kl"))
+        kept = (values.get("entropy"), values.get("kl"), values["top"], values["normaliser"])
+        ctx.save_for_backward(hidden, weight, bias, targets, ref, *kept)
         ctx.plan, ctx.softcap, ctx.scale = plan, softcap, scale
         ctx.mark_non_differentiable(*(values[name] for name in plan.fields if name not in DIFFERENTIABLE_FIELDS))
         ctx.set_materialize_grads(False)
@@ -92,11 +93,11 @@ class _Statistics(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, ref, entropy, kl = ctx.saved_tensors
+        hidden, weight, bias, targets, ref, entropy, kl, top, normaliser = ctx.saved_tensors
         plan: _Plan = ctx.plan
         head = LMHead(weight, bias, ctx.softcap, ctx.scale)
         incoming = {name: grad for name, grad in zip(plan.fields, grads, strict=True) if grad is not None}
-        known = incoming | {"H": entropy, "KL": kl}
+        known = incoming | {"H": entropy, "KL": kl, "top": top, "normaliser": normaliser}
         # Chunks are summed in float32: a sum of chunks in bfloat16 loses the small ones.
         sums = torch.promote_types(weight.dtype, torch.float32)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
@@ -150,25 +151,37 @@ def _forward_chunk(head: LMHead, hidden: Tensor, targets: Tensor, ref: Tensor | 
 def _marginal(
     head: LMHead, hidden: Tensor, targets: Tensor, plan: _Plan, prefix: str, wants_kl: bool
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Return the statistics of one distribution, ``[C]`` each, and its log-probabilities ``[C, V]``."""
+    """Return the statistics of one distribution and its normaliser, ``[C]`` each, and log-probabilities ``[C, V]``.
+
+    The log-probabilities are there where a KL wants them. Each line is a pass over ``[C, V]``, which is most of the
+    time on a CPU; a product with a mask of bool costs there several of floats, so masks are floats.
+    """
     logits_CV = plan.logits(head, hidden)
     at_target_C1 = logits_CV.gather(1, targets[:, None])
-    normaliser_C1 = logits_CV.logsumexp(-1, keepdim=True)
-    own_C = (at_target_C1 - normaliser_C1).squeeze(1)
-    values = {f"{prefix}logprob": own_C}
-    if plan.wants(f"{prefix}mass", f"{prefix}tied"):
-        # Ties are judged on the logits as computed: subtracting the normaliser can make two of them equal.
-        p_CV = (logits_CV - normaliser_C1).exp_()
-        tied_C = (p_CV * (logits_CV == at_target_C1)).sum(-1) - own_C.exp()
-        less_C = p_CV.mul_(logits_CV < at_target_C1).sum(-1)
-        # Nothing is likelier than an arg-max, whose mass and ties are all there is, free of rounding.
-        top_C = at_target_C1.squeeze(1) >= logits_CV.amax(-1)
+    top_C1 = logits_CV.amax(-1, keepdim=True)
+    wants_mass, wants_entropy = plan.wants(f"{prefix}mass", f"{prefix}tied"), plan.wants(f"{prefix}entropy")
+    if wants_mass:
+        # Ties are judged on the logits as computed: subtracting the maximum can make two of them equal.
+        less_CV = torch.lt(logits_CV, at_target_C1, out=torch.empty_like(logits_CV))
+        ties_C = torch.eq(logits_CV, at_target_C1, out=torch.empty_like(logits_CV)).sum(-1) - 1
+    logits_CV.sub_(top_C1)
+    p_CV = logits_CV.exp() if wants_entropy or wants_kl else logits_CV.exp_()
+    total_C = p_CV.sum(-1)
+    normaliser_C = total_C.log()
+    own_C = (at_target_C1 - top_C1).squeeze(1) - normaliser_C
+    values = {f"{prefix}logprob": own_C, f"{prefix}top": top_C1.squeeze(1), f"{prefix}normaliser": normaliser_C}
+    if wants_mass:
+        tied_C = ties_C * own_C.exp()
+        less_C = less_CV.mul_(p_CV).sum(-1) / total_C
         values[f"{prefix}tied"] = tied_C
-        values[f"{prefix}mass"] = torch.where(top_C, 1 - tied_C, less_C + own_C.exp())
-    if wants_kl or plan.wants(f"{prefix}entropy"):
-        logits_CV.sub_(normaliser_C1).clamp_(min=SMALLEST_LOG)
-    if plan.wants(f"{prefix}entropy"):
-        values[f"{prefix}entropy"] = -logits_CV.exp().mul_(logits_CV).sum(-1)
+        # Nothing is likelier than an arg-max, whose mass and ties are all there is, free of rounding.
+        values[f"{prefix}mass"] = torch.where((at_target_C1 >= top_C1).squeeze(1), 1 - tied_C, less_C + own_C.exp())
+    if wants_entropy or wants_kl:
+        logits_CV.clamp_(min=SMALLEST_LOG)
+    if wants_entropy:
+        values[f"{prefix}entropy"] = normaliser_C - p_CV.mul_(logits_CV).sum(-1) / total_C
+    if wants_kl:
+        logits_CV.sub_(normaliser_C[:, None])
     return values, logits_CV
 
 
@@ -182,32 +195,49 @@ def _common(logp_CV: Tensor, plan: _Plan) -> Tensor:
 def _backward_chunk(
     head: LMHead, hidden: Tensor, targets: Tensor, ref: Tensor | None, plan: _Plan, known: dict[str, Tensor]
 ) -> Tensor:
-    """Return the gradient of the projection ``h Wᵀ + b``, ``[C, V]``; `known` has incoming gradients, H and KL."""
+    """Return the gradient of the projection ``h Wᵀ + b``, ``[C, V]``.
+
+    `known` has the incoming gradients, and H, KL, the largest logit and the normaliser as the forward found them.
+    """
     logits_CV = plan.logits(head, hidden)
     slope_CV = None if head.softcap is None else 1 - (logits_CV / head.softcap).square_()
-    logp_CV = logits_CV.sub_(logits_CV.logsumexp(-1, keepdim=True)).clamp_(min=SMALLEST_LOG)
-    grad_CV = torch.zeros_like(logp_CV)
-    if "logprob" in known:
-        grad_CV -= known["logprob"][:, None]
-    if "entropy" in known:
-        grad_CV -= known["entropy"][:, None] * (logp_CV + known["H"][:, None])
-    grad_CV *= logp_CV.exp()
+    # In two steps, as in the forward: the sum of both would be rounded at the size of the logits.
+    logp_CV = logits_CV.sub_(known["top"][:, None]).sub_(known["normaliser"][:, None])
+    if {"entropy", "kl", "kl_forward"} & known.keys():
+        logp_CV.clamp_(min=SMALLEST_LOG)
+    extra_CV = None
+    if ref is not None and plan.ref_head is not None and {"kl", "kl_forward"} & known.keys():
+        extra_CV = _kl_gradient(logp_CV, ref, plan.ref_head, plan, known)
+    grad_CV = _marginal_gradient(logp_CV, known)
     if "logprob" in known:
         grad_CV.scatter_add_(1, targets[:, None], known["logprob"][:, None])
-    if ref is not None and plan.ref_head is not None and ("kl" in known or "kl_forward" in known):
-        grad_CV[:, : plan.vocab_size] += _kl_gradient(logp_CV, ref, plan.ref_head, plan, known)
+    if extra_CV is not None:
+        grad_CV[:, : plan.vocab_size].add_(extra_CV)
     if slope_CV is not None:
         grad_CV *= slope_CV
     return grad_CV if head.scale == 1.0 else grad_CV.mul_(head.scale)
 
 
+def _marginal_gradient(logp_CV: Tensor, known: dict[str, Tensor]) -> Tensor:
+    """Return ``−p·(a + b·(log p + H))``, overwriting the log-probabilities."""
+    zero_C = torch.zeros_like(known["normaliser"])
+    factor_C1 = -known.get("logprob", zero_C)[:, None]
+    if "entropy" not in known:
+        return logp_CV.exp_().mul_(factor_C1)
+    p_CV, entropy_grad_C1 = logp_CV.exp(), known["entropy"][:, None]
+    return logp_CV.add_(known["H"][:, None]).mul_(-entropy_grad_C1).add_(factor_C1).mul_(p_CV)
+
+
 def _kl_gradient(logp_CV: Tensor, ref: Tensor, ref_head: LMHead, plan: _Plan, known: dict[str, Tensor]) -> Tensor:
+    """Return ``c·p·(log p − log q − KL) + d·(p − q)`` over the tokens that both vocabularies have."""
     logp_CV = _common(logp_CV, plan)
     logq_CV = _common(plan.logits(ref_head, ref).log_softmax(-1).clamp_(min=SMALLEST_LOG), plan)
     p_CV = logp_CV.exp()
-    grad_CV = torch.zeros_like(p_CV)
-    if "kl" in known:
-        grad_CV += known["kl"][:, None] * p_CV * (logp_CV - logq_CV - known["KL"][:, None])
-    if "kl_forward" in known:
-        grad_CV += known["kl_forward"][:, None] * (p_CV - logq_CV.exp())
-    return grad_CV
+    pulled_CV = p_CV.sub(logq_CV.exp()).mul_(known["kl_forward"][:, None]) if "kl_forward" in known else None
+    if "kl" not in known:
+        assert pulled_CV is not None
+        return pulled_CV
+    # The difference first: where p = q the gradient is 0 exactly.
+    grad_CV = torch.sub(logp_CV, logq_CV, out=logq_CV).sub_(known["KL"][:, None]).mul_(p_CV)
+    grad_CV.mul_(known["kl"][:, None])
+    return grad_CV if pulled_CV is None else grad_CV.add_(pulled_CV)
