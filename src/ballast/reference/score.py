@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 COLUMNS = ("input_ids", "labels", "digest")
 IGNORED = -100
 
-CPU_CHUNK_LOGITS = 2**21
-"""Logits of one chunk on a CPU (8 MiB in float32): more cost time in page faults, fewer starve the projection."""
+CPU_CHUNK_LOGITS = 2**22
+"""Logits of one chunk on a CPU (16 MiB in float32): more cost time in page faults, fewer starve the projection."""
 
 
 @dataclass(frozen=True)
