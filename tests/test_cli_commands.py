@@ -213,3 +213,12 @@ def test_an_interrupt_exits_with_130(monkeypatch):
     done = CliRunner().invoke(app, ["objectives"])
     assert done.exit_code == 130
     assert done.stderr == "interrupted\n"
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted((Path(__file__).parent.parent / "recipes").glob("lab-*.yaml")), ids=lambda path: path.stem
+)
+def test_lab_recipes_pass_every_check(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run("train", str(recipe), "--dry-run")
+    assert not list(tmp_path.iterdir())

@@ -80,11 +80,13 @@ def _prepared(rows: Dataset, tokenizer: Any, options: PrepareOptions, name: str,
 def quiet() -> None:
     """Leave stderr to what is wrong: no notices of the libraries below, and no progress bars off a terminal."""
     import sys
+    import warnings
 
     import datasets
     import huggingface_hub
     import transformers
 
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\.")
     transformers.utils.logging.set_verbosity_error()
     # Each failed attempt to reach the hub is a warning; the failure itself is what the user is told.
     huggingface_hub.utils.logging.set_verbosity_error()
