@@ -24,6 +24,7 @@ from tables import collect, tables
 HERE = Path(__file__).resolve().parent
 RECIPES = HERE / "recipes"
 RESULTS = HERE / "results.json"
+STARTS = ("raw", "prepared")
 REWEIGHT = "objective={name: reweight, rule: power, alpha: 0.5, signal: reference}"
 CACHED = "reference.cache=cache/{start}"
 OBJECTIVES: dict[str, tuple[str, ...]] = {
@@ -135,18 +136,29 @@ def cell(bench: Bench, start: str, objective: str, rate: float, seed: int) -> No
     measure(bench, "evaluate.yaml", start, f"runs/{start}/{name}", f"test/{start}/{name}")
 
 
+def record(bench: Bench, chosen: dict[str, Any], seeds: int) -> dict[str, Any]:
+    """Return the results so far: these starts anew, others as they were recorded."""
+    before = json.loads(RESULTS.read_text(encoding="utf-8"))["starts"] if RESULTS.is_file() else {}
+    found = collect(bench.work, chosen, list(OBJECTIVES), seeds)
+    known = {**before, **found["starts"]}
+    return {**found, "starts": {start: known[start] for start in STARTS if start in known}}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("real", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS))
     parser.add_argument("--rates", type=float, nargs="+", default=[0.001, 0.003])
     options = parser.parse_args()
     bench = Bench(options.real.resolve(), options.work.resolve(), options.jobs)
     prepare_data(bench)
-    train(bench, "prepared.yaml", "prepared", f"model={bench.start('raw')}")
-    starts = ("raw", "prepared")
+    starts = options.starts
+    if "prepared" in starts:
+        train(bench, "prepared.yaml", "prepared", f"model={bench.start('raw')}")
+    bench.each(measure, [(bench, "validate.yaml", s, bench.start(s), f"validation/{s}-base") for s in starts])
     bench.each(measure, [(bench, "evaluate.yaml", s, bench.start(s), f"test/{s}/base") for s in starts])
     bench.each(validate, [(bench, s, rate) for rate in options.rates for s in starts])
     chosen = {s: choose_rate(bench, s, options.rates) for s in starts}
@@ -156,9 +168,8 @@ def main() -> None:
         bench.ballast("score", *words, log=f"score-{s}")
     for seed in range(options.seeds):
         bench.each(cell, [(bench, s, o, chosen[s][0], seed) for s in starts for o in OBJECTIVES])
-        results = collect(bench.work, chosen, list(OBJECTIVES), seed + 1)
-        write(RESULTS, json.dumps(results, indent=1) + "\n")
-    print(tables(results))
+        write(RESULTS, json.dumps(record(bench, chosen, seed + 1), indent=1) + "\n")
+    print(tables(json.loads(RESULTS.read_text(encoding="utf-8"))))
 
 
 if __name__ == "__main__":

@@ -30,8 +30,16 @@ def collect(work: Path, chosen: Mapping[str, Any], objectives: Sequence[str], se
         folders = {BASE: ["base"]} | {name: [f"{name}-{rate}-{seed}" for seed in range(seeds)] for name in objectives}
         read = {name: [_read(work, f"test/{start}/{run}") for run in runs] for name, runs in folders.items()}
         rows = {name: _summary(runs, read["sft"], weights) for name, runs in read.items()}
-        starts[start] = {"learning_rate": rate, "validation_accuracy_of_sft": validation, "rows": rows}
-    return {"test_rows": len(stories), "test_stories": len(set(stories)), "seeds": seeds, "starts": starts}
+        starts[start] = {
+            "seeds": seeds,
+            "learning_rate": rate,
+            "validation_accuracy": _record(work, f"validation/{start}-base")["tasks"][0]["metrics"]["accuracy"][
+                "value"
+            ],
+            "validation_accuracy_of_sft": validation,
+            "rows": rows,
+        }
+    return {"test_rows": len(stories), "test_stories": len(set(stories)), "starts": starts}
 
 
 def _draws(stories: Sequence[int]) -> np.ndarray:
@@ -43,8 +51,12 @@ def _draws(stories: Sequence[int]) -> np.ndarray:
     return weights / weights.sum(1, keepdims=True)
 
 
+def _record(work: Path, name: str) -> dict[str, Any]:
+    return json.loads((work / "evals" / f"{name}.json").read_text(encoding="utf-8"))[0]
+
+
 def _read(work: Path, name: str) -> dict[str, Any]:
-    record = json.loads((work / "evals" / f"{name}.json").read_text(encoding="utf-8"))[0]
+    record = _record(work, name)
     metrics = {task["name"]: {key: one["value"] for key, one in task["metrics"].items()} for task in record["tasks"]}
     scores = {}
     for task in ("greedy", "sampled"):
@@ -92,9 +104,10 @@ def tables(results: Mapping[str, Any]) -> str:
     """Return a Markdown table per start."""
     parts = []
     for start, found in results["starts"].items():
-        seen = ", ".join(f"{rate}: {100 * value:.1f} %" for rate, value in found["validation_accuracy_of_sft"].items())
+        seen = ", ".join(f"{rate} {100 * value:.1f} %" for rate, value in found["validation_accuracy_of_sft"].items())
         lines = [
-            f"**From the {start} start**; learning rate {found['learning_rate']} (sft on validation: {seen})",
+            f"**From the {start} start**: {found['seeds']} seeds, rate {found['learning_rate']}; on validation "
+            f"the start has {100 * found['validation_accuracy']:.1f} %, sft by learning rate {seen}.",
             "",
             "| objective | accuracy, % | minus sft | mean@8, % | pass@8, % | entropy | KL to start | stories, bits |",
             "|---|---|---|---|---|---|---|---|",
