@@ -139,8 +139,10 @@ def test_resume_goes_on_from_the_checkpoint(workspace):
 def test_training_without_a_recipe_file_and_with_lora(workspace):
     folder, _ = workspace
     settings = "model=model model.lora.r=2 objective=eksft data.train=rows.jsonl output=lora training.max_steps=1"
+    settings += " training.save_strategy=no"
     run("train", *settings.split())
     assert (folder / "lora" / "adapter_config.json").is_file()
+    assert "eksft" in (folder / "lora" / "README.md").read_text()
     assert not (folder / "lora" / "model.safetensors").exists()
     done = run(
         "evaluate", "model=model", "--model", "lora", "evaluation.tasks=[{kind: nll, data: lab:forgetting, limit: 2}]"

@@ -129,9 +129,10 @@ def load_task(section: TaskSection) -> Task:
 def table(measured: Sequence[Measured]) -> Any:
     """Return a rich table: a row per task and metric, a column per model, each value with its interval."""
     from rich.box import SIMPLE
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    view = Table("task", "metric", "n", *(entry.name for entry in measured), box=SIMPLE, pad_edge=False)
+    names = (Column(name, no_wrap=True) for name in ("task", "metric", "n"))
+    view = Table(*names, *(entry.name for entry in measured), box=SIMPLE, pad_edge=False)
     columns = [{(r.name, metric): e for r in entry.results for metric, e in r.metrics.items()} for entry in measured]
     for task, metric in dict.fromkeys(key for column in columns for key in column):
         cells = [column.get((task, metric)) for column in columns]
