@@ -4,13 +4,13 @@ Prints the largest difference between the gradients of a model sharded by FSDP2 
 """
 
 import torch
-from tiny import tiny_model
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from ballast.head import token_stats
 from ballast.training.compat import add_statistics
+from tiny import tiny_model
 
 
 def backward(model, ids):
