@@ -160,9 +160,9 @@ def _save(trainer: Any, output: Path) -> None:
     for file in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
         os.replace(file, output / file.name)
     shutil.rmtree(temporary)
-    if not (output / "README.md").exists():
-        # The trainer writes a card with each checkpoint, and there need not be one.
-        trainer.create_model_card(model_name=output.name)
+    # PEFT leaves a card of its own, and the trainer writes one with checkpoints only.
+    (output / "README.md").unlink(missing_ok=True)
+    trainer.create_model_card(model_name=output.name)
 
 
 @contextmanager
