@@ -85,8 +85,8 @@ def test_the_kl_over_part_of_the_vocabulary_is_that_of_heads_cut_to_it():
     torch.testing.assert_close(padded.kl_forward, expected.kl_forward)
 
 
-def test_equal_with_equal_logits_and_float32_values():
-    states, head, targets, reference = inputs(40, vocab=11, dtype=torch.float32, bias=True)
+def test_equal_with_equal_logits():
+    states, head, targets, reference = inputs(40, vocab=11, bias=True)
     with torch.no_grad():
         # Halves multiply exactly, so equal head rows tie in a product of any shape.
         for tensor in (states, head.weight, head.bias):
@@ -94,8 +94,7 @@ def test_equal_with_equal_logits_and_float32_values():
         head.weight[1::2] = head.weight[:-1:2]
         head.bias[1::2] = head.bias[:-1:2]
     assert (token_stats(states, head, targets, fields=("tied",)).tied > 0).float().mean() > 0.8
-    # The gradients are sums of up to 40 terms, each weighed by up to 157.
-    _assert_same((states, head, targets, reference), FIELDS, 7, {"rtol": 1e-4, "atol": 1e-3})
+    _assert_same((states, head, targets, reference), FIELDS, 7)
 
 
 @pytest.mark.parametrize("backend", ["dense", "chunked"])
