@@ -15,7 +15,7 @@ from ballast import records
 from ballast.cli import app
 from ballast.errors import BallastError
 from ballast.recipe import load_recipe
-from tiny import char_tokenizer, tiny_model
+from tiny import CHAT_TEMPLATE, char_tokenizer, tiny_model
 
 RECIPE = """\
 model: model
@@ -148,6 +148,25 @@ def test_training_without_a_recipe_file_and_with_lora(workspace):
         "evaluate", "model=model", "--model", "lora", "evaluation.tasks=[{kind: nll, data: lab:forgetting, limit: 2}]"
     )
     assert "perplexity" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "setting", ["assistant_only_loss=true", "packing=true", "completion_only_loss=false", "padding_free=false"]
+)
+def test_chat_rows_train_with_the_labels_that_were_prepared(workspace, setting):
+    folder, _ = workspace
+    tokenizer = char_tokenizer(chat_template=CHAT_TEMPLATE)
+    tokenizer.save_pretrained("chat-model")
+    tiny_model().save_pretrained("chat-model")
+    turns = [[{"role": "user", "content": f"{i}+1="}, {"role": "assistant", "content": str(i + 1)}] for i in range(8)]
+    Path("chat.jsonl").write_text("".join(json.dumps({"messages": turn}) + "\n" for turn in turns))
+    output = f"chat-{setting}"
+    settings = f"model=chat-model data.train=chat.jsonl objective=prift-prob output={output} training.max_steps=1"
+    run("train", *settings.split(), f"training.{setting}", "training.max_length=64", "training.logging_steps=1")
+    report = json.loads((folder / output / "run.json").read_text())["data"]["train"]
+    # Without assistant masks every token but each row's first is trained; with them the digit and the end.
+    assert report["trained_tokens"] == (16 if setting.startswith("assistant") else report["tokens"] - 8)
+    assert (folder / output / "model.safetensors").is_file()
 
 
 def test_a_trainer_that_refuses_leaves_no_folder_behind(workspace, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ballast import records
+from ballast.errors import BallastError
 from ballast.pipeline import models
 from ballast.pipeline.evaluate import BASE, TRAINED, Measured, check_prompts, measure, table
 from ballast.pipeline.prepare import Ready, Say, ready
@@ -71,16 +73,25 @@ def run_train(recipe: Recipe, *, resume: bool = False, say: Say = print) -> dict
 def _trainer(made: Ready, model: Any) -> Any:
     from ballast.training import Trainer
 
-    return Trainer(
-        model,
-        args=made.args,
-        train_dataset=made.train.dataset,
-        eval_dataset=None if made.eval is None else made.eval.dataset,
-        processing_class=made.tokenizer,
-        peft_config=models.lora_config(made.model),
-        reference=_reference(made),
-        callbacks=[_metrics_writer(Path(made.args.output_dir) / records.METRICS)],
-    )
+    # The rows carry their labels, and TRL refuses the option for rows that are tokens already.
+    args = copy.copy(made.args)
+    args.assistant_only_loss = False
+    try:
+        return Trainer(
+            model,
+            args=args,
+            train_dataset=made.train.dataset,
+            eval_dataset=None if made.eval is None else made.eval.dataset,
+            processing_class=made.tokenizer,
+            peft_config=models.lora_config(made.model),
+            reference=_reference(made),
+            callbacks=[_metrics_writer(Path(args.output_dir) / records.METRICS)],
+        )
+    except BallastError:
+        raise
+    except ValueError as error:
+        # TRL and transformers refuse settings that do not go together; nothing has been trained.
+        raise BallastError(f"training: {' '.join(str(error).split())}") from error
 
 
 def _metrics_writer(path: Path) -> Any:
