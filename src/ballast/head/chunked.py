@@ -19,6 +19,9 @@ from ballast.stats import DIFFERENTIABLE_FIELDS
 if TYPE_CHECKING:
     from torch import Tensor
 
+CPU_BLOCK_LOGITS = 2**19
+"""Logits (2 MiB in float32) that passes go over together on a CPU."""
+
 SMALLEST_LOG = -1e30
 """Stands for log 0, so that 0·log 0 is 0 and not nan."""
 
@@ -153,10 +156,21 @@ def _marginal(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return the statistics of one distribution and its normaliser, ``[C]`` each, and log-probabilities ``[C, V]``.
 
-    The log-probabilities are there where a KL wants them. Each line is a pass over ``[C, V]``, which is most of the
-    time on a CPU; a product with a mask of bool costs there several of floats, so masks are floats.
+    The log-probabilities are there where a KL wants them. The product wants many rows at once, to read the weight
+    rarely; the passes over its result want few on a CPU, to stay in the cache.
     """
     logits_CV = plan.logits(head, hidden)
+    rows = len(logits_CV) if logits_CV.device.type != "cpu" else max(1, CPU_BLOCK_LOGITS // logits_CV.shape[1])
+    blocks = zip(logits_CV.split(rows), targets.split(rows), strict=True)  # type: ignore[no-untyped-call]
+    parts = [_row_statistics(logits_BV, targets_B, plan, prefix, wants_kl) for logits_BV, targets_B in blocks]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, logits_CV
+
+
+def _row_statistics(logits_CV: Tensor, targets: Tensor, plan: _Plan, prefix: str, wants_kl: bool) -> dict[str, Tensor]:
+    """Return the statistics of these rows, ``[C]`` each, and leave log-probabilities in place of logits for a KL.
+
+    Each line is a pass over ``[C, V]``; a product with a mask of bool costs several of floats, so masks are floats.
+    """
     at_target_C1 = logits_CV.gather(1, targets[:, None])
     top_C1 = logits_CV.amax(-1, keepdim=True)
     wants_mass, wants_entropy = plan.wants(f"{prefix}mass", f"{prefix}tied"), plan.wants(f"{prefix}entropy")
@@ -182,7 +196,7 @@ def _marginal(
         values[f"{prefix}entropy"] = normaliser_C - p_CV.mul_(logits_CV).sum(-1) / total_C
     if wants_kl:
         logits_CV.sub_(normaliser_C[:, None])
-    return values, logits_CV
+    return values
 
 
 def _common(logp_CV: Tensor, plan: _Plan) -> Tensor:
