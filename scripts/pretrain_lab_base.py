@@ -1,6 +1,6 @@
 """Pretrain the lab's tiny base model from nothing and write it to src/ballast/lab/base.
 
-    python scripts/pretrain_lab_base.py --steps 3000 --log docs/lab_base_log.json
+    python scripts/pretrain_lab_base.py --log docs/lab_base_log.json
 
 The same seed gives the same text; weights agree up to the rounding of the machine's matrix products.
 """
@@ -22,7 +22,9 @@ from ballast.lab.arithmetic import STYLES, draw_text, held_out
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 CHARACTERS = string.digits + "+-=?;#. " + string.ascii_lowercase
-LENGTH_WEIGHTS = {2: 0.25, 3: 0.35, 4: 0.35, 5: 0.05}
+LENGTHS = {2: 0.25, 3: 0.35, 4: 0.35, 5: 0.05}
+# The terms of a problem are random: their loss cannot fall below chance and mostly adds noise to the gradient.
+PROMPT_WEIGHT = 0.1
 CONTEXT = 256
 
 
@@ -67,14 +69,14 @@ def fresh_model(tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int, he
     return model
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, rng: Random, rows: int, parts: int) -> Iterator[list[torch.Tensor]]:
-    """Yield one step's rows as ``parts`` padded id matrices [rows/parts, T], sorted by length to save padding."""
-    exclude = held_out()
-    while True:
-        texts = [draw_text(rng, list(STYLES), LENGTH_WEIGHTS, exclude) + EOS for _ in range(rows)]
+def batches(tokenizer: PreTrainedTokenizerFast, options: argparse.Namespace) -> Iterator[list[torch.Tensor]]:
+    """Yield each step's rows as ``parts`` padded id matrices [rows/parts, T], sorted by length to save padding."""
+    rng, exclude = Random(f"pretraining {options.seed}"), held_out()
+    for _ in range(options.steps):
+        texts = [draw_text(rng, list(STYLES), LENGTHS, exclude) + EOS for _ in range(options.rows)]
         ids = sorted(tokenizer(texts)["input_ids"], key=len)
-        size = math.ceil(rows / parts)
-        yield [_pad(ids[start : start + size], tokenizer.pad_token_id) for start in range(0, rows, size)]
+        size = math.ceil(options.rows / options.parts)
+        yield [_pad(ids[start : start + size], tokenizer.pad_token_id) for start in range(0, options.rows, size)]
 
 
 def _pad(ids: list[list[int]], pad: int) -> torch.Tensor:
@@ -82,19 +84,26 @@ def _pad(ids: list[list[int]], pad: int) -> torch.Tensor:
     return torch.tensor([row + [pad] * (width - len(row)) for row in ids])
 
 
-def summed_loss(model: LlamaForCausalLM, ids_BT: torch.Tensor, pad: int) -> torch.Tensor:
-    """Sum of the next-token losses (nats) of the whole rows; padding, which stands on the right, counts nothing."""
+def token_weights(ids_BT: torch.Tensor, pad: int, mark: int) -> torch.Tensor:
+    """Weights of the targets [B, T-1]: `PROMPT_WEIGHT` up to the question mark, 1 after it, 0 on padding."""
+    targets_BT = ids_BT[:, 1:]
+    is_mark_BT = targets_BT == mark
+    in_prompt_BT = is_mark_BT.cumsum(1) - is_mark_BT.long() == 0
+    return torch.where(in_prompt_BT, PROMPT_WEIGHT, 1.0) * (targets_BT != pad)
+
+
+def summed_loss(model: LlamaForCausalLM, ids_BT: torch.Tensor, weights_BT: torch.Tensor) -> torch.Tensor:
+    """Weighted sum of the next-token losses in nats; padding stands on the right, so that causality alone masks it."""
     logits_BTV = model(input_ids=ids_BT[:, :-1], use_cache=False).logits.float()
-    return torch.nn.functional.cross_entropy(
-        logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten(), ignore_index=pad, reduction="sum"
-    )
+    loss = torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten(), reduction="none")
+    return (loss * weights_BT.flatten()).sum()
 
 
 def rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over 100 steps, then cosine to 2 % of the peak."""
-    if step < 100:
-        return peak * (step + 1) / 100
-    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - 100) / max(1, steps - 100))))
+    """Linear warm-up over 150 steps, then cosine to 2 % of the peak."""
+    if step < 150:
+        return peak * (step + 1) / 150
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - 150) / max(1, steps - 150))))
 
 
 def pretrain(options: argparse.Namespace) -> None:
@@ -108,17 +117,17 @@ def pretrain(options: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(
         [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], lr=0.0, betas=(0.9, 0.98)
     )
-    stream = batches(tokenizer, Random(f"pretraining {options.seed}"), options.rows, options.parts)
+    pad, mark = tokenizer.pad_token_id, tokenizer.convert_tokens_to_ids("?")
     curve: list[dict] = []
-    started, window, counted = time.monotonic(), 0.0, 0
-    for step in range(options.steps):
-        parts = next(stream)
-        tokens = sum(int((part[:, 1:] != tokenizer.pad_token_id).sum()) for part in parts)
-        for part in parts:
-            loss = summed_loss(model, part, tokenizer.pad_token_id)
-            (loss / tokens).backward()
+    started, window, counted = time.monotonic(), 0.0, 0.0
+    for step, parts in enumerate(batches(tokenizer, options)):
+        weights = [token_weights(part, pad, mark) for part in parts]
+        total = sum(part.sum().item() for part in weights)
+        for part, weights_BT in zip(parts, weights, strict=True):
+            loss = summed_loss(model, part, weights_BT)
+            (loss / total).backward()
             window += loss.item()
-        counted += tokens
+        counted += total
         for group in optimizer.param_groups:
             group["lr"] = rate(step, options.steps, options.lr)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -128,7 +137,7 @@ def pretrain(options: argparse.Namespace) -> None:
             point = {"step": step + 1, "loss": round(window / counted, 4), "seconds": round(time.monotonic() - started)}
             curve.append(point)
             print(json.dumps(point), flush=True)
-            window, counted = 0.0, 0
+            window, counted = 0.0, 0.0
         if options.save_every and (step + 1) % options.save_every == 0:
             save(model, tokenizer, options.out)
     save(model, tokenizer, options.out)
@@ -147,16 +156,16 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
 
 
 def write_log(options: argparse.Namespace, model: LlamaForCausalLM, curve: list[dict]) -> None:
-    """Write settings, size and loss curve (mean nats per token over the last 100 steps) as JSON."""
+    """Write settings, size and loss curve (weighted mean nats per token over 100 steps) as JSON."""
     settings = {key: value for key, value in vars(options).items() if key not in ("out", "log", "save_every")}
     log = {
-        "settings": settings | {"length_weights": LENGTH_WEIGHTS, "styles": list(STYLES)},
+        "settings": settings | {"lengths": LENGTHS, "prompt_weight": PROMPT_WEIGHT, "styles": list(STYLES)},
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "torch": torch.__version__,
-        "curve": curve,
     }
-    lines = json.dumps(log, indent=1).replace("\n   ", " ").replace("\n  }", " }")
-    options.log.write_text(lines + "\n")
+    points = ",\n  ".join(json.dumps(point) for point in curve)
+    head = json.dumps(log, indent=1).removesuffix("\n}")
+    options.log.write_text(f'{head},\n "curve": [\n  {points}\n ]\n}}\n')
 
 
 def main() -> None:
@@ -165,7 +174,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("src/ballast/lab/base"))
     parser.add_argument("--log", type=Path, default=Path("docs/lab_base_log.json"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--rows", type=int, default=64, help="rows of one step")
     parser.add_argument("--parts", type=int, default=2, help="forward passes of one step, rows sorted by length")
     parser.add_argument("--lr", type=float, default=1.5e-3)

@@ -13,7 +13,7 @@ from ballast.errors import BallastError
 from ballast.lab import arithmetic
 from ballast.lab.arithmetic import Chain
 
-GOLDEN_PROMPTS = ["41+82-61-51=?", "9+36+67+8=?", "97+61-19=?"]
+GOLDEN_PROMPTS = ["11-8+9-3=?", "3+9+17+2=?", "16-5+20=?"]
 
 
 def wrong_steps(completion: str) -> list[int]:
@@ -109,7 +109,7 @@ def test_problems_follow_the_seed_and_differ_by_text():
     assert len({row["prompt"] for row in rows}) == 400
     assert {row["terms"] for row in rows} == {2, 3}
     terms = [int(term) for row in rows for term in re.findall(r"\d+", row["prompt"])]
-    assert (min(terms), max(terms)) == (1, 99)
+    assert (min(terms), max(terms)) == (1, 20)
 
 
 def test_problems_are_the_same_on_every_machine():
@@ -233,7 +233,7 @@ def test_pretraining_text_avoids_the_excluded_prompts():
         (lambda: lab.problems(0, 5, terms=10), "terms=10"),
         (lambda: lab.problems(0, 5, terms=()), r"terms=\(\)"),
         (lambda: lab.problems(0, 5, terms=("3",)), "terms="),
-        (lambda: lab.problems(0, 50_000, terms=2), "would repeat"),
+        (lambda: lab.problems(0, 5_000, terms=2), "would repeat"),
         (lambda: lab.demonstrations(0, 5, noise=1.5), "noise=1.5"),
         (lambda: lab.demonstrations(0, 5, off_style=-0.1), "off_style=-0.1"),
         (lambda: lab.demonstrations(0, 5, noise=0.9, off_style=0.2), "at most 1"),

@@ -22,7 +22,7 @@ from random import Random
 
 from ballast.errors import BallastError, suggest
 
-LARGEST_TERM = 99
+LARGEST_TERM = 20
 NOISE = 0.15
 OFF_STYLE = 0.05
 _ANSWER = re.compile(r"0|[1-9][0-9]*")
@@ -51,7 +51,7 @@ class Chain:
 
 
 def draw_chain(rng: Random, length: int) -> Chain:
-    """Draw one problem of ``length`` terms from 1 to 99; a subtraction that would go below zero becomes an addition."""
+    """Draw one problem of ``length`` terms from 1 to 20; a subtraction that would go below zero becomes an addition."""
     terms = [rng.randint(1, LARGEST_TERM)]
     while len(terms) < length:
         size = rng.randint(1, LARGEST_TERM)
