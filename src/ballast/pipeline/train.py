@@ -23,14 +23,17 @@ from ballast.recipe import ModelSection, Recipe
 FINAL = ".final"
 
 
-def run_train(recipe: Recipe, *, resume: bool = False, say: Say = print) -> dict[str, Any]:
+def run_train(recipe: Recipe, *, resume: bool = False, say: Say = print, progress: bool = True) -> dict[str, Any]:
     """Train as the recipe says and return the run record; checkpoint and record lie in ``recipe.output``.
 
     The output folder appears when the first step is about to run: input that cannot be used leaves nothing behind.
+    Without `progress` neither a bar nor the logs are shown; the metrics file has them all the same.
 
     Raises:
         BallastError: the input cannot be used.
     """
+    from transformers import PrinterCallback, ProgressCallback
+
     clock = _Clock()
     made = ready(recipe, say)
     clock.lap("prepare")
@@ -47,6 +50,9 @@ def run_train(recipe: Recipe, *, resume: bool = False, say: Say = print) -> dict
     output = Path(str(recipe.output))
     with _no_empty_folder(output):
         trainer = _trainer(made, model)
+        if not progress:
+            trainer.remove_callback(PrinterCallback)
+            trainer.remove_callback(ProgressCallback)
         record = _record(made, model)
         main = trainer.is_world_process_zero()
         if main:
