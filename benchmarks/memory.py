@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from harness import child, peak_bytes, ratio, record, resident_bytes, spread, table
 
 FIELDS = ("logprob", "logprob,entropy,mass", "logprob,entropy,kl")

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PrinterCallback, TrainerCallback
+
 from harness import (
     SIZES,
     Size,
@@ -33,7 +35,6 @@ from harness import (
     spread,
     table,
 )
-from transformers import PrinterCallback, TrainerCallback
 
 CASES: dict[str, dict[str, Any]] = {
     "TRL nll": {"loss_type": "nll"},

@@ -114,7 +114,7 @@ def run_quickstart(
 
 
 def _settle() -> None:
-    """Leave out the bars of preparing 256 rows over and over, and the threads that a model this small only waits for."""
+    """Leave out the bars of preparing 256 rows over and over, and threads that so small a model only waits for."""
     import datasets
     import torch
     import transformers
