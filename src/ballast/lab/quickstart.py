@@ -177,7 +177,10 @@ def table(rows: list[dict[str, Any]]) -> Any:
     from rich.box import SIMPLE
     from rich.table import Table
 
-    view = Table("", *(column.heading for column in COLUMNS), box=SIMPLE, pad_edge=False)
+    view = Table(box=SIMPLE, pad_edge=False)
+    view.add_column("", no_wrap=True)
+    for column in COLUMNS:
+        view.add_column(column.heading)
     for row in sorted(rows, key=lambda row: row["name"] != "base"):
         view.add_row(row["name"], *(_cell(row["tasks"][column.task].get(column.metric), column) for column in COLUMNS))
     return view
