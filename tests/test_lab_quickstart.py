@@ -1,0 +1,52 @@
+"""The quickstart, cut down to a few problems and one epoch: every row, its metrics, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from ballast import BallastError
+from ballast.lab import quickstart
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A recipe of seconds: one epoch, eight problems each."""
+    recipe = json.loads(json.dumps(quickstart.RECIPE))
+    recipe["training"] |= {"num_train_epochs": 1, "logging_steps": 1}
+    recipe["data"]["limit"] = 64
+    for task in recipe["evaluation"]["tasks"]:
+        task["limit"] = 8
+    monkeypatch.setattr(quickstart, "RECIPE", recipe)
+
+
+def test_every_objective_has_a_row_and_the_base_comes_first(small, tmp_path):
+    shown = Console(file=StringIO(), width=200)
+    output = tmp_path / "runs"
+    results = quickstart.run_quickstart(output=output, seed=3, say=shown.print, objectives=("prift-mass", "eksft"))
+    assert [row["name"] for row in results["rows"]] == ["base", "prift-mass", "eksft"]
+    for row in results["rows"]:
+        for column in quickstart.COLUMNS:
+            assert row["tasks"][column.task][column.metric]["value"] is not None, (row["name"], column)
+    values = [row["tasks"]["sampled"]["base_kl"]["value"] for row in results["rows"]]
+    assert values[0] == pytest.approx(0, abs=1e-6)
+    assert min(values[1:]) > 1e-5
+    assert json.loads((output / quickstart.RESULTS).read_text())["rows"] == results["rows"]
+    logged = [json.loads(line) for line in (output / "prift-mass" / "metrics.jsonl").read_text().splitlines()]
+    assert 0 < logged[0]["weight_zero_share"] < 1
+    lines = [line.split()[0] for line in shown.file.getvalue().splitlines() if "±" in line and "%" not in line]
+    assert lines == ["base", "prift-mass", "eksft"]
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(BallastError, match="not an empty folder"):
+        quickstart.run_quickstart(output=tmp_path)
+    assert (tmp_path / "mine.txt").read_text() == "keep"
+
+
+def test_all_five_objectives_are_compared():
+    assert quickstart.OBJECTIVES == ("sft", "dft", "prift-prob", "prift-mass", "eksft")
