@@ -209,7 +209,7 @@ class Killed(BaseException):
 def dying_write(monkeypatch, step):
     """Let the writing process die at the given step: three steps to each file."""
     steps = iter(range(10**6))
-    write = shards_module.atomic_write
+    write = shards_module.write_atomically
 
     def die(path, content):
         if next(steps) >= step:
@@ -221,8 +221,8 @@ def dying_write(monkeypatch, step):
         if next(steps) >= step:
             raise Killed
 
-    monkeypatch.setattr(shards_module, "atomic_write", die)
-    monkeypatch.setattr(cache_module, "atomic_write", die)
+    monkeypatch.setattr(shards_module, "write_atomically", die)
+    monkeypatch.setattr(cache_module, "write_atomically", die)
 
 
 @pytest.mark.parametrize("step", range(14))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 
 from ballast.errors import BallastError, suggest
 from ballast.evaluation.metrics import Estimate
+from ballast.files import write_atomically
 
 KINDS = ("choice", "code", "generate", "nll")
 
@@ -156,27 +155,12 @@ class TaskResult:
 def write_results(path: str | Path, results: Sequence[TaskResult], *, extra: Mapping[str, Any] | None = None) -> None:
     """Write results as one JSON file, with `extra` beside them; whole or not at all."""
     document = {**(extra or {}), "tasks": [result.to_dict() for result in results]}
-    _write(Path(path), json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomically(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_items(path: str | Path, result: TaskResult) -> None:
     """Write the records of a task as JSON lines; whole or not at all."""
-    _write(Path(path), "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in result.items))
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_atomically(path, "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in result.items))
 
 
 def estimates(values: Any) -> dict[str, Estimate]:

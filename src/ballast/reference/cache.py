@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ballast.errors import BallastError
+from ballast.files import write_atomically
 from ballast.reference.key import CacheKey
-from ballast.reference.shards import REMEDY, Shard, atomic_write, verify_shard
+from ballast.reference.shards import REMEDY, Shard, verify_shard
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -199,7 +200,7 @@ def write_manifest(folder: Path, key: CacheKey, shards: Sequence[Shard]) -> None
         "shards": [shard.to_dict() for shard in shards],
     }
     manifest["checksum"] = _checksum(manifest)
-    atomic_write(folder / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+    write_atomically(folder / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
 
 
 def check_key(folder: Path, wanted: CacheKey, written: CacheKey) -> None:

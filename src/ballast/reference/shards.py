@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ballast.errors import BallastError
+from ballast.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,29 +49,8 @@ def write_shard(
     tensors["lengths"] = lengths
     tensors["digests"] = np.frombuffer(bytes.fromhex("".join(digests)), dtype=np.uint8).reshape(-1, DIGEST_BYTES)
     content = save(tensors, metadata={_HEADER_KEY: key_hex, _HEADER_CONTENT: _content_hash(tensors)})
-    atomic_write(folder / name, content)
+    write_atomically(folder / name, content)
     return Shard(name, len(digests), int(lengths.sum()), len(content), hashlib.sha256(content).hexdigest())
-
-
-def atomic_write(path: Path, content: bytes) -> None:
-    """Write a file that is there in full or not at all, also after a loss of power."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable, where the system can."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def verify_shard(folder: Path, shard: Shard) -> None:
