@@ -15,6 +15,10 @@ import numpy as np
 
 DRAWS = 10_000
 BASE = "no training"
+HEADER = (
+    *("objective", "accuracy, %", "minus sft", "mean@8, %", "minus sft", "pass@8, %"),
+    *("entropy", "KL to start", "stories, bits/char"),
+)
 
 
 def collect(work: Path, chosen: Mapping[str, Any], objectives: Sequence[str], seeds: int) -> dict[str, Any]:
@@ -109,8 +113,8 @@ def tables(results: Mapping[str, Any]) -> str:
             f"**From the {start} start**: {found['seeds']} seeds, rate {found['learning_rate']}; on validation "
             f"the start has {100 * found['validation_accuracy']:.1f} %, sft by learning rate {seen}.",
             "",
-            "| objective | accuracy, % | minus sft | mean@8, % | pass@8, % | entropy | KL to start | stories, bits |",
-            "|---|---|---|---|---|---|---|---|",
+            f"| {' | '.join(HEADER)} |",
+            "|---" * len(HEADER) + "|",
             *(_line(name, row) for name, row in found["rows"].items()),
         ]
         parts.append("\n".join(lines))
@@ -118,12 +122,16 @@ def tables(results: Mapping[str, Any]) -> str:
 
 
 def _line(name: str, row: Mapping[str, Any]) -> str:
-    minus = row["accuracy"]["minus_sft"], row["accuracy"]["minus_sft_interval"]
+    beside = name in ("sft", BASE)
+    minus = {
+        task: _percent(row[task]["minus_sft"], row[task]["minus_sft_interval"], "+") for task in ("accuracy", "mean@8")
+    }
     cells = [
         name,
         _percent(row["accuracy"]["value"], row["accuracy"]["interval"]),
-        "" if name in ("sft", BASE) else _percent(*minus, sign="+"),
+        "" if beside else minus["accuracy"],
         _percent(row["mean@8"]["value"], row["mean@8"]["interval"]),
+        "" if beside else minus["mean@8"],
         _percent(row["pass@8"]["value"], row["pass@8"]["interval"]),
         f"{row['entropy']['value']:.2f}",
         "" if name == BASE else f"{row['kl']['value']:.2f}",
