@@ -103,9 +103,20 @@ def logit_scale(config: Any) -> float:
     return float(divisor) if config.model_type == "hyperclovax" else 1.0 / float(divisor)
 
 
+def backbone(causal: Any) -> Any:
+    """Return the part of a causal language model that ends in hidden states.
+
+    Raises:
+        BallastError: if transformers names none, so that hidden states cannot be had without logits.
+    """
+    if causal.base_model is causal:
+        raise BallastError(f"{type(causal).__name__} does not name its backbone: ballast cannot leave its logits out")
+    return causal.base_model
+
+
 def backbone_hidden(model: nn.Module, **inputs: Any) -> Tensor:
     """Return the last hidden states ``[B, T, H]`` of a causal language model, without projecting them."""
-    hidden: Tensor = unwrapped(model).base_model(**inputs, use_cache=False).last_hidden_state
+    hidden: Tensor = backbone(unwrapped(model))(**inputs, use_cache=False).last_hidden_state
     return hidden
 
 

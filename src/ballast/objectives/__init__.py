@@ -12,6 +12,7 @@ from typing import Any
 
 from ballast.errors import BallastError, suggest
 from ballast.objectives.base import Objective, option
+from ballast.stats import FIELDS
 
 __all__ = ["Objective", "ObjectiveInfo", "list_objectives", "objective", "option"]
 
@@ -76,7 +77,22 @@ def objective(spec: str | Mapping[str, Any] | Objective, /, **options: Any) -> O
         if key not in known:
             hint = suggest(key, known) if known else "; it has no options"
             raise BallastError(f"objective {cls.name}: unknown option {key!r}{hint}")
-    return cls(**options)
+    return _built(cls, options)
+
+
+def _built(cls: type[Objective], options: dict[str, Any]) -> Objective:
+    """Make the objective and check what a class of someone else's may have got wrong."""
+    for name in ("name", "source"):
+        if not isinstance(getattr(cls, name, None), str):
+            raise BallastError(f"objective {cls.__qualname__}: the class has no {name!r}, a string is needed")
+    try:
+        made = cls(**options)
+    except TypeError as error:
+        raise BallastError(f"objective {cls.name}: {error}; give every option a default with `option(...)`") from error
+    for need in made.needs:
+        if need not in FIELDS:
+            raise BallastError(f"objective {cls.name}: needs {need!r}, which is no statistic{suggest(need, FIELDS)}")
+    return made
 
 
 def _third_party(spec: str) -> type[Objective]:
@@ -97,7 +113,7 @@ def list_objectives() -> list[ObjectiveInfo]:
 
 def describe(cls: type[Objective]) -> ObjectiveInfo:
     """Return the facts of one objective class, read from its docstring and its declared options."""
-    default = cls()
+    default = _built(cls, {})
     return ObjectiveInfo(
         name=cls.name,
         description=(inspect.getdoc(cls) or "").split("\n", 1)[0],

@@ -78,7 +78,14 @@ class Objective:
 
     def per_token_loss(self, stats: TokenStats) -> Tensor:
         """Return the loss of each token, ``[N]`` in nats, differentiable; its sum over the count is the loss."""
-        return -stats.require("logprob") * self.weight(stats).detach() + self.extra(stats)
+        logprob, weight, extra = stats.require("logprob"), self.weight(stats), self.extra(stats)
+        for name, value in (("weight", weight), ("extra", extra)):
+            if value.shape != logprob.shape:
+                raise ValueError(
+                    f"objective {self.name}: {name} has shape {[*value.shape]} for {len(logprob)} tokens: it would be "
+                    "spread over them silently; return one value per token"
+                )
+        return -logprob * weight.detach() + extra
 
     def to_dict(self) -> dict[str, Any]:
         """Return the name and all options, from which `ballast.objective` builds an equal objective."""

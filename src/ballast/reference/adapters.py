@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ballast.errors import BallastError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -26,6 +28,20 @@ VOLATILE_SETTINGS = frozenset(
 def is_peft(model: Any) -> bool:
     """Return whether the model is wrapped in PEFT."""
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def refuse_prompt_learning(model: Any) -> None:
+    """Refuse adapters that put virtual tokens before the input, which hidden states of the base would leave out.
+
+    Raises:
+        BallastError: for prompt tuning, prefix tuning and their like.
+    """
+    for name, config in getattr(model, "peft_config", {}).items():
+        if getattr(config, "is_prompt_learning", False):
+            raise BallastError(
+                f"adapter {name!r} ({config.peft_type}) puts virtual tokens before the input: a reference would be "
+                "computed without them; use LoRA, or an objective without a reference"
+            )
 
 
 def base_state(model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:

@@ -62,9 +62,10 @@ class CacheKey:
             autocast: the dtype of the autocast that the reference runs under, if any; else the weights' own counts.
             adapters: whether PEFT adapters are part of the reference; None leaves out those that start at zero.
         """
-        from ballast.reference.adapters import starts_at_base
+        from ballast.reference.adapters import refuse_prompt_learning, starts_at_base
         from ballast.reference.fingerprint import model_fingerprint, tokenizer_fingerprint
 
+        refuse_prompt_learning(model)
         with_adapters = not starts_at_base(model) if adapters is None else adapters
         dtype = autocast if autocast is not None else weights_dtype(model)
         return cls(

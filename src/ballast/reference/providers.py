@@ -74,6 +74,12 @@ class AdapterOffReference(LiveReference):
         with torch.no_grad(), evaluating(self.model), adapter_off(self.model):
             return backbone_hidden(self.model, **inputs)
 
+    @property
+    def head(self) -> LMHead:
+        """The base's own LM head, where `modules_to_save` trains a copy of it."""
+        with adapter_off(self.model):
+            return lm_head(self.model)
+
 
 class AsItStands(LiveReference):
     """The model in its present state, left as it was found; for scoring."""

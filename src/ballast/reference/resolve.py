@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ballast.errors import BallastError, suggest
-from ballast.reference.adapters import is_peft, starts_at_base, trainable_base_names
+from ballast.reference.adapters import is_peft, refuse_prompt_learning, starts_at_base, trainable_base_names
 from ballast.reference.cache import ReferenceCache
 from ballast.reference.providers import (
     AdapterOffReference,
@@ -39,6 +39,7 @@ def resolve_reference(
     Raises:
         BallastError: if the reference does not exist, does not fit the model, or would move along with it.
     """
+    refuse_prompt_learning(model)
     reference = _make(spec, model, key)
     if isinstance(reference, ReferenceCache):
         return reference

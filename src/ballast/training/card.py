@@ -19,6 +19,10 @@ def append_objective(folder: str, objective: Objective, reference: str) -> None:
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     if HEADING in text:
         return
+    # TRL's template names the base by its hub id, and a local model has none.
+    text = text.replace("[None](https://huggingface.co/None)", "a local model").replace(
+        'model="None"', f'model="{folder}"'
+    )
     options = {name: value for name, value in objective.to_dict().items() if name != "name"}
     rows = [f"| `{name}` | `{value}` |" for name, value in options.items()]
     table = "\n".join(["| option | value |", "|---|---|", *rows]) if rows else "The objective has no options."

@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 from trl import SFTConfig, SFTTrainer
 
 from ballast.errors import BallastError
-from ballast.head import backbone_hidden, lm_head, trained_positions, unwrapped
+from ballast.head import backbone, backbone_hidden, lm_head, trained_positions, unwrapped
 from ballast.reference.providers import evaluating
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def add_statistics(model: torch.nn.Module) -> None:
             return original(*args, **kwargs)
         labels_BT = kwargs.pop("labels")
         kwargs["use_cache"] = False
-        outputs = self.base_model(*args, **kwargs)
+        outputs = backbone(self)(*args, **kwargs)
         mask, targets_N = trained_positions(labels_BT)
         hidden_NH = outputs.last_hidden_state[:, :-1][mask]
         stats = statistics(hidden_NH, lm_head(self), targets_N)
@@ -79,7 +79,8 @@ def _router_loss(model: Any, router_logits: Any, attention_mask: Tensor | None) 
     from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
     config = model.config.get_text_config()
-    return load_balancing_loss_func(router_logits, config.num_experts, config.num_experts_per_tok, attention_mask)
+    experts = getattr(config, "num_experts", None) or config.num_local_experts
+    return load_balancing_loss_func(router_logits, experts, config.num_experts_per_tok, attention_mask)
 
 
 class AdaptedTrainer(SFTTrainer):

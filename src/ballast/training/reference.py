@@ -112,7 +112,8 @@ def run_reference(
     live = resolve_reference(spec, model, vocab_size=len(tokenizer))
     assert isinstance(live, LiveReference)
     same_size = len(lm_head(model).weight) == len(live.head.weight)
-    return RunReference(live=live, fields=(*wanted, "kl"), vocab_size=None if same_size else len(tokenizer))
+    fields = tuple(dict.fromkeys((*wanted, "kl", "ref_logprob")))
+    return RunReference(live=live, fields=fields, vocab_size=None if same_size else len(tokenizer))
 
 
 def open_cache(spec: Any, model: Any, tokenizer: Any, autocast: torch.dtype | None) -> ReferenceCache:
@@ -122,7 +123,7 @@ def open_cache(spec: Any, model: Any, tokenizer: Any, autocast: torch.dtype | No
     return cache
 
 
-def score_missing(cache: ReferenceCache, model: Any, dataset: Dataset) -> ReferenceCache:
+def score_missing(cache: ReferenceCache, model: Any, dataset: Dataset, device: torch.device) -> ReferenceCache:
     """Score rows that the cache does not have, under the model as it starts and in the cache's own dtype."""
     live = AdapterOffReference(model) if hasattr(model, "peft_config") and starts_at_base(model) else model
-    return score_rows(live, dataset, cache.path, cache.key)
+    return score_rows(live, dataset, cache.path, cache.key, device=device)

@@ -103,9 +103,9 @@ class Trainer(AdaptedTrainer):
         # Before TRL patches the forward: a copy made later would follow the weights in training.
         self.reference = run_reference(self.objective, spec, model, tokenizer, _autocast(args))
         self.prepare_reports: dict[str, PrepareReport] = {}
-        self._start = model
+        self._start, self._device = model, args.device
         self._sums = {"train": MetricSums(), "eval": MetricSums()}
-        self._steps_logged = 0
+        self._steps_summed = 0
         super().__init__(
             model=model,
             args=args,
@@ -136,7 +136,7 @@ class Trainer(AdaptedTrainer):
                 "rows that the reference cache does not have cannot be scored once training has moved the model: score "
                 "them beforehand (`ballast score`), or pass them as eval_dataset when making the trainer"
             )
-        return score_missing(self.reference.cache, self._start, dataset)
+        return score_missing(self.reference.cache, self._start, dataset, self._device)
 
     def batch_columns(self) -> tuple[str, ...]:
         """Return the cached statistics that batches carry."""
@@ -144,6 +144,7 @@ class Trainer(AdaptedTrainer):
 
     def step_count(self, batches: list[dict[str, Any]], device: torch.device) -> Tensor:
         """Count what the objective's reduction names over the micro-batches of all ranks."""
+        self._steps_summed += 1
         local = count(self.objective.reduction, batches).to(device)
         return self.accelerator.reduce(local, "sum")
 
@@ -161,6 +162,8 @@ class Trainer(AdaptedTrainer):
         training = self.model.training
         columns = {name: inputs.pop(name) for name in self.batch_columns()}
         stats, aux_loss = self.statistics(model, inputs, columns)
+        if not training:
+            stats = self._without_repeats(stats, inputs)
         seen = inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()
         self._sums["train" if training else "eval"].add(stats, self.objective.weight(stats).detach(), seen)
         if training:
@@ -174,6 +177,19 @@ class Trainer(AdaptedTrainer):
             return loss
         with torch.no_grad():
             return loss, model(**{name: value for name, value in inputs.items() if name != "labels"}, use_cache=False)
+
+    def _without_repeats(self, stats: TokenStats, inputs: dict[str, Any]) -> TokenStats:
+        """Leave out rows that fill up the last batch of several ranks, which have been measured already."""
+        state = self.accelerator.gradient_state
+        if self.accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return stats
+        if "seq_idx" in inputs:
+            # A packed batch has lost its rows; its repeats stay.
+            return stats
+        fresh = state.remainder - self.accelerator.process_index * len(inputs["labels"])
+        keep = stats.require("sequence") < fresh
+        kept = {field.name: getattr(stats, field.name) for field in dataclasses.fields(stats)}
+        return type(stats)(**{name: None if value is None else value[keep] for name, value in kept.items()})
 
     def _share(self, total: Tensor, inputs: dict[str, Any], step_count: Tensor | None) -> Tensor:
         if step_count is None:
@@ -222,8 +238,8 @@ class Trainer(AdaptedTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the statistics since the last log to a step's log."""
         if "loss" in logs:
-            logs = {**logs, **self._read("train", self.state.global_step - self._steps_logged)}
-            self._steps_logged = self.state.global_step
+            logs = {**logs, **self._read("train", self._steps_summed)}
+            self._steps_summed = 0
         self.drop_own_metrics()
         super().log(logs, start_time)
 
@@ -232,7 +248,9 @@ class Trainer(AdaptedTrainer):
         seen = int(metrics.pop("seen", 0))
         metrics.pop("tokens", None)
         if mode == "train" and metrics:
-            self._total_train_tokens += seen
+            # A resumed run goes on counting where its log ends.
+            before = next((log["num_tokens"] for log in self.state.log_history[::-1] if "num_tokens" in log), 0)
+            self._total_train_tokens = max(self._total_train_tokens, before) + seen
             metrics["num_tokens"] = self._total_train_tokens
         return metrics
 
