@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tiny import tiny_model
-from training_tools import OBJECTIVES, largest_difference, run, weights
+from training_tools import OBJECTIVES, dataset, largest_difference, run, weights
 
 HERE = Path(__file__).parent
 
@@ -35,9 +35,12 @@ def two_ranks(tmp_path_factory):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_two_ranks_are_one(tmp_path, two_ranks, name):
-    end, log = two_ranks[name]
+    end, log, held_out = two_ranks[name]
     alone = run(tmp_path, name, model=tiny_model(dtype=torch.float64), per_device_train_batch_size=8, max_steps=2)
     assert largest_difference(weights(alone), end) < 1e-10
+    measured = alone.evaluate(dataset(13).select(range(8, 13)))
+    for metric in ("eval_loss", "eval_entropy", "eval_weight_mean"):
+        assert held_out[metric] == pytest.approx(measured[metric], rel=1e-6), metric
     for metric, value in alone.state.log_history[0].items():
         if metric in (
             "loss",

@@ -149,6 +149,19 @@ def test_adapter_off_is_a_second_model(tmp_path, name):
     assert ends[0][1] > 1e-6
 
 
+def test_adapter_off_reads_its_own_head_where_a_copy_is_trained(tmp_path):
+    from peft import LoraConfig
+
+    kls = []
+    for reference in ("adapter-off", "model"):
+        lora = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"])
+        model = tiny_model(tied=False)
+        trainer = run(tmp_path, "eksft", model=model, reference=reference, peft_config=lora, max_steps=3)
+        kls.append(trainer.state.log_history[2]["kl"])
+    assert kls[0] == pytest.approx(kls[1], rel=1e-3)
+    assert kls[0] > 1e-4
+
+
 @pytest.mark.parametrize("name", ["sft", "dft", "prift-mass", "eksft"])
 def test_packing_changes_nothing(tmp_path, name):
     padded = run(tmp_path, name, model=double())
@@ -183,6 +196,9 @@ def test_resumed_is_undisturbed(tmp_path, name):
     )
     again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
     assert largest_difference(weights(whole), weights(again)) < 1e-6
+    for metric in ("effective_tokens", "num_tokens"):
+        logged = [[log[metric] for log in t.state.log_history if metric in log] for t in (whole, again)]
+        assert logged[0] == pytest.approx(logged[1]), metric
     if name == "eksft":
         # The reference is the original start, not the checkpoint.
         kls = [[log["kl"] for log in t.state.log_history if "kl" in log][-1] for t in (whole, again)]

@@ -38,6 +38,8 @@ def test_logged_statistics_are_the_naive_ones(tmp_path):
     assert log["weight_mean"] == pytest.approx(float(weight.mean()), rel=1e-5)
     assert log["effective_tokens"] == pytest.approx(float(weight.sum() ** 2 / weight.square().sum()), rel=1e-4)
     assert log["weight_zero_share"] == 0
+    live = run(tmp_path, "prift-mass").state.log_history[0]
+    assert live["log_ratio"] == pytest.approx(0, abs=1e-5)
     assert log["num_tokens"] == sum(len(row["prompt"] + row["completion"]) + 1 for row in rows())
 
 
@@ -141,6 +143,14 @@ def test_a_head_that_is_not_understood_is_refused(tmp_path):
         run(tmp_path, "sft", model=model)
 
 
+def test_virtual_tokens_have_no_reference(tmp_path):
+    from peft import PromptTuningConfig
+
+    prompt = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    with pytest.raises(ballast.BallastError, match="virtual tokens"):
+        run(tmp_path, "eksft", peft_config=prompt)
+
+
 def test_an_adapter_on_the_head_is_refused(tmp_path):
     from peft import LoraConfig
 
@@ -208,6 +218,23 @@ def test_own_objective_that_counts_sequences(tmp_path, layout):
     trainer.train()
     means = [-float(naive_logprobs(tiny_model(), [row])[0].mean()) for row in rows()]
     assert trainer.state.log_history[0]["loss"] == pytest.approx(sum(means) / len(means), rel=1e-5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scalar(PerSequence):
+    """Forgets that weights are per token."""
+
+    name: ClassVar[str] = "scalar"
+    reduction = "tokens"
+
+    def weight(self, stats):
+        return stats.logprob.exp().mean()
+
+
+def test_a_weight_that_is_not_per_token_is_refused():
+    stats = ballast.TokenStats(logprob=torch.tensor([-1.0, -2.0]))
+    with pytest.raises(ValueError, match="one value per token"):
+        Scalar().per_token_loss(stats)
 
 
 def test_model_by_path_and_formatting_function(tmp_path):

@@ -160,6 +160,8 @@ def require_format(columns: Sequence[str], text_field: str = TEXT, name: str = "
             )
     if {"chosen", "rejected"} & set(columns):
         raise BallastError(f"{name}: chosen and rejected are no demonstrations; give prompt and completion")
+    if {"instruction", "output"} <= set(columns):
+        raise BallastError(f"{name}: instruction and output look like Alpaca rows; read them with columns=alpaca")
     near = next((hint for hint in (_near(column, columns) for column in known) if hint), "")
     raise BallastError(
         f"{name}: no column to train on; there are: {have}; wanted: prompt and completion, messages, "
