@@ -139,7 +139,9 @@ def last_number(text: str) -> float | None:
 
 
 def close(left: float, right: float) -> bool:
-    """Whether two numbers are equal to about six digits."""
+    """Whether two numbers are equal: whole ones exactly, others to about six digits."""
+    if float(left).is_integer() and float(right).is_integer():
+        return left == right
     return math.isclose(left, right, rel_tol=1e-6, abs_tol=1e-9)
 
 
