@@ -42,7 +42,8 @@ class Trainer(AdaptedTrainer):
     Logged per step: ``loss``, ``nll``, ``weight_mean``, ``weight_zero_share``, ``effective_tokens`` ((Σw)²/Σw²),
     ``entropy``, ``kl`` with a live reference, ``log_ratio`` (mean of log p − log q on the demonstrations) with any
     reference. ``eval_loss`` is the negative log-likelihood per token over the whole evaluation set, whatever the
-    objective, so that runs compare. All in nats per trained token.
+    objective, so that runs compare (packed rows that fill up the last batch of several ranks count again). All in nats
+    per trained token.
 
     Args:
         model: a causal language model, its path or its hub id.
