@@ -177,7 +177,7 @@ def table(rows: list[dict[str, Any]]) -> Any:
     from rich.box import SIMPLE
     from rich.table import Table
 
-    view = Table(box=SIMPLE, pad_edge=False)
+    view = Table(box=SIMPLE, pad_edge=False, collapse_padding=True)
     view.add_column("", no_wrap=True)
     for column in COLUMNS:
         view.add_column(column.heading)
