@@ -18,8 +18,9 @@ LAYERS = (
     ("compat",),
     ("data",),
     ("reference",),
-    ("training",),
     ("evaluation",),
+    ("groups",),
+    ("training",),
     ("lab",),
     ("recipe_source", "recipe", "records"),
     ("pipeline",),
@@ -34,9 +35,10 @@ ONLY: dict[str, set[str]] = {
     "objectives": {"errors", "stats"},
     "head": {"errors", "stats"},
     "recipe_source": {"errors"},
-    "recipe": {"errors", "objectives", "recipe_source"},
+    "recipe": {"errors", "groups", "objectives", "recipe_source"},
     "records": {"errors", "files"},
     "evaluation": {"errors", "files", "stats", "head", "data"},
+    "groups": {"errors", "files", "compat", "data", "reference", "evaluation"},
 }
 FREE = {"cli", "__init__"}
 MAX_LINES, MAX_OBJECTIVE_LINES = 400, 70

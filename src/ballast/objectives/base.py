@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from ballast.errors import BallastError
 
@@ -41,7 +41,8 @@ class Objective:
 
     Subclasses set `name` and `source`, declare their options as dataclass fields made with `option`, and override
     what differs. Everything is per token and unreduced: whoever trains divides the sum once, by the count that
-    `reduction` names, over the whole optimiser step.
+    `reduction` names, over the whole optimiser step. An objective that changes what the model reads has a method
+    ``prepare_inputs`` besides (see `ChangesInputs`).
     """
 
     name: ClassVar[str]
@@ -76,6 +77,10 @@ class Objective:
         """Return differentiable terms added to each token's loss, ``[N]`` in nats."""
         return stats.require("logprob").new_zeros(len(stats.require("logprob")))
 
+    def report(self, stats: TokenStats) -> dict[str, Tensor]:
+        """Return further quantities to log as means over tokens, ``[N]`` each, by name; the caller detaches them."""
+        return {}
+
     def per_token_loss(self, stats: TokenStats) -> Tensor:
         """Return the loss of each token, ``[N]`` in nats, differentiable; its sum over the count is the loss."""
         logprob, weight, extra = stats.require("logprob"), self.weight(stats), self.extra(stats)
@@ -92,6 +97,23 @@ class Objective:
         own = type(self).__module__.startswith(f"{__package__}.")
         name = self.name if own else f"{type(self).__module__}:{type(self).__qualname__}"
         return {"name": name, **{item.name: getattr(self, item.name) for item in fields(self)}}
+
+
+class ChangesInputs(Protocol):
+    """What an objective has that changes the inputs of the training forward."""
+
+    def prepare_inputs(
+        self, embeddings: Tensor, arg_max: Tensor, labels: Tensor, *, progress: float = 0.0, noise: float = 0.0
+    ) -> Tensor:
+        """Return the embeddings that the model reads instead of its own, ``[B, T, H]``.
+
+        Args:
+            embeddings: embedded gold tokens, ``[B, T, H]``.
+            arg_max: the same with every trained token replaced by the model's greedy prediction of it, ``[B, T, H]``.
+            labels: ``[B, T]``, -100 where nothing is trained.
+            progress: share of the training done, 0 … 1.
+            noise: a standard normal number, one for each optimiser step.
+        """
 
 
 def _problem(
