@@ -12,6 +12,8 @@ from oracles.cases import CASES, IDS
 from oracles.rows import MODEL_FIELDS, random_rows, statistics_of
 from third_party import Focal
 
+GIVEN = (*MODEL_FIELDS, "advantage")
+
 every_case = pytest.mark.parametrize(
     ("name", "options"), [*CASES, ("third_party:Focal", {})], ids=[*IDS, "third-party"]
 )
@@ -76,7 +78,7 @@ def test_needs_only_what_it_declares(name, options):
 def test_shape_and_dtype_are_those_of_the_log_probabilities(name, options, dtype):
     built = objective(name, **options)
     stats = _stats()
-    cast = {field: getattr(stats, field).to(dtype) for field in MODEL_FIELDS}
+    cast = {field: getattr(stats, field).to(dtype) for field in GIVEN}
     stats = dataclasses.replace(stats, **cast)
     for vector in (built.per_token_loss(stats), built.weight(stats), built.extra(stats)):
         assert vector.shape == (21,)
@@ -88,7 +90,7 @@ def test_finite_at_a_log_probability_of_minus_200(name, options):
     built = objective(name, **options)
     extreme = {
         "logprob": -200.0, "entropy": 0.0, "kl": 200.0, "kl_forward": 200.0, "mass": 0.0, "tied": 0.0,
-        "ref_logprob": -200.0, "ref_entropy": 0.0, "ref_mass": 0.0, "ref_tied": 0.0,
+        "ref_logprob": -200.0, "ref_entropy": 0.0, "ref_mass": 0.0, "ref_tied": 0.0, "advantage": -1.0,
     }  # fmt: skip
     stats = _leaves(TokenStats(**{field: torch.full((6,), value) for field, value in extreme.items()}))
     losses = built.per_token_loss(stats)
@@ -118,7 +120,7 @@ def test_an_empty_micro_batch_gives_zero_with_a_graph(name, options):
     leaf = torch.zeros(0, dtype=torch.float64, requires_grad=True)
     layout = {"sequence": torch.zeros(0, dtype=torch.long), "position": torch.zeros(0, dtype=torch.long)}
     for columns in ({}, layout):
-        losses = built.per_token_loss(TokenStats(**dict.fromkeys(MODEL_FIELDS, leaf * 1), **columns))
+        losses = built.per_token_loss(TokenStats(**dict.fromkeys(GIVEN, leaf * 1), **columns))
         assert losses.shape == (0,)
         assert losses.sum().item() == 0
         losses.sum().backward()

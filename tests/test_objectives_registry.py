@@ -11,7 +11,7 @@ WRONG = {
     "name": (lambda: objective("sfft"), "unknown name 'sfft'; did you mean 'sft'"),
     "underscore": (lambda: objective("prift_mass"), "did you mean 'prift-mass'"),
     "case": (lambda: objective("EKSFT"), "unknown name 'EKSFT'; .*eksft"),
-    "nothing like it": (lambda: objective("zzz"), "known: dft, eksft, prift-mass, prift-prob, reweight, sft"),
+    "nothing like it": (lambda: objective("zzz"), "known: dft, eksft, gft, prift-mass, prift-prob, reweight, sft"),
     "private module": (lambda: objective("_rules"), "unknown name"),
     "empty": (lambda: objective(""), "unknown name"),
     "none": (lambda: objective(None), "got NoneType"),
@@ -42,6 +42,9 @@ WRONG = {
     "alpha of another rule": (lambda: objective("reweight", alpha=2), "has no 'alpha', it would be ignored"),
     "ties of another rule": (lambda: objective("reweight", ties="strict"), "has no 'ties'"),
     "threshold of another rule": (lambda: objective("reweight", threshold=0.5), "has no 'threshold'"),
+    "tau negative": (lambda: objective("gft", tau=-0.1), r"tau must lie in \[0, ∞\]"),
+    "tau as text": (lambda: objective("gft", tau="0.7"), "finite number .*'0.7'"),
+    "aggregation": (lambda: objective("gft", aggregation="mean"), "must be one of token, sequence"),
     "module": (lambda: objective("no_such_module:Class"), "cannot import 'no_such_module:Class'"),
     "class": (lambda: objective("third_party:Fokal"), "cannot import 'third_party:Fokal'"),
     "not an objective": (lambda: objective("third_party:NotAnObjective"), "not a subclass"),
@@ -61,7 +64,7 @@ def test_refused_in_one_line(build, message):
 
 def test_the_registry_holds_these_sorted():
     names = [info.name for info in list_objectives()]
-    assert names == ["dft", "eksft", "prift-mass", "prift-prob", "reweight", "sft"]
+    assert names == ["dft", "eksft", "gft", "prift-mass", "prift-prob", "reweight", "sft"]
 
 
 @pytest.mark.parametrize("info", list_objectives(), ids=lambda info: info.name)
@@ -93,6 +96,7 @@ NEEDS = {
     "live mass": ("reweight", {"rule": "mass", "signal": "live"}, {"logprob", "mass"}),
     "reference entropy": ("reweight", {"rule": "entropy", "max_entropy": 1}, {"logprob", "ref_entropy"}),
     "eksft": ("eksft", {}, {"logprob", "entropy", "kl"}),
+    "gft": ("gft", {}, {"logprob", "advantage"}),
 }
 
 

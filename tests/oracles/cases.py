@@ -25,6 +25,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
         for rule, settings in RULE_OPTIONS.items()
         for signal, options in product(("live", "reference"), settings)
     ),
+    ("gft", {}),
+    *(("gft", {"tau": tau, "aggregation": how}) for tau, how in ((0, "token"), (0.25, "sequence"), (1.5, "token"))),
     ("eksft", {}),
     *(
         ("eksft", {"rho": 0.4, "lambda_h": 0.3, "lambda_kl": 0.7, "select": select, "scope": scope, "extreme": extreme})

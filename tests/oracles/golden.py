@@ -9,6 +9,7 @@
     q                   0.81     0.36     0.04
     H of q               1.4      0.6      1.0
     mass, tied of q     1, 0 0.4, 0.2  0.45, 0
+    advantage              2       −1        3
 
 A gradient is by the log-probability, the entropy and the KL; one that is left out is zero.
 """
@@ -78,6 +79,14 @@ GOLDEN = [
     # H = 0.2, 1.5, 0.9 and 1.4, 0.6, 1.0 against 1.2
     _reweight((LOG2, 0, LOG10), (-1, 0, -1), rule="entropy", signal="live", max_entropy=1.2),
     _reweight((0, LOG4, LOG10), (0, -1, -1), rule="entropy", max_entropy=1.2),
+    # A·p: 2/2, −1/4, 3/10; all below 0.7
+    Golden("gft", {}, (LOG2, -0.3465735903, 0.6907755279), (-1, 0.25, -0.3)),
+    # 1/2 ≥ 0.3 is not rectified: 2·log 2
+    Golden("gft", {"tau": 0.3}, (1.3862943611, -0.3465735903, 0.6907755279), (-2, 0.25, -0.3)),
+    # nor is a probability of tau itself
+    Golden("gft", {"tau": 0.5}, (1.3862943611, -0.3465735903, 0.6907755279), (-2, 0.25, -0.3)),
+    # the advantage alone: 2·log 2, −log 4, 3·log 10
+    Golden("gft", {"tau": 0, "aggregation": "sequence"}, (1.3862943611, -LOG4, 6.9077552790), (-2, 1, -3)),
     # k = ⌊0.4·3⌋ = 1: M_H = {1}, M_KL = {0}, kept {2} with weight 3/1.
     # 0.05·3·0.3 = 0.045; −0.05·3·1.5 = −0.225; 3·log 10
     Golden(
@@ -131,6 +140,7 @@ class ThreeTokens:
             ref_entropy=fixed(1.4, 0.6, 1.0),
             ref_mass=fixed(1.0, 0.4, 0.45),
             ref_tied=fixed(0.0, 0.2, 0.0),
+            advantage=fixed(2.0, -1.0, 3.0),
             position=torch.tensor([0, 1, 2]),
         )
 

@@ -38,6 +38,14 @@ def _prift_prob(rows: Rows) -> Loss:
     return _weighted(rows, [stat.probabilities(z)[y] for z, y in zip(rows.reference, rows.targets, strict=True)])
 
 
+def _gft(rows: Rows, tau: float = 0.7, aggregation: str = "token") -> Loss:
+    weights = []
+    for logits, target, advantage in zip(rows.live, rows.targets, rows.advantage, strict=True):
+        p = stat.probabilities(logits)[target]
+        weights.append(advantage * (p if p < tau else 1.0))
+    return _weighted(rows, weights)
+
+
 MASSES = {"strict": stat.mass_strict, "inclusive": stat.mass_inclusive}
 
 
@@ -116,4 +124,5 @@ ORACLES: dict[str, Callable[..., Loss]] = {
     "prift-mass": _prift_mass,
     "reweight": _reweight,
     "eksft": _eksft,
+    "gft": _gft,
 }

@@ -97,6 +97,30 @@ OWN: dict[str, dict[str, Wrong]] = {
         "tokens that are likelier": _weigh(lambda _, stats: (1 - stats.ref_mass >= 0.5) * 1.0),
         "cut on the probability": _other("reweight", rule="threshold", threshold=0.1),
     },
+    "gft": {
+        "detach dropped": _detach_dropped,
+        "absolute advantage": _weigh(lambda built, stats: built.weight(stats).abs()),
+        "advantage clipped at 0": _weigh(lambda built, stats: built.weight(stats).clamp(min=0)),
+        "without advantage": _weigh(
+            lambda built, stats: built.weight(replace(stats, advantage=stats.advantage * 0 + 1))
+        ),
+        "rectified above tau": _weigh(
+            lambda built, stats: stats.advantage * stats.logprob.exp().where(stats.logprob.exp() >= built.tau, 1.0)
+        ),
+        "clipped for rectified": _weigh(
+            lambda built, stats: stats.advantage * stats.logprob.exp().clamp(max=built.tau)
+        ),
+        "only where imitated": _weigh(
+            lambda built, stats: built.weight(stats).where(stats.advantage > 0, stats.advantage)
+        ),
+        "the script's tau": _change(tau=0.1),
+        "advantage one token off": _weigh(
+            lambda built, stats: built.weight(replace(stats, advantage=stats.advantage.roll(1)))
+        ),
+        "never rectified": _change(tau=0),
+        "always rectified": _change(tau=2),
+        "over kept": _weigh(_over_kept),
+    },
 }
 
 FOR_EKSFT: dict[str, Wrong] = {
@@ -178,16 +202,20 @@ REWEIGHT: list[tuple[str, dict[str, Any], Wrong]] = [
 ]
 
 WEIGHTED = ("dft", "prift-prob", "prift-mass")
-OPTIONS: dict[str, dict[str, Any]] = {"eksft": EKSFT_OPTIONS}
+OPTIONS: dict[str, dict[str, Any]] = {"eksft": EKSFT_OPTIONS, "gft": {"tau": 0.3}}
 
 MUTANTS = [
     *(
         Mutant(label, name, wrong, options=OPTIONS.get(name, {}))
-        for name in ("sft", *WEIGHTED, "reweight", "eksft")
+        for name in ("sft", *WEIGHTED, "reweight", "eksft", "gft")
         for label, wrong in FOR_ALL.items()
     ),
     *(Mutant(label, name, wrong) for name in (*WEIGHTED, "reweight") for label, wrong in FOR_WEIGHTED.items()),
-    *(Mutant(label, name, wrong) for name, own in OWN.items() for label, wrong in own.items()),
+    *(
+        Mutant(label, name, wrong, options=OPTIONS.get(name, {}))
+        for name, own in OWN.items()
+        for label, wrong in own.items()
+    ),
     *(Mutant(label, "reweight", wrong, options=options) for label, options, wrong in REWEIGHT),
     *(Mutant(label, "eksft", wrong, options=EKSFT_OPTIONS) for label, wrong in FOR_EKSFT.items()),
     *(Mutant(label, "eksft", spoil=spoil, options=EKSFT_OPTIONS) for label, spoil in SPOILT.items()),

@@ -23,10 +23,16 @@ class Rows:
     position: list[int]
 
     @property
+    def advantage(self) -> list[float]:
+        """An advantage for each token, that of its sequence: one imitated, one unlearnt, one neither, one more so."""
+        return [ADVANTAGES[index % len(ADVANTAGES)] for index in self.sequence]
+
+    @property
     def vocab(self) -> int:
         return len(self.live[0])
 
 
+ADVANTAGES = (1.0, -0.5, 0.0, 1.7)
 MODEL_FIELDS = (*LIVE_FIELDS, *PAIR_FIELDS, *REFERENCE_FIELDS)
 
 
@@ -61,4 +67,5 @@ def statistics_of(rows: Rows, **settings) -> tuple[TokenStats, Tensor]:
     targets = torch.tensor(rows.targets)
     stats = token_stats(logits, identity, targets, fields=MODEL_FIELDS, reference=reference, **settings)
     layout = {"sequence": torch.tensor(rows.sequence), "position": torch.tensor(rows.position)}
-    return replace(stats, **layout), logits
+    advantage = torch.tensor(rows.advantage, dtype=torch.float64)
+    return replace(stats, advantage=advantage, **layout), logits
