@@ -1,0 +1,241 @@
+"""Answers as token ids with their rewards: those that come with the data, tokenised and judged once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ballast import compat
+from ballast.data.prepare import PrepareOptions, prepare
+from ballast.errors import BallastError
+from ballast.evaluation.generation import encode_prompt
+from ballast.evaluation.verifiers import Verifier, check_rows, score_answers, verifier
+from ballast.groups.options import GroupOptions
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ORIGINS = ("expert", "teacher", "own")
+"""Where an answer comes from; a token's `TokenStats.origin` is the place in this tuple."""
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One answer of a group.
+
+    Attributes:
+        ids: token ids of prompt and answer; exactly these are trained on.
+        start: place of the answer's first token in `ids`.
+        origin: one of `ORIGINS`.
+        reward: the verifier's, 0 … 1.
+        text: the answer as the verifier reads it.
+        ended: whether the answer ended by itself.
+    """
+
+    ids: tuple[int, ...]
+    start: int
+    origin: str
+    reward: float
+    text: str
+    ended: bool = True
+
+
+@dataclass(frozen=True)
+class Group:
+    """The answers to one prompt; `row` is the prompt's place in the data, from 0."""
+
+    row: int
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True)
+class _Given:
+    """An answer that comes with the data, before it is tokenised: text, or messages of the assistant."""
+
+    row: int
+    origin: str
+    answer: Any
+
+    @property
+    def place(self) -> str:
+        return f"row {self.row + 1}: the {self.origin}'s answer"
+
+    @property
+    def text(self) -> str:
+        return self.answer if isinstance(self.answer, str) else str(self.answer[-1].get("content") or "")
+
+
+class GroupRows:
+    """The prompts of a data set with what their groups have before anything is sampled.
+
+    Attributes:
+        rows: the raw rows, as the verifier reads them.
+        tokenizer: with the end-of-text token and chat template that training uses.
+        options: how groups are made up.
+        verify: judges every answer, whatever its origin.
+        truncated: answers cut to the maximum length.
+        errors, timeouts: given answers that score 0 because the verifier failed or overran its time.
+    """
+
+    def __init__(self, dataset: Dataset, tokenizer: Any, options: GroupOptions, prepared: PrepareOptions) -> None:
+        """Tokenise and judge the given answers.
+
+        Args:
+            dataset: rows with ``prompt`` (text or messages), ``completion`` where `options.expert` is 1, perhaps
+                ``teachers`` (a list of completions), and what the verifier reads.
+            tokenizer: of the model; left as it is.
+            options: how groups are made up; `options.verifier` is needed.
+            prepared: how demonstrations are tokenised; sequences are cut at its ``max_length``.
+
+        Raises:
+            BallastError: naming the first row that cannot be used.
+        """
+        _refuse(options, prepared)
+        self.options = options
+        self.tokenizer = compat.training_tokenizer(tokenizer, prepared)
+        self.verify: Verifier = verifier(str(options.verifier), seconds=options.seconds)
+        self.rows: list[dict[str, Any]] = list(dataset.with_format(None))
+        _check(self.rows, options)
+        check_rows(self.verify, self.rows)
+        self.truncated = 0
+        given = list(_given(self.rows, options))
+        scored = score_answers(self.verify, [(one.text, self.rows[one.row]) for one in given])
+        self.errors, self.timeouts = scored.errors, scored.timeouts
+        sequences = self._tokenise(given, prepared)
+        self._fixed: list[list[Member]] = [[] for _ in self.rows]
+        for one, (ids, start), reward in zip(given, sequences, scored.scores, strict=True):
+            self._fixed[one.row].append(Member(ids, start, one.origin, reward, one.text))
+        self._prompt_ids = [encode_prompt(self.tokenizer, row["prompt"]) for row in self.rows]
+        self._check_lengths(prepared.max_length)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def fixed(self, row: int) -> tuple[Member, ...]:
+        """Return the expert's and the teacher's answers to a prompt."""
+        return tuple(self._fixed[row])
+
+    def prompt_ids(self, row: int) -> tuple[int, ...]:
+        """Return the ids of a prompt as sampling continues it."""
+        return self._prompt_ids[row]
+
+    def check_context(self, context: int | None) -> None:
+        """Refuse prompts that leave no room for an own answer in a model's context, None being without bound.
+
+        Raises:
+            BallastError: naming the first such row.
+        """
+        self._check_room(context, "the model's context", "positions beyond it are untrained")
+
+    def lines(self) -> list[str]:
+        """Return what the groups consist of, as lines to print."""
+        members = [member for group in self._fixed for member in group]
+        rewards = {origin: [m.reward for m in members if m.origin == origin] for origin in ORIGINS[:2]}
+        parts = [
+            f"{len(found):,} {origin} answers (mean reward {sum(found) / len(found):.3f})"
+            for origin, found in rewards.items()
+            if found
+        ]
+        own = [f"{self.options.own} own answers for each"] if self.options.own else []
+        lines = [f"groups: {len(self.rows):,} prompts; {', '.join([*parts, *own])}"]
+        if self.truncated:
+            lines.append(f"groups: {self.truncated:,} answers truncated to max_length")
+        return lines
+
+    def _tokenise(self, given: Sequence[_Given], prepared: PrepareOptions) -> list[tuple[tuple[int, ...], int]]:
+        """Return ids and the first trained place of every answer, tokenised as a demonstration is."""
+        from datasets import Dataset
+
+        if not given:
+            return []
+        options = replace(prepared, max_length=None, shuffle_dataset=False)
+        flat = [{"prompt": self.rows[one.row]["prompt"], "completion": one.answer} for one in given]
+        ready = prepare(Dataset.from_list(flat), self.tokenizer, options, name="groups").dataset
+        if len(ready) != len(given):
+            empty = next(one for one, row in zip(given, flat, strict=True) if not row["completion"])
+            raise BallastError(f"{empty.place} has no token to train on; remove the row, or fill it in")
+        sequences = []
+        for one, ids, labels in zip(given, ready["input_ids"], ready["labels"], strict=True):
+            start = next(place for place, label in enumerate(labels) if label != -100 and place)
+            limit = prepared.max_length
+            if limit is not None and start >= limit:
+                raise BallastError(
+                    f"row {one.row + 1}: prompt of {start} tokens leaves nothing of the {one.origin}'s answer within "
+                    f"max_length {limit}; raise training.max_length, or remove the row"
+                )
+            self.truncated += limit is not None and len(ids) > limit
+            sequences.append((tuple(ids[:limit]), start))
+        return sequences
+
+    def _check_lengths(self, limit: int | None) -> None:
+        self._check_room(limit, "training.max_length", "own answers would be cut after they were judged")
+
+    def _check_room(self, limit: int | None, what: str, why: str) -> None:
+        if limit is None or not self.options.own:
+            return
+        for row, ids in enumerate(self._prompt_ids):
+            if len(ids) + self.options.max_new_tokens > limit:
+                raise BallastError(
+                    f"row {row + 1}: prompt of {len(ids)} tokens + groups.max_new_tokens {self.options.max_new_tokens} "
+                    f"exceeds {what} {limit}: {why}; shorten the prompt, or lower groups.max_new_tokens"
+                )
+
+
+def _refuse(options: GroupOptions, prepared: PrepareOptions) -> None:
+    if options.verifier is None:
+        raise BallastError("groups.verifier is missing: without one no answer has a reward; name one, such as math")
+    refused = {
+        "packing": (prepared.packing, "the answers of a group are laid out when they are sampled; use padding_free"),
+        "truncation_mode": (prepared.truncation_mode != "keep_start", "groups cut at the end; use keep_start"),
+        "completion_only_loss": (prepared.completion_only_loss is False, "an advantage is of an answer, not a prompt"),
+        "assistant_only_loss": (prepared.assistant_only_loss, "an answer is one completion; leave it out"),
+    }
+    for name, (is_set, reason) in refused.items():
+        if is_set:
+            raise BallastError(f"training.{name} does not go with groups: {reason}")
+
+
+def _check(rows: Sequence[Row], options: GroupOptions) -> None:
+    """Refuse rows whose group would lack what the options promise."""
+    columns = list(rows[0]) if rows else []
+    if not rows:
+        raise BallastError("groups: there are no rows")
+    if "prompt" not in columns:
+        raise BallastError(
+            f"groups: no column 'prompt' (columns: {', '.join(columns)}): a group answers one prompt; give prompt and "
+            "completion, or rename with columns"
+        )
+    for index, row in enumerate(rows):
+        if problem := _row_problem(row, options):
+            raise BallastError(f"row {index + 1}: {problem}")
+
+
+def _row_problem(row: Row, options: GroupOptions) -> str | None:
+    if not row["prompt"]:
+        return "the prompt is empty"
+    if options.expert and not row.get("completion"):
+        return "no expert's answer ('completion' is missing or empty); fill it in, or set groups.expert to 0"
+    teachers = row.get("teachers")
+    if teachers is not None and not isinstance(teachers, list):
+        return f"'teachers' is {type(teachers).__name__}, not a list of completions"
+    kind = type(row["prompt"])
+    wrong = next((one for one in teachers or () if not one or not isinstance(one, kind)), None)
+    if options.teacher != 0 and wrong is not None:
+        return f"'teachers' holds {wrong!r:.40}, not a completion like the prompt ({'text' if kind is str else 'chat'})"
+    taken = len(teachers or ()) if options.teacher is None else min(options.teacher, len(teachers or ()))
+    if not options.expert and not options.own and not taken:
+        return (
+            "the group is empty: no expert, no teachers in the row, no own answers; raise groups.own or groups.expert"
+        )
+    return None
+
+
+def _given(rows: Iterable[Row], options: GroupOptions) -> Iterable[_Given]:
+    for index, row in enumerate(rows):
+        if options.expert:
+            yield _Given(index, "expert", row["completion"])
+        for answer in (row.get("teachers") or ())[: options.teacher]:
+            yield _Given(index, "teacher", answer)

@@ -1,0 +1,73 @@
+"""One round of sampling: the model's own answers to some prompts, judged, beside those that come with the data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ballast.evaluation.generation import Completion, GenerationOptions, generate
+from ballast.evaluation.verifiers import score_answers
+from ballast.groups.members import Group, GroupRows, Member
+
+
+@dataclass(frozen=True)
+class SampledGroups:
+    """Groups in the order of the rows asked for, what went wrong, and the seconds it took.
+
+    Attributes:
+        groups: one per row.
+        cut_off: own answers that had not ended after ``max_new_tokens``; they score 0.
+        errors, timeouts: own answers that score 0 because the verifier failed or overran its time.
+        sampling, scoring: seconds of wall clock.
+    """
+
+    groups: tuple[Group, ...]
+    cut_off: int = 0
+    errors: int = 0
+    timeouts: int = 0
+    sampling: float = 0.0
+    scoring: float = 0.0
+
+
+def sample_groups(model: Any, rows: GroupRows, indices: Sequence[int], *, seed: int, step: int) -> SampledGroups:
+    """Return the groups of these rows, their own part sampled by the model as it is.
+
+    An answer depends on `seed`, `step`, its row and its place in the group, not on the other rows of the call.
+    """
+    options = rows.options
+    if not options.own:
+        return SampledGroups(tuple(Group(row, rows.fixed(row)) for row in indices))
+    generation = GenerationOptions(
+        max_new_tokens=options.max_new_tokens,
+        samples=options.own,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        seed=seed,
+        batch_tokens=options.batch_tokens,
+    )
+    started = time.monotonic()
+    prompts = [rows.rows[row]["prompt"] for row in indices]
+    streams = [(step, row) for row in indices]
+    sampled = generate(model, rows.tokenizer, prompts, generation, streams=streams)
+    ended = time.monotonic()
+    answers = [(row, answer) for row, found in zip(indices, sampled, strict=True) for answer in found]
+    judged = [(row, answer) for row, answer in answers if answer.ended]
+    scored = score_answers(rows.verify, [(answer.text, rows.rows[row]) for row, answer in judged])
+    rewards = iter(scored.scores)
+    own: dict[int, list[Member]] = {row: [] for row in indices}
+    for row, answer in answers:
+        own[row].append(_member(rows.prompt_ids(row), answer, next(rewards) if answer.ended else 0.0))
+    return SampledGroups(
+        tuple(Group(row, (*rows.fixed(row), *own[row])) for row in indices),
+        cut_off=len(answers) - len(judged),
+        errors=scored.errors,
+        timeouts=scored.timeouts,
+        sampling=ended - started,
+        scoring=time.monotonic() - ended,
+    )
+
+
+def _member(prompt: tuple[int, ...], answer: Completion, reward: float) -> Member:
+    return Member((*prompt, *answer.ids), len(prompt), "own", reward, answer.text, answer.ended)
