@@ -187,6 +187,32 @@ def quickstart(
     run_quickstart(output=output, seed=seed, say=_console().print)
 
 
+lab = typer.Typer(no_args_is_help=True, help="Experiments small enough to be seen through.")
+app.add_typer(lab, name="lab")
+
+
+@lab.callback()
+def _lab() -> None:
+    """Experiments small enough to be seen through."""
+
+
+@lab.command(name="frozen-lake")
+def frozen_lake(
+    seeds: Annotated[int, typer.Option("--seeds", min=2, help="Number of initial policies.")] = 20,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Optimiser steps of each run.", show_default="400")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", help="New or empty folder for figures and results.")] = Path(
+        "frozen-lake"
+    ),
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the initial policies.")] = 0,
+) -> None:
+    """Compare SFT, IFT, ORPO and DPO with the optimal policy of a small game: seconds on one core."""
+    from ballast.lab.frozen_lake import run_frozen_lake
+
+    run_frozen_lake(seeds=seeds, steps=steps, output=output, seed=seed, say=_console().print)
+
+
 def _recipe(words: list[str] | None, checks: Any) -> Any:
     """Read ``[RECIPE] [KEY=VALUE]...``: the first word is a recipe when it is a file or has no ``=``."""
     from ballast.pipeline import quiet

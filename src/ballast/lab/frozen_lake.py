@@ -1,0 +1,221 @@
+"""`ballast lab frozen-lake`: SFT, IFT, ORPO and DPO on a game whose optimal policy is known, in tables and figures.
+
+Importing it loads neither torch nor gymnasium nor matplotlib.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module, metadata
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ballast.errors import BallastError
+from ballast.files import write_atomically
+
+if TYPE_CHECKING:
+    from ballast.lab.frozen_lake_training import Policies, Trained
+
+OUTPUT = Path("frozen-lake")
+SEEDS = 20
+RESULTS, CURVES, POLICIES = "results.json", "curves.png", "policies.png"
+EXTRAS = ("gymnasium", "matplotlib")
+PACKAGES = ("ballast-ft", "torch", "numpy", "scipy", *EXTRAS)
+
+STARTS = ("fresh", "pretrained")
+MEASURES = ("on_way", "on_map")
+REPORTED_ORDER = ("dpo", "ift", "orpo", "sft")
+"""From the smallest distance to the largest, as the paper reports them."""
+
+RATES = (3e-4, 1e-3, 3e-3)
+LAMBDAS, GAMMAS = (0.0, 0.2, 0.5, 1.0), (0.0, 0.95)
+VARIED = ("fork-at-start", "pretrained")
+"""The map and the start on which rate, lambda and gamma are varied."""
+
+
+def run_frozen_lake(
+    *,
+    seeds: int = SEEDS,
+    steps: int | None = None,
+    output: Path = OUTPUT,
+    seed: int = 0,
+    say: Callable[[Any], Any] = print,
+) -> dict[str, Any]:
+    """Train every method on both maps from both starts, vary rate, lambda and gamma; print tables, draw figures.
+
+    Args:
+        seeds: number of initial policies; each is trained with every method, so that differences are paired.
+        steps: optimiser steps of each run; None takes the documented number.
+        output: new or empty folder for `RESULTS`, `CURVES` and `POLICIES`.
+        seed: the initial policies are drawn from it.
+        say: what prints lines and tables.
+
+    Returns:
+        What `RESULTS` holds.
+
+    Raises:
+        BallastError: if an extra is missing, a number is out of range, or the folder is there and not empty.
+    """
+    _check(seeds, steps, output)
+    import torch
+
+    from ballast.lab.frozen_lake_figures import draw_curves, draw_policies
+    from ballast.lab.frozen_lake_tables import tables
+    from ballast.lab.frozen_lake_training import STEPS
+
+    torch.set_num_threads(1)
+    started, steps = time.monotonic(), STEPS if steps is None else steps
+    starts = _starts(seed, seeds)
+    trained = {place: _train_all(place, start, steps) for place, start in starts.items()}
+    results = {
+        "settings": _settings(seeds, steps, seed),
+        "versions": {package: metadata.version(package) for package in PACKAGES},
+        "experiments": [_experiment(place, start, trained[place]) for place, start in starts.items()],
+        "sensitivity": _sensitivity(starts[VARIED], trained[VARIED], steps),
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    draw_curves(trained, output / CURVES)
+    draw_policies(starts, trained, output / POLICIES)
+    write_atomically(output / RESULTS, json.dumps(results, indent=1) + "\n")
+    for part in tables(results):
+        say(part)
+    say(f"{time.monotonic() - started:.0f} s in all; {output}: {RESULTS}, {CURVES}, {POLICIES}")
+    return results
+
+
+def _check(seeds: int, steps: int | None, output: Path) -> None:
+    if seeds < 2:
+        raise BallastError(f"--seeds {seeds}: an interval over seeds takes at least 2")
+    if steps is not None and steps < 1:
+        raise BallastError(f"--steps {steps}: nothing would be trained; give a number from 1")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise BallastError(f"--output {output}: is not an empty folder, two runs would mix; name a new one")
+    for package in EXTRAS:
+        try:
+            import_module(package)
+        except ImportError as error:
+            raise BallastError(
+                f"{package} is not installed, so the lake can be neither walked nor drawn; "
+                "pip install 'ballast-ft[lab]'"
+            ) from error
+
+
+def _starts(seed: int, seeds: int) -> dict[tuple[str, str], Policies]:
+    from ballast.lab.frozen_lake_map import MAPS, lake
+    from ballast.lab.frozen_lake_training import fresh_policies, pretrain
+
+    starts = {}
+    for name in MAPS:
+        fresh = fresh_policies(seed, seeds, len(lake(name).cells))
+        starts[name, "fresh"] = fresh
+        starts[name, "pretrained"] = pretrain(lake(name), fresh)
+    return starts
+
+
+def _train_all(place: tuple[str, str], start: Policies, steps: int) -> dict[str, Trained]:
+    from ballast.lab.frozen_lake_map import lake
+    from ballast.lab.frozen_lake_training import METHODS, train
+
+    return {method: train(method, lake(place[0]), start, steps=steps) for method in METHODS}
+
+
+def estimate(values: Sequence[float]) -> dict[str, float]:
+    """Return the mean over seeds with its 95 % t interval: ``{"mean", "low", "high"}``."""
+    import numpy as np
+    from scipy.stats import t
+
+    mean = float(np.mean(values))
+    half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def difference(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    """Return `estimate` of the differences of paired values."""
+    return estimate([own - other for own, other in zip(ours, theirs, strict=True)])
+
+
+def _measured(values: Sequence[float]) -> dict[str, Any]:
+    return {**estimate(values), "seeds": list(values)}
+
+
+def _experiment(place: tuple[str, str], start: Policies, trained: Mapping[str, Trained]) -> dict[str, Any]:
+    from ballast.lab.frozen_lake_map import lake
+    from ballast.lab.frozen_lake_training import way_probability
+
+    ways = {"p_optimal": lake(place[0]).optimal, "p_suboptimal": lake(place[0]).suboptimal}
+    first = next(iter(trained.values()))
+    rows = {"start": {measure: _measured(getattr(first, measure)[0].tolist()) for measure in MEASURES}}
+    rows["start"] |= {key: _measured(way_probability(start.matrix(), way).tolist()) for key, way in ways.items()}
+    for method, runs in trained.items():
+        rows[method] = {measure: _measured(getattr(runs, measure)[-1].tolist()) for measure in MEASURES}
+        rows[method] |= {key: _measured(way_probability(runs.matrix, way).tolist()) for key, way in ways.items()}
+    return {"map": place[0], "start": place[1], "rows": rows, **_order(rows)}
+
+
+def _order(rows: Mapping[str, Any]) -> dict[str, Any]:
+    """Compare neighbours in the reported order: a pair is as reported where its whole interval lies below zero."""
+    pairs = [
+        {
+            "measure": measure,
+            "pair": [nearer, farther],
+            **difference(rows[nearer][measure]["seeds"], rows[farther][measure]["seeds"]),
+        }
+        for measure in MEASURES
+        for nearer, farther in pairwise(REPORTED_ORDER)
+    ]
+    seen = {measure: all(pair["high"] < 0 for pair in pairs if pair["measure"] == measure) for measure in MEASURES}
+    return {"differences": pairs, "reported_order_seen": seen}
+
+
+def _sensitivity(start: Policies, trained: Mapping[str, Trained], steps: int) -> dict[str, Any]:
+    from ballast.lab.frozen_lake_map import lake
+    from ballast.lab.frozen_lake_training import METHODS, train
+
+    place = lake(VARIED[0])
+
+    def final(runs: Trained) -> dict[str, Any]:
+        return {measure: _measured(getattr(runs, measure)[-1].tolist()) for measure in MEASURES}
+
+    rates = [
+        {"rate": rate, "method": method, **final(train(method, place, start, steps=steps, rate=rate))}
+        for rate in RATES
+        for method in METHODS
+    ]
+    sft, residual = final(trained["sft"]), []
+    for lam in LAMBDAS:
+        for gamma in GAMMAS:
+            ours = final(train("ift", place, start, steps=steps, options={"lam": lam, "gamma": gamma}))
+            beside = {measure: difference(ours[measure]["seeds"], sft[measure]["seeds"]) for measure in MEASURES}
+            residual.append({"lam": lam, "gamma": gamma, **ours, "minus_sft": beside})
+    return {"map": VARIED[0], "start": VARIED[1], "rates": rates, "ift": residual}
+
+
+def _settings(seeds: int, steps: int, seed: int) -> dict[str, Any]:
+    import ballast
+    from ballast.lab import frozen_lake_training as training
+    from ballast.lab.frozen_lake_map import ACTIONS, MAPS, lake
+
+    def told(name: str) -> dict[str, Any]:
+        ways = {"optimal": lake(name).optimal, "suboptimal": lake(name).suboptimal}
+        return {
+            "rows": list(MAPS[name]),
+            **{key: {"states": way.states, "actions": [ACTIONS[a] for a in way.actions]} for key, way in ways.items()},
+        }
+
+    return {
+        "seeds": seeds,
+        "seed": seed,
+        "steps": steps,
+        "optimiser": "Adam",
+        "rate": training.RATE,
+        "hidden": training.HIDDEN,
+        "encoding": "one-hot",
+        "pretrained_until": training.KNOWN,
+        "ift": ballast.objective("ift").to_dict(),
+        "dpo_beta": training.BETA,
+        "orpo_weight": training.ODDS_WEIGHT,
+        "maps": {name: told(name) for name in MAPS},
+    }
