@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import functools
+import json
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +18,7 @@ from transformers.utils import ModelOutput
 from trl import SFTConfig, SFTTrainer
 
 from ballast.errors import BallastError
+from ballast.files import write_atomically
 from ballast.head import backbone, backbone_hidden, lm_head, trained_positions, unwrapped
 from ballast.reference.providers import evaluating
 
@@ -97,6 +100,10 @@ class AdaptedTrainer(SFTTrainer):
         """Return the columns that batches carry beside token ids and labels."""
         raise NotImplementedError
 
+    def step_batches(self, batches: Iterator[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+        """Return the micro-batches of one optimiser step, at most `count` of them."""
+        return [batch for _, batch in zip(range(count), batches, strict=False)]
+
     def step_count(self, batches: list[dict[str, Any]], device: torch.device) -> Tensor:
         """Return what the loss of one optimiser step is divided by, over all micro-batches and ranks."""
         raise NotImplementedError
@@ -117,11 +124,34 @@ class AdaptedTrainer(SFTTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
-            self._signature_columns = ["input_ids", "labels", "seq_lengths", *self.batch_columns()]
+            self._signature_columns = ["input_ids", "labels", "row", "seq_lengths", *self.batch_columns()]
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = self.step_batches(epoch_iterator, num_batches)
         return batches, self.step_count(batches, device) if batches else None
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        """Return what this rank keeps in a checkpoint beside what the trainer keeps; empty for nothing."""
+        return {}
+
+    def load_checkpoint_state(self, state: dict[str, Any]) -> None:
+        """Take up what `checkpoint_state` returned."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if state := self.checkpoint_state():
+            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            write_atomically(folder / self._state_file, json.dumps(state))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        file = Path(resume_from_checkpoint) / self._state_file
+        if file.exists():
+            self.load_checkpoint_state(json.loads(file.read_text(encoding="utf-8")))
+
+    @property
+    def _state_file(self) -> str:
+        return f"ballast-{self.args.process_index}.json"
 
     @property
     def collation(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ballast.groups import GroupOptions
 from ballast.objectives import Objective, objective
 from ballast.training.compat import SFTConfig
 
@@ -21,21 +22,25 @@ class TrainingConfig(SFTConfig):
         reference: ``auto``, ``model`` (a frozen copy of the model as it starts), ``adapter-off``, or the folder of a
             cache. ``auto`` takes the adapter switched off under PEFT, else a frozen copy, and only where the
             objective needs a reference.
+        groups: fields of `ballast.groups.GroupOptions`, for objectives that train on groups of answers.
 
     Raises:
-        BallastError: if the objective or one of its options is not known or not allowed.
+        BallastError: if the objective, the groups or one of its options is not known or not allowed.
     """
 
-    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "objective"]  # noqa: RUF012
+    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "objective", "groups"]  # noqa: RUF012
 
     objective: Any = field(default="sft", metadata={"help": "Objective: a name, or a mapping with options."})
     reference: str | None = field(default=None, metadata={"help": "auto, model, adapter-off, or a cache's folder."})
+    groups: dict[str, Any] | None = field(default=None, metadata={"help": "Groups of answers, for GFT."})
 
     def __post_init__(self) -> None:
         if self.bf16 is None and not _has_accelerator(self):
             self.bf16 = False
         super().__post_init__()
         self.objective = objective(self.objective).to_dict()
+        if self.groups is not None:
+            self.groups = GroupOptions.from_dict(self.groups).to_dict()
 
     def build_objective(self) -> Objective:
         """Return the objective that these arguments name."""

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
     from ballast.stats import TokenStats
 
 SUMS = ("tokens", "nll", "weight", "weight_squared", "weight_zero", "entropy", "kl", "log_ratio", "seen")
+MEANS = ("nll", "entropy", "kl", "log_ratio")
 
 
 class MetricSums:
@@ -22,13 +23,22 @@ class MetricSums:
     def __init__(self) -> None:
         self._total: Tensor | None = None
         self._has: set[str] = set()
+        self._own: tuple[str, ...] = ()
 
-    def add(self, stats: TokenStats, weight: Tensor, seen: Tensor | int) -> None:
-        """Add one micro-batch: its statistics ``[N]``, its weights ``[N]``, and its tokens including untrained ones."""
+    def add(self, stats: TokenStats, weight: Tensor, report: Mapping[str, Tensor], *, seen: Tensor | int) -> None:
+        """Add one micro-batch.
+
+        Args:
+            stats: its statistics, ``[N]``.
+            weight: its weights, ``[N]``.
+            report: what the objective itself reports, ``[N]`` each; the same names every time.
+            seen: its tokens including untrained ones.
+        """
         with torch.no_grad():
             logprob = stats.require("logprob").detach()
             ratio = None if stats.ref_logprob is None else logprob - stats.ref_logprob
-            optional = {"entropy": stats.entropy, "kl": stats.kl, "log_ratio": ratio}
+            own = dict(report)
+            optional = {"entropy": stats.entropy, "kl": stats.kl, "log_ratio": ratio, **own}
             sums = {
                 "tokens": logprob.new_tensor(len(logprob)),
                 "nll": -logprob.sum(),
@@ -39,8 +49,9 @@ class MetricSums:
                 **{name: value.detach().sum() for name, value in optional.items() if value is not None},
             }
             zero = logprob.new_zeros(())
-            vector = torch.stack([sums.get(name, zero).double() for name in SUMS])
+            vector = torch.stack([sums.get(name, zero).double() for name in (*SUMS, *own)])
         self._has |= set(sums)
+        self._own = tuple(own)
         self._total = vector if self._total is None else self._total + vector
 
     def read(self, reduce: Callable[[Tensor], Tensor], steps: int) -> dict[str, float]:
@@ -51,17 +62,18 @@ class MetricSums:
             steps: optimiser steps that were added up.
 
         Returns:
-            ``nll``, ``entropy``, ``kl``, ``log_ratio`` in nats per trained token, ``weight_mean``,
+            ``nll``, ``entropy``, ``kl``, ``log_ratio`` in nats per trained token, what the objective reports per
+            trained token, ``weight_mean``,
             ``weight_zero_share``, ``effective_tokens`` ((Σw)²/Σw² per optimiser step), ``tokens`` (trained) and
             ``seen`` (all), both summed.
         """
         if self._total is None:
             return {}
-        sums = dict(zip(SUMS, reduce(self._total).tolist(), strict=True))
+        sums = dict(zip((*SUMS, *self._own), reduce(self._total).tolist(), strict=True))
         has, self._total, self._has = self._has, None, set()
         if not sums["tokens"]:
             return {}
-        means = {name: sums[name] / sums["tokens"] for name in ("nll", "entropy", "kl", "log_ratio") if name in has}
+        means = {name: sums[name] / sums["tokens"] for name in (*MEANS, *self._own) if name in has}
         squared = sums["weight_squared"]
         return {
             **means,

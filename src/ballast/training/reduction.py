@@ -37,11 +37,17 @@ def _sequences(batch: Batch) -> Tensor:
     return (position == 0).sum()
 
 
-COUNTS: dict[str, Callable[[Batch], Tensor]] = {"tokens": _tokens, "sequences": _sequences}
+def _groups(batch: Batch) -> Tensor:
+    if "group" not in batch:
+        raise BallastError("cannot count 'groups': the batch has none; train with `groups`")
+    return batch["group"].unique().new_tensor(len(batch["group"].unique()))
+
+
+COUNTS: dict[str, Callable[[Batch], Tensor]] = {"tokens": _tokens, "sequences": _sequences, "groups": _groups}
 
 
 def count(reduction: str, batches: list[Batch]) -> Tensor:
-    """Return how many tokens or sequences these micro-batches train, as a scalar.
+    """Return how many tokens, sequences or groups these micro-batches train, as a scalar.
 
     Raises:
         BallastError: if nothing can count what the objective declares.

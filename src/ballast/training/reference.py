@@ -21,7 +21,7 @@ from ballast.reference import (
     starts_at_base,
 )
 from ballast.reference.resolve import BY_NAME
-from ballast.stats import PAIR_FIELDS, REFERENCE_FIELDS
+from ballast.stats import GROUP_FIELDS, PAIR_FIELDS, REFERENCE_FIELDS
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -44,6 +44,11 @@ def check_needs(objective: Objective, spec: Any) -> None:
     Raises:
         BallastError: if the objective needs a KL over the vocabulary and the reference is a per-token cache.
     """
+    if is_cache(spec) and any(name in GROUP_FIELDS for name in objective.needs):
+        raise BallastError(
+            f"objective {objective.name} trains on answers that are sampled as it goes, which no cache holds: leave "
+            "the reference out, or use 'model'"
+        )
     pairs = [name for name in objective.needs if name in PAIR_FIELDS]
     if pairs and is_cache(spec):
         raise BallastError(
@@ -101,9 +106,9 @@ def run_reference(
         BallastError: if the reference does not exist, is of another model, or cannot serve the objective.
     """
     check_needs(objective, spec)
+    wanted = dict.fromkeys(name for name in (*objective.needs, "entropy") if name not in GROUP_FIELDS)
     if not needs_reference(objective, spec):
-        return RunReference(fields=tuple(dict.fromkeys((*objective.needs, "entropy"))))
-    wanted = dict.fromkeys((*objective.needs, "entropy"))
+        return RunReference(fields=tuple(wanted))
     if is_cache(spec):
         cache = open_cache(spec, model, tokenizer, autocast)
         columns = tuple(name for name in (*wanted, "ref_logprob") if name in REFERENCE_FIELDS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,9 +12,11 @@ from ballast.data import Collator, PrepareOptions, pack, prepare
 from ballast.errors import BallastError
 from ballast.head import token_stats, trained_positions
 from ballast.objectives import objective as build_objective
+from ballast.stats import GROUP_FIELDS
 from ballast.training.card import append_objective
 from ballast.training.compat import AdaptedTrainer, add_statistics, check_head, load_model, with_adapter
 from ballast.training.config import TrainingConfig
+from ballast.training.groups import GROUP, RowCollator, run_groups
 from ballast.training.metrics import MetricSums
 from ballast.training.reduction import count, token_layout
 from ballast.training.reference import check_needs, run_reference, score_missing
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
     from ballast.data import PrepareReport
+    from ballast.groups import GroupOptions
     from ballast.head import LMHead
     from ballast.objectives import Objective
     from ballast.reference import LiveReference, ReferenceCache
@@ -52,6 +55,9 @@ class Trainer(AdaptedTrainer):
         eval_dataset: the same, or a mapping of names to such.
         processing_class: the tokenizer; None loads the model's own.
         objective: overrides ``args.objective``.
+        groups: overrides ``args.groups``: how answers are sampled and judged, for objectives that train on groups. The
+            rows of `train_dataset` are then prompts (``prompt``, ``completion``, ``teachers``, what the verifier
+            reads), a batch counts prompts, and `train_dataset` is left out where ``groups.file`` names the answers.
         reference: overrides ``args.reference``; also a model, a `LiveReference`, a `ReferenceCache`,
             ``{"cache": folder}`` or ``{"model": path}``.
         peft_config, quantization_config, formatting_func, callbacks, optimizers, optimizer_cls_and_kwargs: as in TRL.
@@ -82,6 +88,7 @@ class Trainer(AdaptedTrainer):
         *,
         objective: str | dict[str, Any] | Objective | None = None,
         reference: str | dict[str, Any] | PreTrainedModel | LiveReference | ReferenceCache | None = None,
+        groups: GroupOptions | dict[str, Any] | None = None,
     ) -> None:
         args = _own_config(model, args)
         self.objective = build_objective(objective) if objective is not None else args.build_objective()
@@ -95,6 +102,8 @@ class Trainer(AdaptedTrainer):
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         check_needs(self.objective, spec)
+        self.groups = run_groups(self.objective, groups if groups is not None else args.groups, args)
+        args.groups = None if self.groups is None else self.groups.options.to_dict()
         if isinstance(model, str):
             model = load_model(model, args, quantization_config)
         tokenizer = processing_class if processing_class is not None else _tokenizer_of(model, args)
@@ -110,7 +119,7 @@ class Trainer(AdaptedTrainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=train_dataset,
+            train_dataset=train_dataset if self.groups is None else self.groups.source(train_dataset),
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
             callbacks=callbacks,
@@ -120,12 +129,17 @@ class Trainer(AdaptedTrainer):
         )
         self.data_collator = Collator(columns=self.batch_columns(), **self.collation)
         add_statistics(self.model)
+        if self.groups is not None:
+            self.data_collator = RowCollator(self.data_collator)
+            self.groups.attach(self.model, self.collation)
         if self.reference.live is not None:
             self.reference.live.model.to(self.accelerator.device)
 
     def prepared(self, dataset: Dataset, tokenizer: Any, args: Any, packing: bool, name: str) -> Dataset:
         """Tokenise as TRL does, join the cached columns by row digest, pack."""
         options = PrepareOptions.from_training_args(args, packing=packing)
+        if self.groups is not None and name == "train":
+            return self.groups.prepare(dataset, tokenizer, options)
         ready = prepare(dataset, tokenizer, options, name=name)
         self.prepare_reports[name] = ready.report
         return pack(self.reference.attach(ready.dataset, self._score), options)
@@ -142,6 +156,22 @@ class Trainer(AdaptedTrainer):
     def batch_columns(self) -> tuple[str, ...]:
         """Return the cached statistics that batches carry."""
         return self.reference.columns
+
+    def step_batches(self, batches: Iterator[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+        """Return the micro-batches of one optimiser step; with groups, prompts become answers here."""
+        if self.groups is None:
+            return super().step_batches(batches, count)
+        with self.accelerator.autocast():
+            return self.groups.take(batches, count, self.state.global_step)
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        """Return answers that have been sampled and not yet trained on."""
+        return {} if self.groups is None else self.groups.state()
+
+    def load_checkpoint_state(self, state: dict[str, Any]) -> None:
+        """Go on with answers that were sampled before the checkpoint."""
+        if self.groups is not None:
+            self.groups.restore(state)
 
     def step_count(self, batches: list[dict[str, Any]], device: torch.device) -> Tensor:
         """Count what the objective's reduction names over the micro-batches of all ranks."""
@@ -161,14 +191,17 @@ class Trainer(AdaptedTrainer):
         While evaluating it is the mean negative log-likelihood of the batch's trained tokens.
         """
         training = self.model.training
-        columns = {name: inputs.pop(name) for name in self.batch_columns()}
+        counted = dict(inputs)
+        carried = (*self.batch_columns(), *(GROUP_FIELDS if GROUP in inputs else ()))
+        columns = {name: inputs.pop(name) for name in carried}
+        inputs.pop(GROUP, None)
         stats, aux_loss = self.statistics(model, inputs, columns)
         if not training:
             stats = self._without_repeats(stats, inputs)
         seen = inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()
-        self._sums["train" if training else "eval"].add(stats, self.objective.weight(stats).detach(), seen)
+        self._sums["train" if training else "eval"].add(stats, *self._described(stats, training), seen=seen)
         if training:
-            loss = self._share(self.objective.per_token_loss(stats).sum(), inputs, num_items_in_batch)
+            loss = self._share(self.objective.per_token_loss(stats).sum(), counted, num_items_in_batch)
             if aux_loss is not None:
                 # A mean per micro-batch, so it is averaged over the micro-batches of the step.
                 loss = loss + self.router_coefficient() * aux_loss / self.current_gradient_accumulation_steps
@@ -178,6 +211,16 @@ class Trainer(AdaptedTrainer):
             return loss
         with torch.no_grad():
             return loss, model(**{name: value for name, value in inputs.items() if name != "labels"}, use_cache=False)
+
+    def _described(self, stats: TokenStats, training: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weights of a micro-batch and what the objective reports of it, for the log."""
+        if any(getattr(stats, name) is None for name in self.objective.needs):
+            # Demonstrations held out for evaluation belong to no group.
+            return torch.ones_like(stats.require("logprob")), {}
+        report = self.objective.report(stats)
+        if training and self.groups is not None:
+            self.groups.sums.add_tokens(stats, report)
+        return self.objective.weight(stats).detach(), report
 
     def _without_repeats(self, stats: TokenStats, inputs: dict[str, Any]) -> TokenStats:
         """Leave out rows that fill up the last batch of several ranks, which have been measured already."""
@@ -239,10 +282,16 @@ class Trainer(AdaptedTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the statistics since the last log to a step's log."""
         if "loss" in logs:
-            logs = {**logs, **self._read("train", self._steps_summed)}
+            logs = {**logs, **self._read("train", self._steps_summed), **self._read_groups()}
             self._steps_summed = 0
         self.drop_own_metrics()
         super().log(logs, start_time)
+
+    def _read_groups(self) -> dict[str, float]:
+        if self.groups is None:
+            return {}
+        ranks = self.accelerator.num_processes
+        return self.groups.sums.read(lambda sums: self.accelerator.reduce(sums, "sum"), self.args.device, ranks)
 
     def _read(self, mode: str, steps: int) -> dict[str, float]:
         metrics = self._sums[mode].read(lambda total: self.accelerator.reduce(total, "sum"), steps)

@@ -1,0 +1,98 @@
+"""What a step's log says of groups: by origin of the answers, and of the rounds of sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from ballast.groups import ORIGINS, Group, SampledGroups, advantages
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ballast.stats import TokenStats
+
+ANSWERS = ("answers", "reward", "length")
+ROUNDS = ("cut_off", "errors", "timeouts", "sampling", "scoring")
+
+
+class GroupSums:
+    """Sums over trained tokens and answers by origin, over groups, and over rounds of sampling."""
+
+    def __init__(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
+        self._names: tuple[str, ...] = ()
+        self._tokens: Tensor | None = None
+        self._answers = torch.zeros(len(ANSWERS), len(ORIGINS), dtype=torch.float64)
+        self._groups = torch.zeros(2, dtype=torch.float64)
+        self._rounds = torch.zeros(len(ROUNDS), dtype=torch.float64)
+
+    def add_tokens(self, stats: TokenStats, report: Mapping[str, Tensor]) -> None:
+        """Add one micro-batch: its statistics and the objective's own quantities, ``[N]`` each."""
+        with torch.no_grad():
+            found = {"entropy": stats.entropy, **report}
+            values = {name: value.detach() for name, value in found.items() if value is not None}
+            self._names = ("tokens", *values)
+            stacked = torch.stack([torch.ones_like(stats.require("logprob")), *values.values()]).double()
+            sums = stacked.new_zeros(len(stacked), len(ORIGINS))
+            sums.index_add_(1, stats.require("origin").long(), stacked)
+        self._tokens = sums if self._tokens is None else self._tokens + sums
+
+    def add_groups(self, groups: Sequence[Group]) -> None:
+        """Add the groups of one optimiser step."""
+        for group in groups:
+            equal = not any(advantages([member.reward for member in group.members]))
+            self._groups += torch.tensor([1.0, float(equal)], dtype=torch.float64)
+            for member in group.members:
+                length = len(member.ids) - member.start
+                values = torch.tensor([1.0, member.reward, length], dtype=torch.float64)
+                self._answers[:, ORIGINS.index(member.origin)] += values
+
+    def add_rounds(self, rounds: Sequence[SampledGroups]) -> None:
+        """Add rounds of sampling."""
+        for one in rounds:
+            self._rounds += torch.tensor([getattr(one, name) for name in ROUNDS], dtype=torch.float64)
+
+    def read(self, reduce: Callable[[Tensor], Tensor], device: torch.device, ranks: int) -> dict[str, float]:
+        """Return the metrics over what was added and forget it.
+
+        Args:
+            reduce: sums a tensor over ranks.
+            device: where `reduce` wants its tensors.
+            ranks: number of ranks; seconds are their mean, everything else is of all.
+
+        Returns:
+            For each origin present ``reward`` and ``length`` (tokens) per answer, ``entropy`` (nats) and the
+            objective's own quantities per token; ``groups/zero_advantage``, a share of the groups;
+            ``groups/cut_off``, ``groups/verifier_errors`` and ``groups/verifier_timeouts``, numbers of own answers;
+            ``seconds/sampling`` and ``seconds/scoring``.
+        """
+        names, tokens = self._names, self._tokens
+        if tokens is None:
+            return {}
+        sums, answers = reduce(tokens).tolist(), reduce(self._answers.to(device)).tolist()
+        (count, equal), rounds = reduce(self._groups.to(device)).tolist(), reduce(self._rounds.to(device)).tolist()
+        self._clear()
+        metrics: dict[str, float] = {}
+        for place, origin in enumerate(ORIGINS):
+            size, trained = answers[0][place], sums[0][place]
+            if not size:
+                continue
+            metrics |= {
+                f"{origin}/{name}": row[place] / size for name, row in zip(ANSWERS[1:], answers[1:], strict=True)
+            }
+            metrics |= {f"{origin}/{name}": row[place] / trained for name, row in zip(names[1:], sums[1:], strict=True)}
+        cut_off, errors, timeouts, sampling, scoring = rounds
+        return {
+            **metrics,
+            "groups/zero_advantage": equal / max(count, 1),
+            "groups/cut_off": cut_off,
+            "groups/verifier_errors": errors,
+            "groups/verifier_timeouts": timeouts,
+            "seconds/sampling": sampling / ranks,
+            "seconds/scoring": scoring / ranks,
+        }

@@ -1,0 +1,251 @@
+"""The groups of one run: rounds of sampling ahead of the steps that train on them, laid out as micro-batches."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ballast.data import Collator
+from ballast.errors import BallastError
+from ballast.evaluation.scoring import context_length
+from ballast.groups import (
+    ORIGINS,
+    Group,
+    GroupOptions,
+    GroupRows,
+    Member,
+    SampledGroups,
+    advantages,
+    sample_groups,
+)
+from ballast.stats import GROUP_FIELDS
+from ballast.training.group_metrics import GroupSums
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ballast.data import PrepareOptions
+    from ballast.objectives import Objective
+
+ROW = "row"
+"""Column of a prompt's place in the data: all that a batch of prompts holds."""
+
+GROUP = "group"
+"""Tensor ``[B]`` that says which group each sequence of a micro-batch belongs to."""
+
+Batch = dict[str, Any]
+Draw = Callable[[Sequence[int], int], SampledGroups]
+"""Returns the groups of these rows at this optimiser step."""
+
+
+class RowCollator:
+    """Collates prompts into their places in the data, and rows of any other set as `base` does."""
+
+    def __init__(self, base: Collator) -> None:
+        self.base = base
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
+        if ROW in examples[0]:
+            return {ROW: torch.tensor([example[ROW] for example in examples])}
+        return self.base(examples)
+
+
+class GroupBatches:
+    """Turns batches of prompts into micro-batches of answers, a round of sampling at a time."""
+
+    def __init__(self, draw: Draw, refresh: int, **collation: Any) -> None:
+        """Make an empty queue.
+
+        Args:
+            draw: samples and judges.
+            refresh: optimiser steps that one round serves.
+            collation: arguments of the collator that lays out sequences.
+        """
+        self._draw = draw
+        self._refresh = refresh
+        self._collate = Collator(columns=GROUP_FIELDS, **collation)
+        self._waiting: deque[list[int]] = deque()
+        self._groups: dict[int, Group] = {}
+        self._resumed: list[list[int]] = []
+        self.rounds: list[SampledGroups] = []
+        """Rounds since somebody looked, without their groups' answers being kept."""
+
+    def take(self, prompts: Iterator[Batch], count: int, step: int) -> tuple[list[Batch], list[Group]]:
+        """Return the next `count` micro-batches (fewer at the end of an epoch) and the groups in them.
+
+        Rounds do not cross epochs: the first step of one samples anew.
+        """
+        if not self._waiting:
+            self._begin_round(prompts, count, step)
+        parts = [self._waiting.popleft() for _ in range(min(count, len(self._waiting)))]
+        found = [[self._groups[row] for row in rows] for rows in parts]
+        return [self._lay_out(groups) for groups in found], [group for groups in found for group in groups]
+
+    def state(self) -> dict[str, Any]:
+        """Return what is left of the round, JSON-able; empty where a new round begins with the next step."""
+        rows = sorted({row for part in self._waiting for row in part})
+        return {"waiting": list(self._waiting), "groups": [asdict(self._groups[row]) for row in rows]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on with the round that `state` was taken of: the model that sampled it is gone."""
+        self._resumed = [list(rows) for rows in state["waiting"]]
+        self._groups = {
+            group["row"]: Group(group["row"], tuple(_member(member) for member in group["members"]))
+            for group in state["groups"]
+        }
+
+    def _begin_round(self, prompts: Iterator[Batch], count: int, step: int) -> None:
+        size = len(self._resumed) or count * self._refresh
+        # The range first: a batch drawn beyond the round would be lost.
+        parts = [batch[ROW].tolist() for _, batch in zip(range(size), prompts, strict=False)]
+        if self._resumed and parts != self._resumed:
+            raise BallastError(
+                "the prompts that follow the checkpoint are not those its answers were sampled for: data, batch size "
+                "or seed have changed; resume with what the run began with"
+            )
+        self._waiting.extend(parts)
+        if self._resumed:
+            self._resumed = []
+            return
+        drawn = self._draw(list(dict.fromkeys(row for rows in parts for row in rows)), step)
+        self._groups = {group.row: group for group in drawn.groups}
+        self.rounds.append(drawn)
+
+    def _lay_out(self, groups: Sequence[Group]) -> Batch:
+        """Return the answers of some groups as one padded (or padding-free) micro-batch."""
+        examples: list[dict[str, Any]] = []
+        index: list[int] = []
+        for number, group in enumerate(groups):
+            for member, advantage in zip(group.members, advantages(_rewards(group)), strict=True):
+                examples.append(_example(member, advantage))
+                index.append(number)
+        return {**self._collate(examples), GROUP: torch.tensor(index)}
+
+
+class RunGroups:
+    """Everything that a run with groups has and one without does not."""
+
+    def __init__(self, options: GroupOptions, *, seed: int) -> None:
+        self.options = options
+        self.seed = seed
+        self.rows: GroupRows | None = None
+        self.sums = GroupSums()
+        self._stored: dict[int, Group] = {}
+        self._model: Any = None
+        self._batches: GroupBatches | None = None
+
+    def source(self, dataset: Dataset | None) -> Dataset:
+        """Return the rows to train on; those of groups sampled beforehand stand in a file, not in a data set.
+
+        Raises:
+            BallastError: if there are both, or neither.
+        """
+        from datasets import Dataset
+
+        if self.options.file is None:
+            if dataset is None:
+                raise BallastError("train_dataset is missing: groups are made of its prompts")
+            return dataset
+        if dataset is not None:
+            raise BallastError("train_dataset and groups.file are both given, the rows would be ignored; leave one out")
+        return Dataset.from_list([{ROW: 0}])
+
+    def prepare(self, dataset: Dataset | None, tokenizer: Any, prepared: PrepareOptions) -> Dataset:
+        """Tokenise and judge what is given, or read what was sampled beforehand; return the prompts as rows."""
+        from datasets import Dataset
+
+        if self.options.file is not None:
+            from ballast.groups.store import read_groups
+
+            groups = read_groups(self.options.file, tokenizer)
+            self._stored = {group.row: group for group in groups}
+            ids = {group.row: group.members[0].ids[: group.members[0].start] for group in groups}
+        else:
+            assert dataset is not None
+            self.rows = GroupRows(dataset, tokenizer, self.options, prepared)
+            ids = {row: self.rows.prompt_ids(row) for row in range(len(self.rows))}
+        return Dataset.from_list([{ROW: row, "input_ids": list(prompt)} for row, prompt in ids.items()])
+
+    def attach(self, model: Any, collation: Mapping[str, Any]) -> None:
+        """Sample with this model from now on.
+
+        Raises:
+            BallastError: naming a prompt that leaves no room for an answer in the model's context.
+        """
+        if self.rows is not None:
+            self.rows.check_context(context_length(model))
+        self._model = model
+        self._batches = GroupBatches(self._draw, self.options.refresh, **collation)
+
+    def take(self, prompts: Iterator[Batch], count: int, step: int) -> list[Batch]:
+        """Return the micro-batches of one optimiser step."""
+        assert self._batches is not None
+        batches, groups = self._batches.take(prompts, count, step)
+        self.sums.add_groups(groups)
+        self.sums.add_rounds(self._batches.rounds)
+        self._batches.rounds.clear()
+        return batches
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint needs, empty where it needs nothing."""
+        state = self._batches.state() if self._batches is not None else {}
+        return state if state.get("waiting") else {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint's state."""
+        assert self._batches is not None
+        self._batches.restore(state)
+
+    def _draw(self, rows: Sequence[int], step: int) -> SampledGroups:
+        if self.rows is None:
+            return SampledGroups(tuple(self._stored[row] for row in rows))
+        return sample_groups(self._model, self.rows, rows, seed=self.seed, step=step)
+
+
+def run_groups(objective: Objective, spec: GroupOptions | Mapping[str, Any] | None, args: Any) -> RunGroups | None:
+    """Return what a run needs for its groups, None where its objective does not train on any.
+
+    Raises:
+        BallastError: if the objective needs groups and there are none, or the other way round.
+    """
+    needs = any(name in GROUP_FIELDS for name in objective.needs)
+    if spec is None:
+        if needs:
+            raise BallastError(
+                f"objective {objective.name} trains on groups of answers with rewards: say how they are made, such as "
+                "groups={'verifier': 'math', 'own': 4}"
+            )
+        return None
+    if not needs:
+        raise BallastError(
+            f"objective {objective.name} trains on demonstrations, `groups` would be ignored; leave it out"
+        )
+    options = spec if isinstance(spec, GroupOptions) else GroupOptions.from_dict(spec)
+    if options.file is None and options.own and getattr(args, "fsdp", None):
+        raise BallastError(
+            "groups.own: a model sharded by FSDP cannot sample while it trains: sample beforehand with "
+            "`ballast sample`, and train with groups.file"
+        )
+    return RunGroups(options, seed=args.seed)
+
+
+def _rewards(group: Group) -> list[float]:
+    return [member.reward for member in group.members]
+
+
+def _example(member: Member, advantage: float) -> dict[str, Any]:
+    size = len(member.ids)
+    return {
+        "input_ids": list(member.ids),
+        "labels": [-100] * member.start + list(member.ids[member.start :]),
+        "advantage": [advantage] * size,
+        "origin": [float(ORIGINS.index(member.origin))] * size,
+    }
+
+
+def _member(values: Mapping[str, Any]) -> Member:
+    return Member(**{**values, "ids": tuple(values["ids"])})
