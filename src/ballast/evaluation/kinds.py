@@ -40,7 +40,11 @@ def _check_generate(task: Task, rows: Rows) -> None:
                 f"row {index + 1}: 'prompt' must be text or messages (columns: {', '.join(map(str, row))}); rename "
                 "with `columns`"
             )
-    verifiers.check_rows(verifiers.verifier(task.verifier), rows)
+    verifiers.check_rows(_verifier(task), rows)
+
+
+def _verifier(task: Task) -> verifiers.Verifier:
+    return verifiers.verifier(task.verifier, seconds=task.verifier_seconds)
 
 
 def _check_code(task: Task, rows: Rows) -> None:
@@ -68,7 +72,7 @@ def _are_demonstrations(rows: Rows) -> bool:
 def _measure_generate(task: Task, rows: Rows, context: Context) -> Any:
     completions, measured, counts = _answers(task, rows, context)
     flat = [(one.text, row) for row, answers in zip(rows, completions, strict=True) for one in answers]
-    scored = verifiers.score_answers(verifiers.verifier(task.verifier), flat)
+    scored = verifiers.score_answers(_verifier(task), flat)
     counts |= {"verifier_errors": scored.errors, "verifier_timeouts": scored.timeouts}
     scores = [scored.scores[i : i + task.samples] for i in range(0, len(flat), task.samples)]
     items = [_item(row, answers, list(given)) for row, answers, given in zip(rows, completions, scores, strict=True)]

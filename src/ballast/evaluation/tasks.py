@@ -25,6 +25,7 @@ class Task:
             by their tests) or ``nll`` (likelihood of held-out text).
         data: rows, or a source that `ballast.data.load_rows` reads.
         verifier: of ``generate``: ``exact``, ``expression``, ``last-number``, ``math`` or ``package.module:function``.
+        verifier_seconds: wall clock of one verdict of ``math`` or a function of one's own.
         samples, temperature, top_p, max_new_tokens: of ``generate`` and ``code``; temperature 0 is greedy.
         k: pass@k to report, each at most `samples`; empty means k = `samples` where there are several.
         entropy: of ``generate`` and ``code``: also the mean entropy of the model on its own answers.
@@ -46,6 +47,7 @@ class Task:
     kind: str
     data: str | Sequence[Mapping[str, Any]] = field(repr=False)
     verifier: str = "exact"
+    verifier_seconds: float = 10.0
     samples: int = 1
     temperature: float = 0.0
     top_p: float = 1.0

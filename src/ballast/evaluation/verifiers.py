@@ -8,15 +8,17 @@ import re
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from ballast.errors import BallastError, suggest
 from ballast.evaluation.expression import evaluate_expression
-from ballast.evaluation.math_worker import VerifierTimeout, compare
+from ballast.evaluation.worker import VerifierTimeout, VerifierUnavailable, judge
 
-MATH_SECONDS = 10.0
-"""Wall clock of one comparison by math-verify."""
+SECONDS = 10.0
+"""Wall clock of one verdict of a verifier that runs in a worker process."""
+MATH = "ballast.evaluation._math:judge"
 
 NUMBER = re.compile(r"(?:(?<![\w.)])[-−])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
 
@@ -51,18 +53,33 @@ class ScoredBatch:
     first_error: str | None = None
 
 
-def verifier(name: str) -> Verifier:
+def verifier(name: str, *, seconds: float = SECONDS) -> Verifier:
     """Return a verifier: one of `VERIFIERS`, or ``package.module:function``.
+
+    A function of one's own runs in a worker process, as math-verify does: an endless loop, a crash or a hunger for
+    memory costs one answer. Ballast's own other verifiers run in this process.
+
+    Args:
+        seconds: wall clock of one verdict of what runs in a worker.
 
     Raises:
         BallastError: for an unknown name, or a path that cannot be imported (naming what failed).
     """
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
+        raise BallastError(f"verifier {name!r}: seconds = {seconds!r}: must be a finite number above 0")
+    if name == "math":
+        return replace(VERIFIERS[name], score=partial(_math, seconds=seconds))
     if name in VERIFIERS:
         return VERIFIERS[name]
     module_name, colon, attribute = name.partition(":")
     if not colon or not module_name or not attribute:
         hint = suggest(name, list(VERIFIERS))
         raise BallastError(f"unknown verifier {name!r}{hint}; or give one of your own as package.module:function")
+    if module_name == "__main__":
+        raise BallastError(
+            f"verifier {name!r}: the process that verifiers run in cannot import the script that is running; move the "
+            "function into a module of its own"
+        )
     try:
         function: Any = importlib.import_module(module_name)
     except Exception as error:
@@ -74,7 +91,14 @@ def verifier(name: str) -> Verifier:
         function = getattr(function, part)
     if not callable(function):
         raise BallastError(f"verifier {name!r}: {attribute!r} is a {type(function).__name__}, not a function")
-    return function if isinstance(function, Verifier) else Verifier(name, function)
+    own = function if isinstance(function, Verifier) else Verifier(name, function)
+    if module_name.split(".")[0] == __package__.split(".")[0]:
+        return own
+    return replace(own, score=partial(_in_worker, name, seconds))
+
+
+def _in_worker(target: str, seconds: float, completion: str, row: Row) -> float:
+    return judge(target, completion, row, seconds)
 
 
 def check_rows(verify: Verifier, rows: Iterable[Row]) -> None:
@@ -92,7 +116,11 @@ def check_rows(verify: Verifier, rows: Iterable[Row]) -> None:
 
 
 def score_answers(verify: Verifier, answers: Iterable[tuple[str, Row]]) -> ScoredBatch:
-    """Score (completion, row) pairs; an exception, a time-out or a score outside 0 … 1 is a 0, with one warning."""
+    """Score (completion, row) pairs; an exception, a time-out or a score outside 0 … 1 is a 0, with one warning.
+
+    Raises:
+        BallastError: if the verifier has never started, so that every score would be 0.
+    """
     scores: list[float] = []
     errors = timeouts = 0
     first_error = None
@@ -103,7 +131,9 @@ def score_answers(verify: Verifier, answers: Iterable[tuple[str, Row]]) -> Score
         except VerifierTimeout as error:
             timeouts += 1
             first_error = first_error or str(error)
-        except Exception as error:
+        except VerifierUnavailable:
+            raise
+        except (Exception, SystemExit) as error:
             errors += 1
             first_error = first_error or f"{type(error).__name__}: {error}"
         scores.append(score)
@@ -117,6 +147,8 @@ def score_answers(verify: Verifier, answers: Iterable[tuple[str, Row]]) -> Score
 
 
 def _checked(score: Any) -> float:
+    if isinstance(score, (str, bytes)):
+        raise TypeError(f"the verifier returned {score[:60]!r}, which is no number")
     value = float(score)
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"the verifier returned {value}, scores lie in 0 … 1")
@@ -184,8 +216,8 @@ def _expression(completion: str, row: Row) -> float:
     return float(value is not None and close(float(value), _number(row)))
 
 
-def _math(completion: str, row: Row) -> float:
-    return compare(completion, str(_answer(row)), MATH_SECONDS)
+def _math(completion: str, row: Row, seconds: float = SECONDS) -> float:
+    return judge(MATH, completion, {"answer": str(_answer(row))}, seconds)
 
 
 VERIFIERS: dict[str, Verifier] = {

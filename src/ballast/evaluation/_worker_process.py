@@ -1,0 +1,119 @@
+"""The program of a verifier's worker: pickled requests in (length first), one JSON reply a line out."""
+
+import importlib
+import json
+import os
+import pickle
+import resource
+import signal
+import struct
+import sys
+import threading
+import time
+import traceback
+
+MEMORY_BYTES = 4 * 2**30
+"""Memory a verifier may take beyond what it has once imported."""
+
+
+def load(target):
+    module, _, attribute = target.partition(":")
+    found = importlib.import_module(module)
+    for part in attribute.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def limit_memory():
+    # Private writable memory: libraries for accelerators reserve address space by the terabyte. Where the system does
+    # not count it, the limit is without effect.
+    try:
+        with open("/proc/self/statm") as file:
+            used = int(file.read().split()[5]) * resource.getpagesize()
+    except (OSError, IndexError, ValueError):
+        used = 0
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = used + MEMORY_BYTES
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+
+
+def leave_with_parent(parent):
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.killpg(0, signal.SIGKILL)
+
+
+def read(source, size):
+    parts = []
+    while size:
+        part = os.read(source, min(size, 2**20))
+        if not part:
+            os._exit(0)
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def number(score):
+    if isinstance(score, (str, bytes)):
+        raise TypeError(f"it returned {score[:60]!r}, which is no number")
+    return float(score)
+
+
+def judge(function, request):
+    """Return the reply; it is marked as the last where the process is of no further use."""
+    try:
+        completion, row, seconds = pickle.loads(request)
+        # Should the parent die while one long operation keeps every thread waiting, this ends the process. Processor
+        # time of all cores, so that it never comes before the parent's own clock; not SIGALRM, which verifiers use.
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_PROF, (seconds + 5.0) * (os.cpu_count() or 1))
+        reply = {"score": number(function(completion, row))}
+    except MemoryError:
+        return {"error": f"MemoryError: it may take {MEMORY_BYTES // 2**30} GiB beyond its imports", "last": True}
+    except BaseException as error:
+        reply = {"error": describe(error)}
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    return reply
+
+
+def describe(error):
+    try:
+        text = f"{type(error).__name__}: {error}"[:300]
+        frames = traceback.extract_tb(error.__traceback__)[1:]
+        return f"{text} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else text
+    except Exception:
+        return type(error).__name__
+
+
+def main():
+    settings = json.loads(sys.argv[1])
+    sys.path[:] = settings["path"]
+    # The verifier gets neither end of our pipes: what it prints goes nowhere, and it finds its input at an end.
+    requests, replies = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    own = os.getpid()
+    threading.Thread(target=leave_with_parent, args=(os.getppid(),), daemon=True).start()
+
+    def send(reply):
+        if os.getpid() != own:  # a child that the verifier forked and that came back: one question, one answer
+            os._exit(1)
+        os.write(replies, json.dumps(reply).encode() + b"\n")
+
+    try:
+        function = load(settings["target"])
+    except BaseException as error:
+        send({"error": describe(error)})
+        os._exit(1)
+    limit_memory()
+    send({})
+    while True:
+        (size,) = struct.unpack("<Q", read(requests, 8))
+        send(judge(function, read(requests, size)))
+
+
+if __name__ == "__main__":
+    main()

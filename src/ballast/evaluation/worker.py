@@ -1,0 +1,211 @@
+"""Verifiers in a process of their own, killed and replaced when they overrun their time or take it down.
+
+A verifier is somebody's code on a model's text: it may loop for ever, leave through `os._exit`, crash the interpreter
+or eat the machine's memory, and an alarm reaches it in the main thread only, between two operations of the
+interpreter. Here it runs under the wall clock of whoever asks, from any thread, and whatever it does costs one answer.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import pickle
+import selectors
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ballast.errors import BallastError
+
+PROGRAM = Path(__file__).with_name("_worker_process.py")
+START_SECONDS = 120.0
+"""Time a worker has to start: importing a computer algebra system on a busy machine is slow."""
+
+T = TypeVar("T")
+
+
+class VerifierTimeout(Exception):
+    """A verdict took longer than its wall clock allows."""
+
+
+class VerifierUnavailable(BallastError):
+    """A verifier has never started in its worker process, so that every answer would score 0."""
+
+
+class VerifierWorker:
+    """One worker process for one verifier, started on first use; safe to call from several threads, one at a time.
+
+    Args:
+        target: ``package.module:function``, imported by the worker in this process's working directory and with its
+            `sys.path`, as they are when the worker starts.
+    """
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._place: tuple[str, ...] = ()
+        self._has_run = False
+
+    def judge(self, completion: str, row: Mapping[str, Any], seconds: float) -> float:
+        """Return what the verifier says of `completion`, the answer to `row`, as a float.
+
+        Raises:
+            VerifierTimeout: after `seconds`; the worker is killed, the next call starts a new one.
+            VerifierUnavailable: if the verifier cannot be imported by the worker, and never could.
+            RuntimeError: if it raised, returned no number, or its process ended.
+        """
+        # Pickled, since rows hold dates, bytes, tuples and images, which JSON would change or refuse. What is loaded is
+        # what this process wrote into its own pipe; the worker's replies are JSON, so nothing of its making is loaded.
+        request = pickle.dumps((completion, dict(row), seconds))
+        with self._lock:
+            process = self._running()
+            reply = self._guarded(lambda: self._ask(process, struct.pack("<Q", len(request)) + request, seconds))
+            if reply is None:
+                raise RuntimeError(f"the verifier's process {self._end(process)} while judging")
+            if reply.get("last"):
+                self._stop()
+        if "error" in reply:
+            raise RuntimeError(reply["error"])
+        return float(reply["score"])
+
+    def close(self) -> None:
+        """End the worker process."""
+        with self._lock:
+            self._stop()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        place = (_working_directory(), *sys.path)
+        if self._process is not None and self._process.poll() is None and self._place == place:
+            return self._process
+        self._stop()
+        # -I keeps the program's folder, whose modules have common names, off the worker's path. A session of its own
+        # lets what the verifier started be killed with it, and keeps the terminal's interrupt away.
+        process = self._process = subprocess.Popen(
+            [sys.executable, "-I", str(PROGRAM), json.dumps({"target": self.target, "path": sys.path})],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            start_new_session=True,
+        )
+        self._place = place
+        assert process.stdin is not None
+        os.set_blocking(process.stdin.fileno(), False)
+        ready = self._guarded(lambda: self._read(process, time.monotonic() + START_SECONDS, START_SECONDS))
+        if ready is None or "error" in ready:
+            reason = f"its process {self._end(process)}" if ready is None else ready["error"]
+            self._stop()
+            kind = RuntimeError if self._has_run else VerifierUnavailable
+            raise kind(f"verifier {self.target!r} does not start in its worker process: {reason}")
+        self._has_run = True
+        return process
+
+    def _guarded(self, action: Callable[[], T]) -> T:
+        try:
+            return action()
+        except BaseException:  # interrupted or late: a reply still to come must not answer the next question
+            self._stop()
+            raise
+
+    def _ask(self, process: subprocess.Popen[bytes], request: bytes, seconds: float) -> dict[str, Any] | None:
+        deadline = time.monotonic() + seconds
+        try:
+            self._write(process, request, deadline, seconds)
+        except BrokenPipeError:
+            return None
+        return self._read(process, deadline, seconds)
+
+    def _write(self, process: subprocess.Popen[bytes], request: bytes, deadline: float, seconds: float) -> None:
+        # A stopped worker reads nothing, and a long request fills the pipe: waiting to write has to end too.
+        assert process.stdin is not None
+        left = memoryview(request)
+        while left:
+            try:
+                left = left[os.write(process.stdin.fileno(), left) :]
+            except BlockingIOError:
+                _wait(process.stdin, selectors.EVENT_WRITE, deadline, seconds)
+
+    def _read(self, process: subprocess.Popen[bytes], deadline: float, seconds: float) -> dict[str, Any] | None:
+        assert process.stdout is not None
+        line = b""
+        while not line.endswith(b"\n"):
+            _wait(process.stdout, selectors.EVENT_READ, deadline, seconds)
+            part = os.read(process.stdout.fileno(), 65536)
+            if not part:
+                return None
+            line += part
+        return json.loads(line)
+
+    def _end(self, process: subprocess.Popen[bytes]) -> str:
+        """Stop what is left of a process that closed its pipe, and say how it ended."""
+        try:
+            code = process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            code = None
+        self._stop()
+        if code is None:
+            return "closed its pipe"
+        return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"left with exit code {code}"
+
+    def _stop(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+def _wait(pipe: Any, event: int, deadline: float, seconds: float) -> None:
+    with selectors.DefaultSelector() as selector:
+        selector.register(pipe, event)
+        if not selector.select(max(0.0, deadline - time.monotonic())):
+            raise VerifierTimeout(f"no verdict within {seconds:g} s")
+
+
+def _working_directory() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return ""
+
+
+_workers: dict[str, VerifierWorker] = {}
+_workers_lock = threading.Lock()
+
+
+def _renew() -> None:
+    # A forked child shares the parent's pipes and may have inherited a held lock: it starts workers of its own.
+    global _workers, _workers_lock
+    _workers, _workers_lock = {}, threading.Lock()
+
+
+def judge(target: str, completion: str, row: Mapping[str, Any], seconds: float) -> float:
+    """Judge through this process's shared worker for `target`; see `VerifierWorker.judge`."""
+    with _workers_lock:
+        worker = _workers.setdefault(target, VerifierWorker(target))
+    return worker.judge(completion, row, seconds)
+
+
+def close() -> None:
+    """End this process's shared workers."""
+    for worker in list(_workers.values()):
+        worker.close()
+
+
+atexit.register(close)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
