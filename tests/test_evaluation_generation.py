@@ -70,6 +70,63 @@ def test_samples_depend_on_the_seed_alone(model, tokenizer):
     assert len({one.ids for one in generate(model, tokenizer, PROMPTS, SAMPLED)[2]}) > 1
 
 
+def test_named_streams_do_not_depend_on_order_or_company(model, tokenizer):
+    streams = [(7, row) for row in range(len(PROMPTS))]
+    whole = texts(generate(model, tokenizer, PROMPTS, SAMPLED, streams=streams))
+    for order in ([4, 2, 0, 3, 1], [3], [1, 4]):
+        chosen = [PROMPTS[i] for i in order]
+        found = texts(generate(model, tokenizer, chosen, SAMPLED, streams=[streams[i] for i in order]))
+        assert found == [whole[i] for i in order]
+    assert texts(generate(model, tokenizer, PROMPTS, SAMPLED, streams=[(8, row) for row in range(5)])) != whole
+    assert texts(generate(model, tokenizer, [PROMPTS[2]] * 2, SAMPLED, streams=[(7, 2), (7, 3)]))[1] != whole[2]
+
+
+def test_streams_are_the_places_by_default(model, tokenizer):
+    plain = texts(generate(model, tokenizer, PROMPTS, SAMPLED))
+    assert texts(generate(model, tokenizer, PROMPTS, SAMPLED, streams=[(i,) for i in range(5)])) == plain
+
+
+@pytest.mark.parametrize(
+    ("streams", "words"), [([(1,)], "1 streams for 2 prompts"), ([(1,), (1, 0)], "different lengths")]
+)
+def test_streams_that_do_not_fit(model, tokenizer, streams, words):
+    with pytest.raises(ValueError, match=words):
+        generate(model, tokenizer, ["a", "b"], SAMPLED, streams=streams)
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_the_model_in_training_generates_and_goes_on_training(tokenizer, adapter):
+    """Patched by the trainer, in train mode with dropout, with checkpointed gradients and hooks for them."""
+    from ballast.training.compat import add_statistics
+
+    model = tiny_model(5, initializer_range=0.2, attention_dropout=0.5)
+    plain = texts(generate(model, tokenizer, PROMPTS, SAMPLED))
+    if adapter:
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], lora_dropout=0.5))
+    add_statistics(model)
+    model.gradient_checkpointing_enable()
+    model.enable_input_require_grads()
+    model.config.use_cache = False
+    model.train()
+    before = [module.training for module in model.modules()]
+    configurations = [(id(m.generation_config), m.config.to_dict()) for m in model.modules() if hasattr(m, "lm_head")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert texts(generate(model, tokenizer, PROMPTS, SAMPLED)) == plain
+    after = [(id(m.generation_config), m.config.to_dict()) for m in model.modules() if hasattr(m, "lm_head")]
+    assert after == configurations
+    assert [module.training for module in model.modules()] == before
+    assert model.is_gradient_checkpointing
+    assert not model.config.use_cache
+    ids = torch.tensor([[5, 6, 7, 8]])
+    model(input_ids=ids, labels=ids).loss.backward()
+    moved = [weight.grad for weight in model.parameters() if weight.requires_grad]
+    assert moved
+    assert all(gradient is not None for gradient in moved)
+
+
 def test_sampled_frequencies_are_the_models(tokenizer):
     model = tiny_model(2)
     ids = encode_prompt(tokenizer, "ab")

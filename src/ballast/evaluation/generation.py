@@ -1,7 +1,8 @@
 """Generate answers: batched, greedy or sampled, the same whatever else is in the batch or the process.
 
 Sampling draws one uniform number per token from a stream of its own for every (seed, prompt, sample), and inverts
-the cumulative distribution with it; the process's random state is neither read nor moved.
+the cumulative distribution with it; the process's random state is neither read nor moved. A prompt's stream is named by
+its place in the list, or by numbers of the caller's.
 """
 
 from __future__ import annotations
@@ -120,6 +121,7 @@ def generate(
     prompts: Sequence[Prompt],
     options: GenerationOptions | None = None,
     *,
+    streams: Sequence[Sequence[int]] | None = None,
     progress: Progress | None = None,
 ) -> list[list[Completion]]:
     """Return `options.samples` completions for every prompt, in the prompts' order.
@@ -127,10 +129,23 @@ def generate(
     Only `options` decides: the model's own generation defaults (top-k, repetition penalty) do not apply, its end
     tokens do. The model's modes and generation configuration are the same afterwards.
 
+    Args:
+        model: a transformers causal language model, PEFT-wrapped or not, in any mode.
+        tokenizer: its tokenizer.
+        prompts: texts or lists of messages.
+        options: how to generate.
+        streams: for every prompt whole numbers of 0 or more that name its random stream, all of one length; sample s
+            of prompt i is drawn from (seed, *streams[i], s), so that it does not depend on the other prompts of the
+            call. None takes (i,), the prompt's place.
+        progress: called with (completions done, completions in all).
+
     Raises:
         BallastError: naming the first prompt that is empty or leaves no room for the answer.
+        ValueError: for streams that do not fit the prompts.
     """
     options = options or GenerationOptions()
+    streams = [(row,) for row in range(len(prompts))] if streams is None else streams
+    _check_streams(streams, len(prompts))
     encoded = encode_prompts(model, tokenizer, prompts, options.max_new_tokens)
     rows = [(row, sample) for row in range(len(encoded)) for sample in range(options.samples)]
     results: list[list[Any]] = [[None] * options.samples for _ in encoded]
@@ -140,13 +155,22 @@ def generate(
     with inference(model), _own_configuration(model, options, ends, pad):
         for batch in batches([len(encoded[row]) + options.max_new_tokens for row, _ in rows], options.batch_tokens):
             members = [rows[i] for i in batch]
-            new_ids = _generate_batch(model, [encoded[row] for row, _ in members], members, options, pad)
+            seeds = [(options.seed, *streams[row], sample) for row, sample in members]
+            new_ids = _generate_batch(model, [encoded[row] for row, _ in members], seeds, options, pad)
             for (row, sample), ids in zip(members, new_ids, strict=True):
                 results[row][sample] = _completion(tokenizer, encoded[row], ids, ends)
             done += len(batch)
             if progress is not None:
                 progress(done, len(rows))
     return results
+
+
+def _check_streams(streams: Sequence[Sequence[int]], prompts: int) -> None:
+    if len(streams) != prompts:
+        raise ValueError(f"{len(streams)} streams for {prompts} prompts")
+    # Numbers are padded with zeros into a seed: streams of two lengths could draw the same samples unnoticed.
+    if len({len(stream) for stream in streams}) > 1:
+        raise ValueError("streams of different lengths may be one and the same stream; give all the same length")
 
 
 def own_sequences(
@@ -161,24 +185,22 @@ def own_sequences(
 
 
 def _generate_batch(
-    model: Any, prompts: list[tuple[int, ...]], members: list[tuple[int, int]], options: GenerationOptions, pad: int
+    model: Any, prompts: list[tuple[int, ...]], seeds: list[tuple[int, ...]], options: GenerationOptions, pad: int
 ) -> list[list[int]]:
     import torch
 
     width = max(len(ids) for ids in prompts)
     ids_BT = torch.tensor([[pad] * (width - len(ids)) + list(ids) for ids in prompts], device=model.device)
     attention_BT = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
-    processors = [] if options.temperature == 0 else _sampling(members, options, width)
+    processors = [] if options.temperature == 0 else _sampling(seeds, options, width)
     output_BT = model.generate(input_ids=ids_BT, attention_mask=attention_BT, logits_processor=processors)
     return output_BT[:, width:].tolist()
 
 
-def _sampling(members: list[tuple[int, int]], options: GenerationOptions, width: int) -> list[Any]:
+def _sampling(seeds: list[tuple[int, ...]], options: GenerationOptions, width: int) -> list[Any]:
     from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
-    uniform_BT = np.stack(
-        [np.random.default_rng([options.seed, row, sample]).random(options.max_new_tokens) for row, sample in members]
-    )
+    uniform_BT = np.stack([np.random.default_rng(seed).random(options.max_new_tokens) for seed in seeds])
     warpers: list[Any] = []
     if options.temperature != 1:
         warpers.append(TemperatureLogitsWarper(float(options.temperature)))
