@@ -6,13 +6,23 @@ from typing import TYPE_CHECKING, Literal
 
 from ballast.head.chunked import chunked
 from ballast.head.dense import dense
+from ballast.head.greedy import greedy
 from ballast.head.lm_head import LMHead, backbone, backbone_hidden, lm_head, trained_positions, unwrapped
 from ballast.stats import FIELDS, LIVE_FIELDS, PAIR_FIELDS, REFERENCE_FIELDS, TokenStats
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["LMHead", "backbone", "backbone_hidden", "lm_head", "token_stats", "trained_positions", "unwrapped"]
+__all__ = [
+    "LMHead",
+    "backbone",
+    "backbone_hidden",
+    "greedy",
+    "lm_head",
+    "token_stats",
+    "trained_positions",
+    "unwrapped",
+]
 
 Backend = Literal["auto", "dense", "chunked"]
 

@@ -21,6 +21,7 @@ from ballast.errors import BallastError
 from ballast.files import write_atomically
 from ballast.head import backbone, backbone_hidden, lm_head, trained_positions, unwrapped
 from ballast.reference.providers import evaluating
+from ballast.training.inputs import changed_inputs
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from ballast.head import LMHead
     from ballast.stats import TokenStats
+    from ballast.training.inputs import Prepare
 
     Statistics = Callable[[Tensor, LMHead, Tensor], TokenStats]
 
@@ -54,18 +56,23 @@ def add_statistics(model: torch.nn.Module) -> None:
     """Let ``model(..., labels=labels, statistics=f)`` return ``f(hidden_NH, head, targets_N)`` instead of logits.
 
     The backbone and the head run inside the model's own forward, so the hooks of DDP and FSDP see them. Without
-    `statistics` the forward is what it was, so that generation and evaluation by others are unchanged.
+    `statistics` the forward is what it was, so that generation and evaluation by others are unchanged. With
+    ``prepare=f`` besides, the backbone reads ``f(embeddings, arg_max, labels)`` in place of its own embeddings.
     """
     causal = unwrapped(model)
     original = causal.forward
 
     # Keep the original signature: `generate` checks its arguments against it.
     @functools.wraps(type(causal).forward)
-    def forward(self: Any, *args: Any, statistics: Statistics | None = None, **kwargs: Any) -> Any:
+    def forward(
+        self: Any, *args: Any, statistics: Statistics | None = None, prepare: Prepare | None = None, **kwargs: Any
+    ) -> Any:
         if statistics is None:
             return original(*args, **kwargs)
         labels_BT = kwargs.pop("labels")
         kwargs["use_cache"] = False
+        if prepare is not None:
+            kwargs = changed_inputs(self, kwargs, labels_BT, prepare)
         outputs = backbone(self)(*args, **kwargs)
         mask, targets_N = trained_positions(labels_BT)
         hidden_NH = outputs.last_hidden_state[:, :-1][mask]

@@ -17,6 +17,7 @@ from ballast.training.card import append_objective
 from ballast.training.compat import AdaptedTrainer, add_statistics, check_head, load_model, with_adapter
 from ballast.training.config import TrainingConfig
 from ballast.training.groups import GROUP, RowCollator, run_groups
+from ballast.training.inputs import input_change, settle_inputs
 from ballast.training.metrics import MetricSums
 from ballast.training.reduction import count, token_layout
 from ballast.training.reference import check_needs, run_reference, score_missing
@@ -110,6 +111,7 @@ class Trainer(AdaptedTrainer):
         if peft_config is not None:
             model = with_adapter(model, peft_config, args.seed)
         check_head(model)
+        settle_inputs(model, self.objective)
         # Before TRL patches the forward: a copy made later would follow the weights in training.
         self.reference = run_reference(self.objective, spec, model, tokenizer, _autocast(args))
         self.prepare_reports: dict[str, PrepareReport] = {}
@@ -266,7 +268,10 @@ class Trainer(AdaptedTrainer):
 
         if self.router_coefficient():
             model_inputs["output_router_logits"] = True
-        outputs = model(**model_inputs, labels=inputs["labels"], statistics=from_hidden)
+        # Evaluation and the reference read the demonstrated tokens themselves.
+        steps = (self.args.seed, self.state.global_step, self.state.max_steps)
+        prepare = input_change(self.objective, *steps) if self.model.training else None
+        outputs = model(**model_inputs, labels=inputs["labels"], statistics=from_hidden, prepare=prepare)
         return outputs.stats, outputs.aux_loss
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:

@@ -1,0 +1,51 @@
+"""The token that a model finds likeliest at each position, without holding all logits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ballast.head.lm_head import LMHead
+
+
+def greedy(hidden_NH: Tensor, head: LMHead, *, chunk: int | None = None) -> Tensor:
+    """Return the likeliest token at each position, ``[N]``, as a decoder without sampling would choose it.
+
+    Without gradient, and with `chunk` rows of logits alive at a time. Of equally likely tokens the first is taken. The
+    soft-cap is left out: it keeps the order, but where it saturates it makes ties of tokens that differ.
+
+    Args:
+        hidden_NH: last hidden states, ``[N, H]``.
+        head: the LM head that reads them.
+        chunk: rows of logits held at a time; None takes as many as `token_stats` does.
+
+    Raises:
+        ValueError: if `chunk` is less than 1.
+    """
+    rows = _rows(hidden_NH, head) if chunk is None else chunk
+    if rows < 1:
+        raise ValueError(f"chunk must be at least 1 row, got {rows}")
+    with torch.no_grad():
+        parts = [_likeliest(hidden_CH, head) for hidden_CH in hidden_NH.split(rows)]  # type: ignore[no-untyped-call]
+    return torch.cat(parts)
+
+
+def _rows(hidden_NH: Tensor, head: LMHead) -> int:
+    from ballast.head import CHUNK_LIMIT, CPU_CHUNK_LIMIT
+
+    limit = min(CHUNK_LIMIT, CPU_CHUNK_LIMIT) if hidden_NH.device.type == "cpu" else CHUNK_LIMIT
+    return max(1, limit // len(head.weight))
+
+
+def _likeliest(hidden_CH: Tensor, head: LMHead) -> Tensor:
+    # The projection is the head's own, in its own dtype: elsewhere other tokens would tie.
+    if not torch.is_autocast_enabled(hidden_CH.device.type):
+        hidden_CH = hidden_CH.to(head.weight.dtype)
+    logits_CV = functional.linear(hidden_CH, head.weight, head.bias)
+    # A factor below 0 turns the order round.
+    return logits_CV.argmin(-1) if head.scale < 0 else logits_CV.argmax(-1)
