@@ -50,7 +50,7 @@ def sample_groups(model: Any, rows: GroupRows, indices: Sequence[int], *, seed: 
     started = time.monotonic()
     prompts = [rows.rows[row]["prompt"] for row in indices]
     streams = [(step, row) for row in indices]
-    sampled = generate(model, rows.tokenizer, prompts, generation)
+    sampled = generate(model, rows.tokenizer, prompts, generation, streams=streams)
     ended = time.monotonic()
     answers = [(row, answer) for row, found in zip(indices, sampled, strict=True) for answer in found]
     judged = [(row, answer) for row, answer in answers if answer.ended]

@@ -147,8 +147,8 @@ class RunGroups:
         from datasets import Dataset
 
         if self.options.file is None:
-            if dataset is None:
-                raise BallastError("train_dataset is missing: groups are made of its prompts")
+            if not dataset:
+                raise BallastError("train_dataset has no rows: groups are made of its prompts")
             return dataset
         if dataset is not None:
             raise BallastError("train_dataset and groups.file are both given, the rows would be ignored; leave one out")
@@ -222,7 +222,7 @@ def run_groups(objective: Objective, spec: GroupOptions | Mapping[str, Any] | No
         return None
     if not needs:
         raise BallastError(
-            f"objective {objective.name} trains on demonstrations, `groups` would be ignored; leave it out"
+            f"objective {objective.name} trains on demonstrations, so `groups` would be ignored; leave it out"
         )
     options = spec if isinstance(spec, GroupOptions) else GroupOptions.from_dict(spec)
     if options.file is None and options.own and getattr(args, "fsdp", None):
