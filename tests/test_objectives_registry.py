@@ -11,7 +11,7 @@ WRONG = {
     "name": (lambda: objective("sfft"), "unknown name 'sfft'; did you mean 'sft'"),
     "underscore": (lambda: objective("prift_mass"), "did you mean 'prift-mass'"),
     "case": (lambda: objective("EKSFT"), "unknown name 'EKSFT'; .*eksft"),
-    "nothing like it": (lambda: objective("zzz"), "known: dft, eksft, gft, prift-mass, prift-prob, reweight, sft"),
+    "nothing like it": (lambda: objective("zzz"), "known: dft, eksft, gft, ift, prift-mass, prift-prob, reweight, sft"),
     "private module": (lambda: objective("_rules"), "unknown name"),
     "empty": (lambda: objective(""), "unknown name"),
     "none": (lambda: objective(None), "got NoneType"),
@@ -45,6 +45,19 @@ WRONG = {
     "tau negative": (lambda: objective("gft", tau=-0.1), r"tau must lie in \[0, ∞\]"),
     "tau as text": (lambda: objective("gft", tau="0.7"), "finite number .*'0.7'"),
     "aggregation": (lambda: objective("gft", aggregation="mean"), "must be one of token, sequence"),
+    "lam": (lambda: objective("ift", lam=1.1), r"lam must lie in \[0, 1\]"),
+    "gamma": (lambda: objective("ift", gamma=-0.1), r"gamma must lie in \[0, 1\]"),
+    "variant": (lambda: objective("ift", variant="normalized"), "must be one of normalised, algorithm1, equation21"),
+    "schedule": (lambda: objective("ift", schedule="cosine"), "must be one of constant, linear, noisy"),
+    "average": (lambda: objective("ift", average="batch"), "must be one of sequence, token"),
+    "embeddings": (lambda: objective("ift", embeddings=True), "must be one of detached, attached"),
+    "gamma of another variant": (lambda: objective("ift", variant="equation21", gamma=0.5), "has no 'gamma', it would"),
+    "start of another schedule": (
+        lambda: objective("ift", lam_start=0.1),
+        "'lam_start' is ignored by all schedules but",
+    ),
+    "start of a noisy schedule": (lambda: objective("ift", schedule="noisy", lam_start=0.1), "'lam_start' is ignored"),
+    "start above 1": (lambda: objective("ift", schedule="linear", lam_start=2), r"lam_start must lie in \[0, 1\]"),
     "module": (lambda: objective("no_such_module:Class"), "cannot import 'no_such_module:Class'"),
     "class": (lambda: objective("third_party:Fokal"), "cannot import 'third_party:Fokal'"),
     "not an objective": (lambda: objective("third_party:NotAnObjective"), "not a subclass"),
@@ -64,7 +77,7 @@ def test_refused_in_one_line(build, message):
 
 def test_the_registry_holds_these_sorted():
     names = [info.name for info in list_objectives()]
-    assert names == ["dft", "eksft", "gft", "prift-mass", "prift-prob", "reweight", "sft"]
+    assert names == ["dft", "eksft", "gft", "ift", "prift-mass", "prift-prob", "reweight", "sft"]
 
 
 @pytest.mark.parametrize("info", list_objectives(), ids=lambda info: info.name)

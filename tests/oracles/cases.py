@@ -27,6 +27,16 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ),
     ("gft", {}),
     *(("gft", {"tau": tau, "aggregation": how}) for tau, how in ((0, "token"), (0.25, "sequence"), (1.5, "token"))),
+    ("ift", {}),
+    ("ift", {"gamma": 0}),
+    ("ift", {"gamma": 1, "average": "token"}),
+    *(
+        ("ift", {"variant": variant, "average": average, **gamma})
+        for variant, gamma in (("normalised", {"gamma": 0.6}), ("algorithm1", {"gamma": 0.6}), ("equation21", {}))
+        for average in ("sequence", "token")
+    ),
+    ("ift", {"lam": 0.5, "schedule": "linear", "lam_start": 0.1}),
+    ("ift", {"lam": 1, "schedule": "noisy", "embeddings": "attached"}),
     ("eksft", {}),
     *(
         ("eksft", {"rho": 0.4, "lambda_h": 0.3, "lambda_kl": 0.7, "select": select, "scope": scope, "extreme": extreme})

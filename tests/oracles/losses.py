@@ -107,6 +107,69 @@ def _eksft(
     return losses, gradient
 
 
+def _ift(
+    rows: Rows,
+    variant: str = "normalised",
+    gamma: float = 0.95,
+    average: str = "sequence",
+    **of_the_inputs: Any,
+) -> Loss:
+    losses = [0.0] * len(rows.targets)
+    gradient = [[0.0] * rows.vocab for _ in rows.targets]
+    for members in _members(rows.sequence):
+        ordered = sorted(members, key=lambda t: rows.position[t])
+        nll = [-stat.logprob(rows.live[t], rows.targets[t]) for t in ordered]
+        values, slopes = IFT_VARIANTS[variant](nll, gamma)
+        divisor = len(ordered) if average == "sequence" else 1
+        for t, value, slope in zip(ordered, values, slopes, strict=True):
+            losses[t] = value / divisor
+            by_logits = stat.logprob_gradient(rows.live[t], rows.targets[t])
+            gradient[t] = [-slope / divisor * along for along in by_logits]
+    return losses, gradient
+
+
+Values = tuple[list[float], list[float]]
+
+
+def _reach(nll: list[float], gamma: float) -> list[float]:
+    return [math.fsum(gamma ** (i - t) * nll[i] for i in range(t, len(nll))) for t in range(len(nll))]
+
+
+def _reach_back(nll: list[float], gamma: float) -> list[float]:
+    return [math.fsum(gamma ** (j - t) * nll[t] for t in range(j + 1)) for j in range(len(nll))]
+
+
+def _unnormalised(nll: list[float], gamma: float) -> Values:
+    """The terms nll_t·c_t, and the slope of their sum: a token counts itself, as a weight's base and in weights."""
+    after, before = _reach(nll, gamma), _reach_back(nll, gamma)
+    return [x * c for x, c in zip(nll, after, strict=True)], [c + b for c, b in zip(after, before, strict=True)]
+
+
+def _normalised(nll: list[float], gamma: float) -> Values:
+    """n·Σ nll_t·c_t / Σ c_s by the rule for quotients; Σ c_s has the slope 1 + γ + … + γ^j at token j."""
+    if gamma == 0:
+        return nll, [1.0 for _ in nll]
+    size, total = len(nll), math.fsum(_reach(nll, gamma))
+    if total == 0:
+        return nll, [1.0 for _ in nll]
+    values, slopes = _unnormalised(nll, gamma)
+    product = math.fsum(values)
+    reached_by = _reach_back([1.0 for _ in nll], gamma)
+    quotient = [s / total - product * r / total**2 for s, r in zip(slopes, reached_by, strict=True)]
+    return [size * value / total for value in values], [size * slope for slope in quotient]
+
+
+def _by_place(nll: list[float], gamma: float) -> Values:
+    return [(t + 1) * x for t, x in enumerate(nll)], [float(t + 1) for t in range(len(nll))]
+
+
+IFT_VARIANTS: dict[str, Callable[[list[float], float], Values]] = {
+    "normalised": _normalised,
+    "algorithm1": _unnormalised,
+    "equation21": _by_place,
+}
+
+
 def _members(sequence: list[int]) -> list[list[int]]:
     return [[t for t, other in enumerate(sequence) if other == index] for index in sorted(set(sequence))]
 
@@ -125,4 +188,5 @@ ORACLES: dict[str, Callable[..., Loss]] = {
     "reweight": _reweight,
     "eksft": _eksft,
     "gft": _gft,
+    "ift": _ift,
 }

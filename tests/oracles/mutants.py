@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ballast import TokenStats, objective
 from ballast.objectives import Objective
+from ballast.objectives._propagation import lengths, propagated
 
 Wrong = Callable[[Objective, TokenStats], Tensor]
 Spoil = Callable[[TokenStats, Tensor], TokenStats]
@@ -201,13 +202,88 @@ REWEIGHT: list[tuple[str, dict[str, Any], Wrong]] = [
     ),
 ]
 
+IFT_OPTIONS = {"gamma": 0.5}
+
+
+def _reordered(stats: TokenStats) -> TokenStats:
+    return replace(stats, position=-stats.position)
+
+
+def _in_one_sequence(stats: TokenStats) -> TokenStats:
+    count = torch.arange(len(stats.logprob))
+    return replace(stats, sequence=torch.zeros_like(count), position=count)
+
+
+def _divided(weight: Callable[[Objective, TokenStats], Tensor]) -> Wrong:
+    """Return the loss with another weight, which keeps its gradient, averaged per sequence."""
+
+    def loss(built: Objective, stats: TokenStats) -> Tensor:
+        return -stats.logprob * weight(built, stats) / lengths(stats)
+
+    return loss
+
+
+def _normaliser_detached(built: Objective, stats: TokenStats) -> Tensor:
+    reach = propagated(stats, built.gamma)
+    return reach * (built.weight(stats) / reach).detach()
+
+
+IFT: list[tuple[str, dict[str, Any], Wrong]] = [
+    ("weights detached", IFT_OPTIONS, _divided(lambda built, stats: built.weight(stats).detach())),
+    ("normaliser detached", IFT_OPTIONS, _divided(_normaliser_detached)),
+    (
+        "losses detached",
+        IFT_OPTIONS,
+        lambda built, stats: -stats.logprob.detach() * built.weight(stats) / lengths(stats),
+    ),
+    ("backwards", IFT_OPTIONS, _divided(lambda built, stats: built.weight(_reordered(stats)))),
+    ("unnormalised", IFT_OPTIONS, _change(variant="algorithm1")),
+    ("by place", IFT_OPTIONS, _change(variant="equation21", gamma=0.95)),
+    ("normalised to 1", IFT_OPTIONS, _divided(lambda built, stats: built.weight(stats) / lengths(stats))),
+    ("mean over tokens", IFT_OPTIONS, _change(average="token")),
+    ("mean per sequence of a mean over tokens", {**IFT_OPTIONS, "average": "token"}, _change(average="sequence")),
+    ("without itself", IFT_OPTIONS, _divided(lambda built, stats: built.weight(stats) + stats.logprob)),
+    (
+        "one power too many",
+        {**IFT_OPTIONS, "variant": "algorithm1"},
+        _divided(lambda built, stats: built.gamma * built.weight(stats)),
+    ),
+    ("another gamma", IFT_OPTIONS, _change(gamma=0.55)),
+    ("no propagation", IFT_OPTIONS, _change(gamma=0)),
+    ("no discount", IFT_OPTIONS, _change(gamma=1)),
+    (
+        "weight without special case at 0",
+        {"gamma": 0},
+        _divided(lambda built, stats: stats.logprob * lengths(stats) / stats.logprob.sum()),
+    ),
+    ("place from 0", {"variant": "equation21"}, _divided(lambda built, stats: built.weight(stats) - 1)),
+    ("place from the end", {"variant": "equation21"}, _divided(lambda built, stats: built.weight(_reordered(stats)))),
+    ("plain", IFT_OPTIONS, _divided(lambda built, stats: torch.ones_like(stats.logprob))),
+    ("through all sequences", {"gamma": 0.6}, _divided(lambda built, stats: built.weight(_in_one_sequence(stats)))),
+    (
+        "through all sequences",
+        {"gamma": 0.6, "variant": "algorithm1"},
+        _divided(lambda built, stats: built.weight(_in_one_sequence(stats))),
+    ),
+    (
+        "normalised over the micro-batch",
+        {"gamma": 0.6},
+        _divided(lambda built, stats: propagated(stats, 0.6) * 40 / propagated(stats, 0.6).sum()),
+    ),
+    (
+        "length of the micro-batch",
+        {"gamma": 0.6},
+        lambda built, stats: -stats.logprob * built.weight(stats) / len(stats.logprob),
+    ),
+]
+
 WEIGHTED = ("dft", "prift-prob", "prift-mass")
-OPTIONS: dict[str, dict[str, Any]] = {"eksft": EKSFT_OPTIONS, "gft": {"tau": 0.3}}
+OPTIONS: dict[str, dict[str, Any]] = {"eksft": EKSFT_OPTIONS, "gft": {"tau": 0.3}, "ift": IFT_OPTIONS}
 
 MUTANTS = [
     *(
         Mutant(label, name, wrong, options=OPTIONS.get(name, {}))
-        for name in ("sft", *WEIGHTED, "reweight", "eksft", "gft")
+        for name in ("sft", *WEIGHTED, "reweight", "eksft", "gft", "ift")
         for label, wrong in FOR_ALL.items()
     ),
     *(Mutant(label, name, wrong) for name in (*WEIGHTED, "reweight") for label, wrong in FOR_WEIGHTED.items()),
@@ -217,6 +293,7 @@ MUTANTS = [
         for label, wrong in own.items()
     ),
     *(Mutant(label, "reweight", wrong, options=options) for label, options, wrong in REWEIGHT),
+    *(Mutant(label, "ift", wrong, options=options) for label, options, wrong in IFT),
     *(Mutant(label, "eksft", wrong, options=EKSFT_OPTIONS) for label, wrong in FOR_EKSFT.items()),
     *(Mutant(label, "eksft", spoil=spoil, options=EKSFT_OPTIONS) for label, spoil in SPOILT.items()),
 ]

@@ -18,7 +18,7 @@ SCHEDULES: dict[str, Callable[[float, float, float, float], float]] = {
 
 
 def mixed(embeddings: Tensor, arg_max: Tensor, labels: Tensor, share: float) -> Tensor:
-    """Return ``(1 − share)·embeddings + share·arg_max`` where tokens are trained, else the embeddings, ``[B, T, H]``."""
+    """Return ``(1 − share)·embeddings + share·arg_max`` at trained positions, else ``embeddings``: ``[B, T, H]``."""
     trained = labels != -100
     # Nothing predicts the first position of a row, so it has no greedy token.
     trained[:, 0] = False

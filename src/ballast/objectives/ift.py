@@ -43,9 +43,11 @@ class IFT(Objective):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.variant == "equation21" and self.gamma != GAMMA:
-            raise BallastError("objective ift: variant 'equation21' has no 'gamma', it would be ignored")
+            raise BallastError("objective ift: variant 'equation21' has no 'gamma', it would be ignored: leave it out")
         if self.schedule != "linear" and self.lam_start != LAM_START:
-            raise BallastError(f"objective ift: schedule {self.schedule!r} has no 'lam_start', it would be ignored")
+            raise BallastError(
+                "objective ift: 'lam_start' is ignored by all schedules but 'linear': name it, or leave it"
+            )
 
     scope: ClassVar[Scope] = "sequence"
 
