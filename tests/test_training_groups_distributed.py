@@ -1,0 +1,36 @@
+"""Two ranks of two prompts are one rank of four: answers, gradients and metrics."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from group_rows import GROUPS, run
+from test_training_distributed import launch
+from training_tools import largest_difference, weights
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    output = tmp_path_factory.mktemp("ranks") / "ends.pt"
+    launch("distributed_groups.py", str(output))
+    return torch.load(output, weights_only=True)
+
+
+@pytest.mark.parametrize("aggregation", ["token", "sequence"])
+def test_two_ranks_are_one(tmp_path, two_ranks, aggregation):
+    end, logs = two_ranks[aggregation]
+    alone = run(
+        tmp_path,
+        objective={"name": "gft", "tau": 0.3, "aggregation": aggregation},
+        groups={**GROUPS, "refresh": 2},
+        per_device_train_batch_size=4,
+        max_steps=3,
+    )
+    assert largest_difference(weights(alone), end) < 1e-10
+    mine = [log for log in alone.state.log_history if "loss" in log]
+    assert len(logs) == len(mine) == 3
+    for ours, theirs in zip(mine, logs, strict=True):
+        for name, value in ours.items():
+            if not name.startswith("seconds"):
+                assert theirs[name] == pytest.approx(value, rel=1e-6, abs=1e-9), name
