@@ -11,6 +11,7 @@ _HOME = {
     "TokenStats": "ballast.stats",
     "Trainer": "ballast.training",
     "TrainingConfig": "ballast.training",
+    "fused_loss": "ballast.head",
     "list_objectives": "ballast.objectives",
     "objective": "ballast.objectives",
     "token_stats": "ballast.head",
@@ -20,7 +21,7 @@ _PARTS = ("data", "errors", "evaluation", "head", "lab", "objectives", "referenc
 
 if TYPE_CHECKING:
     from ballast.errors import BallastError
-    from ballast.head import token_stats
+    from ballast.head import fused_loss, token_stats
     from ballast.objectives import Objective, list_objectives, objective
     from ballast.stats import TokenStats
     from ballast.training import Trainer, TrainingConfig
@@ -31,6 +32,7 @@ __all__ = [
     "TokenStats",
     "Trainer",
     "TrainingConfig",
+    "fused_loss",
     "list_objectives",
     "objective",
     "token_stats",

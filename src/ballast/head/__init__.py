@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Literal
 
 from ballast.head.chunked import chunked
 from ballast.head.dense import dense
+from ballast.head.fused import fused_loss, fused_pass
 from ballast.head.greedy import greedy
+from ballast.head.inputs import as_head, check, frozen
 from ballast.head.lm_head import LMHead, backbone, backbone_hidden, lm_head, trained_positions, unwrapped
-from ballast.stats import FIELDS, LIVE_FIELDS, PAIR_FIELDS, REFERENCE_FIELDS, TokenStats
+from ballast.head.two_phase import two_phase
+from ballast.stats import TokenStats
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,10 +20,13 @@ __all__ = [
     "LMHead",
     "backbone",
     "backbone_hidden",
+    "fused_loss",
+    "fused_pass",
     "greedy",
     "lm_head",
     "token_stats",
     "trained_positions",
+    "two_phase",
     "unwrapped",
 ]
 
@@ -80,60 +86,18 @@ def token_stats(
     >>> token_stats(hidden, weight, torch.tensor([0, 3]), fields=("entropy",)).entropy.exp()
     tensor([4.0000, 4.0000])
     """
-    head = weight if isinstance(weight, LMHead) else LMHead(weight, bias, softcap, scale)
-    if isinstance(weight, LMHead) and (bias is not None or softcap is not None or scale != 1.0):
-        raise ValueError("an LMHead brings its own bias, softcap and scale: give them there, not beside it")
-    frozen = None if reference is None else _frozen(*reference)
+    head = as_head(weight, bias, softcap, scale)
+    fixed = None if reference is None else frozen(*reference)
     fields = tuple(dict.fromkeys(fields))
-    _check(hidden, head, targets, fields, frozen, vocab_size)
+    check(hidden, head, targets, fields, fixed, vocab_size)
     if backend == "auto":
         backend = "dense" if len(targets) * len(head.weight) <= DENSE_LIMIT else "chunked"
     if backend == "dense":
-        return TokenStats(**dense(hidden, head, targets, fields, frozen, vocab_size))
+        return TokenStats(**dense(hidden, head, targets, fields, fixed, vocab_size))
     if backend != "chunked":
         raise ValueError(f"unknown backend {backend!r}: auto, dense or chunked")
     limit = min(CHUNK_LIMIT, CPU_CHUNK_LIMIT) if hidden.device.type == "cpu" else CHUNK_LIMIT
     rows = max(1, limit // len(head.weight)) if chunk is None else chunk
     if rows < 1:
         raise ValueError(f"chunk must be at least 1 row, got {rows}")
-    return TokenStats(**chunked(hidden, head, targets, fields, frozen, vocab_size, rows))
-
-
-def _frozen(hidden: Tensor, weight: Tensor | LMHead) -> tuple[Tensor, LMHead]:
-    head = weight if isinstance(weight, LMHead) else LMHead(weight)
-    bias = None if head.bias is None else head.bias.detach()
-    return hidden.detach(), LMHead(head.weight.detach(), bias, head.softcap, head.scale)
-
-
-def _check(
-    hidden: Tensor,
-    head: LMHead,
-    targets: Tensor,
-    fields: tuple[str, ...],
-    reference: tuple[Tensor, LMHead] | None,
-    vocab_size: int | None,
-) -> None:
-    for name in fields:
-        if name not in FIELDS:
-            raise ValueError(f"unknown field {name!r}; known: {', '.join(FIELDS)}")
-        if name not in (*LIVE_FIELDS, *PAIR_FIELDS, *REFERENCE_FIELDS):
-            raise ValueError(f"the field {name!r} comes from the rows, not from the logits")
-        if reference is None and name not in LIVE_FIELDS:
-            raise ValueError(f"the field {name!r} needs `reference`")
-    pairs = [(hidden, head)] if reference is None else [(hidden, head), reference]
-    for states, projection in pairs:
-        if states.dim() != 2 or targets.dim() != 1 or len(states) != len(targets):
-            raise ValueError(f"expected hidden [N, H] and targets [N], got {[*states.shape]} and {[*targets.shape]}")
-        if states.shape[1] != projection.weight.shape[1]:
-            raise ValueError(f"hidden size {states.shape[1]} does not fit an LM head of {[*projection.weight.shape]}")
-    sizes = [len(projection.weight) for _, projection in pairs]
-    if len({*sizes}) > 1 and vocab_size is None:
-        raise ValueError(
-            f"the vocabularies differ ({sizes[0]} and {sizes[1]} rows): give `vocab_size`, the number of tokens that "
-            "both have, or logits of different tokens would be compared"
-        )
-    if vocab_size is not None and not 0 < vocab_size <= min(sizes):
-        raise ValueError(f"vocab_size {vocab_size} exceeds a vocabulary of {min(sizes)} rows")
-    # On an accelerator the look would wait for the device; there the gather itself fails.
-    if targets.device.type == "cpu" and len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < min(sizes):
-        raise ValueError(f"targets must lie in [0, {min(sizes)}): ignored positions are to be left out beforehand")
+    return TokenStats(**chunked(hidden, head, targets, fields, fixed, vocab_size, rows))

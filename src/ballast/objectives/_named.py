@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from ballast.objectives.base import Objective
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from ballast.objectives.reweight import Reweight
@@ -26,3 +28,6 @@ class NamedReweight(Objective):
 
     def weight(self, stats: TokenStats) -> Tensor:
         return self.general().weight(stats)
+
+    def active(self, columns: Mapping[str, Tensor]) -> Tensor | None:
+        return self.general().active(columns)

@@ -23,11 +23,13 @@ class Rule:
         fields: the statistics read, given the options.
         weight: ``(read, options) -> [N]``.
         options: the options that the rule has, with the value that None stands for; None is one that must be given.
+        gate: whether the weight is 0 or 1.
     """
 
     fields: Callable[[dict[str, Any]], tuple[str, ...]]
     weight: Callable[[Read, dict[str, Any]], Tensor]
     options: dict[str, Any]
+    gate: bool = False
 
 
 def _probability(read: Read, options: dict[str, Any]) -> Tensor:
@@ -56,11 +58,12 @@ def _entropy(read: Read, options: dict[str, Any]) -> Tensor:
 RULES = {
     "probability": Rule(lambda _: ("logprob",), _probability, {}),
     "power": Rule(lambda _: ("logprob",), _power, {"alpha": None}),
-    "threshold": Rule(lambda _: ("logprob",), _threshold, {"threshold": None}),
+    "threshold": Rule(lambda _: ("logprob",), _threshold, {"threshold": None}, gate=True),
     "mass": Rule(
         lambda options: ("mass", "tied") if options["ties"] == "inclusive" else ("mass",),
         _mass,
         {"threshold": 0.5, "ties": "strict"},
+        gate=True,
     ),
-    "entropy": Rule(lambda _: ("entropy",), _entropy, {"max_entropy": None}),
+    "entropy": Rule(lambda _: ("entropy",), _entropy, {"max_entropy": None}, gate=True),
 }

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from ballast.errors import BallastError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from ballast.stats import TokenStats
@@ -76,6 +78,14 @@ class Objective:
     def extra(self, stats: TokenStats) -> Tensor:
         """Return differentiable terms added to each token's loss, ``[N]`` in nats."""
         return stats.require("logprob").new_zeros(len(stats.require("logprob")))
+
+    def active(self, columns: Mapping[str, Tensor]) -> Tensor | None:
+        """Return which tokens can have a loss other than 0, ``[N]`` of bool, where `columns` tell; None for all.
+
+        `columns` has statistics by name that are known before the head runs (a cache's, a group's), ``[N]`` each.
+        Tokens left out are not projected at all, so their loss must be 0 exactly whatever the live model says.
+        """
+        return None
 
     def report(self, stats: TokenStats) -> dict[str, Tensor]:
         """Return further quantities to log as means over tokens, ``[N]`` each, by name; the caller detaches them."""

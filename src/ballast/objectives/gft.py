@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 from ballast.objectives.base import Objective, Reduction, option
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from ballast.stats import TokenStats
@@ -41,6 +43,9 @@ class GFT(Objective):
     def weight(self, stats: TokenStats) -> Tensor:
         p = stats.require("logprob").exp()
         return stats.require("advantage") * p.where(p < self.tau, 1.0)
+
+    def active(self, columns: Mapping[str, Tensor]) -> Tensor | None:
+        return columns["advantage"] != 0 if "advantage" in columns else None
 
     def report(self, stats: TokenStats) -> dict[str, Tensor]:
         p = stats.require("logprob").exp()

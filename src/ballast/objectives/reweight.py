@@ -10,6 +10,8 @@ from ballast.objectives._rules import RULES
 from ballast.objectives.base import Objective, option
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from ballast.stats import TokenStats
@@ -61,3 +63,8 @@ class Reweight(Objective):
 
     def weight(self, stats: TokenStats) -> Tensor:
         return RULES[self.rule].weight(lambda field: stats.require(self._field(field)), self._options())
+
+    def active(self, columns: Mapping[str, Tensor]) -> Tensor | None:
+        rule, options = RULES[self.rule], self._options()
+        known = self.signal == "reference" and {self._field(field) for field in rule.fields(options)} <= columns.keys()
+        return rule.weight(lambda field: columns[self._field(field)], options) != 0 if known and rule.gate else None

@@ -1,0 +1,179 @@
+"""From rows of logits to statistics, and from gradients of the statistics to the gradient of the logits.
+
+Within C rows: p = softmax(logits), H = −Σ p log p, q the reference's distribution. With incoming gradients a, b, c, d
+of log-prob, entropy, KL(p‖q) and KL(q‖p), the gradient of the logits is
+
+    a·(1[v = y] − p) − b·p·(log p + H) + c·p·(log p − log q − KL(p‖q)) + d·(p − q).
+
+Everything works in place on the rows that it is given, some rows at a time: see `row_blocks`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    Leave = Literal["logprobs", "exponentials", "anything"]
+    """What is left in place of the logits: log p, exp(logits − largest), or whatever comes cheapest."""
+
+CPU_BLOCK_LOGITS = 2**19
+"""Logits (2 MiB in float32) that passes go over together on a CPU."""
+
+BLOCK_LOGITS = 2**25
+"""The same elsewhere (128 MiB): the temporaries of a pass are of this size, not of the chunk's."""
+
+SMALLEST_LOG = -1e30
+"""Stands for log 0, so that 0·log 0 is 0 and not nan."""
+
+KL_FIELDS = ("kl", "kl_forward")
+
+
+def row_blocks(rows_CV: Tensor) -> Iterator[slice]:
+    """Yield slices of a few rows each.
+
+    A product wants many rows at once, to read the weight rarely; the passes over its result want few on a CPU, to
+    stay in the cache.
+    """
+    limit = CPU_BLOCK_LOGITS if rows_CV.device.type == "cpu" else BLOCK_LOGITS
+    rows = max(1, limit // rows_CV.shape[1])
+    for start in range(0, len(rows_CV), rows):
+        yield slice(start, start + rows)
+
+
+def marginal(
+    logits_CV: Tensor, targets_C: Tensor, fields: tuple[str, ...], prefix: str, leave: Leave
+) -> dict[str, Tensor]:
+    """Return the statistics of one distribution, its largest logit and its normaliser, ``[C]`` each.
+
+    `leave` says what the rows hold afterwards.
+    """
+    wants = {name.removeprefix(prefix) for name in fields if name.startswith(prefix)}
+    parts = [_marginal(logits_CV[rows], targets_C[rows], wants, leave) for rows in row_blocks(logits_CV)]
+    return {f"{prefix}{name}": torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _marginal(logits_BV: Tensor, targets_B: Tensor, wants: set[str], leave: Leave) -> dict[str, Tensor]:
+    """Each line is a pass over the rows; a product with a mask of bool costs several of floats, so masks are floats."""
+    at_target_B1 = logits_BV.gather(1, targets_B[:, None])
+    top_B1 = logits_BV.amax(-1, keepdim=True)
+    wants_mass = not wants.isdisjoint(("mass", "tied"))
+    if wants_mass:
+        # Ties are judged on the logits as computed: subtracting the maximum can make two of them equal.
+        less_BV = torch.lt(logits_BV, at_target_B1, out=torch.empty_like(logits_BV))
+        ties_B = torch.eq(logits_BV, at_target_B1, out=torch.empty_like(logits_BV)).sum(-1) - 1
+    logits_BV.sub_(top_B1)
+    p_BV = logits_BV.exp() if leave == "logprobs" or "entropy" in wants else logits_BV.exp_()
+    total_B = p_BV.sum(-1)
+    normaliser_B = total_B.log()
+    own_B = (at_target_B1 - top_B1).squeeze(1) - normaliser_B
+    values = {"logprob": own_B, "top": top_B1.squeeze(1), "normaliser": normaliser_B}
+    if wants_mass:
+        tied_B = ties_B * own_B.exp()
+        less_B = less_BV.mul_(p_BV).sum(-1) / total_B
+        values["tied"] = tied_B
+        # Nothing is likelier than an arg-max, whose mass and ties are all there is, free of rounding.
+        values["mass"] = torch.where((at_target_B1 >= top_B1).squeeze(1), 1 - tied_B, less_B + own_B.exp())
+    if leave == "logprobs" or "entropy" in wants:
+        logits_BV.clamp_(min=SMALLEST_LOG)
+    if "entropy" in wants:
+        product_BV = logits_BV.mul_(p_BV) if leave == "exponentials" else p_BV.mul_(logits_BV)
+        values["entropy"] = normaliser_B - product_BV.sum(-1) / total_B
+        if leave == "exponentials":
+            logits_BV.copy_(p_BV)
+    if leave == "logprobs":
+        logits_BV.sub_(normaliser_B[:, None])
+    return values
+
+
+def divergences(logp_CV: Tensor, logq_CV: Tensor, fields: tuple[str, ...], vocab_size: int | None) -> dict[str, Tensor]:
+    """Return the KL fields asked for, ``[C]`` each, from log-probabilities, which stay as they are."""
+    parts: dict[str, list[Tensor]] = {name: [] for name in KL_FIELDS if name in fields}
+    for rows in row_blocks(logp_CV):
+        logp_BV, logq_BV = _common(logp_CV[rows], vocab_size), _common(logq_CV[rows], vocab_size)
+        difference_BV = logp_BV - logq_BV
+        if "kl" in parts:
+            parts["kl"].append(logp_BV.exp().mul_(difference_BV).sum(-1))
+        if "kl_forward" in parts:
+            parts["kl_forward"].append(-logq_BV.exp().mul_(difference_BV).sum(-1))
+    return {name: torch.cat(values) for name, values in parts.items()}
+
+
+def _common(logp_BV: Tensor, vocab_size: int | None) -> Tensor:
+    """Return log-probabilities over the tokens that both vocabularies have, normalised anew if rows are left out."""
+    if vocab_size is None or vocab_size == logp_BV.shape[1]:
+        return logp_BV
+    return logp_BV[:, :vocab_size].log_softmax(-1)
+
+
+def gradient_of_exponentials(exponentials_CV: Tensor, targets_C: Tensor, known: dict[str, Tensor]) -> None:
+    """Turn exp(logits − largest) into the gradient of the logits where only the log-prob has one.
+
+    `known` has the gradient of ``logprob`` and the normaliser, ``[C]`` each.
+    """
+    factor_C1 = (-known["logprob"] * (-known["normaliser"]).exp())[:, None]
+    for rows in row_blocks(exponentials_CV):
+        exponentials_CV[rows].mul_(factor_C1[rows])
+    exponentials_CV.scatter_add_(1, targets_C[:, None], known["logprob"][:, None])
+
+
+def gradient_of_logprobs(
+    logp_CV: Tensor,
+    logq_CV: Tensor | None,
+    targets_C: Tensor,
+    known: dict[str, Tensor],
+    vocab_size: int | None,
+    softcap: float | None,
+) -> None:
+    """Turn log-probabilities into the gradient of the logits before the cap; overwrites those of the reference too.
+
+    `known` has the incoming gradients under the names of their fields, and H, KL, the largest logit and the normaliser
+    as the forward found them, ``[C]`` each.
+    """
+    for rows in row_blocks(logp_CV):
+        here = {name: value[rows] for name, value in known.items()}
+        logp_BV, logq_BV = logp_CV[rows], None if logq_CV is None else logq_CV[rows]
+        slope_BV = None if softcap is None else _slope(logp_BV, here, softcap)
+        extra_BV = None if logq_BV is None else _kl_gradient(logp_BV, logq_BV, here, vocab_size)
+        _marginal_gradient(logp_BV, here)
+        if "logprob" in here:
+            logp_BV.scatter_add_(1, targets_C[rows][:, None], here["logprob"][:, None])
+        if extra_BV is not None:
+            logp_BV[:, :vocab_size].add_(extra_BV)
+        if slope_BV is not None:
+            logp_BV.mul_(slope_BV)
+
+
+def _slope(logp_BV: Tensor, known: dict[str, Tensor], softcap: float) -> Tensor:
+    logits_BV = logp_BV.add(known["normaliser"][:, None]).add_(known["top"][:, None])
+    return logits_BV.div_(softcap).square_().neg_().add_(1)
+
+
+def _marginal_gradient(logp_BV: Tensor, known: dict[str, Tensor]) -> None:
+    """Put ``−p·(a + b·(log p + H))`` in place of the log-probabilities."""
+    factor_B1 = -known["logprob"][:, None] if "logprob" in known else 0.0
+    if "entropy" not in known:
+        logp_BV.exp_().mul_(factor_B1)
+        return
+    p_BV = logp_BV.exp()
+    logp_BV.add_(known["H"][:, None]).mul_(-known["entropy"][:, None]).add_(factor_B1).mul_(p_BV)
+
+
+def _kl_gradient(logp_BV: Tensor, logq_BV: Tensor, known: dict[str, Tensor], vocab_size: int | None) -> Tensor | None:
+    """Return ``c·p·(log p − log q − KL) + d·(p − q)`` over the tokens that both vocabularies have."""
+    if known.keys().isdisjoint(KL_FIELDS):
+        return None
+    logp_BV, logq_BV = _common(logp_BV, vocab_size), _common(logq_BV, vocab_size)
+    p_BV = logp_BV.exp()
+    pulled_BV = p_BV.sub(logq_BV.exp()).mul_(known["kl_forward"][:, None]) if "kl_forward" in known else None
+    if "kl" not in known:
+        return pulled_BV
+    # The difference first: where p = q the gradient is 0 exactly.
+    grad_BV = torch.sub(logp_BV, logq_BV, out=logq_BV).sub_(known["KL"][:, None]).mul_(p_BV)
+    grad_BV.mul_(known["kl"][:, None])
+    return grad_BV if pulled_BV is None else grad_BV.add_(pulled_BV)
