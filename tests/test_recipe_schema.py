@@ -130,3 +130,40 @@ def test_shipped_recipes_load(path):
     assert recipe.model is not None
     assert recipe.objective is not None
     assert recipe.output
+
+
+def test_groups_are_options_of_groups(tmp_path):
+    recipe = load_recipe(None, ["groups.verifier=math", "groups.own=2"])
+    assert recipe.group_options().own == 2
+    assert recipe.group_options().expert == 1
+    assert load_recipe(None).group_options() is None
+    path = tmp_path / "recipe.yaml"
+    path.write_text("groups:\n")
+    assert load_recipe(path).groups is None
+
+
+def test_every_bad_key_of_groups_is_reported_with_its_line(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("groups:\n  onw: 3\n  temperature: -1\n  expert: 2\n  verifier: 5\n  teacher: all\n")
+    assert problems(path) == [
+        f"{path}:2: groups.onw: unknown key 'onw'; did you mean 'own'?",
+        f"{path}:3: groups.temperature: must be 0 (greedy) or above; got -1",
+        f"{path}:4: groups.expert: a row has one completion; set 1 or 0; got 2",
+        f"{path}:5: groups.verifier: must be text; got 5",
+        f"{path}:6: groups.teacher: must be a whole number of at least 0; got 'all'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("groups=math", "groups: must be a mapping of keys; got 'math'"),
+        ("groups={temperature: 0, verifier: math}", "groups.temperature: 0 with own = 4: greedy"),
+        ("groups={own: 0, expert: 0, teacher: 0}", "groups: expert, teacher and own are all 0"),
+        ("groups={refresh: 0}", "groups.refresh: must be a whole number of at least 1; got 0"),
+    ],
+)
+def test_groups_that_are_refused(override, expected):
+    found = problems(None, [override])
+    assert len(found) == 1
+    assert found[0].startswith(f"command line: {expected}")

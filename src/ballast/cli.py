@@ -128,6 +128,18 @@ def score(words: Words = None, dry_run: DryRun = False) -> None:
 
 
 @app.command()
+def sample(words: Words = None, dry_run: DryRun = False) -> None:
+    """Sample and judge the group of every prompt once, and keep the answers in [cyan]groups.file[/cyan]."""
+    from ballast import pipeline
+
+    recipe = _recipe(words, pipeline.SAMPLE_CHECKS)
+    if dry_run:
+        print(recipe.to_yaml(), end="")
+        return
+    pipeline.run_sample(recipe, say=_console().print)
+
+
+@app.command()
 def train(
     words: Words = None,
     dry_run: DryRun = False,

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ballast.errors import BallastError, suggest
+from ballast.groups.options import GroupOptions
 from ballast.objectives import Objective
 from ballast.objectives import objective as build_objective
 from ballast.recipe_source import SHORTHANDS, Problem, RecipeError, Where, load_source
@@ -132,6 +133,7 @@ class Recipe(Section):
     data: DataSection = DataSection()
     objective: ObjectiveSection | None = None
     reference: ReferenceSection = ReferenceSection()
+    groups: dict[str, Any] | None = Field(None, description="fields of ballast.groups.GroupOptions: for gft")
     training: dict[str, Any] = Field(default_factory=dict, description="fields of ballast.TrainingConfig")
     evaluation: EvaluationSection = EvaluationSection()
     output: str | None = Field(None, min_length=1, description="folder for checkpoints and the run record")
@@ -141,6 +143,10 @@ class Recipe(Section):
     @classmethod
     def _longhand(cls, value: Any, info: ValidationInfo) -> Any:
         return {SHORTHANDS[str(info.field_name)]: value} if isinstance(value, str) else value
+
+    def group_options(self) -> GroupOptions | None:
+        """Return how groups of answers are made, None without groups; raises BallastError where it is not allowed."""
+        return None if self.groups is None else GroupOptions.from_dict(self.groups)
 
     def resolved(self) -> dict[str, Any]:
         """Return plain values with every default filled in; loading them again gives an equal recipe."""
@@ -176,7 +182,7 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = (), *, check
     source, problems = load_source(path, overrides)
     recipe, broken, found = _validated(source.tree)
     problems += found
-    for check in (_check_objective, *checks):
+    for check in (_check_objective, _check_groups, *checks):
         problems += check(recipe, broken)
     if problems:
         raise RecipeError([source.describe(problem) for problem in problems])
@@ -219,6 +225,31 @@ def _check_objective(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem
         if smaller is None:
             return
         options = smaller
+
+
+def _check_groups(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+    """Look at every key by itself, so that a bad one does not hide the next; then at all of them together."""
+    if recipe.groups is None or "groups" in broken:
+        return
+    # One own answer goes with every temperature.
+    wrong = {key: message for key, value in recipe.groups.items() if (message := _refused({"own": 1, key: value}))}
+    for key, message in wrong.items():
+        before = f"groups.{key} = {recipe.groups[key]!r}: "
+        known = message.startswith(before)
+        text = f"{message.removeprefix(before)}; got {recipe.groups[key]!r}" if known else message
+        yield Problem(("groups", key), text.removeprefix("groups: "))
+    if not wrong and (message := _refused(recipe.groups)):
+        key = next((key for key in recipe.groups if message.startswith(f"groups.{key} = ")), None)
+        text = message.removeprefix(f"groups.{key} = ").removeprefix("groups: ")
+        yield Problem(("groups", *([key] if key else [])), text)
+
+
+def _refused(groups: Mapping[str, Any]) -> str | None:
+    try:
+        GroupOptions.from_dict(groups)
+    except BallastError as error:
+        return str(error)
+    return None
 
 
 def _rejected(name: str, options: Mapping[str, Any]) -> str | None:

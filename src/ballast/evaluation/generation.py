@@ -149,7 +149,7 @@ def generate(
     encoded = encode_prompts(model, tokenizer, prompts, options.max_new_tokens)
     rows = [(row, sample) for row in range(len(encoded)) for sample in range(options.samples)]
     results: list[list[Any]] = [[None] * options.samples for _ in encoded]
-    ends = _end_ids(model, tokenizer)
+    ends = end_ids(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
     done = 0
     with inference(model), _own_configuration(model, options, ends, pad):
@@ -231,7 +231,8 @@ class _InverseSampler:
         return torch.full_like(scores, -torch.inf).scatter(-1, chosen_B1, 0.0)
 
 
-def _end_ids(model: Any, tokenizer: Any) -> set[int]:
+def end_ids(model: Any, tokenizer: Any) -> set[int]:
+    """Return the ids that end an answer: the generation configuration's and the tokenizer's."""
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ends = configured if isinstance(configured, (list, tuple, set)) else [configured]
     return {int(end) for end in (*ends, tokenizer.eos_token_id) if end is not None}

@@ -1,19 +1,29 @@
 """From a recipe to scores, a checkpoint, or measurements; importing it imports no torch."""
 
-from ballast.pipeline.checks import EVALUATE_CHECKS, RESUME_CHECKS, SCORE_CHECKS, TASK_CHECKS, TRAIN_CHECKS
+from ballast.pipeline.checks import (
+    EVALUATE_CHECKS,
+    RESUME_CHECKS,
+    SAMPLE_CHECKS,
+    SCORE_CHECKS,
+    TASK_CHECKS,
+    TRAIN_CHECKS,
+)
 from ballast.pipeline.evaluate import run_evaluate, table
 from ballast.pipeline.prepare import quiet
+from ballast.pipeline.sample import run_sample
 from ballast.pipeline.score import run_score
 from ballast.pipeline.train import run_train
 
 __all__ = [
     "EVALUATE_CHECKS",
     "RESUME_CHECKS",
+    "SAMPLE_CHECKS",
     "SCORE_CHECKS",
     "TASK_CHECKS",
     "TRAIN_CHECKS",
     "quiet",
     "run_evaluate",
+    "run_sample",
     "run_score",
     "run_train",
     "table",

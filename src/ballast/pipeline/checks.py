@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import get_type_hints
 
 from ballast.errors import BallastError, suggest
-from ballast.pipeline import models, settings, sources
+from ballast.pipeline import group_checks, models, settings, sources
 from ballast.recipe import Check, ModelSection, Recipe, TaskSection
 from ballast.recipe_source import Problem
 from ballast.records import RUN
-from ballast.stats import GROUP_FIELDS, PAIR_FIELDS
+from ballast.stats import PAIR_FIELDS
 
-FIXED = ("model", "data", "objective", "reference", "seed")
+FIXED = ("model", "data", "objective", "reference", "groups", "seed")
 """Sections that a resumed run may not change; training settings, evaluation and output may."""
 
 
@@ -62,7 +62,7 @@ def check_data(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     """Sources that are named but not there, and no source at all."""
     if "data" in broken:
         return
-    if not recipe.data.train:
+    if not recipe.data.train and not (recipe.groups or {}).get("file"):
         yield Problem(("data", "train"), "is required and missing; name the demonstrations: data.train=rows.jsonl")
     for key in ("train", "eval"):
         listed = getattr(recipe.data, key)
@@ -106,11 +106,6 @@ def _check_needs(recipe: Recipe) -> Iterable[Problem]:
             ("reference", "cache"),
             f"objective {objective.name} needs {full[0]!r}, a divergence over the whole vocabulary, which one number "
             "per token cannot give; use reference: model, or adapter-off under model.lora",
-        )
-    if group := [name for name in objective.needs if name in GROUP_FIELDS]:
-        yield Problem(
-            ("objective",),
-            f"{objective.name} needs {group[0]!r}, which only groups of answers have, not demonstrations",
         )
 
 
@@ -210,10 +205,24 @@ def _inside(inner: Path, outer: Path) -> bool:
     return outer.resolve() in (inner.resolve(), *inner.resolve().parents)
 
 
-_COMMON = (check_model, check_data, check_reference, settings.check_training, check_cache_place)
+_COMMON = (
+    check_model,
+    check_data,
+    check_reference,
+    group_checks.check_groups,
+    settings.check_training,
+    check_cache_place,
+)
 _TRAIN = (check_required("model", "objective", "output"), *_COMMON, check_tasks)
 
 SCORE_CHECKS: tuple[Check, ...] = (check_required("model"), *_COMMON, check_score)
+SAMPLE_CHECKS: tuple[Check, ...] = (
+    check_required("model"),
+    check_model,
+    check_data,
+    group_checks.check_sampling,
+    settings.check_training,
+)
 # The output first: in a run of several processes none can have made it before all have met to set up training.
 TRAIN_CHECKS: tuple[Check, ...] = (check_output, *_TRAIN)
 RESUME_CHECKS: tuple[Check, ...] = (*_TRAIN, check_resume)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ballast.errors import BallastError
-from ballast.pipeline import models, settings, sources
+from ballast.pipeline import groups, models, settings, sources
 from ballast.recipe import ModelSection, Recipe
 
 if TYPE_CHECKING:
@@ -22,14 +22,20 @@ Say = Callable[[str], Any]
 
 @dataclass(frozen=True)
 class Ready:
-    """Everything that a run needs beside the weights."""
+    """Everything that a run needs beside the weights.
+
+    Attributes:
+        train: demonstrations, tokenised; None where the run trains on groups.
+        prompts: raw rows to make groups of; None without groups, or where `groups.file` has them.
+    """
 
     recipe: Recipe
     model: ModelSection
     args: TrainingConfig
     tokenizer: PreTrainedTokenizerBase
-    train: Prepared
+    train: Prepared | None
     eval: Prepared | None
+    prompts: Dataset | None = None
 
     @property
     def parts(self) -> list[Prepared]:
@@ -55,16 +61,25 @@ def ready(recipe: Recipe, say: Say) -> Ready:
     args = settings.training_config(recipe)
     tokenizer = models.load_tokenizer(section)
     models.check_vocabulary(section.path, models.load_config(section), tokenizer)
-    raw, held_out = sources.load_train(recipe.data), sources.load_eval(recipe.data)
-    train = _prepared(raw, tokenizer, PrepareOptions.from_training_args(args), "train", recipe.data.train)
+    held_out = sources.load_eval(recipe.data)
+    train = prompts = None
+    if recipe.groups is not None:
+        prompts = groups.load(recipe, tokenizer, args, say if args.process_index == 0 else _silent)
+    else:
+        raw = sources.load_train(recipe.data)
+        train = _prepared(raw, tokenizer, PrepareOptions.from_training_args(args), "train", recipe.data.train)
     evaluation = None
     if held_out is not None:
         options = PrepareOptions.from_training_args(args, packing=args.eval_packing)
         evaluation = _prepared(held_out, tokenizer, options, "eval", recipe.data.eval)
-    made = Ready(recipe, section, args, tokenizer, train, evaluation)
+    made = Ready(recipe, section, args, tokenizer, train, evaluation, prompts)
     for line in (line for report in made.reports for line in report.lines() if args.process_index == 0):
         say(line)
     return made
+
+
+def _silent(_: str) -> None:
+    return None
 
 
 def _prepared(rows: Dataset, tokenizer: Any, options: PrepareOptions, name: str, source: tuple[str, ...]) -> Prepared:

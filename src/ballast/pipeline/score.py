@@ -12,6 +12,7 @@ from ballast.recipe import Recipe
 
 if TYPE_CHECKING:
     from ballast.reference import CacheKey, ReferenceCache
+    from ballast.training import TrainingConfig
 
 
 def run_score(recipe: Recipe, *, say: Say = print) -> ReferenceCache:
@@ -44,9 +45,13 @@ def score(made: Ready, model: Any, say: Say) -> ReferenceCache:
 
 def cache_key(made: Ready, model: Any) -> CacheKey:
     """Return what the cache of this run depends on: weights, tokenizer, and the dtype that training computes in."""
-    import torch
-
     from ballast.reference import CacheKey
 
-    autocast = torch.bfloat16 if made.args.bf16 else torch.float16 if made.args.fp16 else None
-    return CacheKey.of(model, made.tokenizer, autocast=autocast)
+    return CacheKey.of(model, made.tokenizer, autocast=autocast_dtype(made.args))
+
+
+def autocast_dtype(args: TrainingConfig) -> Any:
+    """Return the dtype that training computes in, None where it is that of the weights."""
+    import torch
+
+    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None

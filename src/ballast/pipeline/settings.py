@@ -10,7 +10,7 @@ from enum import Enum
 from functools import cache
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from ballast.errors import suggest
+from ballast.errors import BallastError, suggest
 from ballast.recipe import Recipe
 from ballast.recipe_source import Problem
 
@@ -22,6 +22,7 @@ ELSEWHERE = {
     "seed": "set `seed` at the top level",
     "objective": "set `objective` at the top level",
     "reference": "set `reference` at the top level",
+    "groups": "set `groups` at the top level",
     "resume_from_checkpoint": "use `ballast train --resume`",
     "model_init_kwargs": "set them under `model`",
     "trust_remote_code": "set `model.trust_remote_code`",
@@ -59,7 +60,8 @@ def check_training(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
         if (message := _problem(key, value)) is not None
     ]
     yield from problems
-    if not problems and not broken & {"objective", "reference", "seed", "output"}:
+    elsewhere = broken & {"objective", "reference", "groups", "seed", "output"}
+    if not problems and not elsewhere and _buildable(recipe):
         yield from _construct(recipe)
 
 
@@ -75,10 +77,21 @@ def training_config(recipe: Recipe, **changes: Any) -> TrainingConfig:
         settings.setdefault("dataloader_pin_memory", False)
     if recipe.objective is not None:
         settings["objective"] = recipe.objective.build()
+    if recipe.groups is not None:
+        settings["groups"] = dict(recipe.groups)
     with warnings.catch_warnings():
         # Names that TRL itself still uses; nothing that a recipe could do about.
         warnings.simplefilter("ignore", FutureWarning)
         return TrainingConfig(**{**settings, **changes})
+
+
+def _buildable(recipe: Recipe) -> bool:
+    """Whether the sections that the settings go with are right; what is wrong with them is reported with them."""
+    try:
+        recipe.group_options()
+        return recipe.objective is None or recipe.objective.build() is not None
+    except (BallastError, TypeError):
+        return False
 
 
 def _construct(recipe: Recipe) -> Iterable[Problem]:

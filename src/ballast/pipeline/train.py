@@ -86,7 +86,7 @@ def _trainer(made: Ready, model: Any) -> Any:
         return Trainer(
             model,
             args=args,
-            train_dataset=made.train.dataset,
+            train_dataset=made.prompts if made.train is None else made.train.dataset,
             eval_dataset=None if made.eval is None else made.eval.dataset,
             processing_class=made.tokenizer,
             peft_config=models.lora_config(made.model),

@@ -1,0 +1,164 @@
+"""`ballast sample`: every prompt's group, once, by the model that training starts from."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from ballast.errors import BallastError
+from ballast.groups.options import GroupOptions
+from ballast.pipeline import models
+from ballast.pipeline.prepare import Ready, Say, ready
+from ballast.recipe import Recipe
+
+if TYPE_CHECKING:
+    from ballast.groups import GroupRows, SampledGroups
+    from ballast.groups.store import GroupFolder, Part, StoreSettings
+
+SECONDS_BETWEEN_LINES = 10.0
+COUNTS = ("cut_off", "errors", "timeouts")
+
+
+def run_sample(recipe: Recipe, *, say: Say = print) -> dict[str, Any]:
+    """Sample and judge the group of every prompt into ``groups.file``, and return what is in it.
+
+    A run that was stopped goes on with the parts that are missing.
+
+    Raises:
+        BallastError: the input cannot be used, or the folder holds something else.
+    """
+    from ballast.data import PrepareOptions
+    from ballast.evaluation.scoring import context_length
+    from ballast.groups import GroupRows
+    from ballast.groups.store import GroupFolder
+
+    options = recipe.group_options()
+    if options is None or options.file is None:
+        raise BallastError("groups.file: name the folder to fill")
+    started = time.monotonic()
+    made = ready(_without_file(recipe), say)
+    if made.args.world_size > 1:
+        raise BallastError("`ballast sample` samples in one process, several would write the same parts; start one")
+    model = models.load_model(made.model).to(made.args.device)
+    assert made.prompts is not None
+    rows = GroupRows(made.prompts, made.tokenizer, options, PrepareOptions.from_training_args(made.args))
+    rows.check_context(context_length(model))
+    for line in rows.lines():
+        say(line)
+    folder = GroupFolder(options.file, _settings(made, model, rows, options))
+    with folder.filling():
+        seconds = _fill(folder, made, model, rows)
+        found = _summary(list(folder.read()), rows)
+    found |= {**seconds, "seconds": round(time.monotonic() - started, 3)}
+    say(_line(options.file, found))
+    return found
+
+
+def _without_file(recipe: Recipe) -> Recipe:
+    """Return the recipe of what is sampled: its prompts, not what a folder may hold already, nor held-out rows."""
+    groups = {**(recipe.groups or {}), "file": None}
+    return recipe.model_copy(update={"groups": groups, "data": recipe.data.model_copy(update={"eval": ()})})
+
+
+def _settings(made: Ready, model: Any, rows: GroupRows, options: GroupOptions) -> StoreSettings:
+    from ballast.evaluation.generation import end_ids
+    from ballast.groups.store import StoreSettings, data_digest, kept_options
+    from ballast.pipeline.score import autocast_dtype
+    from ballast.reference import CacheKey
+
+    key = CacheKey.of(model, rows.tokenizer, autocast=autocast_dtype(made.args))
+    return StoreSettings(
+        model=key.model,
+        dtype=key.dtype,
+        tokenizer=key.tokenizer,
+        ends=tuple(sorted(end_ids(model, rows.tokenizer))),
+        data=data_digest(rows.rows),
+        rows=len(rows),
+        seed=made.recipe.seed,
+        max_length=made.args.max_length,
+        groups=kept_options(options),
+    )
+
+
+def _fill(folder: GroupFolder, made: Ready, model: Any, rows: GroupRows) -> dict[str, float]:
+    """Sample the parts that are missing; return the seconds that took."""
+    from ballast.groups import sample_groups
+    from ballast.groups.store import Part
+
+    seconds = {"sampling": 0.0, "scoring": 0.0}
+    missing = folder.missing()
+    with _progress(sum(len(folder.rows(part)) for part in missing)) as advance, _autocast(made):
+        for part in missing:
+            places = folder.rows(part)
+            sampled: SampledGroups = sample_groups(model, rows, places, seed=made.recipe.seed, step=0)
+            prompts = tuple(rows.rows[row]["prompt"] for row in places)
+            folder.write(part, Part(sampled.groups, prompts, {name: getattr(sampled, name) for name in COUNTS}))
+            seconds = {name: value + getattr(sampled, name) for name, value in seconds.items()}
+            advance(len(places))
+    return {name: round(value, 3) for name, value in seconds.items()}
+
+
+def _autocast(made: Ready) -> Any:
+    """Return the arithmetic that the trainer samples in."""
+    import torch
+
+    from ballast.pipeline.score import autocast_dtype
+
+    dtype = autocast_dtype(made.args)
+    return nullcontext() if dtype is None else torch.autocast(made.args.device.type, dtype)
+
+
+def _summary(parts: list[Part], rows: GroupRows) -> dict[str, Any]:
+    groups = [group for part in parts for group in part.groups]
+    rewards: dict[str, list[float]] = {}
+    for member in (member for group in groups for member in group.members):
+        rewards.setdefault(member.origin, []).append(member.reward)
+    counts = {name: sum(part.counts.get(name, 0) for part in parts) for name in COUNTS}
+    return {
+        "prompts": len(groups),
+        "answers": {origin: len(found) for origin, found in rewards.items()},
+        "reward": {origin: sum(found) / len(found) for origin, found in rewards.items()},
+        "mixed": sum(len({member.reward for member in group.members}) > 1 for group in groups) / len(groups),
+        "cut_off": counts["cut_off"],
+        "verifier_errors": counts["errors"] + rows.errors,
+        "verifier_timeouts": counts["timeouts"] + rows.timeouts,
+    }
+
+
+def _line(file: str, found: dict[str, Any]) -> str:
+    origins = ", ".join(
+        f"{size:,} {origin} answers (mean reward {found['reward'][origin]:.3f})"
+        for origin, size in found["answers"].items()
+    )
+    return (
+        f"{file}: {found['prompts']:,} prompts; {origins}; {found['mixed']:.0%} of the groups have mixed rewards; "
+        f"{found['cut_off']:,} own answers cut off, {found['verifier_errors']:,} verifier errors, "
+        f"{found['verifier_timeouts']:,} time-outs ({found['seconds']:.1f} s: sampling {found['sampling']:.1f}, "
+        f"scoring {found['scoring']:.1f})"
+    )
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """Yield a callback that counts prompts: a bar on a terminal, a line now and then elsewhere."""
+    done, last = 0, time.monotonic()
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True), transient=True) as shown:
+            bar = shown.add_task("sampling", total=total)
+            yield lambda count: shown.advance(bar, count)
+        return
+
+    def say(count: int) -> None:
+        nonlocal done, last
+        done += count
+        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            print(f"sampled {done:,} of {total:,} prompts", file=sys.stderr, flush=True)
+
+    yield say
