@@ -49,9 +49,9 @@ def changed_inputs(causal: Any, inputs: dict[str, Any], labels_BT: Tensor, prepa
     arg_max_BT = _greedy_tokens(causal, ids_BT, labels_BT, others)
     embed = causal.get_input_embeddings()
     inputs_BTH = prepare(embed(ids_BT), embed(arg_max_BT), labels_BT)
-    if not inputs_BTH.requires_grad and getattr(causal, "is_gradient_checkpointing", False):
+    if torch.is_grad_enabled() and any(getattr(part, "gradient_checkpointing", False) for part in causal.modules()):
         # Reentrant checkpointing gives no gradient to the weights of a block none of whose inputs asks for one.
-        inputs_BTH = inputs_BTH.detach().requires_grad_(torch.is_grad_enabled())
+        inputs_BTH.requires_grad_()
     return {**others, "inputs_embeds": inputs_BTH}
 
 
