@@ -48,5 +48,17 @@ def test_a_folder_in_use_is_refused(tmp_path):
     assert (tmp_path / "mine.txt").read_text() == "keep"
 
 
-def test_all_five_objectives_are_compared():
-    assert quickstart.OBJECTIVES == ("sft", "dft", "prift-prob", "prift-mass", "eksft")
+def test_all_seven_objectives_are_compared():
+    assert quickstart.OBJECTIVES == ("sft", "dft", "prift-prob", "prift-mass", "eksft", "ift", "gft")
+
+
+def test_groups_are_judged_by_the_labs_own_verifier(small, monkeypatch, tmp_path):
+    own = json.loads(json.dumps(quickstart.OWN))
+    own["gft"]["training"] |= {"max_steps": 1, "per_device_train_batch_size": 8}
+    monkeypatch.setattr(quickstart, "OWN", own)
+    output = tmp_path / "runs"
+    results = quickstart.run_quickstart(output=output, say=lambda _: None, objectives=("gft",))
+    assert [row["name"] for row in results["rows"]] == ["base", "gft"]
+    logged = json.loads((output / "gft" / "metrics.jsonl").read_text().splitlines()[0])
+    assert logged["expert/reward"] == 1
+    assert 0 < logged["own/reward"] < 1

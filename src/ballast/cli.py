@@ -191,7 +191,7 @@ def quickstart(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of data order and samples.")] = 42,
 ) -> None:
-    """Score, fine-tune with five objectives and compare them on the embedded lab: minutes on two cores, no download."""
+    """Score, fine-tune with seven objectives and compare them on the embedded lab: minutes on two cores, no download."""
     from ballast.lab.quickstart import run_quickstart
     from ballast.pipeline import quiet
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ballast.errors import BallastError
 
-OBJECTIVES = ("sft", "dft", "prift-prob", "prift-mass", "eksft")
+OBJECTIVES = ("sft", "dft", "prift-prob", "prift-mass", "eksft", "ift", "gft")
 RESULTS = "results.json"
 
 RECIPE: Mapping[str, Any] = {
@@ -49,6 +49,16 @@ RECIPE: Mapping[str, Any] = {
 }
 
 
+OWN: Mapping[str, Mapping[str, Any]] = {
+    # A step of GFT trains on five answers for each prompt, so an epoch of it is work for five.
+    "gft": {
+        "training": {**RECIPE["training"], "num_train_epochs": 1, "logging_steps": 1},
+        "groups": {"verifier": "ballast.lab.arithmetic:verify", "own": 4, "max_new_tokens": 64},
+    },
+}
+"""What the recipe of one objective has instead."""
+
+
 @dataclass(frozen=True)
 class Column:
     """A column of the table: its heading, and the task and metric that fill it."""
@@ -73,6 +83,7 @@ LEGEND = """\
 ±: half of the 95 % interval over the problems, for this one seed; another seed moves every row.
 entropy: nats per token on the model's own samples.   KL to base: nats per token, same samples.
 forgetting: nats per token on the pretraining text's other styles; lower is better, the base's row is the start.
+gft: one epoch with five answers for each prompt, four of them the model's own; the others: six epochs of one.
 Nothing here is after reinforcement learning, which is what eksft is for."""
 
 
@@ -147,12 +158,14 @@ def _rows(folder: Path, objectives: tuple[str, ...], seed: int, say: Callable[[A
 
 
 def _reference(name: str, cache: Path) -> dict[str, Any]:
-    """Return the cache, or a live copy of the base where the objective needs whole distributions."""
+    """Return the cache; a live copy of the base for whole distributions; none for answers that no cache can hold."""
     from ballast.objectives import objective
-    from ballast.stats import PAIR_FIELDS
+    from ballast.stats import GROUP_FIELDS, PAIR_FIELDS
 
-    needs_pair = any(field in PAIR_FIELDS for field in objective(name).needs)
-    return {"use": "model"} if needs_pair else {"use": "auto", "cache": str(cache)}
+    needs = set(objective(name).needs)
+    if needs & set(GROUP_FIELDS):
+        return {"use": "auto"}
+    return {"use": "model"} if needs & set(PAIR_FIELDS) else {"use": "auto", "cache": str(cache)}
 
 
 def _recipe(
@@ -167,9 +180,9 @@ def _recipe(
 
     tasks = [{**task, "seed": seed} if task["name"] == "sampled" else task for task in RECIPE["evaluation"]["tasks"]]
     named = {} if objective is None else {"objective": {"name": objective}, "output": str(output)}
-    return Recipe.model_validate(
-        {**RECIPE, "reference": reference, "evaluation": {"tasks": tasks, "base": base}, "seed": seed, **named}
-    )
+    evaluation = {"tasks": tasks, "base": base}
+    changes = {"reference": reference, "evaluation": evaluation, "seed": seed, **named}
+    return Recipe.model_validate({**RECIPE, **OWN.get(objective or "", {}), **changes})
 
 
 def table(rows: list[dict[str, Any]]) -> Any:
