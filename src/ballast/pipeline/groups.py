@@ -151,6 +151,20 @@ def _check_stored(recipe: Recipe, options: GroupOptions, stored: StoreSettings, 
         )
 
 
+def notes(recipe: Recipe, model: Any, tokenizer: Any) -> list[str]:
+    """Return what a user should know of the answers in `groups.file` and would not see, as lines to print."""
+    from ballast.reference import CacheKey
+
+    file = (recipe.groups or {}).get("file")
+    stored = None if file is None else stored_settings(file)
+    if stored is None or not stored.groups["own"] or CacheKey.of(model, tokenizer).model == stored.model:
+        return []
+    return [
+        f"groups: the own answers of {file} are another model's than the one that training starts from: they are "
+        "off-policy from the first step"
+    ]
+
+
 def _context(recipe: Recipe) -> int | None:
     """Return the number of positions that the model was built for, from its configuration alone."""
     from ballast.evaluation.scoring import context_length

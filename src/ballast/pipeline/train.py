@@ -14,7 +14,7 @@ from typing import Any
 
 from ballast import records
 from ballast.errors import BallastError
-from ballast.pipeline import models
+from ballast.pipeline import groups, models
 from ballast.pipeline.evaluate import BASE, TRAINED, Measured, check_prompts, measure, table
 from ballast.pipeline.prepare import Ready, Say, ready
 from ballast.pipeline.score import score
@@ -49,6 +49,7 @@ def run_train(recipe: Recipe, *, resume: bool = False, say: Say = print, progres
     clock.lap("evaluate_base")
     output = Path(str(recipe.output))
     with _no_empty_folder(output):
+        notes = groups.notes(made.recipe, model, made.tokenizer)
         trainer = _trainer(made, model)
         if not progress:
             trainer.remove_callback(PrinterCallback)
@@ -56,6 +57,9 @@ def run_train(recipe: Recipe, *, resume: bool = False, say: Say = print, progres
         record = _record(made, model)
         main = trainer.is_world_process_zero()
         if main:
+            rows = None if trainer.groups is None else trainer.groups.rows
+            for line in (*notes, *(rows.lines() if rows is not None else ())):
+                say(line)
             records.write_json(output / records.RUN, {**record, "status": "running"})
             _write_evals(output, evals, step=0)
     result = trainer.train(resume_from_checkpoint=resume or None)
