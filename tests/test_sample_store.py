@@ -149,7 +149,7 @@ def test_a_run_stopped_at_any_write_ends_with_the_same_bytes(writes, late, proto
 
 
 def test_a_killed_process_goes_on_with_the_same_bytes(tmp_path, monkeypatch):
-    settings = ["data.limit=160"]
+    settings = ["data.limit=130", "groups.own=1"]
     command = [sys.executable, "-m", "ballast.cli", "sample", *SETTINGS, *settings]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
     deadline = time.monotonic() + 120

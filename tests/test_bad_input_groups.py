@@ -1,0 +1,278 @@
+"""Groups that cannot be used: one line that names the place, exit code 2, and nothing left behind."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ballast.cli import app
+from tiny import CHAT_TEMPLATE, char_tokenizer, tiny_model
+
+ROWS = [
+    {"prompt": f"{i}+{i + 1}=", "completion": str(2 * i + 1), "answer": str(2 * i + 1), "teachers": ["1", "2"]}
+    for i in range(6)
+]
+GROUPS = {"verifier": "exact", "own": 2, "max_new_tokens": 8}
+OWN = {"prompt": "1+1=", "origin": "own", "response": "2", "reward": 1.0}
+
+
+def write_rows(path: str, rows: list) -> None:
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def prototype(tmp_path_factory) -> Path:
+    """A folder with a model, rows, groups of one's own and groups that were sampled: each case works on a copy."""
+    folder = tmp_path_factory.mktemp("prototype")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name, seed in (("model", 0), ("other", 1)):
+            tiny_model(seed=seed).save_pretrained(name)
+            char_tokenizer(chat_template=CHAT_TEMPLATE).save_pretrained(name)
+        char_tokenizer(characters="0123456789+=").save_pretrained("other")
+        write_rows("rows.jsonl", ROWS)
+        write_rows("own.jsonl", [OWN, {**OWN, "origin": "expert", "reward": 0}])
+        (folder / "judging.py").write_text("def judge(completion, row):\n    return 1.0\n")
+        done = CliRunner().invoke(app, Case("", "", ("groups.file=sampled",), command="sample").arguments())
+        assert done.exit_code == 0, done.output
+    return folder
+
+
+@pytest.fixture
+def workspace(prototype, tmp_path, monkeypatch) -> Path:
+    folder = tmp_path / "work"
+    shutil.copytree(prototype, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    return folder
+
+
+@dataclass(frozen=True)
+class Case:
+    """Settings over a recipe that works, what is broken beforehand, and what the one line must say."""
+
+    name: str
+    expected: str
+    settings: tuple[str, ...] = ()
+    break_it: Callable[[], object] = lambda: None
+    command: str = "train"
+    without: tuple[str, ...] = ()
+
+    def arguments(self) -> list[str]:
+        base = ["model=model", "data.train=rows.jsonl", "objective=gft", "output=out", f"groups={json.dumps(GROUPS)}"]
+        kept = [setting for setting in base if setting.split("=")[0] not in self.without]
+        return [self.command, *kept, *self.settings]
+
+
+def rows(change: Callable[[dict], dict | None], place: int = 2) -> Callable[[], object]:
+    """Change one row, so that the line must say which; the columns are those of all rows."""
+    return lambda: write_rows("rows.jsonl", [change(row) if i == place else row for i, row in enumerate(ROWS)])
+
+
+def all_rows(change: Callable[[dict], dict]) -> Callable[[], object]:
+    return lambda: write_rows("rows.jsonl", [change(row) for row in ROWS])
+
+
+def without_column(name: str) -> Callable[[], object]:
+    return all_rows(lambda row: {key: value for key, value in row.items() if key != name})
+
+
+def own(*changed: dict) -> Callable[[], object]:
+    return lambda: write_rows("own.jsonl", list(changed))
+
+
+def one_part_less() -> None:
+    next(Path("sampled").glob("part-*")).unlink()
+
+
+def edited_manifest() -> None:
+    path = Path("sampled/manifest.json")
+    path.write_text(path.read_text()[:50])
+
+
+def chat(row: dict) -> dict:
+    return {
+        "messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}],
+        "answer": row["answer"],
+    }
+
+
+DATA = "data.train (rows.jsonl): "
+FILE = ("groups={file: own.jsonl}",)
+BARE = ("data.train", "groups")
+SAMPLED = ("groups.file=sampled",)
+
+CASES = [
+    # objective and groups
+    Case("no groups", "groups: is required and missing: objective gft trains on groups", without=("groups",)),
+    Case("empty groups", "groups.verifier: is required and missing", ("groups={}",)),
+    Case(
+        "groups nobody reads", "objective dft trains on demonstrations, so groups would be ignored", ("objective=dft",)
+    ),
+    Case("misspelt key", "groups.onw: unknown key 'onw'; did you mean 'own'?", ("groups.onw=3",)),
+    Case("tau below 0", "objective.tau: tau must lie in [0, ∞]", ("objective.tau=-0.1",)),
+    Case("groups in training", "training.groups: would be overridden here", ("training.groups={own: 1}",)),
+    Case("no step per round", "groups.refresh: must be a whole number of at least 1; got 0", ("groups.refresh=0",)),
+    Case("greedy answers alike", "groups.temperature: 0 with own = 2", ("groups.temperature=0",)),
+    Case("temperature below 0", "groups.temperature: must be 0 (greedy) or above", ("groups.temperature=-1",)),
+    Case("nobody in the group", "expert, teacher and own are all 0", ("groups={own: 0, expert: 0, teacher: 0}",)),
+    # verifier
+    Case("no verifier", "groups.verifier: is required", ("groups={own: 2}",)),
+    Case("misspelt verifier", "groups.verifier: unknown verifier 'exakt'; did you mean", ("groups.verifier=exakt",)),
+    Case("verifier not importable", "cannot import module 'nowhere'", ("groups.verifier='nowhere:judge'",)),
+    Case("verifier lacks the function", "has no 'jugde'", ("groups.verifier='judging:jugde'",)),
+    Case("clock without an end", "groups.seconds: must be a finite number", ("groups.seconds=.inf",)),
+    # rows
+    Case("no answer to judge by", f"{DATA}row 1: no 'answer' to judge by", break_it=without_column("answer")),
+    Case("one row without an answer", f"{DATA}row 3: no 'answer'", break_it=rows(lambda row: {**row, "answer": None})),
+    Case("no expert", "groups.expert to 0", break_it=without_column("completion")),
+    Case(
+        "one row without expert",
+        f"{DATA}row 3: no expert's answer ('completion' is missing or empty); fill it in, or set groups.expert to 0",
+        break_it=rows(lambda row: {**row, "completion": ""}),
+    ),
+    Case(
+        "teachers is text",
+        f"{DATA}row 1: 'teachers' is str, not a list",
+        break_it=all_rows(lambda row: {**row, "teachers": "2"}),
+    ),
+    Case(
+        "a teacher without an answer",
+        f"{DATA}row 3: 'teachers' holds ''",
+        break_it=rows(lambda row: {**row, "teachers": ["1", ""]}),
+    ),
+    Case(
+        "teachers are numbers",
+        f"{DATA}row 1: 'teachers' holds 2",
+        break_it=all_rows(lambda row: {**row, "teachers": [2]}),
+    ),
+    Case(
+        "empty group in one row",
+        f"{DATA}row 3: the group is empty",
+        ("groups={verifier: exact, own: 0, expert: 0}",),
+        rows(lambda row: {**row, "teachers": []}),
+    ),
+    Case("messages alone", f"{DATA}groups: no column 'prompt'", break_it=all_rows(chat)),
+    Case("empty prompt", f"{DATA}row 3: the prompt is empty", break_it=rows(lambda row: {**row, "prompt": ""})),
+    Case(
+        "answer beyond the context",
+        f"{DATA}row 3: prompt of 110 tokens + groups.max_new_tokens 30 exceeds the model's context 128",
+        ("groups.max_new_tokens=30",),
+        rows(lambda row: {**row, "prompt": "1" * 110}),
+    ),
+    Case(
+        "answer beyond max_length",
+        f"{DATA}row 3: prompt of 20 tokens + groups.max_new_tokens 8 exceeds training.max_length 24",
+        ("training.max_length=24",),
+        rows(lambda row: {**row, "prompt": "1" * 20}),
+    ),
+    Case(
+        "prompt beyond max_length",
+        f"{DATA}row 3: prompt of 40 tokens leaves nothing of training.max_length 24",
+        ("training.max_length=24", "groups.own=0"),
+        rows(lambda row: {**row, "prompt": "1" * 40}),
+    ),
+    # training
+    Case("packing", "training.packing: True does not go with groups", ("training.packing=true",)),
+    Case("cut at the start", "training.truncation_mode: keep_end does not", ("training.truncation_mode=keep_end",)),
+    Case("loss on prompts", "training.completion_only_loss: False", ("training.completion_only_loss=false",)),
+    Case("assistant mask", "training.assistant_only_loss: True", ("training.assistant_only_loss=true",)),
+    Case("shuffling twice", "training.shuffle_dataset: True", ("training.shuffle_dataset=true",)),
+    Case("sharded model", "training.fsdp: a sharded model cannot sample", ("training.fsdp=full_shard",)),
+    Case("cached reference", "reference.cache: holds demonstrations", ("reference.cache=cache",)),
+    Case("streaming", "data.streaming: unknown key", ("data.streaming=true",)),
+    # groups sampled beforehand
+    Case(
+        "no such file",
+        "groups.file: absent: no such file or folder; `ballast sample` fills it",
+        ("groups.file=absent",),
+    ),
+    Case("file and rows", "data.train: would be ignored", FILE, without=("groups",)),
+    Case("file and sampling", "groups.own: would be ignored", ("groups={file: own.jsonl, own: 2}",), without=BARE),
+    Case(
+        "file without a column",
+        "groups.file: own.jsonl: no column 'reward'",
+        FILE,
+        own({key: value for key, value in OWN.items() if key != "reward"}),
+        without=BARE,
+    ),
+    Case("file of nobody", "own.jsonl: row 1: origin 'me'", FILE, own({**OWN, "origin": "me"}), without=BARE),
+    Case("file beyond max_length", "training.max_length is 5", (*FILE, "training.max_length=5"), without=BARE),
+    Case(
+        "file with half an answer", "own.jsonl: row 1: the response", FILE, own({**OWN, "response": ""}), without=BARE
+    ),
+    Case("sampled by another tokenizer", "another tokenizer", ("model=other", *SAMPLED), without=("data.train",)),
+    Case("sampled with other settings", "groups.own: 3 would be ignored", (*SAMPLED, "groups.own=3")),
+    Case("sampled for other rows", "was sampled for other rows", SAMPLED, rows(lambda row: {**row, "answer": "0"})),
+    Case("cut elsewhere", "training.max_length: 64, but the answers", (*SAMPLED, "training.max_length=64")),
+    Case("sampling not ended", "sampling has not ended (0 of 1 parts)", SAMPLED, one_part_less),
+    Case("damaged manifest", "groups.file: sampled/manifest.json: cannot be read", SAMPLED, edited_manifest),
+    Case("packing with a file", "training.packing: True", (*SAMPLED, "training.packing=true")),
+    # sampling
+    Case("no place to sample to", "groups.file: is required and missing", command="sample"),
+    Case("nothing to sample", "groups: is required and missing", without=("groups",), command="sample"),
+    Case(
+        "no rows to sample", "data.train: is required", ("groups.file=new",), command="sample", without=("data.train",)
+    ),
+    Case("into a file", "groups.file: rows.jsonl: is a file", ("groups.file=rows.jsonl",), command="sample"),
+    Case("into another folder", "holds 'chat_template.jinja' and no groups", ("groups.file=model",), command="sample"),
+    Case("over other settings", "groups.own 2, not 3", (*SAMPLED, "groups.own=3"), command="sample"),
+    Case("sampling without judge", "groups.verifier: is required", ("groups={file: new}",), command="sample"),
+    Case("sampling with packing", "training.packing", ("groups.file=new", "training.packing=true"), command="sample"),
+    Case(
+        "row without expert to sample",
+        f"{DATA}row 3: no expert's answer",
+        ("groups.file=new",),
+        rows(lambda row: {**row, "completion": ""}),
+        command="sample",
+    ),
+    Case("scoring groups", "reference.cache: holds demonstrations", ("reference.cache=cache",), command="score"),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_bad_groups_are_refused_in_one_line_and_leave_nothing(case, workspace, monkeypatch):
+    case.break_it()
+    if case.command != "sample":
+        monkeypatch.setattr("ballast.pipeline.models.load_model", None)  # refused before a weight is read
+    before = sorted(path for path in workspace.rglob("*") if "lock" not in path.name and "__pycache__" not in str(path))
+    done = CliRunner().invoke(app, case.arguments())
+    assert done.exit_code == 2, (done.exit_code, done.output, done.exception)
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, lines
+    assert case.expected in lines[0], lines[0]
+    after = sorted(path for path in workspace.rglob("*") if "lock" not in path.name and "__pycache__" not in str(path))
+    assert after == before
+
+
+def test_groups_of_a_run_may_not_change_on_resuming(workspace):
+    settings = ("training.max_steps=1", "training.save_steps=1", "training.report_to=none")
+    done = CliRunner().invoke(app, Case("", "", settings).arguments())
+    assert done.exit_code == 0, (done.output, done.exception)
+    again = Case("", "", (*settings, "groups.own=3")).arguments()
+    done = CliRunner().invoke(app, [again[0], "--resume", *again[1:]])
+    assert done.exit_code == 2
+    assert "groups: differs from the run to be resumed" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [("training.dataset_num_proc=1",), ("groups.file=sampled",), ("groups.file=sampled", "groups.refresh=2")],
+)
+def test_the_recipe_that_the_cases_break_works(settings, workspace):
+    settings = (*settings, "training.max_steps=1", "training.report_to=none")
+    done = CliRunner().invoke(app, Case("", "", settings).arguments())
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert json.loads(Path("out/run.json").read_text())["status"] == "finished"
+    assert os.path.exists("out/model.safetensors")
+
+
+def test_a_file_of_ones_own_needs_no_rows(workspace):
+    settings = (*FILE, "training.max_steps=1", "training.report_to=none")
+    done = CliRunner().invoke(app, Case("", "", settings, without=BARE).arguments())
+    assert done.exit_code == 0, (done.output, done.exception)
