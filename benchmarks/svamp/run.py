@@ -1,25 +1,30 @@
 """Every objective on SVAMP from two starts, through the command line; run again to go on where it stopped.
 
-    python run.py REAL_DATA WORK [--seeds 2] [--jobs 1]
+    python run.py REAL_DATA WORK [--seeds 2] [--jobs 1] [--objectives sft ift gft]
 
 REAL_DATA holds ``data/svamp/SVAMP.json``, ``data/tinystories/tinystories_5k.jsonl`` and ``models/stories260K``. Data,
-models and measurements go to WORK; ``results.json`` beside this file is written anew after every step.
+models and measurements go to WORK; ``results.json`` beside this file is written anew after every step. With
+``--objectives`` the others stay in it as they were recorded, if start, rate and seeds are the same.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tables import collect, tables
+from tables import BASE, MEASURED, collect, tables
+
+from ballast.records import git_commit
 
 HERE = Path(__file__).resolve().parent
 RECIPES = HERE / "recipes"
@@ -34,6 +39,8 @@ OBJECTIVES: dict[str, tuple[str, ...]] = {
     "prift-mass": ("objective=prift-mass", CACHED),
     "eksft": ("objective=eksft", "reference=model"),
     "reweight": (REWEIGHT, CACHED),
+    "ift": ("objective=ift",),
+    "gft": ("objective=gft", "groups={verifier: expression, own: 4, max_new_tokens: 20}", "training.logging_steps=1"),
 }
 
 
@@ -48,21 +55,29 @@ class Bench:
     def start(self, name: str) -> str:
         return str(self.real / "models" / "stories260K") if name == "raw" else "prepared"
 
-    def ballast(self, *words: str, log: str, out: str | None = None) -> None:
-        """Run one `ballast` command in the working folder; its stdout becomes ``out`` when it has succeeded."""
+    def ballast(self, *words: str, log: str, out: str | None = None) -> float:
+        """Run one `ballast` command in the working folder; return the seconds of CPU that it took.
+
+        Its stdout becomes ``out`` when it has succeeded.
+        """
         logged = self.work / "logs" / f"{log}.log"
         logged.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "ballast.cli", *words]
         environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"} | os.environ
-        with logged.open("w") as file:
+        with logged.open("w") as file, tempfile.TemporaryFile() as printed:
             file.write(" ".join(command) + "\n")
             file.flush()
-            stdout = subprocess.PIPE if out else file
-            done = subprocess.run(command, cwd=self.work, env=environment, stdout=stdout, stderr=file)
-        if done.returncode:
-            raise SystemExit(f"{logged}: failed with exit code {done.returncode}")
-        if out:
-            write(self.work / out, done.stdout.decode())
+            process = subprocess.Popen(
+                command, cwd=self.work, env=environment, stdout=printed if out else file, stderr=file
+            )
+            _, status, used = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            if process.returncode:
+                raise SystemExit(f"{logged}: failed with exit code {process.returncode}")
+            if out:
+                printed.seek(0)
+                write(self.work / out, printed.read().decode())
+        return used.ru_utime + used.ru_stime
 
     def each(self, work: Callable[..., None], items: Iterable[Sequence[Any]]) -> None:
         with ThreadPoolExecutor(self.jobs) as pool:
@@ -99,7 +114,10 @@ def train(bench: Bench, recipe: str, output: str, *words: str) -> None:
         return
     if folder.exists():
         folder.rename(folder.with_name(f"{folder.name}.broken-{os.getpid()}"))
-    bench.ballast("train", str(RECIPES / recipe), f"output={output}", *words, log=f"train-{output.replace('/', '-')}")
+    commit = git_commit(HERE)
+    log = f"train-{output.replace('/', '-')}"
+    seconds = bench.ballast("train", str(RECIPES / recipe), f"output={output}", *words, log=log)
+    write(folder / MEASURED, json.dumps({"commit": commit, "cpu_seconds": round(seconds, 1)}) + "\n")
 
 
 def train_cell(bench: Bench, start: str, objective: str, rate: float, seed: int) -> None:
@@ -136,11 +154,38 @@ def cell(bench: Bench, start: str, objective: str, rate: float, seed: int) -> No
     measure(bench, "evaluate.yaml", start, f"runs/{start}/{name}", f"test/{start}/{name}")
 
 
-def record(bench: Bench, chosen: dict[str, Any], seeds: int) -> dict[str, Any]:
-    """Return the results so far: these starts anew, others as they were recorded."""
-    before = json.loads(RESULTS.read_text(encoding="utf-8"))["starts"] if RESULTS.is_file() else {}
-    found = collect(bench.work, chosen, list(OBJECTIVES), seeds)
-    known = {**before, **found["starts"]}
+def weights_of(bench: Bench, start: str) -> str:
+    """Return what tells a start from another one of the same name."""
+    return hashlib.sha256((bench.work / bench.start(start) / "model.safetensors").read_bytes()).hexdigest()[:16]
+
+
+def recorded(start: str, objectives: Sequence[str], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the recorded rows of a start that are not measured anew.
+
+    Raises:
+        SystemExit: if they are of other weights, another rate or other seeds: one table must not hold both.
+    """
+    before = json.loads(RESULTS.read_text(encoding="utf-8"))["starts"].get(start, {}) if RESULTS.is_file() else {}
+    kept = {name: row for name, row in before.get("rows", {}).items() if name not in (BASE, *objectives)}
+    other = [key for key, value in now.items() if before.get(key) != value]
+    if kept and other:
+        raise SystemExit(
+            f"{RESULTS.name}, {start} start: {', '.join(kept)} were measured with another {' and '.join(other)}; "
+            "name all objectives to measure everything anew"
+        )
+    return kept
+
+
+def record(
+    bench: Bench, chosen: Mapping[str, Any], objectives: Sequence[str], kept: Mapping[str, Any], seeds: int
+) -> dict[str, Any]:
+    """Return the results so far: these starts and objectives anew, others as they were recorded."""
+    known = json.loads(RESULTS.read_text(encoding="utf-8"))["starts"] if RESULTS.is_file() else {}
+    found = collect(bench.work, chosen, objectives, seeds)
+    for start, one in found["starts"].items():
+        rows = {**kept[start], **one.pop("rows")}
+        order = [name for name in (BASE, *OBJECTIVES) if name in rows]
+        known[start] = {"weights": weights_of(bench, start), **one, "rows": {name: rows[name] for name in order}}
     return {**found, "starts": {start: known[start] for start in STARTS if start in known}}
 
 
@@ -151,11 +196,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS))
+    parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES))
     parser.add_argument("--rates", type=float, nargs="+", default=[0.001, 0.003])
     options = parser.parse_args()
     bench = Bench(options.real.resolve(), options.work.resolve(), options.jobs)
     prepare_data(bench)
     starts = options.starts
+    # sft has chosen the rate and is what the others are compared with, row by row.
+    objectives = [name for name in OBJECTIVES if name in ("sft", *options.objectives)]
     if "prepared" in starts:
         train(bench, "prepared.yaml", "prepared", f"model={bench.start('raw')}")
     bench.each(measure, [(bench, "validate.yaml", s, bench.start(s), f"validation/{s}-base") for s in starts])
@@ -163,12 +211,18 @@ def main() -> None:
     bench.each(validate, [(bench, s, rate) for rate in options.rates for s in starts])
     chosen = {s: choose_rate(bench, s, options.rates) for s in starts}
     print(json.dumps({s: {"rate": rate, "validation": seen} for s, (rate, seen) in chosen.items()}))
+    kept = {}
     for s in starts:
-        words = (str(RECIPES / "train.yaml"), f"model={bench.start(s)}", CACHED.format(start=s))
-        bench.ballast("score", *words, log=f"score-{s}")
+        now = {"weights": weights_of(bench, s), "learning_rate": chosen[s][0], "seeds": options.seeds}
+        kept[s] = recorded(s, objectives, now)
+    if any(CACHED in OBJECTIVES[name] for name in objectives):
+        for s in starts:
+            words = (str(RECIPES / "train.yaml"), f"model={bench.start(s)}", CACHED.format(start=s))
+            bench.ballast("score", *words, log=f"score-{s}")
     for seed in range(options.seeds):
-        bench.each(cell, [(bench, s, o, chosen[s][0], seed) for s in starts for o in OBJECTIVES])
-        write(RESULTS, json.dumps(record(bench, chosen, seed + 1), indent=1) + "\n")
+        bench.each(cell, [(bench, s, o, chosen[s][0], seed) for s in starts for o in objectives])
+        if seed + 1 == options.seeds or not any(kept.values()):
+            write(RESULTS, json.dumps(record(bench, chosen, objectives, kept, seed + 1), indent=1) + "\n")
     print(tables(json.loads(RESULTS.read_text(encoding="utf-8"))))
 
 

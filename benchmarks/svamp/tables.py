@@ -1,4 +1,4 @@
-"""Measurements of all runs as one record, with intervals over stories, and as two Markdown tables.
+"""Measurements of all runs as one record, with intervals over stories, and as Markdown tables.
 
 python tables.py results.json
 """
@@ -6,6 +6,7 @@ python tables.py results.json
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,10 @@ import numpy as np
 
 DRAWS = 10_000
 BASE = "no training"
+MEASURED = "measured.json"
+"""Beside a run's record: the commit that it was trained at, and its seconds of CPU."""
+GROUPS = ("groups/cut_off", "groups/verifier_errors", "groups/verifier_timeouts", "seconds/sampling", "seconds/scoring")
+TRAINING = ("start", "objective", "CPU seconds", "sampling", "judging", "cut off", "own answers' reward by epoch")
 HEADER = (
     *("objective", "accuracy, %", "minus sft", "mean@8, %", "minus sft", "pass@8, %"),
     *("entropy", "KL to start", "stories, bits/char"),
@@ -34,6 +39,8 @@ def collect(work: Path, chosen: Mapping[str, Any], objectives: Sequence[str], se
         folders = {BASE: ["base"]} | {name: [f"{name}-{rate}-{seed}" for seed in range(seeds)] for name in objectives}
         read = {name: [_read(work, f"test/{start}/{run}") for run in runs] for name, runs in folders.items()}
         rows = {name: _summary(runs, read["sft"], weights) for name, runs in read.items()}
+        for name in objectives:
+            rows[name]["training"] = [_training(work / "runs" / start / run) for run in folders[name]]
         starts[start] = {
             "seeds": seeds,
             "learning_rate": rate,
@@ -77,6 +84,27 @@ def _read(work: Path, name: str) -> dict[str, Any]:
     }
 
 
+def _training(folder: Path) -> dict[str, Any]:
+    """Return when and how long a run was trained, and what its groups were."""
+    seconds = json.loads((folder / "run.json").read_text(encoding="utf-8"))["seconds"]["train"]
+    found = {**json.loads((folder / MEASURED).read_text(encoding="utf-8")), "train_seconds": seconds}
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps = [line for line in lines if "own/reward" in line]
+    if not steps:
+        return found
+    # Training ends an epoch at a whole number, so the epoch that a step belongs to is the one rounded up.
+    epochs = [math.ceil(line["epoch"] - 1e-6) for line in steps]
+    by_epoch = [[line for line, of in zip(steps, epochs, strict=True) if of == epoch] for epoch in sorted(set(epochs))]
+    return {
+        **found,
+        **{name: _rounded(sum(line[name] for line in steps)) for name in GROUPS},
+        **{
+            f"{name} by epoch": [_rounded(np.mean([line[name] for line in part])) for part in by_epoch]
+            for name in ("own/reward", "own/length", "own/entropy", "groups/zero_advantage")
+        },
+    }
+
+
 def _summary(runs: Sequence[Mapping[str, Any]], sft: Sequence[Mapping[str, Any]], weights: np.ndarray) -> Any:
     summary: dict[str, Any] = {"runs": len(runs)}
     for name, value in runs[0].items():
@@ -105,7 +133,7 @@ def _rounded(value: float) -> float:
 
 
 def tables(results: Mapping[str, Any]) -> str:
-    """Return a Markdown table per start."""
+    """Return a Markdown table per start, and one of the time that training took and the answers it sampled."""
     parts = []
     for start, found in results["starts"].items():
         seen = ", ".join(f"{rate} {100 * value:.1f} %" for rate, value in found["validation_accuracy_of_sft"].items())
@@ -116,9 +144,44 @@ def tables(results: Mapping[str, Any]) -> str:
             f"| {' | '.join(HEADER)} |",
             "|---" * len(HEADER) + "|",
             *(_line(name, row) for name, row in found["rows"].items()),
+            "",
+            _measured(found["rows"]),
         ]
         parts.append("\n".join(lines))
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, _times(results["starts"])])
+
+
+def _measured(rows: Mapping[str, Any]) -> str:
+    """Say which rows were measured at which commit."""
+    named: dict[str, list[str]] = {}
+    for name, row in rows.items():
+        for commit in dict.fromkeys(run["commit"] for run in row.get("training", ())):
+            named.setdefault(commit, []).append(name)
+    return "; ".join(f"{', '.join(names)} at commit {commit[:7]}" for commit, names in named.items()) + "."
+
+
+def _times(starts: Mapping[str, Any]) -> str:
+    """Return a line per start and objective whose time is known; everything is a mean over the runs."""
+    lines = [f"| {' | '.join(TRAINING)} |", "|---" * len(TRAINING) + "|"]
+    for start, found in starts.items():
+        for name, row in found["rows"].items():
+            runs = [run for run in row.get("training", ()) if "cpu_seconds" in run]
+            if runs:
+                lines.append(f"| {' | '.join([start, name, *_time(runs)])} |")
+    return "\n".join(lines)
+
+
+def _time(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    seconds = f"{np.mean([run['cpu_seconds'] for run in runs]):.0f}"
+    if "seconds/sampling" not in runs[0]:
+        return [seconds, "", "", "", ""]
+    shares = [
+        f"{100 * np.mean([run[f'seconds/{part}'] / run['train_seconds'] for run in runs]):{digits}} %"
+        for part, digits in (("sampling", ".0f"), ("scoring", ".1f"))
+    ]
+    rewards = np.mean([run["own/reward by epoch"] for run in runs], axis=0)
+    cut_off = f"{np.mean([run['groups/cut_off'] for run in runs]):.0f}"
+    return [seconds, *shares, cut_off, " ".join(f"{one:.2f}" for one in rewards)]
 
 
 def _line(name: str, row: Mapping[str, Any]) -> str:
