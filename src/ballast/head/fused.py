@@ -132,7 +132,7 @@ def fused_pass(
         count = len(targets) if order is None else len(order)
         rows = checked_rows(chunk, count, head, fixed, wanted)
         tiles = Tiles(hidden, head, targets, fixed, vocab_size, fields=wanted, slopes=slopes, rows=rows, low=autocast)
-        gradients = Gradients(hidden, head, needed, whole=order is None) if needed else None
+        gradients = Gradients(hidden, head, needed) if needed else None
         loss, found = tiles.zero(), []
         for part in parts(count, rows, order):
             values = tiles.fold(part)

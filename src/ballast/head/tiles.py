@@ -143,11 +143,10 @@ class Gradients:
     that keeps them from becoming 0.
     """
 
-    def __init__(self, hidden: Tensor, head: LMHead, needed: Needed, whole: bool) -> None:
+    def __init__(self, hidden: Tensor, head: LMHead, needed: Needed) -> None:
         self._hidden, self._head, self.needed = hidden, head, needed
-        like = hidden.detach()
-        new = torch.empty_like if whole else torch.zeros_like
-        self.hidden = new(like, dtype=_kept(hidden.dtype)) if needed.hidden else None
+        # Zeros: a token may be left out, or its tile have no gradient.
+        self.hidden = torch.zeros_like(hidden.detach(), dtype=_kept(hidden.dtype)) if needed.hidden else None
         self._sums = torch.promote_types(head.weight.dtype, torch.float32)
         self._weight: Tensor | None = None
         self._bias: Tensor | None = None

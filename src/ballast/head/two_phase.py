@@ -67,7 +67,7 @@ def two_phase(
         stats = TokenStats(**joined(found, fields, tiles.zero()), **columns)
         losses_N, slopes = per_token_slopes(per_token_loss, stats, len(targets))
         slopes = {name: slope / total for name, slope in slopes.items()}
-        gradients = Gradients(hidden, head, needed, whole=bool(in_one)) if needed else None
+        gradients = Gradients(hidden, head, needed) if needed else None
         if gradients is not None and in_one:
             for part in parts(len(targets), rows, None):
                 tiles.form(slopes, gradients, part)
