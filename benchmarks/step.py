@@ -45,11 +45,12 @@ CASES: dict[str, dict[str, Any]] = {
     "prift-prob, cache": {"objective": "prift-prob", "reference": "cache"},
     "prift-mass, live": {"objective": "prift-mass", "reference": "model"},
     "eksft, live": {"objective": "eksft", "reference": "model"},
+    "ift": {"objective": "ift"},
     "TRL nll, LoRA": {"loss_type": "nll", "lora": True},
     "eksft, adapter off, LoRA": {"objective": "eksft", "reference": "adapter-off", "lora": True},
 }
 PLAIN, PLAIN_LORA = "TRL nll", "TRL nll, LoRA"
-MEMORY_CASES = (PLAIN, "sft", "prift-mass, cache", "prift-mass, live", "eksft, live")
+MEMORY_CASES = (PLAIN, "sft", "prift-mass, cache", "prift-mass, live", "eksft, live", "ift")
 
 
 def make_trainer(case: dict[str, Any], size: Size, trained: float, steps: int, folder: Path) -> Any:
