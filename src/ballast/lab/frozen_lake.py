@@ -25,15 +25,21 @@ RESULTS, CURVES, POLICIES = "results.json", "curves.png", "policies.png"
 EXTRAS = ("gymnasium", "matplotlib")
 PACKAGES = ("ballast-ft", "torch", "numpy", "scipy", *EXTRAS)
 
-STARTS = ("fresh", "pretrained")
+STARTS: dict[str, float | None] = {"fresh": None, "pretrained": 0.5, "biased": 0.25}
+"""Initial policies by the share of optimal trajectories among those that they imitated; None imitated nothing."""
+
 MEASURES = ("on_way", "on_map")
 REPORTED_ORDER = ("dpo", "ift", "orpo", "sft")
 """From the smallest distance to the largest, as the paper reports them."""
 
-RATES = (3e-4, 1e-3, 3e-3)
-LAMBDAS, GAMMAS = (0.0, 0.2, 0.5, 1.0), (0.0, 0.95)
-VARIED = ("fork-at-start", "pretrained")
-"""The map and the start on which rate, lambda and gamma are varied."""
+RATES = (("adam", 3e-4), ("adam", 1e-3), ("adam", 3e-3), ("sgd", 0.1), ("sgd", 1.0))
+OPTIONS: tuple[tuple[str, dict[str, float]], ...] = (
+    *(("ift", {"lam": lam, "gamma": gamma}) for lam in (0.0, 0.2, 0.5, 1.0) for gamma in (0.0, 0.95)),
+    *(("orpo", {"weight": weight}) for weight in (0.02, 0.1, 0.5)),
+    *(("dpo", {"beta": beta}) for beta in (0.02, 0.1, 0.5, 2.5)),
+)
+VARIED = ("fork-1", "biased")
+"""The map and the start on which `RATES` and `OPTIONS` are tried; the figures show this map."""
 
 
 def run_frozen_lake(
@@ -44,7 +50,7 @@ def run_frozen_lake(
     seed: int = 0,
     say: Callable[[Any], Any] = print,
 ) -> dict[str, Any]:
-    """Train every method on both maps from both starts, vary rate, lambda and gamma; print tables, draw figures.
+    """Train every method on both maps from every start, vary rate and options; print tables, draw figures.
 
     Args:
         seeds: number of initial policies; each is trained with every method, so that differences are paired.
@@ -110,8 +116,8 @@ def _starts(seed: int, seeds: int) -> dict[tuple[str, str], Policies]:
     starts = {}
     for name in MAPS:
         fresh = fresh_policies(seed, seeds, len(lake(name).cells))
-        starts[name, "fresh"] = fresh
-        starts[name, "pretrained"] = pretrain(lake(name), fresh)
+        for start, share in STARTS.items():
+            starts[name, start] = fresh if share is None else pretrain(lake(name), fresh, share)
     return starts
 
 
@@ -141,6 +147,22 @@ def _measured(values: Sequence[float]) -> dict[str, Any]:
     return {**estimate(values), "seeds": list(values)}
 
 
+def _final(runs: Trained) -> dict[str, Any]:
+    return {measure: _measured(getattr(runs, measure)[-1].tolist()) for measure in MEASURES}
+
+
+def _short(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Return estimates without the value of every seed."""
+    return {key: {part: value for part, value in entry.items() if part != "seeds"} for key, entry in measured.items()}
+
+
+def _lowest(runs: Trained, measure: str) -> dict[str, Any]:
+    """Return the step after which the mean over seeds was smallest, and what was measured there."""
+    values_LR = getattr(runs, measure)
+    step = int(values_LR.mean(1).argmin())
+    return {"step": step, **estimate(values_LR[step].tolist())}
+
+
 def _experiment(place: tuple[str, str], start: Policies, trained: Mapping[str, Trained]) -> dict[str, Any]:
     from ballast.lab.frozen_lake_map import lake
     from ballast.lab.frozen_lake_training import way_probability
@@ -150,9 +172,10 @@ def _experiment(place: tuple[str, str], start: Policies, trained: Mapping[str, T
     rows = {"start": {measure: _measured(getattr(first, measure)[0].tolist()) for measure in MEASURES}}
     rows["start"] |= {key: _measured(way_probability(start.matrix(), way).tolist()) for key, way in ways.items()}
     for method, runs in trained.items():
-        rows[method] = {measure: _measured(getattr(runs, measure)[-1].tolist()) for measure in MEASURES}
+        rows[method] = {**_final(runs), "lowest": {measure: _lowest(runs, measure) for measure in MEASURES}}
         rows[method] |= {key: _measured(way_probability(runs.matrix, way).tolist()) for key, way in ways.items()}
-    return {"map": place[0], "start": place[1], "rows": rows, **_order(rows)}
+    strayed = _measured(trained["ift"].strayed.tolist())
+    return {"map": place[0], "start": place[1], "rows": rows, "ift_steps_with_own_states": strayed, **_order(rows)}
 
 
 def _order(rows: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,23 +197,22 @@ def _sensitivity(start: Policies, trained: Mapping[str, Trained], steps: int) ->
     from ballast.lab.frozen_lake_map import lake
     from ballast.lab.frozen_lake_training import METHODS, train
 
-    place = lake(VARIED[0])
-
-    def final(runs: Trained) -> dict[str, Any]:
-        return {measure: _measured(getattr(runs, measure)[-1].tolist()) for measure in MEASURES}
-
+    place, sft, options = lake(VARIED[0]), _final(trained["sft"]), []
     rates = [
-        {"rate": rate, "method": method, **final(train(method, place, start, steps=steps, rate=rate))}
-        for rate in RATES
+        {
+            "optimiser": optimiser,
+            "rate": rate,
+            "method": method,
+            **_short(_final(train(method, place, start, steps=steps, optimiser=optimiser, rate=rate))),
+        }
+        for optimiser, rate in RATES
         for method in METHODS
     ]
-    sft, residual = final(trained["sft"]), []
-    for lam in LAMBDAS:
-        for gamma in GAMMAS:
-            ours = final(train("ift", place, start, steps=steps, options={"lam": lam, "gamma": gamma}))
-            beside = {measure: difference(ours[measure]["seeds"], sft[measure]["seeds"]) for measure in MEASURES}
-            residual.append({"lam": lam, "gamma": gamma, **ours, "minus_sft": beside})
-    return {"map": VARIED[0], "start": VARIED[1], "rates": rates, "ift": residual}
+    for method, chosen in OPTIONS:
+        ours = _final(train(method, place, start, steps=steps, options=chosen))
+        beside = {measure: difference(ours[measure]["seeds"], sft[measure]["seeds"]) for measure in MEASURES}
+        options.append({"method": method, "options": chosen, **_short(ours), "minus_sft": beside})
+    return {"map": VARIED[0], "start": VARIED[1], "rates": rates, "options": options}
 
 
 def _settings(seeds: int, steps: int, seed: int) -> dict[str, Any]:
@@ -209,10 +231,11 @@ def _settings(seeds: int, steps: int, seed: int) -> dict[str, Any]:
         "seeds": seeds,
         "seed": seed,
         "steps": steps,
-        "optimiser": "Adam",
+        "optimiser": training.OPTIMISER,
         "rate": training.RATE,
         "hidden": training.HIDDEN,
         "encoding": "one-hot",
+        "starts": STARTS,
         "pretrained_until": training.KNOWN,
         "ift": ballast.objective("ift").to_dict(),
         "dpo_beta": training.BETA,

@@ -32,16 +32,16 @@ MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))
 """Where each action points, (columns, rows downwards), in gymnasium's order."""
 SMALLEST_DRAWN = 0.02
 MEASURED = {"on_way": "states of the optimal trajectory", "on_map": "all states of the map"}
-STARTED = {"fresh": "from fresh weights", "pretrained": "from a policy that knows both"}
+STARTED = {"fresh": "fresh weights", "pretrained": "knows both ways", "biased": "prefers the longer"}
 
 
 def _save(figure: Figure, path: Path) -> None:
-    FigureCanvasAgg(figure).print_figure(path, dpi=110, metadata={"Software": None})
+    FigureCanvasAgg(figure).print_figure(path, dpi=95, metadata={"Software": None})
 
 
 def draw_curves(trained: Mapping[tuple[str, str], Mapping[str, Trained]], path: Path) -> None:
     """Draw distance over steps on the first map: a row for each start, a column for each measure, bands: intervals."""
-    figure = Figure(figsize=(9.6, 7.0), layout="constrained")
+    figure = Figure(figsize=(9.0, 9.0), layout="constrained")
     panels = figure.subplots(len(STARTS), len(MEASURED), sharex=True, squeeze=False)
     for row, start in zip(panels, STARTS, strict=True):
         for axes, measure in zip(row, MEASURED, strict=True):
@@ -58,7 +58,7 @@ def draw_curves(trained: Mapping[tuple[str, str], Mapping[str, Trained]], path: 
     for axes in panels[-1]:
         axes.set_xlabel("optimiser step", fontsize=10)
     handles, labels = panels[0, 0].get_legend_handles_labels()
-    count = len(next(iter(trained[VARIED[0], STARTS[0]].values())).matrix)
+    count = len(next(iter(trained[VARIED].values())).matrix)
     figure.legend(
         *(handles, [label.upper() for label in labels]),
         loc="outside lower center",
@@ -85,11 +85,11 @@ def draw_policies(
 ) -> None:
     """Draw the policies before and after, means over seeds, a row for each start and a column for each method."""
     name = VARIED[0]
-    methods = list(trained[name, STARTS[0]])
-    figure = Figure(figsize=(11.5, 5.6), layout="constrained")
+    methods = list(trained[VARIED])
+    figure = Figure(figsize=(11.0, 7.9), layout="constrained")
     panels = figure.subplots(len(STARTS), 1 + len(methods), squeeze=False)
     for row, start in zip(panels, STARTS, strict=True):
-        matrices: dict[str, Any] = {"start": starts[name, start].matrix()}
+        matrices: dict[str, Any] = {"before": starts[name, start].matrix()}
         matrices |= {method.upper(): runs.matrix for method, runs in trained[name, start].items()}
         for axes, (title, matrix_RSA) in zip(row, matrices.items(), strict=True):
             _lake(axes, lake(name), matrix_RSA.mean(0).numpy())

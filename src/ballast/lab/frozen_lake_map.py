@@ -17,10 +17,11 @@ ACTIONS = ("left", "down", "right", "up")
 START, GOAL, HOLE = "S", "G", "H"
 
 MAPS = {
-    "fork-at-start": ("SFFF", "FHHF", "FHFF", "FFGH"),
-    "shared-step": ("SFFF", "HFHF", "HFHF", "HFGF"),
+    "fork-1": ("SFFF", "FHHF", "FHFF", "FFGH"),
+    "fork-2": ("SFFF", "HFHF", "HFHF", "HFGF"),
 }
-"""Each has exactly two ways from start to goal that enter no cell twice, of 5 and of 7 steps."""
+"""Each has exactly two ways from start to goal that enter no cell twice, of 5 and of 7 steps; they part at the first
+step and at the second."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from ballast.objectives import Objective
 from ballast.stats import TokenStats
 
 HIDDEN = 64
-RATE = 1e-3
+OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+OPTIMISER, RATE = "adam", 1e-3
 STEPS = 400
 BETA = 0.1
 ODDS_WEIGHT = 0.1
@@ -195,11 +196,14 @@ class Trained:
         matrix: state-action matrices at the end, ``[R, S, A]``.
         on_way: distance on the states of the optimal trajectory before each step and at the end, ``[steps + 1, R]``.
         on_map: the same on every state in which an action is taken.
+        strayed: steps before which the greedy action was not the optimal one in a state of the optimal trajectory but
+            the last, ``[R]``: the steps in which IFT's inputs differ from SFT's.
     """
 
     matrix: Tensor
     on_way: Tensor
     on_map: Tensor
+    strayed: Tensor
 
 
 def distance(matrix_RSA: Tensor, optimal_SA: Tensor, states: tuple[int, ...]) -> Tensor:
@@ -214,12 +218,17 @@ def train(
     start: Policies,
     *,
     steps: int = STEPS,
+    optimiser: str = OPTIMISER,
     rate: float = RATE,
     options: Mapping | None = None,
 ) -> Trained:
-    """Train copies of the policies with Adam, every step on the whole data: one trajectory, or the pair."""
+    """Train copies of the policies, every step on the whole data: one trajectory, or the pair.
+
+    The losses of the runs are added up, so that each run gets its own gradient and the number of runs changes nothing.
+    """
     policies, optimal_SA = start.copy(), torch.from_numpy(lake.optimal_policy())
-    loss, optimizer = METHODS[method](lake, start, options or {}), torch.optim.Adam(policies.tensors, lr=rate)
+    loss = METHODS[method](lake, start, options or {})
+    optimizer = OPTIMISERS[optimiser](policies.tensors, lr=rate)  # type: ignore[call-arg]
     matrices = [policies.matrix()]
     for step in range(steps):
         optimizer.zero_grad()
@@ -230,7 +239,9 @@ def train(
         torch.stack([distance(matrix, optimal_SA, states) for matrix in matrices])
         for states in (lake.optimal.states, lake.deciding)
     ]
-    return Trained(matrices[-1], *curves)
+    greedy_LRT = torch.stack(matrices[:-1])[:, :, lake.optimal.states[:-1]].argmax(-1)
+    strayed = (greedy_LRT != torch.tensor(lake.optimal.actions[:-1])).any(-1).sum(0)
+    return Trained(matrices[-1], *curves, strayed)
 
 
 def way_probability(matrix_RSA: Tensor, way: Trajectory) -> Tensor:
@@ -238,17 +249,19 @@ def way_probability(matrix_RSA: Tensor, way: Trajectory) -> Tensor:
     return matrix_RSA[:, way.states, way.actions].prod(1)
 
 
-def pretrain(lake: Lake, start: Policies) -> Policies:
-    """Imitate both trajectories in equal parts until a run takes one or the other with a probability of `KNOWN`.
+def pretrain(lake: Lake, start: Policies, share: float) -> Policies:
+    """Imitate both trajectories until a run takes one or the other with a probability of `KNOWN`.
 
-    Each run is taken at its own first step that gets there, so that all know the same.
+    Each run is taken at its own first step that gets there, so that all know the same. ``share`` of what is imitated is
+    the optimal trajectory.
     """
-    policies, ways = start.copy(), (lake.optimal, lake.suboptimal)
-    optimizer, reached = torch.optim.Adam(policies.tensors, lr=RATE), torch.zeros(start.runs, dtype=torch.bool)
+    policies, ways = start.copy(), {lake.optimal: share, lake.suboptimal: 1 - share}
+    optimizer = OPTIMISERS[OPTIMISER](policies.tensors, lr=RATE)  # type: ignore[call-arg]
+    reached = torch.zeros(start.runs, dtype=torch.bool)
     kept = policies.copy()
     for _ in range(LONGEST_PRETRAINING):
         optimizer.zero_grad()
-        sum(-action_logprobs(policies, way).mean(1).sum() for way in ways).backward()  # type: ignore[union-attr]
+        sum(-part * action_logprobs(policies, way).sum() for way, part in ways.items()).backward()  # type: ignore[union-attr]
         optimizer.step()
         now = ~reached & (sum(way_probability(policies.matrix(), way) for way in ways) >= KNOWN)
         with torch.no_grad():
@@ -257,6 +270,4 @@ def pretrain(lake: Lake, start: Policies) -> Policies:
         reached |= now
         if reached.all():
             return kept
-    raise RuntimeError(
-        f"map {lake.name}: after {LONGEST_PRETRAINING} steps a run still does not know its ways"
-    )
+    raise RuntimeError(f"map {lake.name}: after {LONGEST_PRETRAINING} steps a run still does not know its ways")
