@@ -24,7 +24,7 @@ def measure(way: str, rows: int, hidden: int, vocab: int) -> dict[str, Any]:
     from ballast.head import LMHead, greedy
 
     torch.manual_seed(0)
-    states, head = torch.randn(rows, hidden), LMHead(torch.randn(vocab, hidden) * 0.05)
+    states, head = torch.randn(rows, hidden), LMHead(torch.randn(vocab, hidden).mul_(0.05))
     ways = {"all logits": lambda states, head: head.logits(states).argmax(-1), "greedy": greedy}
     # The libraries' own buffers are there before the first look.
     ways[way](states[:2], LMHead(head.weight[:64]))

@@ -49,7 +49,7 @@ CASES: dict[str, dict[str, Any]] = {
     "TRL nll, LoRA": {"loss_type": "nll", "lora": True},
     "eksft, adapter off, LoRA": {"objective": "eksft", "reference": "adapter-off", "lora": True},
 }
-PLAIN, PLAIN_LORA = "TRL nll", "TRL nll, LoRA"
+PLAIN, PLAIN_LORA, OWN = "TRL nll", "TRL nll, LoRA", "sft"
 MEMORY_CASES = (PLAIN, "sft", "prift-mass, cache", "prift-mass, live", "eksft, live", "ift")
 
 
@@ -174,15 +174,20 @@ def measure_memory(name: str, size: Size, trained: float) -> dict[str, int]:
 
 
 def report_times(names: list[str], times: dict[str, Times]) -> tuple[str, dict[str, Any]]:
-    """Return the table and the ratios to TRL's nll."""
+    """Return the table and the ratios to TRL's nll and to ballast's sft."""
     lines, results = [], {}
     for name in names:
         base = PLAIN_LORA if "lora" in CASES[name] else PLAIN
         against = ratios(times[name], times[base if base in times else names[0]])
         results[name] = {"against": base, "ratio": against, "seconds": times[name]}
         milliseconds = f"{1000 * statistics.median(times[name].processor):.0f}"
-        lines.append([name, milliseconds, spread(against["processor"]), spread(against["wall"])])
-    return table(["case", "processor ms", "ratio to TRL nll, processor time", "wall time"], lines), results
+        to_sft = "–"
+        if OWN in times and base == PLAIN:
+            results[name]["ratio_to_sft"] = ratios(times[name], times[OWN])
+            to_sft = spread(results[name]["ratio_to_sft"]["processor"])
+        lines.append([name, milliseconds, spread(against["processor"]), spread(against["wall"]), to_sft])
+    head = ["case", "processor ms", "ratio to TRL nll, processor time", "wall time", "to sft, processor time"]
+    return table(head, lines), results
 
 
 def report_memory(arguments: argparse.Namespace, size_name: str) -> tuple[str, dict[str, Any]]:

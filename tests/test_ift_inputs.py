@@ -215,27 +215,23 @@ def test_the_greedy_pass_keeps_no_graph_and_reads_the_demonstrated_tokens(monkey
     assert calls == [(True, True, False)]
 
 
-def test_autocast_keeps_the_gradient_of_every_weight():
-    batch = padded(ONE, LONGER)
-    slopes = []
-    for make_greedy in (inputs_module._greedy_tokens, None):
-        model = with_statistics(tiny_model(tied=False))
-        held = inputs_module._greedy_tokens
-        if make_greedy is None:
-            # The greedy pass outside of this context, whose memory of cast weights it then cannot share.
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                guesses = held(model, batch["input_ids"], batch["labels"], {"attention_mask": batch["attention_mask"]})
-            inputs_module._greedy_tokens = lambda *_, guesses=guesses: guesses
-        try:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                loss = IFT.per_token_loss(ask(model, batch)).sum()
-        finally:
-            inputs_module._greedy_tokens = held
-        slopes.append(gradients(model, loss))
-    assert slopes[0].keys() == slopes[1].keys() == dict(model.named_parameters()).keys() - {"model.embed_tokens.weight"}
-    for name, slope in slopes[0].items():
-        assert slope.any(), name
-        assert torch.equal(slope, slopes[1][name]), name
+def test_autocast_keeps_the_gradient_of_every_weight(monkeypatch):
+    model, remembered = with_statistics(tiny_model(tied=False)), []
+    plain = model.model.forward
+
+    def spy(*args, **kwargs):
+        remembered.append(torch.is_autocast_cache_enabled())
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(model.model, "forward", spy)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = IFT.per_token_loss(ask(model, padded(ONE, LONGER))).sum()
+        assert torch.is_autocast_cache_enabled()
+    # Before pytorch#165068, weights cast without gradient were used again with it, and got none.
+    assert remembered == [False, True]
+    slopes = gradients(model, loss)
+    assert slopes.keys() == dict(model.named_parameters()).keys() - {"model.embed_tokens.weight"}
+    assert all(slope.any() for slope in slopes.values())
 
 
 def test_bfloat16_training_moves_every_layer(tmp_path):

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def greedy(hidden_NH: Tensor, head: LMHead, *, chunk: int | None = None) -> Tensor:
     """Return the likeliest token at each position, ``[N]``, as a decoder without sampling would choose it.
 
-    Without gradient, and with `chunk` rows of logits alive at a time. Of equally likely tokens the first is taken. The
-    soft-cap is left out: it keeps the order, but where it saturates it makes ties of tokens that differ.
+    With `chunk` rows of logits alive at a time. Of equally likely tokens the first is taken. The soft-cap is left out:
+    it keeps the order, but where it saturates it makes ties of tokens that differ.
 
     Args:
         hidden_NH: last hidden states, ``[N, H]``.
@@ -30,9 +30,8 @@ def greedy(hidden_NH: Tensor, head: LMHead, *, chunk: int | None = None) -> Tens
     rows = _rows(hidden_NH, head) if chunk is None else chunk
     if rows < 1:
         raise ValueError(f"chunk must be at least 1 row, got {rows}")
-    with torch.no_grad():
-        parts = [_likeliest(hidden_CH, head) for hidden_CH in hidden_NH.split(rows)]  # type: ignore[no-untyped-call]
-    return torch.cat(parts)
+    chunks = hidden_NH.split(rows)  # type: ignore[no-untyped-call]
+    return torch.cat([_likeliest(hidden_CH, head) for hidden_CH in chunks])
 
 
 def _rows(hidden_NH: Tensor, head: LMHead) -> int:

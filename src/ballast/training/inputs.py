@@ -70,7 +70,10 @@ def _greedy_tokens(causal: Any, ids_BT: Tensor, labels_BT: Tensor, others: dict[
 
 @contextmanager
 def _without_cast_cache() -> Iterator[None]:
-    """Keep autocast from remembering weights cast without gradient, which the forward for training would then use."""
+    """Keep autocast from remembering casts of this pass.
+
+    Torch before pytorch#165068 uses a weight cast without gradient again where one is wanted, which then gets none.
+    """
     remembers = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
