@@ -272,6 +272,23 @@ def test_the_recipe_that_the_cases_break_works(settings, workspace):
     assert os.path.exists("out/model.safetensors")
 
 
+def test_chat_rows_work(workspace):
+    turns = [
+        {
+            "prompt": [{"role": "user", "content": row["prompt"]}],
+            "completion": [{"role": "assistant", "content": row["completion"]}],
+            "teachers": [[{"role": "assistant", "content": "1"}]],
+            "answer": row["answer"],
+        }
+        for row in ROWS
+    ]
+    write_rows("rows.jsonl", turns)
+    settings = ("training.max_steps=1", "training.logging_steps=1", "training.report_to=none")
+    done = CliRunner().invoke(app, Case("", "", settings).arguments())
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "6 expert answers (mean reward 1.000), 6 teacher answers" in " ".join(done.stdout.split())
+
+
 def test_a_file_of_ones_own_needs_no_rows(workspace):
     settings = (*FILE, "training.max_steps=1", "training.report_to=none")
     done = CliRunner().invoke(app, Case("", "", settings, without=BARE).arguments())

@@ -24,6 +24,7 @@ from ballast.errors import BallastError
 from ballast.evaluation import Verifier
 
 print("printed on import")
+hoard = []
 
 def length(completion, row):
     return len(completion) / row.get("full", 4)
@@ -46,6 +47,11 @@ def wild(completion, row):
         time.sleep(60)
     if completion == "memory":
         kept = bytes(2**40)
+    if completion == "hoard":
+        while True:
+            hoard.append(bytes(2**30))
+    if completion == "some memory":
+        return float(len(bytes(2**29)) == 2**29)
     if completion == "print":
         print('{"score": 0.5}', flush=True)
         os.write(1, b'{"score": 0.5}' + bytes([10]))
@@ -149,6 +155,12 @@ def test_what_goes_wrong_is_a_counted_0_and_the_next_answer_is_judged(module, co
     assert scored.scores == (1, 0, 1)
     assert (scored.errors, scored.timeouts) == (1, 0)
     assert words in scored.first_error
+
+
+def test_memory_that_is_never_given_back_costs_one_answer(module):
+    wild = verifier(f"{module}:wild", seconds=20)
+    with pytest.warns(UserWarning, match=r"1 exceptions .*MemoryError"):
+        assert score_answers(wild, [("hoard", {}), ("some memory", {})]).scores == (0, 1)
 
 
 def test_an_error_names_the_line_of_the_verifier(module, tmp_path):
