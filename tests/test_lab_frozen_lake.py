@@ -330,6 +330,7 @@ def folder(tmp_path_factory):
     assert done.exit_code == 0, done.output
     assert "dpo − ift" in done.output.replace("\n", " ") or "dpo −" in done.output
     assert "fork-2, from fresh weights" in done.output
+    assert "ift − sft: trajectory " in done.output
     return folder
 
 

@@ -174,8 +174,16 @@ def _experiment(place: tuple[str, str], start: Policies, trained: Mapping[str, T
     for method, runs in trained.items():
         rows[method] = {**_final(runs), "lowest": {measure: _lowest(runs, measure) for measure in MEASURES}}
         rows[method] |= {key: _measured(way_probability(runs.matrix, way).tolist()) for key, way in ways.items()}
-    strayed = _measured(trained["ift"].strayed.tolist())
-    return {"map": place[0], "start": place[1], "rows": rows, "ift_steps_with_own_states": strayed, **_order(rows)}
+    return {
+        "map": place[0],
+        "start": place[1],
+        "rows": rows,
+        "ift_steps_with_own_states": _measured(trained["ift"].strayed.tolist()),
+        "ift_minus_sft": {
+            measure: difference(rows["ift"][measure]["seeds"], rows["sft"][measure]["seeds"]) for measure in MEASURES
+        },
+        **_order(rows),
+    }
 
 
 def _order(rows: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def draw_curves(trained: Mapping[tuple[str, str], Mapping[str, Trained]], path: 
             axes.spines[["top", "right"]].set_visible(False)
             axes.margins(x=0.01)
         row[0].set_yscale("log")
-        row[0].set_ylabel("distance to the optimal policy (MSE, log)", fontsize=10)
+        row[0].set_ylabel("distance (MSE, log)", fontsize=10)
         row[1].set_ylim(bottom=0)
         row[1].set_ylabel("distance (MSE)", fontsize=10)
     for axes in panels[-1]:

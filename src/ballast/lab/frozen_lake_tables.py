@@ -30,7 +30,10 @@ def tables(results: Mapping[str, Any]) -> Iterator[Any]:
     for experiment in results["experiments"]:
         yield _methods(experiment)
         differed, steps = experiment["ift_steps_with_own_states"]["mean"], results["settings"]["steps"]
-        yield f"IFT's inputs differed from SFT's in {differed:.1f} of {steps} steps, mean over seeds\n"
+        beside = ", ".join(
+            f"{label} {_distance(experiment['ift_minus_sft'][measure], sign='+')}" for measure, label in LABELS.items()
+        )
+        yield f"ift − sft: {beside}; their inputs differed in {differed:.1f} of {steps} steps\n"
     yield _differences(results["experiments"])
     yield _rates(results["sensitivity"])
     yield _options(results["sensitivity"])
