@@ -93,9 +93,14 @@ def ballast_run_eksft_batch_scope(tmp_path, **changes):
 
 @pytest.mark.parametrize("name", ["prift-prob", "prift-mass"])
 def test_cached_is_live(tmp_path, name):
+    # In float64, so that what differs is the rounding of the cache alone.
+    exact = run(tmp_path / "exact", name, model=double())
+    kept = run(tmp_path / "kept", name, model=double(), reference=make_cache(tmp_path / "wide", double()))
+    assert largest_difference(weights(exact), weights(kept)) < 1e-8
     live = run(tmp_path / "live", name)
     cached = run(tmp_path / "cached", name, reference=make_cache(tmp_path / "cache", tiny_model()))
-    assert largest_difference(weights(live), weights(cached)) < 1e-7
+    # One unit in the last place of the largest weights: tiles are cut otherwise where there are two models.
+    assert largest_difference(weights(live), weights(cached)) < 2.5e-7
     assert largest_difference(weights(live), weights(run(tmp_path / "sft", "sft"))) > 1e-3
     # The row lookups match by content, so another order and other batches do not matter.
     shuffled = run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from ballast.head.attached import Formed
 from ballast.head.chunked import chunked
 from ballast.head.dense import dense
 from ballast.head.fused import fused_loss, fused_pass
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "Formed",
     "LMHead",
     "backbone",
     "backbone_hidden",

@@ -115,8 +115,12 @@ def fused_pass(
     chunk: int | None = None,
     vocab_size: int | None = None,
     fields: tuple[str, ...] = (),
+    whole: bool = False,
 ) -> Formed:
-    """Return `fused_loss` with the statistics that it was computed from and further ``fields``, for logs."""
+    """Return `fused_loss` with the statistics that it was computed from and further ``fields``, for logs.
+
+    With ``whole`` tokens that have no loss go through the head all the same, so that the statistics are of every token.
+    """
     _check_objective(objective)
     fixed = None if reference is None else frozen(*reference)
     columns = checked_columns(columns, targets)
@@ -127,7 +131,7 @@ def fused_pass(
     needed, autocast = Needed.by(hidden, head), autocast_dtype(hidden.device.type)
     slopes = tuple(name for name in needs if name in DIFFERENTIABLE_FIELDS) if needed else ()
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-        computed = _active(objective, columns, targets)
+        computed = None if whole else _active(objective, columns, targets)
         order = None if computed is None else computed.nonzero().squeeze(1)
         count = len(targets) if order is None else len(order)
         rows = checked_rows(chunk, count, head, fixed, wanted)

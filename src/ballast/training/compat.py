@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
 
-    from ballast.head import LMHead
+    from ballast.head import Formed, LMHead
     from ballast.stats import TokenStats
     from ballast.training.inputs import Prepare
 
-    Statistics = Callable[[Tensor, LMHead, Tensor], TokenStats]
+    Statistics = Callable[[Tensor, LMHead, Tensor], Formed]
 
 __all__ = [
     "AdaptedTrainer",
@@ -46,9 +46,18 @@ __all__ = [
 
 @dataclass
 class StatisticsOutput(ModelOutput):
-    """What a model's forward returns when it is asked for statistics instead of logits."""
+    """What a model's forward returns when it is asked for statistics instead of logits.
 
+    Attributes:
+        loss: differentiable.
+        stats: statistics of the tokens that were computed, without gradient.
+        computed: which tokens these are, ``[N]`` of bool; None where all were.
+        aux_loss: the router's, of a mixture of experts.
+    """
+
+    loss: Tensor | None = None
     stats: TokenStats | None = None
+    computed: Tensor | None = None
     aux_loss: Tensor | None = None
 
 
@@ -76,9 +85,10 @@ def add_statistics(model: torch.nn.Module) -> None:
         outputs = backbone(self)(*args, **kwargs)
         mask, targets_N = trained_positions(labels_BT)
         hidden_NH = outputs.last_hidden_state[:, :-1][mask]
-        stats = statistics(hidden_NH, lm_head(self), targets_N)
+        found = statistics(hidden_NH, lm_head(self), targets_N)
         router_logits = outputs.router_logits if kwargs.get("output_router_logits") else None
-        return StatisticsOutput(stats=stats, aux_loss=_router_loss(self, router_logits, kwargs.get("attention_mask")))
+        aux_loss = _router_loss(self, router_logits, kwargs.get("attention_mask"))
+        return StatisticsOutput(loss=found.loss, stats=found.stats, computed=found.computed, aux_loss=aux_loss)
 
     causal.forward = types.MethodType(forward, causal)
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from ballast.stats import TokenStats
 
-SUMS = ("tokens", "nll", "weight", "weight_squared", "weight_zero", "entropy", "kl", "log_ratio", "seen")
+SUMS = ("tokens", "measured", "nll", "weight", "weight_squared", "weight_zero", "entropy", "kl", "log_ratio", "seen")
 MEANS = ("nll", "entropy", "kl", "log_ratio")
 
 
@@ -25,33 +25,45 @@ class MetricSums:
         self._has: set[str] = set()
         self._own: tuple[str, ...] = ()
 
-    def add(self, stats: TokenStats, weight: Tensor, report: Mapping[str, Tensor], *, seen: Tensor | int) -> None:
+    def add(
+        self,
+        stats: TokenStats,
+        weight: Tensor,
+        report: Mapping[str, Tensor],
+        *,
+        seen: Tensor | int,
+        left_out: int = 0,
+    ) -> None:
         """Add one micro-batch.
+
+        Where tokens were left out, known beforehand to have no loss, the statistics of the others alone would be of a
+        chosen part: then only the weights are added, those of the tokens left out being 0.
 
         Args:
             stats: its statistics, ``[N]``.
             weight: its weights, ``[N]``.
             report: what the objective itself reports, ``[N]`` each; the same names every time.
             seen: its tokens including untrained ones.
+            left_out: trained tokens that these statistics do not have.
         """
         with torch.no_grad():
             logprob = stats.require("logprob").detach()
-            ratio = None if stats.ref_logprob is None else logprob - stats.ref_logprob
-            own = dict(report)
-            optional = {"entropy": stats.entropy, "kl": stats.kl, "log_ratio": ratio, **own}
             sums = {
-                "tokens": logprob.new_tensor(len(logprob)),
-                "nll": -logprob.sum(),
+                "tokens": logprob.new_tensor(len(weight) + left_out),
                 "weight": weight.sum(),
                 "weight_squared": weight.square().sum(),
-                "weight_zero": (weight == 0).sum(),
+                "weight_zero": (weight == 0).sum() + left_out,
                 "seen": torch.as_tensor(seen, device=logprob.device),
-                **{name: value.detach().sum() for name, value in optional.items() if value is not None},
             }
+            if not left_out:
+                ratio = None if stats.ref_logprob is None else logprob - stats.ref_logprob
+                found = {"nll": -logprob, "entropy": stats.entropy, "kl": stats.kl, "log_ratio": ratio, **report}
+                sums["measured"] = logprob.new_tensor(len(logprob))
+                sums |= {name: value.detach().sum() for name, value in found.items() if value is not None}
             zero = logprob.new_zeros(())
-            vector = torch.stack([sums.get(name, zero).double() for name in (*SUMS, *own)])
+            vector = torch.stack([sums.get(name, zero).double() for name in (*SUMS, *report)])
         self._has |= set(sums)
-        self._own = tuple(own)
+        self._own = tuple(report)
         self._total = vector if self._total is None else self._total + vector
 
     def read(self, reduce: Callable[[Tensor], Tensor], steps: int) -> dict[str, float]:
@@ -62,10 +74,10 @@ class MetricSums:
             steps: optimiser steps that were added up.
 
         Returns:
-            ``nll``, ``entropy``, ``kl``, ``log_ratio`` in nats per trained token, what the objective reports per
-            trained token, ``weight_mean``,
-            ``weight_zero_share``, ``effective_tokens`` ((Σw)²/Σw² per optimiser step), ``tokens`` (trained) and
-            ``seen`` (all), both summed.
+            ``nll``, ``entropy``, ``kl``, ``log_ratio`` in nats and what the objective reports, per token of the
+            micro-batches that were measured whole; ``measured_share`` of the trained tokens, where that is not all;
+            ``weight_mean``, ``weight_zero_share``, ``effective_tokens`` ((Σw)²/Σw² per optimiser step) over all;
+            ``tokens`` (trained) and ``seen`` (all), both summed.
         """
         if self._total is None:
             return {}
@@ -73,10 +85,12 @@ class MetricSums:
         has, self._total, self._has = self._has, None, set()
         if not sums["tokens"]:
             return {}
-        means = {name: sums[name] / sums["tokens"] for name in (*MEANS, *self._own) if name in has}
+        whole = sums["measured"]
+        means = {name: sums[name] / whole for name in (*MEANS, *self._own) if name in has and whole}
         squared = sums["weight_squared"]
         return {
             **means,
+            **({"measured_share": whole / sums["tokens"]} if whole < sums["tokens"] else {}),
             "weight_mean": sums["weight"] / sums["tokens"],
             "weight_zero_share": sums["weight_zero"] / sums["tokens"],
             "effective_tokens": sums["weight"] ** 2 / squared / max(steps, 1) if squared else 0.0,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ballast.data import Collator, PrepareOptions, pack, prepare
 from ballast.errors import BallastError
-from ballast.head import token_stats, trained_positions
+from ballast.head import trained_positions
 from ballast.objectives import objective as build_objective
 from ballast.stats import GROUP_FIELDS
 from ballast.training.card import append_objective
@@ -18,6 +19,7 @@ from ballast.training.compat import AdaptedTrainer, add_statistics, check_head, 
 from ballast.training.config import TrainingConfig
 from ballast.training.groups import GROUP, RowCollator, run_groups
 from ballast.training.inputs import input_change, settle_inputs
+from ballast.training.loss import formed, measured
 from ballast.training.metrics import MetricSums
 from ballast.training.reduction import count, token_layout
 from ballast.training.reference import check_needs, run_reference, score_missing
@@ -30,10 +32,10 @@ if TYPE_CHECKING:
 
     from ballast.data import PrepareReport
     from ballast.groups import GroupOptions
-    from ballast.head import LMHead
     from ballast.objectives import Objective
     from ballast.reference import LiveReference, ReferenceCache
     from ballast.stats import TokenStats
+    from ballast.training.compat import StatisticsOutput
 
 
 class Trainer(AdaptedTrainer):
@@ -193,26 +195,28 @@ class Trainer(AdaptedTrainer):
         While evaluating it is the mean negative log-likelihood of the batch's trained tokens.
         """
         training = self.model.training
-        counted = dict(inputs)
+        denominator = self._denominator(inputs, num_items_in_batch) if training else None
         carried = (*self.batch_columns(), *(GROUP_FIELDS if GROUP in inputs else ()))
         columns = {name: inputs.pop(name) for name in carried}
         inputs.pop(GROUP, None)
-        stats, aux_loss = self.statistics(model, inputs, columns)
-        if not training:
-            stats = self._without_repeats(stats, inputs)
-        seen = inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()
-        self._sums["train" if training else "eval"].add(stats, *self._described(stats, training), seen=seen)
-        if training:
-            loss = self._share(self.objective.per_token_loss(stats).sum(), counted, num_items_in_batch)
-            if aux_loss is not None:
-                # A mean per micro-batch, so it is averaged over the micro-batches of the step.
-                loss = loss + self.router_coefficient() * aux_loss / self.current_gradient_accumulation_steps
-        else:
-            loss = -stats.require("logprob").sum() / max(len(stats.require("logprob")), 1)
+        found = self._forward(model, inputs, columns, denominator)
+        self._measure(found, inputs, training)
+        loss = found.loss
+        if training and found.aux_loss is not None:
+            # A mean per micro-batch, so it is averaged over the micro-batches of the step.
+            loss = loss + self.router_coefficient() * found.aux_loss / self.current_gradient_accumulation_steps
         if not return_outputs:
             return loss
         with torch.no_grad():
             return loss, model(**{name: value for name, value in inputs.items() if name != "labels"}, use_cache=False)
+
+    def _measure(self, found: StatisticsOutput, inputs: dict[str, Any], training: bool) -> None:
+        """Add a micro-batch to the sums that the log is made of."""
+        stats = found.stats if training else self._without_repeats(found.stats, inputs)
+        seen = inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()
+        weight, report = self._described(stats, training and found.computed is None)
+        left_out = 0 if found.computed is None else len(found.computed) - len(weight)
+        self._sums["train" if training else "eval"].add(stats, weight, report, seen=seen, left_out=left_out)
 
     def _described(self, stats: TokenStats, training: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weights of a micro-batch and what the objective reports of it, for the log."""
@@ -237,42 +241,48 @@ class Trainer(AdaptedTrainer):
         kept = {field.name: getattr(stats, field.name) for field in dataclasses.fields(stats)}
         return type(stats)(**{name: None if value is None else value[keep] for name, value in kept.items()})
 
-    def _share(self, total: Tensor, inputs: dict[str, Any], step_count: Tensor | None) -> Tensor:
+    def _denominator(self, inputs: dict[str, Any], step_count: Tensor | None) -> Tensor:
         if step_count is None:
             # Called outside of the training loop: the batch is the step.
-            return total / count(self.objective.reduction, [inputs]).clamp(min=1)
+            return count(self.objective.reduction, [inputs]).clamp(min=1)
         # The count is of all ranks, and DDP and FSDP average the gradients over them.
-        return total * self.accelerator.num_processes / step_count.clamp(min=1)
+        return step_count.clamp(min=1) / self.accelerator.num_processes
 
-    def statistics(
-        self, model: torch.nn.Module, inputs: dict[str, Any], columns: dict[str, Tensor]
-    ) -> tuple[TokenStats, Tensor | None]:
-        """Return the statistics of the batch's trained tokens, and the router's loss of a mixture of experts."""
+    def _forward(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        columns: dict[str, Tensor],
+        denominator: Tensor | None,
+    ) -> StatisticsOutput:
+        """Return loss and statistics of the batch's trained tokens; without denominator, as evaluation wants them."""
         mask, _ = trained_positions(inputs["labels"])
         sequence, position = token_layout(inputs)
-        cached = {name: column[:, 1:][mask] for name, column in columns.items()}
+        given = {name: column[:, 1:][mask] for name, column in columns.items()}
+        given |= {"sequence": sequence, "position": position}
         model_inputs = {name: value for name, value in inputs.items() if name != "labels"}
         with self.accelerator.autocast():
             reference = self.reference.states(mask, model_inputs)
 
-        def from_hidden(hidden_NH: Tensor, head: LMHead, targets_N: Tensor) -> TokenStats:
-            found = token_stats(
-                hidden_NH,
-                head,
-                targets_N,
-                fields=self.reference.fields,
-                reference=reference,
-                vocab_size=self.reference.vocab_size,
-            )
-            return dataclasses.replace(found, sequence=sequence, position=position, **cached)
-
+        of_run = {"given": given, "run": self.reference, "states": reference}
+        if denominator is None:
+            compute = partial(measured, **of_run)
+        else:
+            of_step = {"objective": self.objective, "denominator": denominator, "whole": self._is_logged()}
+            compute = partial(formed, **of_run, **of_step)
         if self.router_coefficient():
             model_inputs["output_router_logits"] = True
         # Evaluation and the reference read the demonstrated tokens themselves.
         steps = (self.args.seed, self.state.global_step, self.state.max_steps)
         prepare = input_change(self.objective, *steps) if self.model.training else None
-        outputs = model(**model_inputs, labels=inputs["labels"], statistics=from_hidden, prepare=prepare)
-        return outputs.stats, outputs.aux_loss
+        return model(**model_inputs, labels=inputs["labels"], statistics=compute, prepare=prepare)
+
+    def _is_logged(self) -> bool:
+        """Return whether the step being computed is one that is logged, whose metrics are to be of all tokens."""
+        if self.args.logging_strategy != "steps":
+            return True
+        step = self.state.global_step + 1
+        return step % self.state.logging_steps == 0 or (self.args.logging_first_step and step == 1)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Evaluate with metrics per trained token of the whole set, where TRL averages over batches."""

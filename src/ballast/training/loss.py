@@ -1,0 +1,80 @@
+"""What is computed at the trained positions of a micro-batch: the loss with its gradient, or statistics alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ballast.head import Formed, fused_pass, token_stats, two_phase
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ballast.head import LMHead
+    from ballast.objectives import Objective
+    from ballast.training.reference import RunReference
+
+    States = tuple[Tensor, LMHead]
+
+
+def measured(
+    hidden_NH: Tensor,
+    head: LMHead,
+    targets_N: Tensor,
+    given: Mapping[str, Tensor],
+    run: RunReference,
+    states: States | None,
+) -> Formed:
+    """Return the mean negative log-likelihood and the statistics of all tokens, for evaluation."""
+    found = token_stats(hidden_NH, head, targets_N, fields=run.fields, reference=states, vocab_size=run.vocab_size)
+    loss = -found.require("logprob").sum() / max(len(targets_N), 1)
+    return Formed(loss, dataclasses.replace(found, **given), None)
+
+
+def formed(
+    hidden_NH: Tensor,
+    head: LMHead,
+    targets_N: Tensor,
+    given: Mapping[str, Tensor],
+    run: RunReference,
+    states: States | None,
+    *,
+    objective: Objective,
+    denominator: Tensor,
+    whole: bool,
+) -> Formed:
+    """Return an objective's loss with its gradient, in one pass over the logits where its scope allows that.
+
+    Args:
+        hidden_NH, head, targets_N: where the logits come from.
+        given: statistics that are there already: cached ones, advantages, the layout; ``[N]`` each.
+        run, states: the run's reference, and its hidden states and head where it is live.
+        objective: decides the way by its scope.
+        denominator: what the sum of the losses is divided by.
+        whole: compute the statistics of every token, also of those that have no loss.
+    """
+    if objective.scope == "token" and not hasattr(objective, "prepare_inputs"):
+        return fused_pass(
+            hidden_NH,
+            head,
+            targets_N,
+            objective,
+            columns=given,
+            reference=states,
+            denominator=denominator,
+            vocab_size=run.vocab_size,
+            fields=run.fields,
+            whole=whole,
+        )
+    return two_phase(
+        hidden_NH,
+        head,
+        targets_N,
+        objective.per_token_loss,
+        fields=run.fields,
+        columns=given,
+        reference=states,
+        denominator=denominator,
+        vocab_size=run.vocab_size,
+    )
