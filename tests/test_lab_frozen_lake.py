@@ -371,6 +371,8 @@ def test_varied_settings_contain_the_main_run(folder):
     for entry in results["sensitivity"]["rates"]:
         if (entry["optimiser"], entry["rate"]) == (settings["optimiser"], settings["rate"]):
             assert entry["on_map"]["high"] == main[entry["method"]]["on_map"]["high"]
+    for entry in results["sensitivity"]["rates"]:
+        assert (entry["minus_sft"]["on_map"] == {"mean": 0, "low": 0, "high": 0}) == (entry["method"] == "sft")
     default = next(e for e in results["sensitivity"]["options"] if e["options"] == {"lam": 0.2, "gamma": 0.95})
     assert default["on_map"]["high"] == main["ift"]["on_map"]["high"]
     plain = next(e for e in results["sensitivity"]["options"] if e["options"] == {"lam": 0.0, "gamma": 0.0})

@@ -151,6 +151,10 @@ def _final(runs: Trained) -> dict[str, Any]:
     return {measure: _measured(getattr(runs, measure)[-1].tolist()) for measure in MEASURES}
 
 
+def _beside(ours: Mapping[str, Any], sft: Mapping[str, Any]) -> dict[str, Any]:
+    return {"minus_sft": {measure: difference(ours[measure]["seeds"], sft[measure]["seeds"]) for measure in MEASURES}}
+
+
 def _short(measured: Mapping[str, Any]) -> dict[str, Any]:
     """Return estimates without the value of every seed."""
     return {key: {part: value for part, value in entry.items() if part != "seeds"} for key, entry in measured.items()}
@@ -179,9 +183,7 @@ def _experiment(place: tuple[str, str], start: Policies, trained: Mapping[str, T
         "start": place[1],
         "rows": rows,
         "ift_steps_with_own_states": _measured(trained["ift"].strayed.tolist()),
-        "ift_minus_sft": {
-            measure: difference(rows["ift"][measure]["seeds"], rows["sft"][measure]["seeds"]) for measure in MEASURES
-        },
+        "ift_minus_sft": _beside(rows["ift"], rows["sft"])["minus_sft"],
         **_order(rows),
     }
 
@@ -205,21 +207,20 @@ def _sensitivity(start: Policies, trained: Mapping[str, Trained], steps: int) ->
     from ballast.lab.frozen_lake_map import lake
     from ballast.lab.frozen_lake_training import METHODS, train
 
-    place, sft, options = lake(VARIED[0]), _final(trained["sft"]), []
-    rates = [
-        {
-            "optimiser": optimiser,
-            "rate": rate,
-            "method": method,
-            **_short(_final(train(method, place, start, steps=steps, optimiser=optimiser, rate=rate))),
+    place, rates, options = lake(VARIED[0]), [], []
+    for optimiser, rate in RATES:
+        final = {
+            method: _final(train(method, place, start, steps=steps, optimiser=optimiser, rate=rate))
+            for method in METHODS
         }
-        for optimiser, rate in RATES
-        for method in METHODS
-    ]
+        rates += [
+            {"optimiser": optimiser, "rate": rate, "method": method, **_short(ours), **_beside(ours, final["sft"])}
+            for method, ours in final.items()
+        ]
     for method, chosen in OPTIONS:
         ours = _final(train(method, place, start, steps=steps, options=chosen))
-        beside = {measure: difference(ours[measure]["seeds"], sft[measure]["seeds"]) for measure in MEASURES}
-        options.append({"method": method, "options": chosen, **_short(ours), "minus_sft": beside})
+        beside = _beside(ours, _final(trained["sft"]))
+        options.append({"method": method, "options": chosen, **_short(ours), **beside})
     return {"map": VARIED[0], "start": VARIED[1], "rates": rates, "options": options}
 
 

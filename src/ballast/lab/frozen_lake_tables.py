@@ -89,11 +89,13 @@ def _differences(experiments: list[Mapping[str, Any]]) -> Table:
 def _rates(sensitivity: Mapping[str, Any]) -> Table:
     methods = list(dict.fromkeys(entry["method"] for entry in sensitivity["rates"]))
     title = f"optimiser and rate ({sensitivity['map']}, {sensitivity['start']})"
-    view = _view(title, "", "", *methods, left=2)
+    view = _view(title, "", "", *methods, "ift − sft", left=2)
     for optimiser, rate in dict.fromkeys((entry["optimiser"], entry["rate"]) for entry in sensitivity["rates"]):
         for measure, label in LABELS.items():
             chosen = [e for e in sensitivity["rates"] if (e["optimiser"], e["rate"]) == (optimiser, rate)]
-            cells = [_distance(entry[measure]) for entry in chosen]
+            cells = [_distance(entry[measure]).split()[0] for entry in chosen]
+            residual = next(entry for entry in chosen if entry["method"] == "ift")
+            cells.append(_distance(residual["minus_sft"][measure], sign="+"))
             view.add_row(f"{optimiser} {rate:g}" if measure == "on_way" else "", label, *cells)
     return view
 
