@@ -191,7 +191,7 @@ def quickstart(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of data order and samples.")] = 42,
 ) -> None:
-    """Score, fine-tune with seven objectives and compare them on the embedded lab: minutes on two cores, no download."""
+    """Fine-tune with seven objectives on the embedded lab and compare them: minutes on two cores, no download."""
     from ballast.lab.quickstart import run_quickstart
     from ballast.pipeline import quiet
 
