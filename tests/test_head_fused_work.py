@@ -7,7 +7,7 @@ import torch
 
 from ballast import fused_loss, objective, token_stats
 from ballast.head import LMHead, fused_pass
-from ballast.head.tiles import CPU_TILE_LIMIT, SMALL_TILE, tile_rows
+from ballast.head.tiles import CPU_TILE_LIMIT, SMALL_TILE, TILE_LIMIT, tile_rows
 from ballast.stats import FIELDS, LAYOUT_FIELDS, LIVE_FIELDS, PAIR_FIELDS
 from head_inputs import inputs, leaves
 from head_meter import Meter
@@ -105,22 +105,23 @@ def test_the_meter_sees_all_logits_of_the_ordinary_way():
 
 
 def test_tile_rows():
-    def rows(count, vocab, hidden, **reference):
-        return tile_rows(count, LMHead(torch.empty(vocab, hidden, device="meta").to("meta")), **reference)
+    def elsewhere(count, vocab, hidden):
+        return tile_rows(count, LMHead(torch.empty(vocab, hidden, device="meta")))
 
     def on_cpu(count, vocab, hidden, ref_vocab=None):
         head = LMHead(torch.empty(1, 1).expand(vocab, hidden))
         return tile_rows(count, head, None if ref_vocab is None else LMHead(torch.empty(1, 1).expand(ref_vocab, 1)))
 
     assert on_cpu(0, 1000, 8) == 1
-    assert on_cpu(512, 65_536, 512) == 256
-    # Half of the head is the least, the limit the most; the tiles are equally high.
-    assert on_cpu(1024, 151_936, 896) == 342 <= CPU_TILE_LIMIT // 151_936
+    assert on_cpu(512, 65_536, 512) == 171
+    # A third of the head is the least, the limit the most; the tiles are equally high.
+    assert on_cpu(1024, 151_936, 896) == 256 <= CPU_TILE_LIMIT // 151_936
     assert on_cpu(1024, 151_936, 896, ref_vocab=151_936) == 205 <= CPU_TILE_LIMIT // (2 * 151_936)
     assert on_cpu(10_000, 32_000, 64) * 32_000 <= SMALL_TILE
     assert on_cpu(300, 32_000, 64) == 150
     assert on_cpu(7, 2**27, 8) == 1
-    assert rows(4096, 151_936, 4096) == 1366
+    assert elsewhere(4096, 151_936, 4096) == 1366 <= TILE_LIMIT // 151_936
+    assert elsewhere(1024, 151_936, 896) == 342
 
 
 COLUMNS = tuple(name for name in FIELDS if name not in (*LIVE_FIELDS, *PAIR_FIELDS, *LAYOUT_FIELDS, "origin"))

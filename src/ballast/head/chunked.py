@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ballast.head.folds import KL_FIELDS, SMALLEST_LOG, divergences, gradient_of_logprobs, marginal
+from ballast.head.folds import KL_FIELDS, SMALLEST_LOG, Scratch, divergences, gradient_of_logprobs, marginal
 from ballast.head.lm_head import LMHead
 from ballast.stats import DIFFERENTIABLE_FIELDS
 
@@ -74,8 +74,10 @@ class _Statistics(torch.autograd.Function):
         head = LMHead(weight, bias, softcap, scale)
         dtype = torch.promote_types(weight.dtype, torch.float32)
         values = {name: hidden.new_empty(len(hidden), dtype=dtype) for name in (*plan.fields, "top", "normaliser")}
+        scratch = Scratch()
         for part in chunks(len(hidden), plan.chunk):
-            tile = _forward_chunk(head, hidden[part], targets[part], None if ref is None else ref[part], plan)
+            ref_part = None if ref is None else ref[part]
+            tile = _forward_chunk(head, hidden[part], targets[part], ref_part, plan, scratch)
             for name, value in values.items():
                 value[part] = tile[name]
         kept = (values.get("entropy"), values.get("kl"), values["top"], values["normaliser"])
@@ -99,10 +101,11 @@ class _Statistics(torch.autograd.Function):
         grad_hidden = torch.zeros_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=sums) if wants_weight else None
         grad_bias = torch.zeros_like(bias, dtype=sums) if wants_bias else None
+        scratch = Scratch()
         for part in chunks(len(hidden), plan.chunk):
             here = {name: value[part] for name, value in known.items() if value is not None}
             ref_part = None if ref is None else ref[part]
-            grad_CV = _backward_chunk(head, hidden[part], targets[part], ref_part, plan, here)
+            grad_CV = _backward_chunk(head, hidden[part], targets[part], ref_part, plan, here, scratch)
             if grad_bias is not None:
                 grad_bias += grad_CV.sum(0)
             grad_CV = grad_CV.to(plan.autocast or weight.dtype)
@@ -128,19 +131,29 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += left @ right
 
 
-def _forward_chunk(head: LMHead, hidden: Tensor, targets: Tensor, ref: Tensor | None, plan: _Plan) -> dict[str, Tensor]:
+def _forward_chunk(
+    head: LMHead, hidden: Tensor, targets: Tensor, ref: Tensor | None, plan: _Plan, scratch: Scratch
+) -> dict[str, Tensor]:
     leave: Leave = "anything" if set(KL_FIELDS).isdisjoint(plan.fields) else "logprobs"
     logp_CV = plan.logits(head, hidden)
-    values = marginal(logp_CV, targets, plan.fields, "", leave)
+    values = marginal(logp_CV, targets, plan.fields, "", leave, scratch)
     if ref is None or plan.ref_head is None:
         return values
     logq_CV = plan.logits(plan.ref_head, ref)
-    values |= marginal(logq_CV, targets, plan.fields, "ref_", leave)
-    return values if leave == "anything" else values | divergences(logp_CV, logq_CV, plan.fields, plan.vocab_size)
+    values |= marginal(logq_CV, targets, plan.fields, "ref_", leave, scratch)
+    if leave == "anything":
+        return values
+    return values | divergences(logp_CV, logq_CV, plan.fields, plan.vocab_size, scratch)
 
 
 def _backward_chunk(
-    head: LMHead, hidden: Tensor, targets: Tensor, ref: Tensor | None, plan: _Plan, known: dict[str, Tensor]
+    head: LMHead,
+    hidden: Tensor,
+    targets: Tensor,
+    ref: Tensor | None,
+    plan: _Plan,
+    known: dict[str, Tensor],
+    scratch: Scratch,
 ) -> Tensor:
     """Return the gradient of the projection ``h Wᵀ + b``, ``[C, V]``, given what `gradient_of_logprobs` knows."""
     # In two steps, as in the forward: the sum of both would be rounded at the size of the logits.
@@ -150,5 +163,5 @@ def _backward_chunk(
     logq_CV = None
     if ref is not None and plan.ref_head is not None and not known.keys().isdisjoint(KL_FIELDS):
         logq_CV = plan.logits(plan.ref_head, ref).log_softmax(-1).clamp_(min=SMALLEST_LOG)
-    gradient_of_logprobs(logp_CV, logq_CV, targets, known, plan.vocab_size, head.softcap)
+    gradient_of_logprobs(logp_CV, logq_CV, targets, known, plan.vocab_size, head.softcap, scratch)
     return logp_CV

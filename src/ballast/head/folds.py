@@ -34,6 +34,20 @@ SMALLEST_LOG = -1e30
 KL_FIELDS = ("kl", "kl_forward")
 
 
+class Scratch:
+    """Memory for the temporaries of a pass, taken once: freed between small results it would come back in pieces."""
+
+    def __init__(self) -> None:
+        self._memory: dict[int, Tensor] = {}
+
+    def like(self, rows_BV: Tensor, place: int) -> Tensor:
+        """Return a tensor of this shape and dtype; one asked for at the same place before is overwritten with it."""
+        held = self._memory.get(place)
+        if held is None or held.numel() < rows_BV.numel():
+            held = self._memory[place] = rows_BV.new_empty(rows_BV.numel())
+        return held[: rows_BV.numel()].view(rows_BV.shape)
+
+
 def row_blocks(rows_CV: Tensor) -> Iterator[slice]:
     """Yield slices of a few rows each.
 
@@ -47,28 +61,31 @@ def row_blocks(rows_CV: Tensor) -> Iterator[slice]:
 
 
 def marginal(
-    logits_CV: Tensor, targets_C: Tensor, fields: tuple[str, ...], prefix: str, leave: Leave
+    logits_CV: Tensor, targets_C: Tensor, fields: tuple[str, ...], prefix: str, leave: Leave, scratch: Scratch
 ) -> dict[str, Tensor]:
     """Return the statistics of one distribution, its largest logit and its normaliser, ``[C]`` each.
 
     `leave` says what the rows hold afterwards.
     """
     wants = {name.removeprefix(prefix) for name in fields if name.startswith(prefix)}
-    parts = [_marginal(logits_CV[rows], targets_C[rows], wants, leave) for rows in row_blocks(logits_CV)]
+    parts = [_marginal(logits_CV[rows], targets_C[rows], wants, leave, scratch) for rows in row_blocks(logits_CV)]
     return {f"{prefix}{name}": torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _marginal(logits_BV: Tensor, targets_B: Tensor, wants: set[str], leave: Leave) -> dict[str, Tensor]:
+def _marginal(
+    logits_BV: Tensor, targets_B: Tensor, wants: set[str], leave: Leave, scratch: Scratch
+) -> dict[str, Tensor]:
     """Each line is a pass over the rows; a product with a mask of bool costs several of floats, so masks are floats."""
     at_target_B1 = logits_BV.gather(1, targets_B[:, None])
     top_B1 = logits_BV.amax(-1, keepdim=True)
     wants_mass = not wants.isdisjoint(("mass", "tied"))
     if wants_mass:
         # Ties are judged on the logits as computed: subtracting the maximum can make two of them equal.
-        less_BV = torch.lt(logits_BV, at_target_B1, out=torch.empty_like(logits_BV))
-        ties_B = torch.eq(logits_BV, at_target_B1, out=torch.empty_like(logits_BV)).sum(-1) - 1
+        less_BV = torch.lt(logits_BV, at_target_B1, out=scratch.like(logits_BV, 0))
+        ties_B = torch.eq(logits_BV, at_target_B1, out=scratch.like(logits_BV, 1)).sum(-1) - 1
     logits_BV.sub_(top_B1)
-    p_BV = logits_BV.exp() if leave == "logprobs" or "entropy" in wants else logits_BV.exp_()
+    keeps_logits = leave == "logprobs" or "entropy" in wants
+    p_BV = torch.exp(logits_BV, out=scratch.like(logits_BV, 1) if keeps_logits else logits_BV)
     total_B = p_BV.sum(-1)
     normaliser_B = total_B.log()
     own_B = (at_target_B1 - top_B1).squeeze(1) - normaliser_B
@@ -79,7 +96,7 @@ def _marginal(logits_BV: Tensor, targets_B: Tensor, wants: set[str], leave: Leav
         values["tied"] = tied_B
         # Nothing is likelier than an arg-max, whose mass and ties are all there is, free of rounding.
         values["mass"] = torch.where((at_target_B1 >= top_B1).squeeze(1), 1 - tied_B, less_B + own_B.exp())
-    if leave == "logprobs" or "entropy" in wants:
+    if keeps_logits:
         logits_BV.clamp_(min=SMALLEST_LOG)
     if "entropy" in wants:
         product_BV = logits_BV.mul_(p_BV) if leave == "exponentials" else p_BV.mul_(logits_BV)
@@ -91,16 +108,18 @@ def _marginal(logits_BV: Tensor, targets_B: Tensor, wants: set[str], leave: Leav
     return values
 
 
-def divergences(logp_CV: Tensor, logq_CV: Tensor, fields: tuple[str, ...], vocab_size: int | None) -> dict[str, Tensor]:
+def divergences(
+    logp_CV: Tensor, logq_CV: Tensor, fields: tuple[str, ...], vocab_size: int | None, scratch: Scratch
+) -> dict[str, Tensor]:
     """Return the KL fields asked for, ``[C]`` each, from log-probabilities, which stay as they are."""
     parts: dict[str, list[Tensor]] = {name: [] for name in KL_FIELDS if name in fields}
     for rows in row_blocks(logp_CV):
         logp_BV, logq_BV = _common(logp_CV[rows], vocab_size), _common(logq_CV[rows], vocab_size)
-        difference_BV = logp_BV - logq_BV
-        if "kl" in parts:
-            parts["kl"].append(logp_BV.exp().mul_(difference_BV).sum(-1))
-        if "kl_forward" in parts:
-            parts["kl_forward"].append(-logq_BV.exp().mul_(difference_BV).sum(-1))
+        difference_BV = torch.sub(logp_BV, logq_BV, out=scratch.like(logp_BV, 0))
+        for name, sign, log_BV in (("kl", 1, logp_BV), ("kl_forward", -1, logq_BV)):
+            if name in parts:
+                weight_BV = torch.exp(log_BV, out=scratch.like(log_BV, 1))
+                parts[name].append(sign * weight_BV.mul_(difference_BV).sum(-1))
     return {name: torch.cat(values) for name, values in parts.items()}
 
 
@@ -129,6 +148,7 @@ def gradient_of_logprobs(
     known: dict[str, Tensor],
     vocab_size: int | None,
     softcap: float | None,
+    scratch: Scratch,
 ) -> None:
     """Turn log-probabilities into the gradient of the logits before the cap; overwrites those of the reference too.
 
@@ -138,9 +158,9 @@ def gradient_of_logprobs(
     for rows in row_blocks(logp_CV):
         here = {name: value[rows] for name, value in known.items()}
         logp_BV, logq_BV = logp_CV[rows], None if logq_CV is None else logq_CV[rows]
-        slope_BV = None if softcap is None else _slope(logp_BV, here, softcap)
-        extra_BV = None if logq_BV is None else _kl_gradient(logp_BV, logq_BV, here, vocab_size)
-        _marginal_gradient(logp_BV, here)
+        slope_BV = None if softcap is None else _slope(logp_BV, here, softcap, scratch)
+        extra_BV = None if logq_BV is None else _kl_gradient(logp_BV, logq_BV, here, vocab_size, scratch)
+        _marginal_gradient(logp_BV, here, scratch)
         if "logprob" in here:
             logp_BV.scatter_add_(1, targets_C[rows][:, None], here["logprob"][:, None])
         if extra_BV is not None:
@@ -149,28 +169,35 @@ def gradient_of_logprobs(
             logp_BV.mul_(slope_BV)
 
 
-def _slope(logp_BV: Tensor, known: dict[str, Tensor], softcap: float) -> Tensor:
-    logits_BV = logp_BV.add(known["normaliser"][:, None]).add_(known["top"][:, None])
+def _slope(logp_BV: Tensor, known: dict[str, Tensor], softcap: float, scratch: Scratch) -> Tensor:
+    logits_BV = torch.add(logp_BV, known["normaliser"][:, None], out=scratch.like(logp_BV, 2)).add_(
+        known["top"][:, None]
+    )
     return logits_BV.div_(softcap).square_().neg_().add_(1)
 
 
-def _marginal_gradient(logp_BV: Tensor, known: dict[str, Tensor]) -> None:
+def _marginal_gradient(logp_BV: Tensor, known: dict[str, Tensor], scratch: Scratch) -> None:
     """Put ``−p·(a + b·(log p + H))`` in place of the log-probabilities."""
     factor_B1 = -known["logprob"][:, None] if "logprob" in known else 0.0
     if "entropy" not in known:
         logp_BV.exp_().mul_(factor_B1)
         return
-    p_BV = logp_BV.exp()
+    p_BV = torch.exp(logp_BV, out=scratch.like(logp_BV, 0))
     logp_BV.add_(known["H"][:, None]).mul_(-known["entropy"][:, None]).add_(factor_B1).mul_(p_BV)
 
 
-def _kl_gradient(logp_BV: Tensor, logq_BV: Tensor, known: dict[str, Tensor], vocab_size: int | None) -> Tensor | None:
+def _kl_gradient(
+    logp_BV: Tensor, logq_BV: Tensor, known: dict[str, Tensor], vocab_size: int | None, scratch: Scratch
+) -> Tensor | None:
     """Return ``c·p·(log p − log q − KL) + d·(p − q)`` over the tokens that both vocabularies have."""
     if known.keys().isdisjoint(KL_FIELDS):
         return None
     logp_BV, logq_BV = _common(logp_BV, vocab_size), _common(logq_BV, vocab_size)
-    p_BV = logp_BV.exp()
-    pulled_BV = p_BV.sub(logq_BV.exp()).mul_(known["kl_forward"][:, None]) if "kl_forward" in known else None
+    p_BV = torch.exp(logp_BV, out=scratch.like(logp_BV, 0))
+    pulled_BV = None
+    if "kl_forward" in known:
+        q_BV = torch.exp(logq_BV, out=scratch.like(logq_BV, 1))
+        pulled_BV = torch.sub(p_BV, q_BV, out=q_BV).mul_(known["kl_forward"][:, None])
     if "kl" not in known:
         return pulled_BV
     # The difference first: where p = q the gradient is 0 exactly.

@@ -74,8 +74,8 @@ def fused_loss(
         reference: hidden states ``[N, Hr]`` and LM head ``[Vr, Hr]`` of a live reference, for ``kl``, ``kl_forward``
             and the ``ref_`` fields that `columns` does not have; never differentiated.
         denominator: what the sum is divided by; None takes N.
-        chunk: rows of logits held at a time; None takes a tile half as large as the head or larger, up to 256 MiB in
-            float32 on a CPU and 1 GiB elsewhere (both models' tiles together).
+        chunk: rows of logits held at a time; None takes tiles of a third of the head's size on a CPU, half elsewhere,
+            but 32 MiB or more, and up to 256 MiB on a CPU, 1 GiB elsewhere (in float32, both models' together).
         softcap, scale, vocab_size: as in `token_stats`.
 
     Returns:
