@@ -14,8 +14,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import ballast
-from ballast import token_stats
+from ballast.head import two_phase
 from ballast.training.compat import add_statistics
+from ballast.training.reduction import token_layout
 from ift_tools import all_weights, double, trained
 
 CHECKPOINTING = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
@@ -43,10 +44,12 @@ def backward(model, ids: torch.Tensor) -> None:
     labels = ids.clone()
     labels[:, :2] = -100
     objective = ballast.objective("ift", lam=0.5, embeddings="attached")
-    outputs = model(
-        input_ids=ids, labels=labels, statistics=lambda *parts: token_stats(*parts), prepare=objective.prepare_inputs
-    )
-    (-outputs.stats.logprob).sum().backward()
+    layout = dict(zip(("sequence", "position"), token_layout({"labels": labels}), strict=True))
+
+    def found(hidden, head, targets):
+        return two_phase(hidden, head, targets, objective.per_token_loss, columns=layout)
+
+    model(input_ids=ids, labels=labels, statistics=found, prepare=objective.prepare_inputs).loss.backward()
 
 
 def sharded_difference(tied: bool) -> float:

@@ -13,6 +13,7 @@ import ballast
 import ballast.training.inputs as inputs_module
 from ballast import token_stats
 from ballast.data import Collator
+from ballast.head import Formed
 from ballast.objectives import Objective
 from ballast.training.compat import add_statistics
 from ballast.training.inputs import settle_inputs
@@ -35,7 +36,7 @@ def ask(model, batch: dict[str, Any], prepare=IFT.prepare_inputs):
 
     def found(hidden, head, targets):
         stats = token_stats(hidden, head, targets, fields=("logprob", "entropy"))
-        return dataclasses.replace(stats, sequence=sequence, position=position)
+        return Formed(-stats.logprob.sum(), dataclasses.replace(stats, sequence=sequence, position=position), None)
 
     return model(**batch, statistics=found, prepare=prepare).stats
 
