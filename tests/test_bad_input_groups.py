@@ -114,7 +114,9 @@ CASES = [
     Case(
         "groups nobody reads", "objective dft trains on demonstrations, so groups would be ignored", ("objective=dft",)
     ),
-    Case("misspelt key", "groups.onw: unknown key 'onw'; did you mean 'own'?", ("groups.onw=3",)),
+    Case(
+        "misspelt key", "groups.onw: unknown key 'onw'; did you mean 'own'?", ("groups.onw=3", "training.max_steps=1")
+    ),
     Case("tau below 0", "objective.tau: tau must lie in [0, ∞]", ("objective.tau=-0.1",)),
     Case("groups in training", "training.groups: would be overridden here", ("training.groups={own: 1}",)),
     Case("no step per round", "groups.refresh: must be a whole number of at least 1; got 0", ("groups.refresh=0",)),

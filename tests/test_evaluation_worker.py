@@ -46,7 +46,7 @@ def wild(completion, row):
     if completion == "sleep":
         time.sleep(60)
     if completion == "memory":
-        kept = bytes(2**40)
+        kept = bytes(6 * 2**30)
     if completion == "hoard":
         while True:
             hoard.append(bytes(2**30))
