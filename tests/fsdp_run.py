@@ -10,22 +10,24 @@ from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from ballast.head import token_stats
+from ballast import objective
+from ballast.head import Formed, fused_pass, two_phase
 from ballast.training.compat import add_statistics
 from tiny import tiny_model
+
+
+def both_ways(hidden, head, targets):
+    """Return the sum of a loss formed in one pass and of one formed in two phases, of several tiles each."""
+    one = fused_pass(hidden, head, targets, objective("dft"), chunk=3)
+    fields = ("logprob", "entropy")
+    two = two_phase(hidden, head, targets, lambda s: 0.1 * s.entropy - s.logprob, fields=fields, chunk=3)
+    return Formed(one.loss + two.loss, two.stats, None)
 
 
 def backward(model, ids):
     labels = ids.clone()
     labels[:, :2] = -100
-    outputs = model(
-        input_ids=ids,
-        labels=labels,
-        statistics=lambda hidden, head, targets: token_stats(
-            hidden, head, targets, fields=("logprob", "entropy"), backend="chunked", chunk=3
-        ),
-    )
-    (0.1 * outputs.stats.entropy - outputs.stats.logprob).sum().backward()
+    model(input_ids=ids, labels=labels, statistics=both_ways).loss.backward()
 
 
 def main() -> None:
