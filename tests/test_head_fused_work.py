@@ -114,14 +114,14 @@ def test_tile_rows():
 
     assert on_cpu(0, 1000, 8) == 1
     assert on_cpu(512, 65_536, 512) == 171
-    # A third of the head is the least, the limit the most; the tiles are equally high.
-    assert on_cpu(1024, 151_936, 896) == 256 <= CPU_TILE_LIMIT // 151_936
+    # Two fifths of the head are the least, the limit the most; the tiles are equally high.
+    assert on_cpu(1024, 151_936, 896) == 342 <= CPU_TILE_LIMIT // 151_936
     assert on_cpu(1024, 151_936, 896, ref_vocab=151_936) == 205 <= CPU_TILE_LIMIT // (2 * 151_936)
     assert on_cpu(10_000, 32_000, 64) * 32_000 <= SMALL_TILE
     assert on_cpu(300, 32_000, 64) == 150
     assert on_cpu(7, 2**27, 8) == 1
     assert elsewhere(4096, 151_936, 4096) == 1366 <= TILE_LIMIT // 151_936
-    assert elsewhere(1024, 151_936, 896) == 342
+    assert elsewhere(512, 65_536, 512) == 256
 
 
 COLUMNS = tuple(name for name in FIELDS if name not in (*LIVE_FIELDS, *PAIR_FIELDS, *LAYOUT_FIELDS, "origin"))
@@ -179,8 +179,19 @@ def test_tokens_without_loss_are_not_projected_and_nothing_changes(chunk, name):
     assert torch.equal(formed.stats.ref_mass, gate[active])
 
 
-@pytest.mark.parametrize("backward", [True, False])
-def test_a_batch_without_active_tokens_gives_zero_without_any_product(backward):
+def test_every_token_is_projected_where_the_whole_is_asked_for():
+    states, head, targets, reference = inputs(10, bias=True)
+    built, columns = objective("gft"), {"advantage": advantages(targets)}
+    less, whole = (
+        fused_pass(states, head, targets, built, columns=columns, chunk=3, whole=whole) for whole in (False, True)
+    )
+    assert whole.computed is None
+    assert len(less.stats.logprob) < len(whole.stats.logprob) == len(targets)
+    ours, theirs = ((formed.loss, gradients(formed.loss, states, head)) for formed in (less, whole))
+    assert_same(ours, (theirs[0].detach(), theirs[1]), rtol=1e-12, atol=1e-14)
+
+
+def test_a_batch_without_active_tokens_gives_zero_without_any_product():
     states, head, targets, _ = inputs(6, HIDDEN, VOCAB, bias=True)
     columns = {"ref_mass": torch.zeros(6, dtype=torch.float64)}
     with Meter(VOCAB) as meter:

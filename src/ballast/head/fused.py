@@ -74,8 +74,8 @@ def fused_loss(
         reference: hidden states ``[N, Hr]`` and LM head ``[Vr, Hr]`` of a live reference, for ``kl``, ``kl_forward``
             and the ``ref_`` fields that `columns` does not have; never differentiated.
         denominator: what the sum is divided by; None takes N.
-        chunk: rows of logits held at a time; None takes tiles of a third of the head's size on a CPU, half elsewhere,
-            but 32 MiB or more, and up to 256 MiB on a CPU, 1 GiB elsewhere (in float32, both models' together).
+        chunk: rows of logits held at a time; None takes tiles of two fifths of the head's size (on an accelerator
+            half), but 32 MiB or more, and up to 256 MiB (1 GiB) in float32, both models' together.
         softcap, scale, vocab_size: as in `token_stats`.
 
     Returns:

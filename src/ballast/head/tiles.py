@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -39,13 +40,13 @@ def tile_rows(rows: int, head: LMHead, ref_head: LMHead | None = None) -> int:
     """Return how many rows of logits to hold at a time.
 
     The head and its gradient are read again for every tile, so a tile is to be at least half as large as they are (on a
-    CPU a third: more was not measurably faster); the limits bound it. Tiles are made equally high.
+    CPU two fifths: more was not faster); the limits bound it. Tiles are made equally high.
     """
     vocab, hidden = head.weight.shape
     on_cpu = head.weight.device.type == "cpu"
-    limit, share = (CPU_TILE_LIMIT, 3) if on_cpu else (TILE_LIMIT, 2)
+    limit, share = (CPU_TILE_LIMIT, 2.5) if on_cpu else (TILE_LIMIT, 2)
     wide = vocab + (0 if ref_head is None else len(ref_head.weight))
-    most = max(1, min(max(-(-hidden // share), SMALL_TILE // vocab), limit // wide))
+    most = max(1, min(max(math.ceil(hidden / share), SMALL_TILE // vocab), limit // wide))
     return max(1, -(-rows // max(1, -(-rows // most))))
 
 
