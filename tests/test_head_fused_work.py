@@ -180,7 +180,7 @@ def test_tokens_without_loss_are_not_projected_and_nothing_changes(chunk, name):
 
 
 def test_every_token_is_projected_where_the_whole_is_asked_for():
-    states, head, targets, reference = inputs(10, bias=True)
+    states, head, targets, _ = inputs(10, bias=True)
     built, columns = objective("gft"), {"advantage": advantages(targets)}
     less, whole = (
         fused_pass(states, head, targets, built, columns=columns, chunk=3, whole=whole) for whole in (False, True)
