@@ -98,7 +98,7 @@ class GroupRows:
         self.tokenizer = compat.training_tokenizer(tokenizer, prepared)
         self.verify: Verifier = verifier(str(options.verifier), seconds=options.seconds)
         self.rows: list[dict[str, Any]] = list(dataset.with_format(None))
-        _check(self.rows, options)
+        check_prompts(self.rows, options)
         check_rows(self.verify, self.rows)
         self.truncated = 0
         given = list(_given(self.rows, options))
@@ -198,8 +198,12 @@ def _refuse(options: GroupOptions, prepared: PrepareOptions) -> None:
             raise BallastError(f"training.{name} does not go with groups: {reason}")
 
 
-def _check(rows: Sequence[Row], options: GroupOptions) -> None:
-    """Refuse rows whose group would lack what the options promise."""
+def check_prompts(rows: Sequence[Row], options: GroupOptions) -> None:
+    """Refuse rows whose group would lack what the options promise.
+
+    Raises:
+        BallastError: naming the first such row.
+    """
     columns = list(rows[0]) if rows else []
     if not rows:
         raise BallastError("groups: there are no rows")

@@ -72,7 +72,7 @@ def check_rows(
 
     plain = list(rows.with_format(None))
     try:
-        members._check(plain, options)
+        members.check_prompts(plain, options)
         check_judged(verifier(str(options.verifier), seconds=options.seconds), plain)
         _check_room(plain, tokenizer, options, max_length, context)
     except BallastError as error:

@@ -161,7 +161,7 @@ class RunGroups:
         if self.options.file is not None:
             from ballast.groups.store import read_groups
 
-            groups = read_groups(self.options.file, tokenizer)
+            groups = read_groups(self.options.file, tokenizer, max_length=prepared.max_length)
             self._stored = {group.row: group for group in groups}
             ids = {group.row: group.members[0].ids[: group.members[0].start] for group in groups}
         else:
