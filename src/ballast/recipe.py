@@ -10,17 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from ballast.errors import BallastError, suggest
 from ballast.groups.options import GroupOptions
-from ballast.objectives import Objective
 from ballast.objectives import objective as build_objective
+from ballast.recipe_sections import CompareSection, ObjectiveSection, Section
 from ballast.recipe_source import SHORTHANDS, Problem, RecipeError, Where, load_source
 
 COLUMN_STYLES = ("alpaca", "sharegpt")
-
-
-class Section(BaseModel):
-    """A part of a recipe: frozen, no unknown keys, no silent conversion of types."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
 
 
 class ModelSection(Section):
@@ -68,22 +62,6 @@ class DataSection(Section):
     @classmethod
     def _listed(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else () if value is None else value
-
-
-class ObjectiveSection(Section):
-    """An objective's name and its options, written side by side; a bare string is the ``name``."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
-
-    name: str = Field(min_length=1)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
-
-    def build(self) -> Objective:
-        """Return the objective with these options; raises BallastError where they are not allowed."""
-        return build_objective(self.name, **self.options)
 
 
 class ReferenceSection(Section):
@@ -136,6 +114,7 @@ class Recipe(Section):
     groups: dict[str, Any] | None = Field(None, description="fields of ballast.groups.GroupOptions: for gft")
     training: dict[str, Any] = Field(default_factory=dict, description="fields of ballast.TrainingConfig")
     evaluation: EvaluationSection = EvaluationSection()
+    compare: CompareSection | None = Field(None, description="for `ballast compare`")
     output: str | None = Field(None, min_length=1, description="folder for checkpoints and the run record")
     seed: int = Field(42, ge=0)
 
