@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ballast.errors import BallastError
 from ballast.pipeline import models, sources
 from ballast.pipeline.prepare import Say
-from ballast.recipe import ModelSection, Recipe, TaskSection
+from ballast.pipeline.readiness import read_source
+from ballast.recipe import DataSection, ModelSection, Recipe, TaskSection
 from ballast.records import EVALS, append_jsonl, file_name
 
 if TYPE_CHECKING:
@@ -27,12 +28,12 @@ class Measured:
 
     name: str
     results: tuple[TaskResult, ...]
-    data: Mapping[str, str]
+    data: Mapping[str, Mapping[str, str]]
 
     def record(self, **extra: Any) -> dict[str, Any]:
         """Return the results as plain values, without the single answers."""
         tasks = [result.to_dict() for result in self.results]
-        named = [{**task, "settings": {**task["settings"], "data": self.data[task["name"]]}} for task in tasks]
+        named = [{**task, "settings": {**task["settings"], **self.data[task["name"]]}} for task in tasks]
         return {"model": self.name, **extra, "tasks": named}
 
     def write_items(self, folder: Path) -> None:
@@ -74,18 +75,18 @@ def run_evaluate(
     return measured
 
 
-def measure(recipe: Recipe, model: Any, tokenizer: Any, *, name: str) -> list[Measured]:
-    """Return one model's results, none where the recipe has no task."""
+def measure(recipe: Recipe, model: Any, tokenizer: Any, *, name: str, progress: bool = True) -> list[Measured]:
+    """Return one model's results, none where the recipe has no task; `progress` shows bars on a terminal."""
     from ballast.evaluation import evaluate
 
-    tasks = [load_task(section) for section in recipe.evaluation.tasks]
+    tasks = [load_task(section, recipe.data) for section in recipe.evaluation.tasks]
     if not tasks:
         return []
     base = _base(recipe, model, name) if any(task.base_kl for task in tasks) else None
-    with _progress(name) as progress:
-        results = evaluate(model, tokenizer, tasks, base=base, progress=progress)
-    data = {section.settings()["name"]: section.data for section in recipe.evaluation.tasks}
-    return [Measured(name, tuple(results), data)]
+    with _progress(name) if progress else nullcontext() as bars:
+        results = evaluate(model, tokenizer, tasks, base=base, progress=bars)
+    named = {section.settings()["name"]: _sources(section) for section in recipe.evaluation.tasks}
+    return [Measured(name, tuple(results), named)]
 
 
 def check_prompts(recipe: Recipe, model: Any, tokenizer: Any) -> None:
@@ -95,24 +96,27 @@ def check_prompts(recipe: Recipe, model: Any, tokenizer: Any) -> None:
         BallastError: naming the task and the row.
     """
     from ballast.evaluation.generation import encode_prompts
+    from ballast.evaluation.tasks import SAMPLING
 
-    for task in (load_task(section) for section in recipe.evaluation.tasks):
-        if task.kind in ("generate", "code"):
+    for task in (load_task(section, recipe.data) for section in recipe.evaluation.tasks):
+        if task.kind in SAMPLING:
             try:
                 encode_prompts(model, tokenizer, [row["prompt"] for row in task.data], task.max_new_tokens)
             except BallastError as error:
                 raise BallastError(f"evaluation task {task.name!r}: {error}") from error
 
 
-def load_task(section: TaskSection) -> Task:
+def load_task(section: TaskSection, data: DataSection | None = None) -> Task:
     """Return a task with its rows read and checked.
+
+    Args:
+        data: what ``data.train`` means as a source of demonstrations.
 
     Raises:
         BallastError: an option, the verifier or a row cannot be used.
     """
     from ballast.evaluation import Task
-    from ballast.evaluation.kinds import KINDS
-    from ballast.evaluation.run import load_task_rows
+    from ballast.evaluation.run import check_rows, load_rows_beside, load_task_rows
 
     settings = section.settings()
     if problem := sources.check_source(section.data):
@@ -122,8 +126,18 @@ def load_task(section: TaskSection) -> Task:
         rows = list(sources.load(section.data, split=task.split, columns=task.columns, limit=task.limit))
     else:
         rows = load_task_rows(task)
-    KINDS[task.kind].check(task, rows)
-    return Task.from_dict({**settings, "data": rows})
+    read = {name: read_source(source, data) for name, source in _sources(section).items() if name != "data"}
+    loaded = Task.from_dict({**settings, "data": rows, **read})
+    check_rows(loaded, rows, load_rows_beside(loaded))
+    return loaded
+
+
+def _sources(section: TaskSection) -> dict[str, str]:
+    """Return the sources that a task names, by option."""
+    from ballast.evaluation.tasks import SOURCES
+
+    settings = section.settings()
+    return {name: settings[name] for name in SOURCES if settings.get(name) is not None}
 
 
 def table(measured: Sequence[Measured]) -> Any:

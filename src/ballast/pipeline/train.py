@@ -27,7 +27,7 @@ def run_train(recipe: Recipe, *, resume: bool = False, say: Say = print, progres
     """Train as the recipe says and return the run record; checkpoint and record lie in ``recipe.output``.
 
     The output folder appears when the first step is about to run: input that cannot be used leaves nothing behind.
-    Without `progress` neither a bar nor the logs are shown; the metrics file has them all the same.
+    Without `progress` neither bars nor the logs are shown; the metrics file has them all the same.
 
     Raises:
         BallastError: the input cannot be used.
@@ -45,7 +45,7 @@ def run_train(recipe: Recipe, *, resume: bool = False, say: Say = print, progres
         clock.lap("score")
     evals: list[Measured] = []
     if recipe.evaluation.tasks and recipe.evaluation.base and not resume:
-        evals = measure(recipe, model.to(made.args.device), made.tokenizer, name=BASE)
+        evals = measure(recipe, model.to(made.args.device), made.tokenizer, name=BASE, progress=progress)
     clock.lap("evaluate_base")
     output = Path(str(recipe.output))
     with _no_empty_folder(output):
@@ -70,7 +70,7 @@ def run_train(recipe: Recipe, *, resume: bool = False, say: Say = print, progres
         return record
     finished = {**record, "status": "finished", "finished": _now(), "train": result.metrics, "seconds": clock.laps}
     records.write_json(output / records.RUN, finished)
-    after = _measure_trained(trainer, made, say)
+    after = _measure_trained(trainer, made, say, progress)
     clock.lap("evaluate")
     if after:
         _write_evals(output, after, step=trainer.state.global_step)
@@ -152,12 +152,12 @@ def _record(made: Ready, model: Any) -> dict[str, Any]:
     }
 
 
-def _measure_trained(trainer: Any, made: Ready, say: Say) -> list[Measured]:
+def _measure_trained(trainer: Any, made: Ready, say: Say, progress: bool) -> list[Measured]:
     if trainer.is_fsdp_enabled and made.recipe.evaluation.tasks:
         # One rank holds a part of the weights only.
         say("the model is sharded: measure it with `ballast evaluate` afterwards")
         return []
-    return measure(made.recipe, trainer.model, made.tokenizer, name=TRAINED)
+    return measure(made.recipe, trainer.model, made.tokenizer, name=TRAINED, progress=progress)
 
 
 def _write_evals(output: Path, measured: list[Measured], *, step: int) -> None:
