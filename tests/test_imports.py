@@ -21,6 +21,7 @@ LAYERS = (
     ("evaluation",),
     ("groups",),
     ("training",),
+    ("rl",),
     ("lab",),
     ("recipe_source", "recipe_sections", "recipe", "records"),
     ("pipeline",),
@@ -37,10 +38,11 @@ ONLY: dict[str, set[str]] = {
     "head": {"errors", "stats"},
     "recipe_source": {"errors"},
     "recipe_sections": {"objectives"},
-    "recipe": {"errors", "groups", "objectives", "recipe_sections", "recipe_source"},
+    "recipe": {"errors", "groups", "objectives", "recipe_sections", "recipe_source", "rl"},
     "records": {"errors", "files"},
     "evaluation": {"errors", "files", "stats", "head", "data"},
     "groups": {"errors", "files", "compat", "data", "reference", "evaluation"},
+    "rl": {"errors", "evaluation"},
 }
 FREE = {"cli", "__init__"}
 MAX_LINES, MAX_OBJECTIVE_LINES = 400, 70

@@ -13,6 +13,8 @@ from ballast.groups.options import GroupOptions
 from ballast.objectives import objective as build_objective
 from ballast.recipe_sections import CompareSection, ObjectiveSection, Section
 from ballast.recipe_source import SHORTHANDS, Problem, RecipeError, Where, load_source
+from ballast.rl import options as rl_options
+from ballast.rl.options import RLOptions
 
 COLUMN_STYLES = ("alpaca", "sharegpt")
 
@@ -88,7 +90,7 @@ class TaskSection(Section):
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
-    kind: Literal["generate", "choice", "code", "nll"] = "generate"
+    kind: Literal["generate", "choice", "code", "nll", "readiness"] = "generate"
     name: str = Field("", description="name in results; the data's where absent")
     data: str = Field(min_length=1, description="source of the rows")
 
@@ -114,6 +116,7 @@ class Recipe(Section):
     groups: dict[str, Any] | None = Field(None, description="fields of ballast.groups.GroupOptions: for gft")
     training: dict[str, Any] = Field(default_factory=dict, description="fields of ballast.TrainingConfig")
     evaluation: EvaluationSection = EvaluationSection()
+    rl: dict[str, Any] | None = Field(None, description="fields of ballast.rl.RLOptions: for `ballast rl`")
     compare: CompareSection | None = Field(None, description="for `ballast compare`")
     output: str | None = Field(None, min_length=1, description="folder for checkpoints and the run record")
     seed: int = Field(42, ge=0)
@@ -126,6 +129,10 @@ class Recipe(Section):
     def group_options(self) -> GroupOptions | None:
         """Return how groups of answers are made, None without groups; raises BallastError where it is not allowed."""
         return None if self.groups is None else GroupOptions.from_dict(self.groups)
+
+    def rl_options(self) -> RLOptions | None:
+        """Return how reinforcement learning goes, None without it; raises BallastError where it is not allowed."""
+        return None if self.rl is None else RLOptions.from_dict(self.rl)
 
     def resolved(self) -> dict[str, Any]:
         """Return plain values with every default filled in; loading them again gives an equal recipe."""
@@ -161,7 +168,7 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = (), *, check
     source, problems = load_source(path, overrides)
     recipe, broken, found = _validated(source.tree)
     problems += found
-    for check in (_check_objective, _check_groups, *checks):
+    for check in (_check_objective, _check_groups, _check_rl, *checks):
         problems += check(recipe, broken)
     if problems:
         raise RecipeError([source.describe(problem) for problem in problems])
@@ -221,6 +228,20 @@ def _check_groups(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
         key = next((key for key in recipe.groups if message.startswith(f"groups.{key} = ")), None)
         text = message.removeprefix(f"groups.{key} = ").removeprefix("groups: ")
         yield Problem(("groups", *([key] if key else [])), text)
+
+
+def _check_rl(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+    """Look at every key by itself, then at all of them together."""
+    if recipe.rl is None or "rl" in broken:
+        return
+    wrong = list(rl_options.problems(recipe.rl))
+    yield from (Problem(("rl", key), message) for key, message in wrong)
+    if not wrong:
+        try:
+            recipe.rl_options()
+        except BallastError as error:
+            place, _, message = str(error).partition(": ")
+            yield Problem(tuple(place.split(".")), message)
 
 
 def _refused(groups: Mapping[str, Any]) -> str | None:

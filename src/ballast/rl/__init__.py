@@ -1,0 +1,29 @@
+"""Reinforcement learning from a checkpoint: GRPO by `trl.GRPOTrainer`, rewarded by the verifiers of evaluation."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ballast.rl.options import RLOptions
+    from ballast.rl.prompts import Prompts
+    from ballast.rl.rewards import Rewards, reward_verifier
+    from ballast.rl.train import make_trainer
+
+__all__ = ["Prompts", "RLOptions", "Rewards", "make_trainer", "reward_verifier"]
+
+_HOME = {
+    "Prompts": "prompts",
+    "RLOptions": "options",
+    "Rewards": "rewards",
+    "make_trainer": "train",
+    "reward_verifier": "rewards",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # The recipe reads the options without loading torch.
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
