@@ -158,7 +158,7 @@ def generate(
             seeds = [(options.seed, *streams[row], sample) for row, sample in members]
             new_ids = _generate_batch(model, [encoded[row] for row, _ in members], seeds, options, pad)
             for (row, sample), ids in zip(members, new_ids, strict=True):
-                results[row][sample] = _completion(tokenizer, encoded[row], ids, ends)
+                results[row][sample] = read_completion(tokenizer, encoded[row], ids, ends)
             done += len(batch)
             if progress is not None:
                 progress(done, len(rows))
@@ -262,7 +262,8 @@ def _own_configuration(model: Any, options: GenerationOptions, ends: set[int], p
             module.generation_config = own
 
 
-def _completion(tokenizer: Any, prompt: tuple[int, ...], ids: list[int], ends: set[int]) -> Completion:
+def read_completion(tokenizer: Any, prompt: tuple[int, ...], ids: Sequence[int], ends: set[int]) -> Completion:
+    """Return the answer that sampled ids spell behind their prompt, up to and with the first end token."""
     end = next((place for place, token in enumerate(ids) if token in ends), None)
     kept = tuple(ids if end is None else ids[: end + 1])
     # Decoded behind its prompt: alone, sentencepiece-like tokenizers would lose the answer's leading space.

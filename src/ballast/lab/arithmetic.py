@@ -115,6 +115,15 @@ def verify(completion: str, row: Mapping) -> float:
     return float(bool(mark) and _ANSWER.fullmatch(tail) is not None and tail == str(row["answer"]))
 
 
+def answered(completion: str, row: Mapping) -> float:
+    """Return 1.0 when the text from the first ``#`` to the end is a number, right or wrong, else 0.0."""
+    return float(_ANSWER.fullmatch(completion.partition("#")[2]) is not None)
+
+
+# What `ballast rl` reads where a wrong answer is worth more than none.
+verify.answered = answered  # type: ignore[attr-defined]
+
+
 def problems(
     seed: int, size: int, terms: int | Sequence[int] = (3, 4), exclude: Collection[str] | None = None
 ) -> list[dict]:
