@@ -167,6 +167,15 @@ def evaluate(
     items: Annotated[
         Path | None, typer.Option("--items", help="Folder for every prompt, answer and score.", show_default=False)
     ] = None,
+    readiness: Annotated[
+        bool, typer.Option("--readiness", help="Measure the readiness for reinforcement learning alone.")
+    ] = False,
+    group: Annotated[
+        int | None, typer.Option("--group", help="With --readiness: answers per prompt in RL.", show_default="8")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", help="With --readiness: samples per prompt.", show_default="the group")
+    ] = None,
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -174,6 +183,8 @@ def evaluate(
     from ballast import pipeline
 
     recipe = _recipe(words, pipeline.TASK_CHECKS if model else pipeline.EVALUATE_CHECKS)
+    if readiness or group is not None or samples is not None:
+        recipe = pipeline.with_readiness(recipe, wanted=readiness, group=group, samples=samples)
     if dry_run:
         print(recipe.to_yaml(), end="")
         return
@@ -182,6 +193,8 @@ def evaluate(
         _print_json([entry.record() for entry in measured])
     else:
         _console().print(pipeline.table(measured))
+        for line in pipeline.readiness_lines(measured):
+            print(line)
 
 
 @app.command()

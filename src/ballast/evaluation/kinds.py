@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ballast.errors import BallastError
-from ballast.evaluation import choice, code, likelihood, metrics, verifiers
+from ballast.evaluation import choice, code, likelihood, metrics, readiness, verifiers
 from ballast.evaluation.generation import Completion, encode_prompts, generate, own_sequences
 from ballast.evaluation.scoring import Progress, sequence_statistics
 from ballast.evaluation.tasks import Task, estimates
@@ -23,6 +23,7 @@ class Context:
     tokenizer: Any
     base: Any
     progress: Progress | None
+    beside: Mapping[str, Rows] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,14 @@ def _measure_generate(task: Task, rows: Rows, context: Context) -> Any:
     scores = [scored.scores[i : i + task.samples] for i in range(0, len(flat), task.samples)]
     items = [_item(row, answers, list(given)) for row, answers, given in zip(rows, completions, scores, strict=True)]
     return {**_score_metrics(task, scores), **measured}, counts, items
+
+
+def _measure_readiness(task: Task, rows: Rows, context: Context) -> Any:
+    measured, counts, items = _measure_generate(task, rows, context)
+    budget = {"budget_tokens": len(items) * task.samples * task.max_new_tokens}
+    measured |= readiness.groups(items, task.group, seed=task.seed)
+    beside, rows_beside = readiness.beside(task, context.model, context.tokenizer, context.base, context.beside)
+    return measured | beside, {**counts, **budget, **readiness.spent(items), **rows_beside}, items
 
 
 def _measure_code(task: Task, rows: Rows, context: Context) -> Any:
@@ -221,4 +230,5 @@ KINDS: dict[str, Kind] = {
     "code": Kind(_check_code, _measure_code),
     "generate": Kind(_check_generate, _measure_generate),
     "nll": Kind(_check_nll, _measure_nll),
+    "readiness": Kind(_check_generate, _measure_readiness),
 }

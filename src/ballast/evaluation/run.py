@@ -5,12 +5,17 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ballast.errors import BallastError
 from ballast.evaluation.kinds import KINDS, Context, Rows
+from ballast.evaluation.readiness import check_beside
 from ballast.evaluation.tasks import Task, TaskResult, write_items, write_results
+
+ROWS_BESIDE = 512
+"""Demonstrations, and texts, that a task of kind ``readiness`` reads unless it has a limit."""
 
 TaskProgress = Callable[[str, int, int], None]
 """Called with (task name, rows or sequences done, rows or sequences in all)."""
@@ -47,7 +52,7 @@ def evaluate(
     resolved = [task if isinstance(task, Task) else Task.from_dict(task) for task in tasks]
     _check_names(resolved)
     loaded = [(task, _checked_rows(task, base)) for task in resolved]
-    results = [_run(task, rows, model, tokenizer, base, progress) for task, rows in loaded]
+    results = [_run(task, *rows, model, tokenizer, base, progress) for task, rows in loaded]
     if items is not None:
         for result in results:
             write_items(Path(items) / f"{_file_name(result.name)}.jsonl", result)
@@ -73,11 +78,59 @@ def load_task_rows(task: Task) -> list[Mapping[str, Any]]:
     return rows
 
 
-def _run(task: Task, rows: Rows, model: Any, tokenizer: Any, base: Any, progress: TaskProgress | None) -> TaskResult:
+def load_rows_beside(task: Task) -> dict[str, Rows]:
+    """Return the further rows that a task measures, by option; none for most kinds.
+
+    The first `limit` rows of each, `ROWS_BESIDE` where there is no limit: likelihoods need fewer rows than scores.
+
+    Raises:
+        BallastError: if a source has none, or cannot be read.
+    """
+    found: dict[str, Rows] = {}
+    for name in ("demonstrations", "forgetting"):
+        source = getattr(task, name)
+        if source is None:
+            continue
+        try:
+            # `columns` and `split` are those of the prompts.
+            given = replace(task, data=source, columns=None, split=None, limit=task.limit or ROWS_BESIDE)
+            found[name] = load_task_rows(given)
+        except BallastError as error:
+            raise BallastError(f"task {task.name!r}: {name}: {_inner(error, task)}") from error
+    return found
+
+
+def check_rows(task: Task, rows: Rows, beside: Mapping[str, Rows]) -> None:
+    """Refuse rows that the task cannot measure.
+
+    Raises:
+        BallastError: naming the task and the first such row.
+    """
+    try:
+        KINDS[task.kind].check(task, rows)
+        check_beside(beside)
+    except BallastError as error:
+        raise BallastError(f"task {task.name!r}: {error}") from error
+
+
+def _inner(error: BallastError, task: Task) -> str:
+    return str(error).removeprefix(f"task {task.name!r}: ")
+
+
+def _run(
+    task: Task,
+    rows: Rows,
+    beside: Mapping[str, Rows],
+    model: Any,
+    tokenizer: Any,
+    base: Any,
+    progress: TaskProgress | None,
+) -> TaskResult:
     start = time.perf_counter()
     report = None if progress is None else lambda done, total: progress(task.name, done, total)
     try:
-        measured, counts, items = KINDS[task.kind].measure(task, rows, Context(model, tokenizer, base, report))
+        context = Context(model, tokenizer, base, report, beside)
+        measured, counts, items = KINDS[task.kind].measure(task, rows, context)
     except BallastError as error:
         raise BallastError(f"task {task.name!r}: {error}") from error
     counts = {"rows": len(rows), **counts}
@@ -97,12 +150,9 @@ def _file_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name).strip(".-") or "task"
 
 
-def _checked_rows(task: Task, base: Any) -> list[Mapping[str, Any]]:
+def _checked_rows(task: Task, base: Any) -> tuple[Rows, dict[str, Rows]]:
     if task.base_kl and base is None:
         raise BallastError(f"task {task.name!r}: base_kl needs the base model, and none is given")
-    rows = load_task_rows(task)
-    try:
-        KINDS[task.kind].check(task, rows)
-    except BallastError as error:
-        raise BallastError(f"task {task.name!r}: {error}") from error
-    return rows
+    rows, beside = load_task_rows(task), load_rows_beside(task)
+    check_rows(task, rows, beside)
+    return rows, beside

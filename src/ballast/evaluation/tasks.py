@@ -12,7 +12,12 @@ from ballast.errors import BallastError, suggest
 from ballast.evaluation.metrics import Estimate
 from ballast.files import write_atomically
 
-KINDS = ("choice", "code", "generate", "nll")
+KINDS = ("choice", "code", "generate", "nll", "readiness")
+SAMPLING = ("generate", "code", "readiness")
+SOURCES = ("data", "demonstrations", "forgetting")
+"""Options that are rows, or name a source of them."""
+GROUP = 8
+"""Answers to one prompt in a step of reinforcement learning, unless the task says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -22,14 +27,20 @@ class Task:
     Attributes:
         name: names the task in results and files; unique within a run.
         kind: ``generate`` (answers judged by a verifier), ``choice`` (options by likelihood), ``code`` (answers judged
-            by their tests) or ``nll`` (likelihood of held-out text).
+            by their tests), ``nll`` (likelihood of held-out text) or ``readiness`` (``generate``, read as the start of
+            reinforcement learning).
         data: rows, or a source that `ballast.data.load_rows` reads.
         verifier: of ``generate``: ``exact``, ``expression``, ``last-number``, ``math`` or ``package.module:function``.
         verifier_seconds: wall clock of one verdict of ``math`` or a function of one's own.
-        samples, temperature, top_p, max_new_tokens: of ``generate`` and ``code``; temperature 0 is greedy.
+        samples, temperature, top_p, max_new_tokens: of ``generate``, ``code`` and ``readiness``; temperature 0 is
+            greedy. None is 1 sample at temperature 0; for ``readiness`` `group` samples at temperature 1.
         k: pass@k to report, each at most `samples`; empty means k = `samples` where there are several.
         entropy: of ``generate`` and ``code``: also the mean entropy of the model on its own answers.
         base_kl: of ``generate``, ``code`` and ``nll``: also KL(model‖base) on the scored tokens; needs a base.
+            ``readiness`` has both, unless they are set to False.
+        group: of ``readiness``: answers to one prompt in a step of reinforcement learning; None is 8.
+        demonstrations, forgetting: of ``readiness``: rows or a source with ``prompt`` and ``completion``, on which the
+            KL to the base is measured too, and of rows with ``text``, for its likelihood.
         style, overlong: of ``choice``, see `choice_scores`.
         context, stride: of ``nll``, see `text_likelihood`.
         limit: first rows to use; None takes all.
@@ -48,13 +59,13 @@ class Task:
     data: str | Sequence[Mapping[str, Any]] = field(repr=False)
     verifier: str = "exact"
     verifier_seconds: float = 10.0
-    samples: int = 1
-    temperature: float = 0.0
+    samples: int | None = None
+    temperature: float | None = None
     top_p: float = 1.0
     k: tuple[int, ...] = ()
     max_new_tokens: int = 256
-    entropy: bool = False
-    base_kl: bool = False
+    entropy: bool | None = None
+    base_kl: bool | None = None
     style: str = "text"
     overlong: str = "refuse"
     context: int | None = None
@@ -67,22 +78,47 @@ class Task:
     allow_code_execution: bool = False
     code_seconds: float = 10.0
     code_memory_mb: int = 1024
+    group: int | None = None
+    demonstrations: str | Sequence[Mapping[str, Any]] | None = field(default=None, repr=False)
+    forgetting: str | Sequence[Mapping[str, Any]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise BallastError(f"task {self.name!r}: unknown kind {self.kind!r}{suggest(self.kind, KINDS)}")
-        object.__setattr__(self, "k", tuple(self.k) or ((self.samples,) if self.samples > 1 else ()))
-        for name in ("samples", "max_new_tokens", "batch_tokens", "limit", "context", "stride"):
+        for name, value in self._defaults().items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        for name in ("samples", "max_new_tokens", "batch_tokens", "limit", "context", "stride", "group"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise BallastError(f"task {self.name!r}: {name} = {value!r}: must be a whole number of at least 1")
+        object.__setattr__(self, "k", self._passes())
         wrong = [k for k in self.k if not isinstance(k, int) or not 1 <= k <= self.samples]
         if wrong:
             raise BallastError(
                 f"task {self.name!r}: pass@{wrong[0]} cannot be estimated from {self.samples} samples; raise samples"
             )
-        if self.kind in ("generate", "code"):
+        if self.kind in SAMPLING:
             self.generation()
+
+    def _defaults(self) -> dict[str, Any]:
+        if self.kind == "readiness":
+            group = GROUP if self.group is None else self.group
+            return {"group": group, "samples": group, "temperature": 1.0, "entropy": True, "base_kl": True}
+        for name in ("group", "demonstrations", "forgetting"):
+            if getattr(self, name) is not None:
+                raise BallastError(f"task {self.name!r}: {name} is of kind readiness, {self.kind} would ignore it")
+        return {"samples": 1, "temperature": 0.0, "entropy": False, "base_kl": False}
+
+    def _passes(self) -> tuple[int, ...]:
+        """Return the k of pass@k; readiness always has 1 and the group's."""
+        if self.kind != "readiness":
+            return tuple(self.k) or ((self.samples,) if self.samples > 1 else ())
+        if self.group < 2:
+            raise BallastError(
+                f"task {self.name!r}: group = {self.group}: a group of one answer never has a gradient; at least 2"
+            )
+        return tuple(dict.fromkeys((1, self.group, *self.k)))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Task:
@@ -117,10 +153,11 @@ class Task:
 
     def settings(self) -> dict[str, Any]:
         """Return everything but the rows, JSON-able; a source is kept by name."""
-        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "data"}
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in SOURCES}
         values["k"] = list(self.k)
         values["columns"] = dict(self.columns) if isinstance(self.columns, Mapping) else self.columns
-        return {**values, "data": self.data if isinstance(self.data, str) else None}
+        named = {name: getattr(self, name) for name in SOURCES}
+        return {**values, **{name: value if isinstance(value, str) else None for name, value in named.items()}}
 
 
 def _listed(value: Any) -> Sequence[int]:

@@ -10,6 +10,7 @@ from ballast.pipeline.checks import (
 )
 from ballast.pipeline.evaluate import run_evaluate, table
 from ballast.pipeline.prepare import quiet
+from ballast.pipeline.readiness import readiness_lines, with_readiness
 from ballast.pipeline.sample import run_sample
 from ballast.pipeline.score import run_score
 from ballast.pipeline.train import run_train
@@ -22,9 +23,11 @@ __all__ = [
     "TASK_CHECKS",
     "TRAIN_CHECKS",
     "quiet",
+    "readiness_lines",
     "run_evaluate",
     "run_sample",
     "run_score",
     "run_train",
     "table",
+    "with_readiness",
 ]

@@ -132,7 +132,7 @@ def check_tasks(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
         yield from (Problem((*where, key), message) for key, message in wrong)
         try:
             if not wrong:
-                load_task(section)
+                load_task(section, recipe.data)
         except BallastError as error:
             yield Problem(where, str(error).removeprefix(f"task {name!r}: "))
 
