@@ -198,16 +198,22 @@ def _default_for_empty(key: Any, value: Any) -> Any:
 
 
 def _check_objective(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+    """The objective's options, and those of every row of a comparison."""
+    if recipe.objective is not None and "objective" not in broken:
+        yield from _check_options(recipe.objective, ("objective",))
+    if recipe.compare is not None and "compare" not in broken:
+        for index, section in enumerate(recipe.compare.objectives):
+            yield from _check_options(section, ("compare", "objectives", index))
+
+
+def _check_options(section: ObjectiveSection, where: Where) -> Iterable[Problem]:
     """Take away one option to blame at a time, so that a bad option does not hide the next."""
-    section = recipe.objective
-    if section is None or "objective" in broken:
-        return
     options = section.options
     while (message := _rejected(section.name, options)) is not None:
         without = ({key: options[key] for key in options if key != blamed} for blamed in options)
         smaller = next((rest for rest in without if _rejected(section.name, rest) != message), None)
         blamed = [key for key in options if smaller is not None and key not in smaller]
-        yield Problem(("objective", *(blamed or ["name"])), message)
+        yield Problem((*where, *(blamed or ["name"])), message)
         if smaller is None:
             return
         options = smaller

@@ -66,7 +66,7 @@ def run_evaluate(
         say(f"{name}: {section.adapter or section.path}")
         tokenizer = models.load_tokenizer(section)
         models.check_vocabulary(section.path, models.load_config(section), tokenizer)
-        model = models.load_model(section).to(_device())
+        model = models.load_model(section).to(default_device())
         measured += measure(recipe, model, tokenizer, name=name)
         if name == TRAINED:
             append_jsonl(Path(str(recipe.output)) / EVALS, [measured[-1].record()])
@@ -203,7 +203,8 @@ def _progress(model: str) -> Iterator[Callable[[str, int, int], None] | None]:
         yield advance
 
 
-def _device() -> Any:
+def default_device() -> Any:
+    """Return the accelerator where there is one, else the CPU."""
     import torch
 
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
