@@ -156,6 +156,22 @@ def train(
 
 
 @app.command()
+def rl(
+    words: Words = None,
+    dry_run: DryRun = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the output.")] = False,
+) -> None:
+    """Go on with reinforcement learning (GRPO) from [cyan]model=CHECKPOINT[/cyan], rewarded by a verifier."""
+    from ballast import pipeline
+
+    recipe = _recipe(words, pipeline.RL_RESUME_CHECKS if resume else pipeline.RL_CHECKS)
+    if dry_run:
+        print(recipe.to_yaml(), end="")
+        return
+    pipeline.run_rl(recipe, resume=resume, say=_console().print)
+
+
+@app.command()
 def evaluate(
     words: Words = None,
     model: Annotated[

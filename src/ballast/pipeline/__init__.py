@@ -11,6 +11,8 @@ from ballast.pipeline.checks import (
 from ballast.pipeline.evaluate import run_evaluate, table
 from ballast.pipeline.prepare import quiet
 from ballast.pipeline.readiness import readiness_lines, with_readiness
+from ballast.pipeline.rl import run_rl
+from ballast.pipeline.rl_checks import RL_CHECKS, RL_RESUME_CHECKS
 from ballast.pipeline.sample import run_sample
 from ballast.pipeline.score import run_score
 from ballast.pipeline.train import run_train
@@ -18,6 +20,8 @@ from ballast.pipeline.train import run_train
 __all__ = [
     "EVALUATE_CHECKS",
     "RESUME_CHECKS",
+    "RL_CHECKS",
+    "RL_RESUME_CHECKS",
     "SAMPLE_CHECKS",
     "SCORE_CHECKS",
     "TASK_CHECKS",
@@ -25,6 +29,7 @@ __all__ = [
     "quiet",
     "readiness_lines",
     "run_evaluate",
+    "run_rl",
     "run_sample",
     "run_score",
     "run_train",

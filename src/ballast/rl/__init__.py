@@ -9,15 +9,15 @@ if TYPE_CHECKING:
     from ballast.rl.options import RLOptions
     from ballast.rl.prompts import Prompts
     from ballast.rl.rewards import Rewards, reward_verifier
-    from ballast.rl.train import make_trainer
+    from ballast.rl.train import Run
 
-__all__ = ["Prompts", "RLOptions", "Rewards", "make_trainer", "reward_verifier"]
+__all__ = ["Prompts", "RLOptions", "Rewards", "Run", "reward_verifier"]
 
 _HOME = {
     "Prompts": "prompts",
     "RLOptions": "options",
     "Rewards": "rewards",
-    "make_trainer": "train",
+    "Run": "train",
     "reward_verifier": "rewards",
 }
 

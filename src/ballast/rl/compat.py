@@ -1,0 +1,197 @@
+"""Every contact of reinforcement learning with TRL, checked against TRL 1.16; the trainer itself is TRL's own."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from trl import GRPOConfig, GRPOTrainer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ballast.rl.options import RLOptions
+    from ballast.rl.rewards import Rewards
+
+__all__ = ["GRPOConfig", "GRPOTrainer", "config", "config_hints", "metric_line", "trainer", "vllm_is_installed"]
+
+NAMES = {
+    "steps": "max_steps",
+    "group": "num_generations",
+    "max_new_tokens": "max_completion_length",
+    "iterations": "num_iterations",
+    **{name: name for name in ("learning_rate", "temperature", "top_p", "beta", "loss_type", "use_vllm")},
+}
+"""Our options and TRL's names for them."""
+
+METRICS = {
+    "completions/mean_length": "length",
+    "completions/min_length": "length/min",
+    "completions/max_length": "length/max",
+    "num_tokens": "tokens",
+    "step_time": "seconds/step",
+}
+"""TRL's names of metrics and ours."""
+TWICE = ("rewards/", "completions/", "total_flos", "epoch")
+"""Beginnings of the names of what TRL logs under another name too, or without meaning here."""
+REFERENCE_ADAPTER = "ref"
+"""Name that TRL gives to its frozen copy of an adapter; it is saved beside the trained one."""
+
+
+def config_hints() -> dict[str, Any]:
+    """Return the type of every field of TRL's arguments."""
+    return get_type_hints(GRPOConfig)
+
+
+def vllm_is_installed() -> bool:
+    """Whether TRL finds a vLLM to sample with."""
+    from trl.import_utils import is_vllm_available
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # versions beside those that TRL was tried with
+        return bool(is_vllm_available())
+
+
+def config(options: RLOptions, *, output_dir: str, seed: int, model_init: Mapping[str, Any] | None = None) -> Any:
+    """Return TRL's arguments for these options.
+
+    What TRL switches on by default and costs time or changes numbers without need is off: gradient checkpointing,
+    and on a machine without accelerator bf16.
+
+    Args:
+        model_init: how TRL loads the start once more as the reference, where `options.beta` needs one.
+
+    Raises:
+        ValueError, TypeError: TRL or transformers refuse the settings together.
+    """
+    import torch
+    from accelerate import PartialState
+
+    processes = PartialState().num_processes
+    answers = options.prompts * options.group
+    micro = options.micro_batch or max(1, answers // processes)
+    if answers % (micro * processes):
+        raise ValueError(f"the {answers} answers of a step do not divide into batches of {micro} on {processes} ranks")
+    accelerated = torch.accelerator.is_available() and not options.trainer.get("use_cpu")
+    settings: dict[str, Any] = {
+        "output_dir": output_dir,
+        "seed": seed,
+        **{theirs: getattr(options, ours) for ours, theirs in NAMES.items()},
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": answers // (micro * processes),
+        # The order of the prompts is ours, so that it neither depends on TRL nor on where a run was resumed.
+        "shuffle_dataset": False,
+        "save_strategy": "no" if options.save_steps is None else "steps",
+        "lr_scheduler_type": "constant",
+        "gradient_checkpointing": False,
+        "logging_steps": 1,
+        "report_to": "none",
+        **({} if accelerated else {"bf16": False, "dataloader_pin_memory": False}),
+        **({} if options.save_steps is None else {"save_steps": options.save_steps}),
+        **({} if options.beta == 0 or not model_init else {"model_init_kwargs": dict(model_init)}),
+        **options.trainer,
+    }
+    with warnings.catch_warnings():
+        # Names that TRL itself still uses; nothing that a recipe could do about.
+        warnings.simplefilter("ignore", FutureWarning)
+        return GRPOConfig(**settings)
+
+
+def trainer(
+    model: Any,
+    tokenizer: Any,
+    args: Any,
+    dataset: Dataset,
+    rewards: Rewards,
+    *,
+    peft_config: Any = None,
+    callbacks: Sequence[Any] = (),
+) -> GRPOTrainer:
+    """Return TRL's trainer over prompts with the places of their rows, rewarded by `rewards`.
+
+    Raises:
+        ValueError: TRL refuses the settings together.
+    """
+
+    def reward(prompts: Any, completions: Any, completion_ids: Any, row: Any, log_metric: Any, **_: Any) -> list[float]:
+        # TRL's texts are decoded without their prompts; ids are what was sampled and what is trained.
+        judged = rewards.judge(row, completion_ids)
+        count = len(judged.rewards)
+        log_metric("correct", judged.correct / count)
+        for name in ("cut_off", "errors", "timeouts"):
+            log_metric(name if name == "cut_off" else f"verifier_{name}", getattr(judged, name) / count)
+        log_metric("seconds/scoring", judged.seconds)
+        return list(judged.rewards)
+
+    with _without_notices():
+        return GRPOTrainer(
+            model,
+            reward,
+            args=args,
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            peft_config=peft_config,
+            callbacks=list(callbacks),
+        )
+
+
+@contextmanager
+def _without_notices() -> Iterator[None]:
+    """Keep back TRL's notice that loading options go with the reference alone: that is what they are given for."""
+    logger = logging.getLogger("trl.trainer.grpo_trainer")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def take_generation_defaults(model: Any, ends: Iterable[int]) -> Any:
+    """Take away the model's own generation defaults, but for its end tokens, and return them.
+
+    `generate` fills what TRL leaves open from them, so answers would be drawn from another distribution than the one
+    whose probabilities are trained.
+    """
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    plain = GenerationConfig(
+        eos_token_id=sorted(ends) or None, bos_token_id=own.bos_token_id, pad_token_id=own.pad_token_id
+    )
+    give_generation_defaults(model, plain)
+    return own
+
+
+def give_generation_defaults(model: Any, configuration: Any) -> None:
+    """Set the generation defaults of a model, and of what it wraps: PEFT overwrites the inner ones with its own."""
+    for module in model.modules():
+        if "generation_config" in vars(module):
+            module.generation_config = configuration
+
+
+def without_reference_adapter(folder: Path) -> None:
+    """Take away TRL's frozen copy of an adapter from a folder that a trainer has saved into."""
+    copy = folder / REFERENCE_ADAPTER
+    if (folder / "adapter_config.json").is_file() and copy.is_dir():
+        shutil.rmtree(copy)
+
+
+def metric_line(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a line of TRL's log under our names, without what is there twice.
+
+    ``mixed`` is the share of prompts whose answers have different rewards: only these move the model.
+    """
+    line = {METRICS.get(name, name): value for name, value in entry.items() if _is_kept(name)}
+    if "frac_reward_zero_std" in line:
+        line["mixed"] = 1 - line.pop("frac_reward_zero_std")
+    return line
+
+
+def _is_kept(name: str) -> bool:
+    return name in METRICS or not name.startswith(TWICE)

@@ -1,0 +1,94 @@
+"""The prompts that answers are sampled to: checked before weights are read, in an order that is fixed by the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ballast.errors import BallastError
+from ballast.evaluation.generation import encode_prompt
+from ballast.evaluation.verifiers import Verifier, check_rows
+from ballast.rl.options import RLOptions
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Rows as the verifier reads them, and the ids of each one's prompt."""
+
+    rows: tuple[Mapping[str, Any], ...]
+    ids: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(
+        cls, dataset: Dataset, tokenizer: Any, options: RLOptions, verify: Verifier, context: int | None = None
+    ) -> Prompts:
+        """Return the prompts of raw rows.
+
+        Args:
+            dataset: rows with ``prompt`` (text or messages) and what the verifier reads.
+            tokenizer: of the model.
+            options: how many of them a step takes, and how long an answer may be.
+            verify: checks the rows.
+            context: positions that the model was built for; None is without bound.
+
+        Raises:
+            BallastError: naming the first row that cannot be used.
+        """
+        rows = tuple(dataset.with_format(None))
+        _check(rows, options)
+        check_rows(verify, rows)
+        ids = tuple(encode_prompt(tokenizer, row["prompt"]) for row in rows)
+        for place, sequence in enumerate(ids):
+            if not sequence:
+                raise BallastError(f"row {place + 1}: the prompt has no tokens, so there is nothing to continue")
+            if context is not None and len(sequence) + options.max_new_tokens > context:
+                raise BallastError(
+                    f"row {place + 1}: prompt of {len(sequence)} tokens + rl.max_new_tokens {options.max_new_tokens} "
+                    f"exceeds the model's context {context}: positions beyond it are untrained; shorten the prompt, or "
+                    "lower rl.max_new_tokens"
+                )
+        return cls(rows, ids)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def dataset(self, order: Sequence[int]) -> Dataset:
+        """Return the prompts in this order, each with the place of its ``row``: columns of a row stay with us."""
+        from datasets import Dataset
+
+        columns = {"prompt": [row["prompt"] for row in self.rows], "row": list(range(len(self.rows)))}
+        return Dataset.from_dict(columns).select(order)
+
+
+def order(rows: int, count: int, seed: int) -> list[int]:
+    """Return the places of `count` prompts: every row once in random order, then again in another.
+
+    A longer run begins with the order of a shorter one.
+    """
+    epochs = range(-(-count // rows))
+    drawn = [np.random.default_rng((seed, epoch)).permutation(rows) for epoch in epochs]
+    return np.concatenate(drawn)[:count].tolist() if drawn else []
+
+
+def _check(rows: Sequence[Mapping[str, Any]], options: RLOptions) -> None:
+    if not rows:
+        raise BallastError("there are no rows")
+    if "prompt" not in rows[0]:
+        raise BallastError(
+            f"no column 'prompt' (columns: {', '.join(rows[0])}): an answer needs something to answer; give prompt and "
+            "what the verifier reads, or rename with columns"
+        )
+    for place, row in enumerate(rows):
+        if not isinstance(row["prompt"], (str, list)) or not row["prompt"]:
+            raise BallastError(f"row {place + 1}: the prompt is empty, or neither text nor messages")
+    if len(rows) < options.prompts:
+        raise BallastError(
+            f"{len(rows)} prompts for rl.prompts {options.prompts}: a step would take some of them twice; lower "
+            "rl.prompts, or bring more rows"
+        )

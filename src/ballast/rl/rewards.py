@@ -1,0 +1,140 @@
+"""What an answer is worth: the verifier's score, or ReFT's third value for answers that are wrong."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ballast.errors import BallastError
+from ballast.evaluation.expression import evaluate_expression
+from ballast.evaluation.generation import Completion
+from ballast.evaluation.verifiers import Verifier, last_number, normalised, score_answers, verifier
+from ballast.evaluation.worker import judge
+
+Row = Mapping[str, Any]
+Answered = Callable[[str, Row, float], float]
+"""Called with (completion, row, seconds): 1 where an answer could be read off the completion, right or wrong."""
+
+WRONG = 0.1
+"""Reward of an answer that is there and wrong. Source: ReFT, arXiv:2401.08967, section 3.2."""
+MATH = "ballast.rl._math:answered"
+
+
+def _first_line(completion: str) -> str:
+    return next((line for line in completion.splitlines() if line.strip()), "")
+
+
+ANSWERED: dict[str, Answered] = {
+    # The whole text is the answer.
+    "exact": lambda completion, row, seconds: float(bool(normalised(completion))),
+    "expression": lambda completion, row, seconds: float(
+        evaluate_expression(_first_line(completion).strip().removeprefix("=")) is not None
+    ),
+    "last-number": lambda completion, row, seconds: float(last_number(completion) is not None),
+    "math": lambda completion, row, seconds: judge(MATH, completion, row, seconds),
+}
+"""How an answer is read off for each verifier of ballast's; a function of one's own says it by `answered`."""
+
+
+def reward_verifier(name: str, reward: str = "verifier", *, seconds: float = 10.0) -> Verifier:
+    """Return what rewards answers, itself a verifier: exceptions, time-outs and scores are treated as a verifier's.
+
+    Args:
+        name: of a verifier, as `ballast.evaluation.verifier` takes it.
+        reward: ``verifier`` for its score; ``reft`` for 1 where the score is 1, else 0.1 where an answer could be read
+            off, else 0.
+        seconds: wall clock of one verdict of what runs in a worker.
+
+    Raises:
+        BallastError: if there is no such verifier, or with ``reft`` it does not say what an answer is.
+    """
+    verify = verifier(name, seconds=seconds)
+    if reward == "verifier":
+        return verify
+    answered = _answered(name, seconds)
+
+    def score(completion: str, row: Row) -> float:
+        value = float(verify(completion, row))
+        if not 0 <= value < 1:  # right, or a score that is refused as such
+            return value
+        return WRONG if answered(completion, row) else 0.0
+
+    return replace(verify, score=score)
+
+
+def _answered(name: str, seconds: float) -> Callable[[str, Row], Any]:
+    if name in ANSWERED:
+        return lambda completion, row: ANSWERED[name](completion, row, seconds)
+    try:
+        return verifier(f"{name}.answered", seconds=seconds)
+    except BallastError as error:
+        raise BallastError(
+            f"reward reft gives {WRONG} for a wrong answer and 0 for none, and verifier {name!r} does not say which is "
+            "which: give the function an attribute `answered`, itself a function of (completion, row), or take "
+            "reward: verifier"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Rewards of one round of answers, in order, and what went wrong.
+
+    Attributes:
+        rewards: 0 for an answer that has not ended.
+        correct: answers with reward 1.
+        cut_off: answers that had not ended after ``max_new_tokens``.
+        errors, timeouts: answers that score 0 because the verifier failed or overran its time.
+        seconds: wall clock of judging.
+    """
+
+    rewards: tuple[float, ...]
+    correct: int
+    cut_off: int
+    errors: int
+    timeouts: int
+    seconds: float
+
+
+COUNTS = ("cut_off", "errors", "timeouts")
+
+
+class Rewards:
+    """Judges sampled answers, and counts over a run what went wrong.
+
+    Attributes:
+        answers: how many were judged.
+        counts: how many of them were cut off, raised in the verifier, or overran its time.
+    """
+
+    def __init__(self, verify: Verifier, rows: Sequence[Row], read: Callable[[int, Sequence[int]], Completion]) -> None:
+        """
+        Args:
+            verify: says what an answer is worth.
+            rows: as the verifier reads them.
+            read: returns the answer that sampled ids spell behind the prompt of a row.
+        """
+        self.verify, self.rows, self.read = verify, rows, read
+        self.answers = 0
+        self.counts = dict.fromkeys(COUNTS, 0)
+
+    def judge(self, places: Sequence[int], ids: Sequence[Sequence[int]]) -> Judged:
+        """Return the rewards of answers, each to the row at its place, given as token ids."""
+        started = time.monotonic()
+        answers = [(place, self.read(place, sampled)) for place, sampled in zip(places, ids, strict=True)]
+        ended = [(answer.text, self.rows[place]) for place, answer in answers if answer.ended]
+        scored = score_answers(self.verify, ended)
+        scores = iter(scored.scores)
+        rewards = tuple(next(scores) if answer.ended else 0.0 for _, answer in answers)
+        found = Judged(
+            rewards,
+            correct=sum(reward >= 1 for reward in rewards),
+            cut_off=len(answers) - len(ended),
+            errors=scored.errors,
+            timeouts=scored.timeouts,
+            seconds=time.monotonic() - started,
+        )
+        self.answers += len(answers)
+        self.counts = {name: count + getattr(found, name) for name, count in self.counts.items()}
+        return found

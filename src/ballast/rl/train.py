@@ -1,0 +1,72 @@
+"""TRL's trainer, put together: prompts in our order, rewards by our verifier, the log under our names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ballast.evaluation.generation import end_ids, read_completion
+from ballast.evaluation.verifiers import Verifier
+from ballast.rl import compat
+from ballast.rl.options import RLOptions
+from ballast.rl.prompts import Prompts, order
+from ballast.rl.rewards import Rewards
+
+
+class Run:
+    """One run of GRPO.
+
+    Attributes:
+        trainer: TRL's own.
+        rewards: what judges, and counts what went wrong.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        prompts: Prompts,
+        verify: Verifier,
+        options: RLOptions,
+        args: Any,
+        *,
+        peft_config: Any = None,
+        callbacks: Sequence[Any] = (),
+    ) -> None:
+        """
+        Args:
+            model: a transformers causal language model, or a PEFT model whose adapter trains.
+            tokenizer: its tokenizer; without a pad token it gets its end token for one.
+            prompts: what is answered.
+            verify: what answers are worth, of `reward_verifier`.
+            options: how many, how long.
+            args: of `ballast.rl.compat.config`.
+            peft_config: a new adapter to train.
+            callbacks: of transformers' trainer.
+
+        Raises:
+            ValueError: TRL refuses the settings together.
+        """
+        ends = end_ids(model, tokenizer)
+        self._defaults = compat.take_generation_defaults(model, ends)
+        self.rewards = Rewards(
+            verify, prompts.rows, lambda row, ids: read_completion(tokenizer, prompts.ids[row], ids, ends)
+        )
+        rounds = -(-options.steps // options.iterations)
+        places = order(len(prompts), rounds * options.prompts, args.seed)
+        self.trainer = compat.trainer(
+            model,
+            tokenizer,
+            args,
+            prompts.dataset(places),
+            self.rewards,
+            peft_config=peft_config,
+            callbacks=callbacks,
+        )
+
+    def train(self, *, resume: bool = False) -> dict[str, float]:
+        """Train, or go on from the last checkpoint, and return TRL's totals."""
+        result = self.trainer.train(resume_from_checkpoint=resume or None)
+        self._defaults.pad_token_id = self.trainer.model.generation_config.pad_token_id
+        compat.give_generation_defaults(self.trainer.model, self._defaults)
+        return dict(result.metrics)
