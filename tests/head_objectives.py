@@ -37,12 +37,26 @@ class Anchored(Objective):
         return own + pulled * stats.require("ref_logprob").exp()
 
 
+class Entropy(Anchored):
+    """The negative log-likelihood less some entropy."""
+
+    @property
+    def needs(self):
+        return ("logprob", "entropy")
+
+    def weight(self, stats):
+        return torch.ones_like(stats.require("logprob"))
+
+    def extra(self, stats):
+        return -0.3 * stats.require("entropy")
+
+
 TOKEN_CASES = {
     "-".join([name, *(str(value) for value in options.values())]): objective(name, **options)
     for name, options in CASES
     if objective(name, **options).scope == "token"
 }
-TOKEN_CASES |= {"focal": objective("third_party:Focal"), "anchored": Anchored()}
+TOKEN_CASES |= {"focal": objective("third_party:Focal"), "anchored": Anchored(), "entropy": Entropy()}
 
 
 def advantages(targets, dtype=torch.float64):

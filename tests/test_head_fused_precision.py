@@ -9,27 +9,13 @@ from torch.nn import functional
 from ballast import fused_loss, objective, token_stats
 from ballast.head import LMHead
 from head_inputs import inputs, leaves
-from head_objectives import Anchored, assert_same, gradients, ordinary
+from head_objectives import Anchored, Entropy, assert_same, gradients, ordinary
 
 
 def _ordinary_low(states, weight, targets):
     """The usual low-precision path: everything in the model's dtype."""
     logp = functional.linear(states, weight).log_softmax(-1)
     return SimpleNamespace(logprob=logp.gather(1, targets[:, None]).squeeze(1), entropy=-(logp.exp() * logp).sum(-1))
-
-
-class Entropy(Anchored):
-    """The negative log-likelihood less some entropy."""
-
-    @property
-    def needs(self):
-        return ("logprob", "entropy")
-
-    def weight(self, stats):
-        return torch.ones_like(stats.require("logprob"))
-
-    def extra(self, stats):
-        return -0.3 * stats.require("entropy")
 
 
 @pytest.mark.parametrize("built", [objective("sft"), objective("dft"), Entropy()], ids=["sft", "dft", "entropy"])

@@ -141,12 +141,12 @@ class Needed:
 class Gradients:
     """The gradients of hidden states and head, summed over tiles in float32 or better.
 
-    Of float16 they stay in float32 until they are multiplied by what comes from above (`Formed`), which may be a scale
+    Of float16 they stay in float32 until they are multiplied by what comes from above (`attach`), which may be a scale
     that keeps them from becoming 0.
     """
 
     def __init__(self, hidden: Tensor, head: LMHead, needed: Needed) -> None:
-        self._hidden, self._head, self.needed = hidden, head, needed
+        self._head, self.needed = head, needed
         # Zeros: a token may be left out, or its tile have no gradient.
         self.hidden = torch.zeros_like(hidden.detach(), dtype=_kept(hidden.dtype)) if needed.hidden else None
         self._sums = torch.promote_types(head.weight.dtype, torch.float32)
