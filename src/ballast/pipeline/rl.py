@@ -55,7 +55,7 @@ def run_rl(
             evaluation measures divergences from.
         output: folder for checkpoints and the record, instead of the recipe's.
         resume: go on from the last checkpoint in the output.
-        progress: say now and then how it goes.
+        progress: say now and then how it goes, and show bars while measuring.
 
     Raises:
         BallastError: the input cannot be used; nothing has been written then.
@@ -70,7 +70,7 @@ def run_rl(
     clock.lap("load")
     evals: list[Measured] = []
     if recipe.evaluation.tasks and recipe.evaluation.base and not resume:
-        evals = measure(recipe, model.to(made.args.device), made.tokenizer, name=BEFORE)
+        evals = measure(recipe, model.to(made.args.device), made.tokenizer, name=BEFORE, progress=progress)
     clock.lap("evaluate_before")
     with _no_empty_folder(folder):
         run = _run(made, model, folder, say if progress else None)
@@ -89,7 +89,7 @@ def run_rl(
     finished = {**record, "status": "finished", "finished": _now(), "train": totals, "seconds": clock.laps}
     finished |= {"answers": run.rewards.answers, **run.rewards.counts, "reward": _reward(folder)}
     records.write_json(folder / records.RUN, finished)
-    after = measure(recipe, run.trainer.model, made.tokenizer, name=AFTER)
+    after = measure(recipe, run.trainer.model, made.tokenizer, name=AFTER, progress=progress)
     clock.lap("evaluate")
     if after:
         _write_evals(folder, after, step=run.trainer.state.global_step)
