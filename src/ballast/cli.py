@@ -214,6 +214,33 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    words: Words = None,
+    only: Annotated[
+        str | None,
+        typer.Option("--only", metavar="I/N", help="Do one part of N, to spread over machines.", show_default=False),
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Runs at a time, each in a process of its own.")] = 1,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Run a matrix of objectives, learning rates and seeds, and say which left the model best; goes on where it was."""
+    from ballast import compare as matrix
+
+    recipe = _recipe(words, matrix.COMPARE_CHECKS)
+    part = matrix.Part.parse(only) if only else None
+    if dry_run:
+        print(recipe.to_yaml(), end="")
+        return
+    console = _console(stderr=as_json)
+    summary = matrix.run_compare(recipe, part=part, jobs=jobs, say=console.print, console=console)
+    if as_json:
+        _print_json(summary)
+    else:
+        matrix.show(summary, say=console.print)
+
+
+@app.command()
 def quickstart(
     output: Annotated[
         Path | None, typer.Option("--output", help="Keep the runs in this folder.", show_default=False)

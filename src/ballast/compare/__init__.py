@@ -1,0 +1,19 @@
+"""A matrix of objectives, learning rates and seeds: run, resumed, summed up; importing it imports no torch."""
+
+from ballast.compare.checks import COMPARE_CHECKS
+from ballast.compare.plan import Part, Plan
+from ballast.compare.run import load_plan, run_compare, write_summary
+from ballast.compare.summary import summarise
+from ballast.compare.view import markdown, show
+
+__all__ = [
+    "COMPARE_CHECKS",
+    "Part",
+    "Plan",
+    "load_plan",
+    "markdown",
+    "run_compare",
+    "show",
+    "summarise",
+    "write_summary",
+]

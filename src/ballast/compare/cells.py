@@ -1,0 +1,124 @@
+"""The recipe of one run of a comparison: that of `ballast train`, with the run's objective, rate, seed and tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ballast.compare.plan import REPORT, Cell, Plan
+from ballast.compare.store import Store
+from ballast.objectives import Objective
+from ballast.recipe import EvaluationSection, ModelSection, Recipe, ReferenceSection, TaskSection
+from ballast.recipe_sections import MethodSection, ObjectiveSection
+from ballast.stats import GROUP_FIELDS, PAIR_FIELDS
+
+LENGTH = ("max_steps", "num_train_epochs")
+"""Training settings that say how long a run is; a row that has one goes its own way."""
+
+QUIET = {"save_strategy": "no", "report_to": "none"}
+"""A run that was stopped is done again, so it needs no checkpoints; its record is kept here."""
+
+
+def cell_recipe(plan: Plan, cell: Cell, store: Store, *, steps: int | None = None) -> Recipe:
+    """Return what `pipeline.run_train` runs for a cell.
+
+    Args:
+        steps: optimiser steps of the budget, where the recipe has one.
+    """
+    method = plan.method(cell.label)
+    start = store.random(cell.seed) if method.random else None
+    return method_recipe(plan.recipe, method.section, steps=steps, cache=str(store.cache), start=start).model_copy(
+        update={
+            "training": {**_training(plan.recipe, method.section, steps), "learning_rate": cell.rate},
+            "evaluation": EvaluationSection(tasks=seeded(plan.tasks(cell.role), cell.seed), base=False),
+            "output": str(store.cell(cell.name)),
+            "seed": cell.seed,
+        }
+    )
+
+
+def method_recipe(
+    recipe: Recipe, section: MethodSection, *, steps: int | None = None, cache: str, start: Path | None = None
+) -> Recipe:
+    """Return the recipe of a row, as it is for all of its rates and seeds.
+
+    Args:
+        cache: folder of the reference's statistics, for objectives that a cache serves.
+        start: another model to start from.
+    """
+    objective = section.build()
+    assert recipe.model is not None
+    groups = {**(recipe.groups or {}), **section.groups} if on_groups(objective) else None
+    return recipe.model_copy(
+        update={
+            "objective": ObjectiveSection(name=section.name, **section.options),
+            "groups": groups,
+            "training": _training(recipe, section, steps),
+            "reference": _reference(recipe.reference, objective, None if start else cache),
+            "model": recipe.model if start is None else ModelSection(path=str(start), dtype=recipe.model.dtype),
+            "compare": None,
+            "rl": None,
+        }
+    )
+
+
+def has_length(training: Mapping[str, Any]) -> bool:
+    """Whether training settings say how long a run is."""
+    return any(key in training for key in LENGTH)
+
+
+def on_groups(objective: Objective) -> bool:
+    """Whether an objective trains on groups of answers rather than on demonstrations."""
+    return bool(set(objective.needs) & set(GROUP_FIELDS))
+
+
+def seeded(tasks: tuple[TaskSection, ...], seed: int) -> tuple[TaskSection, ...]:
+    """Return tasks with samples of their own for every seed, the same for every method.
+
+    So the spread over seeds has the luck of sampling in it, and differences on a seed have less of it.
+    """
+    return tuple(_seeded(task, seed) for task in tasks)
+
+
+def _seeded(task: TaskSection, seed: int) -> TaskSection:
+    settings: dict[str, Any] = task.model_dump()
+    if not settings.get("temperature"):
+        return task
+    return TaskSection.model_validate({**settings, "seed": settings.get("seed", 0) + seed})
+
+
+def _training(recipe: Recipe, section: MethodSection, steps: int | None) -> dict[str, Any]:
+    budget = {} if steps is None or has_length(section.training) else {"max_steps": steps}
+    return {**QUIET, **recipe.training, **budget, **section.training}
+
+
+def _reference(reference: ReferenceSection, objective: Objective, cache: str | None) -> ReferenceSection:
+    """Return the shared cache where it can serve; a live reference for whole distributions; what the recipe says."""
+    live = ReferenceSection() if reference.cache else reference
+    if reference.model or reference.use != "auto" or cache is None:
+        return live
+    if set(objective.needs) & {*PAIR_FIELDS, *GROUP_FIELDS}:
+        return live
+    return ReferenceSection(cache=reference.cache or cache)
+
+
+def rl_recipe(plan: Plan, cell: Cell | None, seed: int, store: Store, output: Path) -> Recipe:
+    """Return what `pipeline.run_rl` runs after a cell, or, without one, from the recipe's model itself."""
+    assert plan.compare.then is not None
+    random = cell is not None and plan.method(cell.label).random
+    assert plan.recipe.model is not None
+    start = {"path": str(store.random(seed)), "dtype": plan.recipe.model.dtype}
+    return plan.recipe.model_copy(
+        update={
+            "model": ModelSection(**start) if random else plan.recipe.model,
+            "rl": {**(plan.recipe.rl or {}), **plan.compare.then.rl},
+            "objective": None,
+            "groups": None,
+            "reference": ReferenceSection(),
+            "compare": None,
+            "evaluation": EvaluationSection(tasks=seeded(plan.tasks(REPORT), seed), base=False),
+            "output": str(output),
+            "seed": seed,
+        }
+    )

@@ -1,0 +1,273 @@
+"""What can be known to be wrong with a comparison before a weight is read or a file written."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ballast.compare.cells import LENGTH, has_length, method_recipe, on_groups
+from ballast.compare.plan import REPORT, RESERVED, TUNING, Plan, direction, label_of
+from ballast.compare.store import BASE, CACHE, CELLS, PLAN, SUMMARY
+from ballast.errors import BallastError, suggest
+from ballast.objectives import Objective
+from ballast.pipeline import checks, group_checks, rl_checks, settings
+from ballast.recipe import Check, Recipe, TaskSection
+from ballast.recipe_sections import BudgetSection, ChooseSection, CompareSection, MethodSection
+from ballast.recipe_source import Problem
+
+OWN_FILES = (PLAN, SUMMARY, CELLS, BASE, CACHE, "report.html", "report.md", "jobs.log")
+ROWS, CHOOSE = ("compare", "objectives"), ("compare", "choose_by")
+
+
+def check_section(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+    """Whether there is something to compare; labels, baseline, and what a matrix leaves no room for."""
+    if "compare" in broken:
+        return
+    if recipe.compare is None:
+        remedy = "say what to compare: compare.objectives=[sft, dft] compare.rates=[1e-4, 3e-4]"
+        yield Problem(("compare",), f"is required and missing; {remedy}")
+        return
+    if recipe.objective is not None and "objective" not in broken:
+        yield Problem(("objective",), "would be ignored: compare.objectives lists what is trained; leave it out")
+    yield from _check_labels(recipe.compare)
+    if recipe.compare.random and recipe.model is not None and (recipe.model.lora is not None or recipe.model.adapter):
+        yield Problem(
+            ("compare", "random"),
+            "an adapter on random weights learns nothing that says what the model's own are worth; leave one out",
+        )
+
+
+def _check_labels(section: CompareSection) -> Iterable[Problem]:
+    labels = [label_of(one) for one in section.objectives]
+    for index, label in enumerate(labels):
+        where = (*ROWS, index, *(["label"] if section.objectives[index].label else []))
+        if not re.fullmatch(r"\w[\w.-]*", label):
+            yield Problem(where, f"label {label!r} cannot name a folder; use letters, digits and . _ -")
+        elif label.casefold() in RESERVED:
+            yield Problem(where, f"label {label!r} names a row of its own; choose another")
+        elif label.casefold() in [other.casefold() for other in labels[:index]]:
+            yield Problem(
+                where, f"a second row labelled {label!r}, whose runs would pass for the first one's; add label:"
+            )
+    named = section.baseline
+    if named is not None and named not in labels:
+        yield Problem(("compare", "baseline"), f"no row is labelled {named!r}{suggest(named, labels)}")
+
+
+def check_rows(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+    """Every row's reference, groups and training settings, as `ballast train` checks them."""
+    if recipe.compare is None or broken & {"compare", "model", "reference", "groups", "training"}:
+        return
+    section = recipe.compare
+    yield from _check_rate(recipe.training, ("training",))
+    yield from _check_budget(recipe, section.budget)
+    built = {index: _built(row) for index, row in enumerate(section.objectives)}
+    for index, row in enumerate(section.objectives):
+        yield from _check_rate(row.training, (*ROWS, index, "training"))
+        objective = built[index]
+        if objective is None:  # reported with the recipe
+            continue
+        yield from _check_groups(row, index, objective, section)
+        one = method_recipe(recipe, row, steps=_any_steps(section), cache=str(Path(recipe.output or ".") / CACHE))
+        for check in (checks.check_reference, group_checks.check_groups, settings.check_training):
+            yield from (_relocated(problem, index, row) for problem in check(one, broken))
+    if recipe.groups is not None and not any(one is not None and on_groups(one) for one in built.values()):
+        yield Problem(("groups",), "no row trains on groups, so they would be ignored; leave them out")
+
+
+def _built(row: MethodSection) -> Objective | None:
+    try:
+        return row.build()
+    except (BallastError, TypeError):
+        return None
+
+
+def _check_groups(row: MethodSection, index: int, objective: Objective, section: CompareSection) -> Iterable[Problem]:
+    if row.groups and not on_groups(objective):
+        message = f"objective {row.name} trains on demonstrations, so groups would be ignored; leave them out"
+        yield Problem((*ROWS, index, "groups"), message)
+    by_tokens = section.budget is not None and section.budget.tokens is not None
+    if by_tokens and on_groups(objective) and not has_length(row.training):
+        yield Problem(
+            (*ROWS, index),
+            f"objective {row.name} reads answers that are not sampled yet, so compare.budget.tokens does not give its "
+            "steps; add training: {max_steps: N} to the row",
+        )
+
+
+def _any_steps(section: CompareSection) -> int | None:
+    return None if section.budget is None else section.budget.steps or 1
+
+
+def _check_rate(training: dict[str, Any], where: tuple[str | int, ...]) -> Iterable[Problem]:
+    if "learning_rate" in training:
+        message = "would be overridden by the rates that are compared; set compare.rates, or rates in the row"
+        yield Problem((*where, "learning_rate"), message)
+
+
+def _check_budget(recipe: Recipe, budget: BudgetSection | None) -> Iterable[Problem]:
+    if budget is None:
+        return
+    for key in LENGTH:
+        if key in recipe.training:
+            yield Problem(("training", key), "would be overridden by compare.budget; keep one of the two")
+    if budget.tokens and recipe.training.get("packing"):
+        yield Problem(("compare", "budget", "tokens"), "packing decides how many tokens a step reads; give steps")
+
+
+def _relocated(problem: Problem, index: int, row: MethodSection) -> Problem:
+    """Move a problem to the row, where that is where it was written."""
+    head, *rest = problem.where
+    own = head in ("groups", "training") and rest and rest[0] in getattr(row, str(head))
+    if head == "objective":
+        return Problem((*ROWS, index, *rest), problem.message, problem.place)
+    if own or (head == "groups" and not rest):
+        return Problem((*ROWS, index, head, *rest), problem.message, problem.place)
+    return problem
+
+
+def check_choice(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+    """Whether rates are chosen by something that is measured, has a better end, and is not reported."""
+    if recipe.compare is None or broken & {"compare", "evaluation"}:
+        return
+    section = recipe.compare
+    tuned = any(len(row.rates or section.rates) > 1 for row in section.objectives)
+    if section.choose_by is not None and tuned:
+        yield from _check_choice(recipe, section.choose_by)
+    elif section.choose_by is not None:
+        yield Problem(CHOOSE, "every row has one rate, so there is nothing to choose; leave it out")
+    elif tuned:
+        remedy = "name a task that is not reported: {task: validation, metric: accuracy}"
+        yield Problem(CHOOSE, f"is required and missing: of several rates one is to be chosen; {remedy}")
+
+
+def _check_choice(recipe: Recipe, by: ChooseSection) -> Iterable[Problem]:
+    tasks = {task.settings()["name"]: task for task in recipe.evaluation.tasks}
+    if by.task not in tasks:
+        yield Problem((*CHOOSE, "task"), f"no evaluation task is named {by.task!r}{suggest(by.task, tuple(tasks))}")
+        return
+    known = _metrics(tasks[by.task])
+    if not direction(by.metric):
+        remedy = "take accuracy, mean@N, pass@K or nll"
+        yield Problem((*CHOOSE, "metric"), f"neither more nor less of {by.metric!r} is better; {remedy}")
+    elif known is not None and by.metric not in known:
+        message = f"task {by.task!r} does not measure {by.metric!r}{suggest(by.metric, known)}"
+        yield Problem((*CHOOSE, "metric"), message)
+    plan = Plan(recipe)
+    if not plan.tasks(REPORT):
+        yield Problem(("evaluation", "tasks"), f"{by.task!r} chooses the rate, and no other is there to report")
+    yield from _check_apart(plan, by.task)
+
+
+def _check_apart(plan: Plan, chosen: str) -> Iterable[Problem]:
+    """No item that chooses a rate is reported."""
+    try:
+        asked = {item for task in plan.tasks(TUNING) for item in _items(task)}
+        shared = {task.settings()["name"]: len(asked & _items(task)) for task in plan.tasks(REPORT)}
+    except BallastError:  # reported with the tasks
+        return
+    for name, count in shared.items():
+        if count:
+            yield Problem(
+                (*CHOOSE, "task"),
+                f"{chosen!r} and the reported task {name!r} share {count} items: the rate would be chosen on what is "
+                "reported, which flatters every row; choose by other rows",
+            )
+
+
+def _items(section: TaskSection) -> set[str]:
+    """Return what a task asks, row by row; texts and questions are asked too."""
+    from ballast.pipeline.evaluate import load_task
+
+    keys = ("prompt", "question", "text", "completion")
+    rows = load_task(section).data
+    assert not isinstance(rows, str)
+    return {json.dumps(next((row[key] for key in keys if key in row), None), default=str) for row in rows}
+
+
+def _metrics(section: TaskSection) -> tuple[str, ...] | None:
+    """Return the metrics of a task that can choose, None where they are not known beforehand."""
+    from ballast.pipeline.evaluate import load_task
+
+    try:
+        task = load_task(section)
+    except BallastError:  # reported with the tasks
+        return None
+    several = (f"mean@{task.samples}", *(f"pass@{k}" for k in task.k))
+    answers = ("accuracy",) if task.samples == 1 else several
+    divergence = ("base_kl",) if task.base_kl else ()
+    return {
+        "generate": (*answers, *divergence),
+        "code": (*answers, *divergence),
+        "choice": ("accuracy", "accuracy_per_token", "accuracy_per_character"),
+        "nll": ("nll", "perplexity", "bits_per_character", *divergence),
+    }.get(task.kind)
+
+
+def check_then(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+    """The RL that follows, as `ballast rl` checks it."""
+    if recipe.compare is None or broken & {"compare", "rl"}:
+        return
+    if recipe.compare.then is None:
+        if recipe.rl is not None:
+            yield Problem(("rl",), "would be ignored: nothing says that RL follows; add compare.then.rl")
+        return
+    own = recipe.compare.then.rl
+    merged = {**(recipe.rl or {}), **own}
+    wrong = list(_rl_options(recipe, merged))
+    after = recipe.model_copy(update={"rl": merged})
+    for problem in wrong or rl_checks.check_rl(after, broken):
+        here = problem.where[:1] == ("rl",) and (len(problem.where) == 1 or problem.where[1] in own)
+        yield Problem(("compare", "then", *problem.where) if here else problem.where, problem.message, problem.place)
+
+
+def _rl_options(recipe: Recipe, rl: dict[str, Any]) -> Iterable[Problem]:
+    """Take away one option to blame at a time, so that it does not hide the next."""
+    left = dict(rl)
+    while True:
+        try:
+            recipe.model_copy(update={"rl": left}).rl_options()
+            return
+        except BallastError as error:
+            place, _, message = str(error).partition(": ")
+        key = place.removeprefix("rl.")
+        yield Problem(("rl", key), message)
+        if key not in left:
+            return
+        del left[key]
+
+
+def check_place(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+    """The output is new, or a comparison's."""
+    if recipe.output is None or "output" in broken:
+        return
+    output = Path(recipe.output)
+    if output.exists() and not output.is_dir():
+        yield Problem(("output",), f"{output}: is a file; name a folder")
+    elif output.is_dir() and not (output / PLAN).exists():
+        foreign = sorted(file.name for file in output.iterdir() if not _is_own(file.name))
+        if foreign:
+            yield Problem(
+                ("output",), f"{output}: holds {foreign[0]!r}, which is no comparison's; choose a new or empty folder"
+            )
+
+
+def _is_own(name: str) -> bool:
+    return name in OWN_FILES or name.startswith(".") or name.endswith(".tmp")
+
+
+COMPARE_CHECKS: tuple[Check, ...] = (
+    check_place,
+    checks.check_required("model", "output"),
+    check_section,
+    checks.check_model,
+    checks.check_data,
+    check_rows,
+    checks.check_evaluate,
+    checks.check_tasks,
+    check_choice,
+    check_then,
+)

@@ -1,0 +1,170 @@
+"""Works done one after the other here, or by several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from queue import Queue
+from typing import IO, Any, Protocol
+
+from ballast.compare.work import Bench, Work
+from ballast.errors import BallastError
+
+
+class Watcher(Protocol):
+    """Is told what happens to each piece of work."""
+
+    def began(self, work: Work) -> None: ...
+
+    def ended(self, work: Work) -> None: ...
+
+    def failed(self, work: Work, error: str) -> None: ...
+
+
+class Here:
+    """One after the other, in this process."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+
+    def each(self, works: Sequence[Work], watcher: Watcher) -> None:
+        """Do all works; one that breaks off is recorded and does not stop the others.
+
+        Raises:
+            BallastError: input that cannot be used, which would stop every other run too.
+        """
+        for work in works:
+            watcher.began(work)
+            try:
+                self.bench.run(work)
+            except BallastError as error:
+                raise BallastError(f"{work.name}: {error}") from error
+            except Exception as error:
+                watcher.failed(work, self.bench.fail(work, error))
+            else:
+                watcher.ended(work)
+
+
+class ProcessDiedError(RuntimeError):
+    """A process ended in the midst of its work: killed, or out of memory."""
+
+
+class Processes:
+    """Several at a time, each in a process that stays for the next work."""
+
+    def __init__(self, bench: Bench, count: int, threads: int | None) -> None:
+        self.bench, self.count, self.threads = bench, count, threads
+        self._idle: Queue[_Process | None] = Queue()
+        self._all: list[_Process] = []
+        for _ in range(count):
+            self._idle.put(None)
+
+    def each(self, works: Sequence[Work], watcher: Watcher) -> None:
+        """As `Here.each`."""
+        with ThreadPoolExecutor(self.count) as pool:
+            futures: list[Future[None]] = [pool.submit(self._one, work, watcher) for work in works]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                for future in futures:
+                    future.cancel()
+                self.close()
+                raise
+
+    def _one(self, work: Work, watcher: Watcher) -> None:
+        process = self._idle.get()
+        try:
+            if process is None:
+                process = _Process(self.bench, self.threads)
+                self._all.append(process)
+            watcher.began(work)
+            reply = process.ask(work)
+            if reply is None:
+                code = process.close()
+                process = None
+                error = ProcessDiedError(f"its process ended with exit code {code}; out of memory?")
+                watcher.failed(work, self.bench.fail(work, error))
+            elif "unusable" in reply:
+                raise BallastError(f"{work.name}: {reply['unusable']}")
+            elif "failed" in reply:
+                watcher.failed(work, reply["failed"])
+            else:
+                watcher.ended(work)
+        finally:
+            self._idle.put(process)
+
+    def close(self) -> None:
+        """End all processes."""
+        for process in self._all:
+            process.close()
+
+
+class _Process:
+    """One process that does works as it is asked; it ends when this process does."""
+
+    def __init__(self, bench: Bench, threads: int | None) -> None:
+        with (bench.store.root / "jobs.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "ballast.compare.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env={**os.environ, "PYTHONPATH": _path()},
+                text=True,
+            )
+        context = {
+            "recipe": bench.plan.recipe.resolved(),
+            "root": str(bench.store.root),
+            "steps": bench.steps,
+            "threads": threads,
+        }
+        self._send(context)
+
+    def ask(self, work: Work) -> dict[str, Any] | None:
+        """Return what came of a piece of work, None where the process died."""
+        self._send(work.to_dict())
+        line = self._pipe(self._process.stdout).readline()
+        return json.loads(line) if line else None
+
+    def close(self) -> int:
+        """End the process and return its exit code."""
+        self._process.kill()
+        return self._process.wait()
+
+    def _send(self, value: Any) -> None:
+        pipe = self._pipe(self._process.stdin)
+        try:
+            pipe.write(json.dumps(value) + "\n")
+            pipe.flush()
+        except BrokenPipeError:  # it died; the answer that never comes says so
+            pass
+
+    @staticmethod
+    def _pipe(pipe: IO[str] | None) -> IO[str]:
+        assert pipe is not None
+        return pipe
+
+
+def _path() -> str:
+    """Return the search path of this process, so that verifiers and objectives of one's own are found there too."""
+    return os.pathsep.join(str(Path(entry or ".").resolve()) for entry in sys.path)
+
+
+@contextmanager
+def runner(bench: Bench, jobs: int, threads: int | None) -> Iterator[Here | Processes]:
+    """Yield what does the works."""
+    if jobs == 1:
+        yield Here(bench)
+        return
+    processes = Processes(bench, jobs, threads)
+    try:
+        yield processes
+    finally:
+        processes.close()

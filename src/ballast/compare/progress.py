@@ -1,0 +1,177 @@
+"""What a comparison shows while it runs: a live table on a terminal, a line for every run elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from threading import RLock
+from typing import Any
+
+from ballast.compare.work import REINFORCE, Work
+
+Slot = tuple[str, str]
+"""A row's label, and what is counted of it: ``tuning``, ``runs`` or ``rl``."""
+
+HEADINGS = {"tuning": "choose rate", "runs": "runs", "rl": "RL"}
+
+
+def slot_of(work: Work) -> Slot:
+    """Return where a piece of work is counted."""
+    if work.kind == REINFORCE:
+        return work.label, "rl"
+    assert work.cell is not None
+    return work.label, "tuning" if work.cell.role == "tuning" else "runs"
+
+
+class Board:
+    """Counts what is done of each row, and estimates the time left from what was done in this process.
+
+    Args:
+        totals: works of every row and kind.
+        done: those of them that an earlier process did.
+        score: returns a line on what a piece of work scored.
+    """
+
+    def __init__(
+        self,
+        totals: Mapping[Slot, int],
+        done: Mapping[Slot, int],
+        *,
+        say: Callable[[Any], Any],
+        score: Callable[[Work], str],
+        jobs: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.totals = dict(totals)
+        self.done = {slot: done.get(slot, 0) for slot in totals}
+        self.broken: dict[Slot, int] = {}
+        self.rates: dict[str, float] = {}
+        self.seconds: dict[Slot, list[float]] = {}
+        self.running: dict[Work, float] = {}
+        self.last: dict[str, str] = {}
+        self._say, self._score, self._jobs, self._clock = say, score, jobs, clock
+        self._lock = RLock()
+        self._live: Any = None
+        self._began = clock()
+
+    def began(self, work: Work) -> None:
+        """A piece of work begins."""
+        with self._lock:
+            self.running[work] = self._clock()
+            self._refresh()
+
+    def ended(self, work: Work) -> None:
+        """A piece of work is done."""
+        score = self._score(work)
+        with self._lock:
+            took = self._close(work)
+            self.done[slot_of(work)] += 1
+            self.seconds.setdefault(slot_of(work), []).append(took)
+            self.last[work.label] = score
+            self._tell(f"{work.name}: {score} ({took:.0f} s; {self.left_text()})")
+
+    def failed(self, work: Work, error: str) -> None:
+        """A piece of work broke off."""
+        with self._lock:
+            self._close(work)
+            slot = slot_of(work)
+            self.broken[slot] = self.broken.get(slot, 0) + 1
+            self.last[work.label] = f"failed: {error}"
+            self._tell(f"{work.name}: failed: {error}")
+
+    def chose(self, label: str, rate: float, why: str) -> None:
+        """A row has its rate."""
+        with self._lock:
+            self.rates[label] = rate
+            self._tell(f"{label}: learning rate {rate:g}, {why}" if why else "")
+
+    def left(self) -> float | None:
+        """Return an estimate of the seconds left, None before anything was measured.
+
+        A row's own mean where it has one, else that of the same kind of work, else that of all work.
+        """
+        times = [value for values in self.seconds.values() for value in values]
+        if not times:
+            return None
+        left = sum(self._expected(slot) * self._open(slot) for slot in self.totals)
+        spent = sum(self._clock() - since for since in self.running.values())
+        return max(left - spent, 0.0) / self._jobs
+
+    def left_text(self) -> str:
+        """Return the time left in words."""
+        left = self.left()
+        return "time left unknown" if left is None else f"about {_clock_text(left)} left"
+
+    def _expected(self, slot: Slot) -> float:
+        same = [value for (_, kind), values in self.seconds.items() if kind == slot[1] for value in values]
+        found = self.seconds.get(slot) or same or [value for values in self.seconds.values() for value in values]
+        return sum(found) / len(found)
+
+    def _open(self, slot: Slot) -> int:
+        return max(self.totals[slot] - self.done[slot] - self.broken.get(slot, 0), 0)
+
+    def _close(self, work: Work) -> float:
+        return self._clock() - self.running.pop(work, self._clock())
+
+    def _tell(self, text: str) -> None:
+        if self._live is not None:
+            self._refresh()
+        elif text:
+            done = sum(self.done.values()) + sum(self.broken.values())
+            self._say(f"{done}/{sum(self.totals.values())} {text}")
+
+    def _refresh(self) -> None:
+        if self._live is not None:
+            self._live.update(self.view())
+
+    @contextmanager
+    def shown(self, console: Any) -> Iterator[None]:
+        """Show the table while the block runs, where the console is a terminal."""
+        if console is None or not console.is_terminal:
+            yield
+            return
+        from rich.live import Live
+
+        with Live(get_renderable=self.view, console=console, refresh_per_second=2, transient=True) as live:
+            self._live = live
+            try:
+                yield
+            finally:
+                self._live = None
+
+    def view(self) -> Any:
+        """Return the table as it stands."""
+        from rich.box import SIMPLE
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        with self._lock:
+            kinds = [kind for kind in HEADINGS if any(slot[1] == kind for slot in self.totals)]
+            table = Table("", *(HEADINGS[kind] for kind in kinds), "rate", "last", box=SIMPLE, pad_edge=False)
+            for label in dict.fromkeys(label for label, _ in self.totals):
+                counts = [self._count((label, kind)) for kind in kinds]
+                rate = f"{self.rates[label]:g}" if label in self.rates else ""
+                table.add_row(label, *counts, rate, Text(self.last.get(label, ""), overflow="ellipsis", no_wrap=True))
+            total = sum(self.totals.values())
+            done = sum(self.done.values()) + sum(self.broken.values())
+            now = "; ".join(f"{work.name} ({self._clock() - since:.0f} s)" for work, since in self.running.items())
+            elapsed = _clock_text(self._clock() - self._began)
+            line = Text(f"{done} of {total} runs, {elapsed} so far, {self.left_text()}")
+            return Group(
+                table, ProgressBar(total=total, completed=done, width=60), line, Text(f"now: {now}" if now else "")
+            )
+
+    def _count(self, slot: Slot) -> str:
+        if slot not in self.totals:
+            return ""
+        broken = f" ({self.broken[slot]} failed)" if slot in self.broken else ""
+        return f"{self.done[slot]}/{self.totals[slot]}{broken}"
+
+
+def _clock_text(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

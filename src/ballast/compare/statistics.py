@@ -1,0 +1,126 @@
+"""Intervals and tests for runs that are paired by seed and by item; numpy and scipy, no torch.
+
+Two things vary: the seed of training and the items that are asked. An interval over seeds is for these items, one over
+items is for these runs; `over_both` is for other seeds and other items.
+
+Letters: S seeds, I items.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from ballast.errors import BallastError
+from ballast.evaluation.metrics import LEVEL, Estimate, ratio
+
+Array = np.ndarray
+
+
+def t_bounds(values_S: Array, level: float = LEVEL) -> tuple[Array, Array, Array]:
+    """Return mean, low and high of Student's t interval along the last axis; NaN bounds for fewer than two values."""
+    from scipy.stats import t
+
+    values_S = np.asarray(values_S, dtype=np.float64)
+    n = values_S.shape[-1]
+    centre = values_S.mean(axis=-1)
+    if n < 2:
+        return centre, np.full_like(centre, np.nan), np.full_like(centre, np.nan)
+    half = t.ppf(0.5 + level / 2, n - 1) * values_S.std(axis=-1, ddof=1) / math.sqrt(n)
+    return centre, centre - half, centre + half
+
+
+def over_seeds(values_S: Sequence[float] | Array, *, level: float = LEVEL) -> Estimate:
+    """Return the mean over seeds with a t interval; of paired differences it is the paired interval.
+
+    The items count as given: it says how far other seeds would move the mean on these items. No interval for one seed,
+    nor where all values are equal.
+    """
+    values_S = np.asarray(values_S, dtype=np.float64)
+    n = len(values_S)
+    if n == 0:
+        return Estimate(math.nan, 0, None, None, level, "none")
+    if n == 1 or not _varies(values_S):
+        return Estimate(float(values_S.mean()), n, None, None, level, "none")
+    centre, low, high = t_bounds(values_S, level)
+    return Estimate(float(centre), n, float(low), float(high), level, "t-seeds")
+
+
+def over_items(values_SI: Array, *, level: float = LEVEL, seed: int = 0) -> Estimate:
+    """Return the mean with a bootstrap interval over items, seeds averaged first; for these runs, on other items.
+
+    Of differences between two methods on the same seeds and items it is paired by item.
+    """
+    values_I = _matrix(values_SI).mean(axis=0)
+    return ratio(values_I, np.ones_like(values_I), level=level, seed=seed)
+
+
+def over_both(values_SI: Array, *, level: float = LEVEL) -> Estimate:
+    """Return the mean with an interval for other seeds and other items; `n` counts seeds.
+
+    Seeds and items are crossed random effects: the variance of the mean is (MS_S + MS_I − MS_SI) / (S·I) of the two-way
+    table's mean squares, with Satterthwaite's (1946) degrees of freedom. Where items vary no more than the rest does,
+    it is the t interval over seeds.
+    """
+    from scipy.stats import t
+
+    values_SI = _matrix(values_SI)
+    seeds, items = values_SI.shape
+    centre = float(values_SI.mean())
+    if seeds < 2 or items < 2 or not _varies(values_SI):
+        return Estimate(centre, seeds, None, None, level, "none")
+    by_seed, by_item = values_SI.mean(axis=1, keepdims=True), values_SI.mean(axis=0, keepdims=True)
+    of_seeds = items * float(np.square(by_seed - centre).sum()) / (seeds - 1)
+    of_items = seeds * float(np.square(by_item - centre).sum()) / (items - 1)
+    rest_df = (seeds - 1) * (items - 1)
+    of_rest = float(np.square(values_SI - by_seed - by_item + centre).sum()) / rest_df
+    if of_items <= of_rest:
+        return over_seeds(by_seed[:, 0], level=level)
+    total = of_seeds + of_items - of_rest
+    df = total**2 / (of_seeds**2 / (seeds - 1) + of_items**2 / (items - 1) + of_rest**2 / rest_df)
+    half = float(t.ppf(0.5 + level / 2, df)) * math.sqrt(total / (seeds * items))
+    return Estimate(centre, seeds, centre - half, centre + half, level, "t-seeds-and-items")
+
+
+def paired_p(differences_S: Sequence[float] | Array) -> float | None:
+    """Return the two-sided p-value of the paired t test that the mean difference is zero.
+
+    None for one seed, and where all differences are equal but not zero: no spread, nothing to test with.
+    """
+    differences_S = np.asarray(differences_S, dtype=np.float64)
+    if len(differences_S) < 2:
+        return None
+    if not _varies(differences_S):
+        return None if abs(differences_S[0]) > 0 else 1.0
+    from scipy.stats import ttest_1samp
+
+    return float(ttest_1samp(differences_S, 0.0).pvalue)
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Return p-values adjusted for their number by Holm's (1979) step-down; None stays None and does not count.
+
+    >>> holm([0.01, None, 0.04, 0.03])
+    [0.03, None, 0.06, 0.06]
+    """
+    tested = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, place) in enumerate(tested):
+        largest = max(largest, min(1.0, (len(tested) - rank) * p))
+        adjusted[place] = largest
+    return adjusted
+
+
+def _matrix(values_SI: Array) -> Array:
+    values_SI = np.asarray(values_SI, dtype=np.float64)
+    if values_SI.ndim != 2 or not values_SI.size:
+        raise BallastError(f"values of shape {values_SI.shape}: give one row per seed and one column per item")
+    return values_SI
+
+
+def _varies(values: Array) -> bool:
+    """Whether values differ by more than the rounding of adding them up."""
+    return float(np.ptp(values)) > 1e-12 * max(1.0, float(np.abs(values).max()))

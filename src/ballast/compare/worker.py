@@ -1,0 +1,72 @@
+"""A process that does works of a comparison as lines of JSON ask for them; ``python -m ballast.compare.worker``.
+
+The first line on stdin says what is compared, every further one is a piece of work, answered by one line on stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+from ballast.compare.plan import Plan
+from ballast.compare.store import Store
+from ballast.compare.work import Bench, Work
+from ballast.errors import BallastError
+from ballast.recipe import Recipe
+
+
+def main() -> None:
+    """Do works until stdin ends, which it does with the process that asks."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    # What libraries print is no answer.
+    os.dup2(2, 1)
+    asked: Queue[dict[str, Any]] = Queue()
+    threading.Thread(target=_listen, args=(asked,), daemon=True).start()
+    context = asked.get()
+    bench = Bench(Plan(Recipe.model_validate(context["recipe"])), Store(Path(context["root"])), context["steps"])
+    settle(context["threads"])
+    while True:
+        reply = _answer(bench, Work.from_dict(asked.get()))
+        answers.write(json.dumps(reply) + "\n")
+        answers.flush()
+
+
+def settle(threads: int | None) -> None:
+    """Leave out bars and notices, and threads that a small model only waits for."""
+    import datasets
+    import torch
+    import transformers
+
+    from ballast.pipeline import quiet
+
+    quiet()
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def _listen(asked: Queue[dict[str, Any]]) -> None:
+    for line in sys.stdin:
+        asked.put(json.loads(line))
+    # Whoever asked is gone: what is half done would otherwise be finished beside the next run of it.
+    os._exit(1)
+
+
+def _answer(bench: Bench, work: Work) -> dict[str, Any]:
+    try:
+        bench.run(work)
+    except BallastError as error:
+        return {"unusable": str(error)}
+    except Exception as error:
+        return {"failed": bench.fail(work, error)}
+    return {}
+
+
+if __name__ == "__main__":
+    main()
