@@ -60,6 +60,9 @@ def run_rl(
     Raises:
         BallastError: the input cannot be used; nothing has been written then.
     """
+    from ballast.rl import compat
+    from ballast.rl.card import append_settings
+
     clock = _Clock()
     recipe = recipe if output is None else recipe.model_copy(update={"output": str(output)})
     made = _ready(recipe, start, resume)
@@ -86,6 +89,8 @@ def run_rl(
     clock.lap("save")
     if not main:
         return record
+    compat.without_reference_adapter(folder)
+    append_settings(folder, made.options, record["start"])
     finished = {**record, "status": "finished", "finished": _now(), "train": totals, "seconds": clock.laps}
     finished |= {"answers": run.rewards.answers, **run.rewards.counts, "reward": _reward(folder)}
     records.write_json(folder / records.RUN, finished)

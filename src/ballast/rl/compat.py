@@ -140,6 +140,13 @@ def trainer(
         )
 
 
+def seed(args: Any) -> None:
+    """Seed what TRL samples with, as TRL itself does when its trainer is made: each rank by itself."""
+    from accelerate.utils import set_seed
+
+    set_seed(args.seed, device_specific=True)
+
+
 @contextmanager
 def _without_notices() -> Iterator[None]:
     """Keep back TRL's notice that loading options go with the reference alone: that is what they are given for."""

@@ -66,6 +66,8 @@ class Run:
 
     def train(self, *, resume: bool = False) -> dict[str, float]:
         """Train, or go on from the last checkpoint, and return TRL's totals."""
+        # What happened since the trainer was made must not change the samples; a checkpoint brings its own state.
+        compat.seed(self.trainer.args)
         result = self.trainer.train(resume_from_checkpoint=resume or None)
         self._defaults.pad_token_id = self.trainer.model.generation_config.pad_token_id
         compat.give_generation_defaults(self.trainer.model, self._defaults)

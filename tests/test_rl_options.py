@@ -1,0 +1,111 @@
+"""Options of reinforcement learning: what is refused, and that what may be passed on is TRL's."""
+
+from dataclasses import fields
+
+import pytest
+
+from ballast.errors import BallastError
+from ballast.recipe import Recipe, load_recipe
+from ballast.recipe_source import RecipeError
+from ballast.rl import RLOptions
+from ballast.rl.options import ELSEWHERE, LOSS_TYPES, TRAINER
+
+REFUSED = [
+    ({"verifer": "math"}, "rl.verifer: unknown key; did you mean 'verifier'?"),
+    ({"steps": 0}, "rl.steps: must be a whole number of at least 1; got 0"),
+    ({"steps": 2.5}, "rl.steps: must be a whole number"),
+    ({"steps": True}, "rl.steps: must be a whole number"),
+    ({"steps": None}, "rl.steps: must have a value"),
+    ({"group": 1}, "rl.group: must be a whole number of at least 2: one answer has nothing to be compared with"),
+    ({"temperature": 0}, "rl.temperature: must be above 0: greedy answers are all the same"),
+    ({"temperature": float("nan")}, "rl.temperature: must be a finite number"),
+    ({"top_p": 1.5}, "rl.top_p: must lie in (0, 1]"),
+    ({"learning_rate": "1e-4"}, "rl.learning_rate: must be a finite number; got '1e-4'"),
+    ({"learning_rate": -1}, "rl.learning_rate: must be at least 0"),
+    ({"beta": -0.1}, "rl.beta: must be at least 0"),
+    ({"seconds": 0}, "rl.seconds: must be above 0"),
+    ({"reward": "verifyer"}, "rl.reward: 'verifyer' is not allowed; did you mean 'verifier'?"),
+    ({"loss_type": "ppo"}, "rl.loss_type: 'ppo' is not allowed"),
+    ({"verifier": ""}, "rl.verifier: must be text"),
+    ({"data": []}, "rl.data: must be a source, or a list of them"),
+    ({"use_vllm": 1}, "rl.use_vllm: must be true or false"),
+    ({"trainer": "fast"}, "rl.trainer: must be a mapping"),
+    ({"limit": 3}, "rl.limit: would be ignored without rl.data"),
+    ({"micro_batch": 48}, "rl.micro_batch: 48 does not divide the 128 answers of a step (16 prompts × 8)"),
+    ({"save_steps": 3, "iterations": 2}, "rl.save_steps: 3 is no multiple of rl.iterations 2"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), REFUSED, ids=[message for _, message in REFUSED])
+def test_what_cannot_be_used_is_refused(values, message):
+    with pytest.raises(BallastError) as caught:
+        RLOptions.from_dict(values)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_options_survive_being_written_down():
+    options = RLOptions(verifier="math", data="rows.jsonl", limit=3, trainer={"epsilon": 0.1})
+    assert options.data == ("rows.jsonl",)
+    assert RLOptions.from_dict(options.to_dict()) == options
+    assert Recipe(rl=options.to_dict()).rl_options() == options
+
+
+def test_a_recipe_reports_every_bad_key_with_its_line(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("rl:\n  verifer: math\n  group: 1\n  steps: 3\n")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    first, second = str(caught.value).splitlines()
+    assert first.startswith(f"{path}:2: rl.verifer: unknown key")
+    assert second.startswith(f"{path}:3: rl.group: must be")
+
+
+def test_a_recipe_reports_values_that_do_not_go_together(tmp_path):
+    with pytest.raises(RecipeError, match=r"^command line: rl.micro_batch: 5 does not divide"):
+        load_recipe(None, ["rl={micro_batch: 5}"])
+
+
+def test_the_recipe_of_the_lab_is_read():
+    options = load_recipe("recipes/lab-rl.yaml").rl_options()
+    assert (options.steps, options.prompts, options.group) == (60, 16, 8)
+
+
+def test_what_may_be_passed_on_and_what_has_another_place_are_fields_of_trl():
+    from ballast.rl.compat import NAMES, config_hints
+
+    names = set(config_hints())
+    assert set(TRAINER) | set(ELSEWHERE) | set(NAMES.values()) <= names
+    assert not set(TRAINER) & set(ELSEWHERE)
+    assert set(NAMES.values()) <= set(ELSEWHERE)
+    assert set(NAMES) <= {one.name for one in fields(RLOptions)}
+
+
+def test_settings_reach_trl_and_what_costs_time_is_off():
+    from ballast.rl.compat import config
+
+    options = RLOptions(
+        steps=7, prompts=4, group=6, micro_batch=8, max_new_tokens=9, learning_rate=3e-4, temperature=0.7, top_p=0.9,
+        beta=0.02, loss_type="grpo", iterations=2, save_steps=4, trainer={"epsilon": 0.3},
+    )  # fmt: skip
+    args = config(options, output_dir="out", seed=5)
+    got = (args.max_steps, args.num_generations, args.max_completion_length, args.num_iterations, args.save_steps)
+    assert got == (7, 6, 9, 2, 4)
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (8, 3)
+    assert args.generation_batch_size == 24
+    numbers = (args.learning_rate, args.temperature, args.top_p, args.beta, args.epsilon, args.loss_type, args.seed)
+    assert numbers == (3e-4, 0.7, 0.9, 0.02, 0.3, "grpo", 5)
+    assert (args.gradient_checkpointing, args.bf16, args.log_completions, args.report_to) == (False, False, False, [])
+    assert args.lr_scheduler_type == "constant"
+    assert args.save_strategy == "steps"
+    assert config(RLOptions(), output_dir="out", seed=5).save_strategy == "no"
+    assert config(RLOptions(), output_dir="out", seed=5).per_device_train_batch_size == 128
+
+
+def test_every_kind_of_loss_is_one_that_trl_knows():
+    import inspect
+
+    from ballast.rl.compat import GRPOTrainer
+
+    source = inspect.getsource(GRPOTrainer._compute_loss)
+    assert all(f'"{name}"' in source for name in LOSS_TYPES)
