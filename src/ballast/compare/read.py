@@ -167,13 +167,13 @@ def _items(
         if not rows or not all(row.get("scores") for row in rows):
             continue
         scores = [list(map(float, row["scores"])) for row in rows]
-        found = {metric: _per_item(metric, scores) for metric in task["metrics"]}
+        found = {metric: per_item(metric, scores) for metric in task["metrics"]}
         values[name] = {metric: column for metric, column in found.items() if column is not None}
         prompts[name] = tuple(json.dumps(row["prompt"], ensure_ascii=False) for row in rows)
     return values, prompts
 
 
-def _per_item(metric: str, scores: Sequence[Sequence[float]]) -> np.ndarray | None:
+def per_item(metric: str, scores: Sequence[Sequence[float]]) -> np.ndarray | None:
     """Return a metric's value of every item, None for one that is no mean over items of its scores."""
     if metric == "accuracy" or metric.startswith("mean@"):
         return np.array([sum(given) / len(given) for given in scores])
