@@ -26,6 +26,7 @@ LAYERS = (
     ("recipe_source", "recipe_sections", "recipe", "records"),
     ("pipeline",),
     ("compare",),
+    ("report",),
     ("lab.quickstart",),
     ("cli",),
 )
