@@ -128,6 +128,23 @@ def score(words: Words = None, dry_run: DryRun = False) -> None:
 
 
 @app.command()
+def advise(words: Words = None, as_json: AsJson = False, dry_run: DryRun = False) -> None:
+    """Say what the scored demonstrations tell before any training: support, label noise, what each objective keeps."""
+    from ballast import pipeline
+
+    recipe = _recipe(words, pipeline.ADVISE_CHECKS)
+    if dry_run:
+        print(recipe.to_yaml(), end="")
+        return
+    advised = pipeline.run_advise(recipe, say=_console(stderr=as_json).print)
+    if as_json:
+        _print_json(advised.to_dict())
+        return
+    for part in pipeline.view(advised):
+        _console().print(part)
+
+
+@app.command()
 def sample(words: Words = None, dry_run: DryRun = False) -> None:
     """Sample and judge the group of every prompt once, and keep the answers in [cyan]groups.file[/cyan]."""
     from ballast import pipeline

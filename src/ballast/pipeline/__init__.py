@@ -1,6 +1,9 @@
 """From a recipe to scores, a checkpoint, or measurements; importing it imports no torch."""
 
+from ballast.pipeline.advice_view import view
+from ballast.pipeline.advise import run_advise
 from ballast.pipeline.checks import (
+    ADVISE_CHECKS,
     EVALUATE_CHECKS,
     RESUME_CHECKS,
     SAMPLE_CHECKS,
@@ -18,6 +21,7 @@ from ballast.pipeline.score import run_score
 from ballast.pipeline.train import run_train
 
 __all__ = [
+    "ADVISE_CHECKS",
     "EVALUATE_CHECKS",
     "RESUME_CHECKS",
     "RL_CHECKS",
@@ -28,11 +32,13 @@ __all__ = [
     "TRAIN_CHECKS",
     "quiet",
     "readiness_lines",
+    "run_advise",
     "run_evaluate",
     "run_rl",
     "run_sample",
     "run_score",
     "run_train",
     "table",
+    "view",
     "with_readiness",
 ]

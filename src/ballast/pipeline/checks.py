@@ -9,6 +9,7 @@ from typing import get_type_hints
 
 from ballast.errors import BallastError, suggest
 from ballast.pipeline import group_checks, models, settings, sources
+from ballast.pipeline.advise import check_has_demonstrations, check_reference_is_start
 from ballast.recipe import Check, ModelSection, Recipe, TaskSection
 from ballast.recipe_source import Problem
 from ballast.records import RUN
@@ -222,6 +223,16 @@ SAMPLE_CHECKS: tuple[Check, ...] = (
     check_data,
     group_checks.check_sampling,
     settings.check_training,
+)
+ADVISE_CHECKS: tuple[Check, ...] = (
+    check_required("model"),
+    check_model,
+    check_data,
+    check_has_demonstrations,
+    check_reference,
+    check_reference_is_start,
+    settings.check_training,
+    check_cache_place,
 )
 # The output first: in a run of several processes none can have made it before all have met to set up training.
 TRAIN_CHECKS: tuple[Check, ...] = (check_output, *_TRAIN)

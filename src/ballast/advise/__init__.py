@@ -1,0 +1,27 @@
+"""What demonstrations scored under the frozen start say before any training."""
+
+from ballast.advise.advice import Advice, advise
+from ballast.advise.kept import Kept, kept
+from ballast.advise.regime import RULE, Regime, regime
+from ballast.advise.support import Support, support
+from ballast.advise.suspects import SuspectRow, SuspectToken, contradicted, outliers, suspects
+from ballast.advise.tokens import ScoredTokens, gather
+
+__all__ = [
+    "RULE",
+    "Advice",
+    "Kept",
+    "Regime",
+    "ScoredTokens",
+    "Support",
+    "SuspectRow",
+    "SuspectToken",
+    "advise",
+    "contradicted",
+    "gather",
+    "kept",
+    "outliers",
+    "regime",
+    "support",
+    "suspects",
+]

@@ -1,0 +1,114 @@
+"""What each objective would keep of the demonstrations, computed by the objectives themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ballast.advise.suspects import contradicted
+from ballast.advise.tokens import FIELDS, ScoredTokens
+from ballast.objectives import Objective
+from ballast.stats import GROUP_FIELDS, LIVE_FIELDS, PAIR_FIELDS, TokenStats
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ALWAYS, START, GOLD, UNKNOWN = "always", "first step", "first step, gold inputs", "unknown"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The weights of one objective on the scored tokens.
+
+    Attributes:
+        known: for how long they hold: ``always`` (the weights read the reference alone), ``first step`` (they read the
+            model in training, which starts at the reference), ``first step, gold inputs``, or ``unknown``.
+        weight_mean: mean weight.
+        zero_share: share of tokens with weight 0.
+        effective_tokens: (Σ|w|)² / Σw², the number of equal weights that would be as even.
+        contradicted_share: share of the loss Σ w·nll that lies on tokens which the start confidently expects otherwise.
+        note: what the scores do not tell.
+    """
+
+    name: str
+    known: str
+    weight_mean: float | None = None
+    zero_share: float | None = None
+    effective_tokens: float | None = None
+    contradicted_share: float | None = None
+    note: str = ""
+
+
+def kept(tokens: ScoredTokens, objectives: Sequence[Objective]) -> list[Kept]:
+    """Return what each objective would keep at the start of training, and for how long that holds."""
+    stats = statistics(tokens)
+    against = contradicted(tokens)
+    return [_kept(one, stats, against) for one in objectives]
+
+
+def statistics(tokens: ScoredTokens) -> TokenStats:
+    """Return the statistics of the first step: the model in training is the reference, so every divergence is 0."""
+    import torch
+
+    columns = {name: torch.from_numpy(np.asarray(getattr(tokens, name), dtype=np.float64)) for name in FIELDS}
+    zero = torch.zeros_like(columns["logprob"])
+    return TokenStats(
+        **columns,
+        **{FIELDS[name]: column for name, column in columns.items()},
+        **dict.fromkeys(PAIR_FIELDS, zero),
+        sequence=torch.from_numpy(tokens.row.astype(np.int64)),
+        position=torch.from_numpy(tokens.place.astype(np.int64)),
+    )
+
+
+def _kept(objective: Objective, stats: TokenStats, against: np.ndarray) -> Kept:
+    groups = [name for name in objective.needs if name in GROUP_FIELDS]
+    if groups:
+        return Kept(
+            objective.name,
+            UNKNOWN,
+            note="its weights come from the rewards of groups of answers, which no score of demonstrations tells: "
+            "`ballast sample` and `ballast evaluate --readiness` do",
+        )
+    if objective.scope == "batch":
+        note = "it selects within micro-batches, which do not exist yet"
+        return Kept(objective.name, UNKNOWN, note=note)
+    weight = objective.weight(stats)
+    known, note = _validity(objective, stats, weight)
+    w, nll = weight.double().numpy(), -stats.require("logprob").numpy()
+    loss = w * nll
+    squares = float((w**2).sum())
+    return Kept(
+        objective.name,
+        known,
+        weight_mean=float(w.mean()),
+        zero_share=float((w == 0).mean()),
+        effective_tokens=float(np.abs(w).sum() ** 2 / squares) if squares else 0.0,
+        contradicted_share=float(loss[against].sum() / loss.sum()) if loss.sum() else None,
+        note=note,
+    )
+
+
+def _validity(objective: Objective, stats: TokenStats, weight: Tensor) -> tuple[str, str]:
+    """Return for how long weights hold, and what cannot be known: asked of the objective by changing what moves."""
+    if hasattr(objective, "prepare_inputs"):
+        return GOLD, "in training it reads inputs mixed with the model's own greedy tokens, whose losses are not scored"
+    if any(name in PAIR_FIELDS for name in objective.needs):
+        return START, "at the first step no token has moved; what it selects by KL afterwards depends on the run"
+    if bool((objective.weight(_moved(stats)) == weight).all()):
+        return ALWAYS, ""
+    return START, "the weights move with the model in training"
+
+
+def _moved(stats: TokenStats) -> TokenStats:
+    """Return the statistics as if the model in training had moved; the reference stays."""
+    changes = {
+        "logprob": lambda value: 0.5 * value - 0.7,
+        "entropy": lambda value: 0.5 * value + 0.3,
+        "mass": lambda value: 0.9 - 0.8 * value,
+        "tied": lambda value: 0.05 + 0.5 * value,
+    }
+    return replace(stats, **{name: changes[name](stats.require(name)) for name in LIVE_FIELDS})

@@ -1,0 +1,125 @@
+"""Advice in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ballast.advise import Advice, SuspectToken
+    from ballast.pipeline.advise import Advised
+
+SHOWN = 10
+"""Rows and tokens listed; all of them are in the JSON."""
+
+
+def view(advised: Advised) -> Iterator[Any]:
+    """Yield what rich prints: the regime first, then what it rests on; text of the data is shown as it is, inert."""
+    from ballast.advise import RULE
+
+    advice = advised.advice
+    yield _plain(f"Prior: {advice.regime.name}. {_sentence(advice.regime.meaning)}", style="bold")
+    yield _plain(f"Because {' and '.join(advice.regime.reasons)}.")
+    yield _plain(f"The rule: {RULE}.")
+    yield _plain(f"\n{_overview(advice)}")
+    yield _distribution(advice)
+    yield _plain("What each objective would keep")
+    yield _objectives(advice)
+    yield from _outliers(advised)
+    yield from _suspects(advised)
+    yield _plain("What the scores do not tell")
+    for line in (*advice.not_known, *advised.notes):
+        yield _plain(f"- {line}")
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _overview(advice: Advice) -> str:
+    found = advice.support
+    below = ", ".join(f"{share:.1%} q < {level:g}" for level, share in found.below_probability.items())
+    ties = f"; {found.tied:.1%} are kept or dropped by how ties count" if found.tied >= 0.001 else ""
+    return (
+        f"{found.rows:,} rows, {found.tokens:,} trained tokens: mean q {found.mean_probability:.3f}, nll "
+        f"{found.nll:.3f}, entropy {found.entropy:.3f} nats. Of the tokens {found.below_mass:.1%} have u < "
+        f"{found.threshold:g}, {below}; {found.contradicted:.1%} are contradicted{ties}."
+    )
+
+
+def _distribution(advice: Advice) -> Table:
+    table = _table("tokens at or below", *(f"{level:.0%}" for level in advice.support.probability))
+    for name, values in (("q(y)", advice.support.probability), ("u", advice.support.mass)):
+        table.add_row(name, *(f"{value:.3g}" for value in values.values()))
+    return table
+
+
+def _objectives(advice: Advice) -> Table:
+    table = _table("objective", "mean weight", "weight 0", "effective tokens", "loss on contradicted", "holds")
+    for one in advice.kept:
+        shares = (one.weight_mean, one.zero_share, one.effective_tokens, one.contradicted_share)
+        formats = ("{:.3f}", "{:.1%}", "{:,.0f}", "{:.1%}")
+        cells = ("–" if value is None else form.format(value) for value, form in zip(shares, formats, strict=True))
+        table.add_row(one.name, *cells, one.known)
+    return table
+
+
+def _outliers(advised: Advised) -> Iterator[Any]:
+    rows = advised.advice.outliers
+    if not rows:
+        yield _plain("No row lies far below the others.")
+        return
+    yield _plain(f"{len(rows):,} rows lie far below the others{_first(rows)}")
+    table = _table("row", "tokens", "mean q", "deviation", "worst tokens (q)")
+    for row in rows[:SHOWN]:
+        worst = "  ".join(f"{_text(advised, token)!r} {token.probability:.1g}" for token in row.worst)
+        cells = (f"{row.row + 1}", f"{row.tokens}", f"{row.mean_probability:.3f}", f"{row.deviation:.1f}", worst)
+        table.add_row(*(_plain(cell) for cell in cells))
+    yield table
+
+
+def _suspects(advised: Advised) -> Iterator[Any]:
+    advice = advised.advice
+    if not advice.suspects:
+        yield _plain("No token is contradicted.")
+        return
+    what = "likely label noise" if advice.noise_known else "noise or new to the start, the scores do not say which"
+    yield _plain(f"Contradicted tokens in {advice.suspect_rows:.1%} of the rows: {what}{_first(advice.suspects)}")
+    table = _table("row", "text", "token", "q", "u", "entropy")
+    for token in advice.suspects[:SHOWN]:
+        before, own = advised.texts[token.row, token.place]
+        numbers = (f"{token.probability:.1g}", f"{token.mass:.1g}", f"{token.entropy:.2f}")
+        cells = (f"{token.row + 1}", f"…{inert(before)}", repr(inert(own)), *numbers)
+        table.add_row(*(_plain(cell) for cell in cells))
+    yield table
+
+
+def _first(found: Any) -> str:
+    return f"; the first {SHOWN}" if len(found) > SHOWN else ""
+
+
+def _text(advised: Advised, token: SuspectToken) -> str:
+    return inert(advised.texts[token.row, token.place][1])
+
+
+def inert(text: str) -> str:
+    """Return text with what would steer a terminal written out."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def _plain(text: str, style: str = "") -> Any:
+    from rich.text import Text
+
+    return Text(text, style=style)
+
+
+def _table(*headings: str) -> Table:
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    table = Table(box=SIMPLE, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table
