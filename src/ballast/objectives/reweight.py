@@ -66,5 +66,5 @@ class Reweight(Objective):
 
     def active(self, columns: Mapping[str, Tensor]) -> Tensor | None:
         rule, options = RULES[self.rule], self._options()
-        known = self.signal == "reference" and {self._field(field) for field in rule.fields(options)} <= columns.keys()
+        known = {self._field(field) for field in rule.fields(options)} <= columns.keys()
         return rule.weight(lambda field: columns[self._field(field)], options) != 0 if known and rule.gate else None
