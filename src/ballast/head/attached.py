@@ -116,7 +116,8 @@ class _Attached(torch.autograd.Function):
                 "loss again for a second backward"
             )
         gradients, ctx.gradients = ctx.gradients, None
-        if incoming.item() != 1.0:
+        # On an accelerator the look would wait for the device, which costs more than the product.
+        if incoming.device.type != "cpu" or incoming.item() != 1.0:
             for gradient in gradients:
                 if gradient is not None:
                     gradient.mul_(incoming)
