@@ -93,7 +93,7 @@ def paired_p(differences_S: Sequence[float] | Array) -> float | None:
     if len(differences_S) < 2:
         return None
     if not _varies(differences_S):
-        return None if abs(differences_S[0]) > 0 else 1.0
+        return None if abs(differences_S[0]) > 1e-12 else 1.0
     from scipy.stats import ttest_1samp
 
     return float(ttest_1samp(differences_S, 0.0).pvalue)

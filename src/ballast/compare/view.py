@@ -15,7 +15,7 @@ REPEATS = ("perplexity", "bits_per_character", "answer_tokens", "chance")
 """Metrics that tables leave out: they say another one again, or nothing of how good a model is."""
 
 LEGEND = (
-    "Intervals: 95 %, Student's t over seeds, on these items; with i: over items, where there is one run.",
+    "Intervals: 95 %, Student's t over seeds, on these items; with i: over items, where runs are one or alike.",
     "Δ: difference to {baseline} on the same seeds and items. p: two-sided paired t test, Holm's adjustment over rows.",
 )
 BY_RATE = "Learning rates were chosen by {task} {metric} on {seeds} seeds of their own, on items that are not reported."
@@ -114,11 +114,11 @@ def _result(result: Mapping[str, Any] | None, text: Form) -> tuple[str, str, str
 
 
 def _shown(result: Mapping[str, Any] | None, text: Form, sign: str) -> str:
-    """Return mean and interval over seeds, or over items where one run is all there is."""
+    """Return mean and interval over seeds, or over items where seeds give none."""
     if result is None:
         return ""
     over, items = result["over_seeds"], result["over_items"]
-    if over["low"] is None and over["n"] == 1 and items is not None and items["low"] is not None:
+    if over["low"] is None and items is not None and items["low"] is not None:
         return f"{text(items, sign)} i"
     return text(over, sign)
 

@@ -1,0 +1,108 @@
+"""A comparison small enough for a test: a random model of a few thousand weights and twelve sums."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+TIMES = re.compile(r"started|finished|seconds|versions|commit|.*(runtime|per_second|time|flos)")
+"""Keys of records that differ between two runs of the same thing."""
+
+BINARY = (".bin", ".safetensors", ".md")
+
+
+def write_inputs(folder: Path) -> None:
+    """Write model and rows into a folder: ``model``, ``rows.jsonl``, ``validation.jsonl``, ``test.jsonl``."""
+    from tiny import char_tokenizer, tiny_model
+
+    tiny_model().save_pretrained(folder / "model")
+    char_tokenizer().save_pretrained(folder / "model")
+    for name, start, size in (("rows", 0, 12), ("validation", 30, 4), ("test", 60, 5)):
+        rows = [
+            {"prompt": f"{i}+{i}=", "completion": str(2 * i), "answer": str(2 * i)} for i in range(start, start + size)
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def matrix(folder: Path, output: str | Path = "out", **compare: Any) -> Any:
+    """Return the recipe of a comparison on the inputs in a folder; keywords change its ``compare`` section."""
+    from ballast.recipe import Recipe
+
+    section = {
+        "objectives": ["sft", "prift-mass"],
+        "rates": [1e-3, 3e-2],
+        "choose_by": {"task": "validation", "metric": "nll"},
+        "seeds": 2,
+        "tuning_seeds": 1,
+        **compare,
+    }
+    rl = {"verifier": "compare_tools:is_short"} if section.get("then") else None
+    return Recipe.model_validate(
+        {
+            "model": {"path": str(folder / "model")},
+            "data": {"train": [str(folder / "rows.jsonl")]},
+            "compare": section,
+            "rl": rl,
+            "training": {
+                "max_steps": 2,
+                "per_device_train_batch_size": 4,
+                "logging_steps": 1,
+                "gradient_checkpointing": False,
+            },
+            "evaluation": {
+                "tasks": [
+                    {"name": "validation", "kind": "nll", "data": str(folder / "validation.jsonl")},
+                    {
+                        "name": "test",
+                        "data": str(folder / "test.jsonl"),
+                        "verifier": "compare_tools:is_short",
+                        "max_new_tokens": 3,
+                        "samples": 2,
+                        "temperature": 1.0,
+                    },
+                    {"name": "text", "kind": "nll", "data": str(folder / "test.jsonl"), "base_kl": True},
+                ]
+            },
+            "output": str(output if Path(output).is_absolute() else folder / output),
+            "seed": 5,
+        }
+    )
+
+
+THEN = {"rl": {"steps": 1, "prompts": 2, "group": 2, "max_new_tokens": 3, "learning_rate": 1e-3}}
+
+
+def is_short(completion: str, row: Any) -> float:
+    """A verifier that a random model passes now and then."""
+    return float("a" <= completion[:1] <= "m")
+
+
+def run_quietly(recipe: Any, **options: Any) -> dict[str, Any]:
+    """Run a comparison without a word."""
+    from ballast.compare import run_compare
+
+    return run_compare(recipe, say=lambda _: None, **options)
+
+
+def records_of(output: Path) -> dict[str, Any]:
+    """Return every record below an output as plain values, times and places left out; weights by their bytes."""
+    found: dict[str, Any] = {}
+    for path in sorted(path for path in output.rglob("*") if path.is_file()):
+        name = path.relative_to(output).as_posix()
+        if name.startswith("cache/") or path.name in (".lock", "jobs.log", "training_args.bin", "README.md"):
+            continue
+        if path.suffix == ".safetensors":
+            found[name] = path.read_bytes()
+            continue
+        text = path.read_text().replace(str(output), "OUT")
+        lines = text.splitlines() if path.suffix == ".jsonl" else [text]
+        found[name] = [_timeless(json.loads(line)) for line in lines]
+    return found
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _timeless(inner) for key, inner in value.items() if not TIMES.fullmatch(key)}
+    return [_timeless(inner) for inner in value] if isinstance(value, list) else value
