@@ -65,6 +65,7 @@ def test_statistics_are_returned(chunk):
     )  # fmt: skip
     expected = token_stats(states, head, targets, fields=built.needs, reference=reference, backend="dense")
     for name in built.needs:
+        assert not getattr(formed.stats, name).requires_grad
         torch.testing.assert_close(getattr(formed.stats, name), getattr(expected, name).detach(), **TOLERANCE)
     assert torch.equal(formed.stats.sequence, columns["sequence"])
 
