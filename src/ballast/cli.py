@@ -258,6 +258,54 @@ def compare(
 
 
 @app.command()
+def report(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="FOLDER...", help="A comparison, or outputs of `ballast train`, or a folder of these."),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Where the two files go.", show_default="the first folder")
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option("--metric", metavar="TASK/METRIC", help="What decides.", show_default="what chose the rates"),
+    ] = None,
+) -> None:
+    """Write report.html, one page that needs nothing else, and report.md on what runs measured."""
+    from ballast.report import write_report
+
+    page, text = write_report(folders, output=output, metric=metric)
+    print(f"{page}\n{text}")
+
+
+@app.command()
+def inspect(
+    words: Words = None,
+    rows: Annotated[str, typer.Option("--rows", metavar="3,7", help="Rows of data.train, counted from 1.")] = "1",
+    objective: Annotated[
+        list[str] | None,
+        typer.Option("--objective", help="Name, or {name: …, option: …}; repeat for several. Default: the recipe's."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="The live model.", show_default="the recipe's start, as the reference")
+    ] = None,
+    page: Annotated[Path | None, typer.Option("--html", help="Write a page to this file.", show_default=False)] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option("--record", help="Write the figures as JSON; reports show a run folder's tokens.json."),
+    ] = None,
+    over: Annotated[int, typer.Option("--over", min=0, help="First rows whose weights the histograms count.")] = 64,
+) -> None:
+    """Show what objectives make of every token of some rows: weight, probabilities, entropy, KL, selection."""
+    from ballast.report import inspection
+
+    recipe = _recipe(words, inspection.INSPECT_CHECKS)
+    inspection.run_inspect(
+        recipe, rows, objectives=objective or (), model=model, over=over, page=page, record=record, say=_console().print
+    )
+
+
+@app.command()
 def quickstart(
     output: Annotated[
         Path | None, typer.Option("--output", help="Keep the runs in this folder.", show_default=False)

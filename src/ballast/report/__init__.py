@@ -1,0 +1,44 @@
+"""Reports: pure views of run records, as one HTML page and as Markdown; importing this loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+HTML, MARKDOWN = "report.html", "report.md"
+
+
+def write_report(
+    folders: Sequence[str | Path], *, output: str | Path | None = None, metric: str | None = None
+) -> tuple[Path, Path]:
+    """Write ``report.html`` and ``report.md`` on a comparison or on runs, and return their paths.
+
+    Args:
+        folders: a comparison's output, or one or several outputs of ``ballast train``, or a folder of such.
+        output: where the two files go; the first folder by default.
+        metric: see `ballast.report.view.build`.
+
+    Raises:
+        BallastError: there is nothing to report on, or a record cannot be used; nothing is written then.
+    """
+    from ballast.errors import BallastError
+    from ballast.files import write_atomically
+    from ballast.report.render import html, markdown_text
+    from ballast.report.source import load
+    from ballast.report.view import build
+
+    paths = [Path(folder) for folder in folders]
+    place = paths[0] if output is None else Path(output)
+    if place.exists() and not place.is_dir():
+        raise BallastError(f"--output {place}: is a file; name a folder for {HTML} and {MARKDOWN}")
+    report = build(load(paths), metric=metric)
+    page, text = html(report), markdown_text(report)
+    try:
+        write_atomically(place / HTML, page)
+        write_atomically(place / MARKDOWN, text)
+    except OSError as error:
+        raise BallastError(f"{place}: cannot be written to ({error}); name another folder with --output") from error
+    return place / HTML, place / MARKDOWN
+
+
+__all__ = ["HTML", "MARKDOWN", "write_report"]

@@ -1,0 +1,159 @@
+"""Curves over training and over RL, and pass@k by k: means over seeds, with what they span."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ballast.compare.read import AFTER, BEFORE
+from ballast.compare.statistics import t_bounds
+from ballast.evaluation.metrics import pass_at_k
+from ballast.report.charts import BASE, Line, LineChart, Section
+from ballast.report.figures import STAGES
+from ballast.report.runs import FINISHED, Measured, Run, Scores
+from ballast.report.source import Source
+
+TRAINING: tuple[tuple[str, str, str], ...] = (
+    ("nll", "Negative log-likelihood of what is trained on", "nats per token"),
+    ("entropy", "Entropy on what is trained on", "nats per token"),
+    ("kl", "KL to the reference on what is trained on", "nats per token"),
+    ("log_ratio", "Mean of log p − log q on what is trained on", "nats per token"),
+    ("weight_zero_share", "Tokens with weight 0", "share of tokens"),
+    ("weight_mean", "Mean weight", "weight"),
+    ("effective_tokens", "Effective tokens of a step, (Σw)²/Σw²", "tokens"),
+    ("eval_loss", "Negative log-likelihood of held-out rows", "nats per token"),
+)
+"""(key of the log, title, unit)."""
+
+REWARDS: tuple[tuple[str, str, str], ...] = (
+    ("reward", "Reward of the samples", "mean reward"),
+    ("frac_reward_zero_std", "Prompts whose answers all have one reward", "share of prompts"),
+    ("entropy", "Entropy of the samples", "nats per token"),
+    ("completions/mean_length", "Length of the samples", "tokens"),
+)
+
+
+def training(source: Source) -> Section | None:
+    """Return the curves of fine-tuning; None where no run logged two points."""
+    charts = _charts(source.reported(BEFORE), TRAINING)
+    lead = "Means over seeds; the shade spans the seeds. A gap is a value that was no finite number."
+    return Section("training", "Fine-tuning", lead, charts=charts, legend=True) if charts else None
+
+
+def rewards(source: Source) -> Section | None:
+    """Return the curves of RL; None where no run logged two points."""
+    charts = _charts(source.reported(AFTER), REWARDS)
+    lead = "GRPO from each checkpoint; means over seeds, the shade spans them. Grey starts from the base itself."
+    return Section("rl", "Reinforcement learning", lead, charts=charts, legend=True) if charts else None
+
+
+def _charts(runs: Sequence[Run], keys: Iterable[tuple[str, str, str]]) -> tuple[LineChart, ...]:
+    made = ((title, unit, [line for line in _lines(runs, key) if _drawable(line)]) for key, title, unit in keys)
+    return tuple(LineChart(title, "optimiser step", unit, tuple(lines)) for title, unit, lines in made if lines)
+
+
+def _drawable(line: Line) -> bool:
+    return sum(value is not None for _, value in line.points) > 1
+
+
+def _lines(runs: Sequence[Run], key: str) -> list[Line]:
+    labels = dict.fromkeys(run.label for run in runs)
+    return [_line(label, [_curve(run.metrics, key) for run in runs if run.label == label]) for label in labels]
+
+
+def _curve(logs: Iterable[Mapping[str, Any]], key: str) -> dict[float, float | None]:
+    """Return a logged value by step, None where it is no finite number."""
+    found: dict[float, float | None] = {}
+    for log in logs:
+        step, value = _number(log.get("step")), log.get(key)
+        if step is not None and key in log and isinstance(value, int | float):
+            found[step] = _number(value)
+    return found
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def _line(label: str, curves: Sequence[Mapping[float, float | None]]) -> Line:
+    """Return the mean of curves at the steps that all of them have, and what they span."""
+    there = [curve for curve in curves if curve]
+    steps = sorted(set.intersection(*(set(curve) for curve in there))) if there else []
+    points: list[tuple[float, float | None]] = []
+    band: list[tuple[float, float, float]] = []
+    for step in steps:
+        values = [curve[step] for curve in there]
+        known = [value for value in values if value is not None]
+        points.append((step, sum(known) / len(known) if len(known) == len(values) else None))
+        if len(known) == len(values) > 1:
+            band.append((step, min(known), max(known)))
+    # A shade would close over a gap.
+    whole = len(band) == len(points)
+    return Line(label, tuple(points), tuple(band) if whole else ())
+
+
+def pass_curves(source: Source) -> Section | None:
+    """Return pass@k by k of every task that took several samples; None where none did."""
+    charts = [
+        chart
+        for stage, name in STAGES.items()
+        for task in _sampled(source, stage)
+        if (chart := _pass_chart(source, stage, task, f"pass@k on {task}, {name}")) is not None
+    ]
+    lead = (
+        "The share of problems of which at least one of k samples is right, unbiased from the samples taken. Where "
+        "lines meet at large k, the models solve as many problems and differ in how often they do."
+    )
+    notes = ("The shade is the t interval over seeds, where there are several.",)
+    return Section("pass", "pass@k", lead, charts=tuple(charts), notes=notes, legend=True) if charts else None
+
+
+def _results(source: Source, stage: str) -> list[tuple[str, Measured]]:
+    done = [run for run in source.reported(stage) if run.status == FINISHED]
+    return [(run.label, run.result) for run in done if run.result is not None]
+
+
+def _sampled(source: Source, stage: str) -> list[str]:
+    found = [task for _, one in _results(source, stage) for task, scores in one.scores.items() if len(scores[0]) > 1]
+    return list(dict.fromkeys(found))
+
+
+def _pass_chart(source: Source, stage: str, task: str, title: str) -> LineChart | None:
+    measured = _results(source, stage)
+    labels = dict.fromkeys(label for label, _ in measured)
+    by_label = {
+        label: [one.scores[task] for own, one in measured if own == label and task in one.scores] for label in labels
+    }
+    if source.start is not None and task in source.start.scores and BASE not in by_label:
+        by_label[BASE] = [source.start.scores[task]]
+    by_label = {label: tables for label, tables in by_label.items() if tables}
+    largest = min(len(given) for tables in by_label.values() for table in tables for given in table)
+    if largest < 2:
+        return None
+    places = [2**power for power in range(largest.bit_length()) if 2**power <= largest]
+    places += [largest] if places[-1] != largest else []
+    lines = tuple(_pass_line(label, tables, places) for label, tables in by_label.items())
+    return LineChart(title, "k", "pass@k", lines, tuple(float(place) for place in places))
+
+
+def _pass_line(label: str, tables: Sequence[Scores], places: Sequence[int]) -> Line:
+    points, band = [], []
+    for k in places:
+        centre, low, high = t_bounds(np.array([_pass(table, k) for table in tables]))
+        points.append((float(k), float(centre)))
+        if len(tables) > 1:
+            band.append((float(k), max(float(low), 0.0), min(float(high), 1.0)))
+    return Line(label, tuple(points), tuple(band))
+
+
+def _pass(table: Scores, k: int) -> float:
+    """Return pass@k averaged over items; an answer passes with a score of 1."""
+    return sum(pass_at_k(len(given), sum(score >= 1.0 for score in given), k) for given in table) / len(table)

@@ -1,0 +1,170 @@
+"""Statistics of every trained token of chosen rows, under a live model and a reference; loads torch on use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ballast.errors import BallastError
+from ballast.pipeline import models
+from ballast.pipeline.settings import training_config
+from ballast.recipe import ModelSection, Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ballast.stats import TokenStats
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A row as training sees it; a row that is split at the maximum length has several."""
+
+    row: int
+    ids: list[int]
+    labels: list[int]
+
+
+@dataclass(frozen=True)
+class Models:
+    """The live model, the reference and their tokenizer; `vocab_size` where the two differ by padding rows."""
+
+    live: Any
+    reference: Any
+    tokenizer: Any
+    vocab_size: int | None
+
+
+def load(recipe: Recipe, model: str | None) -> Models:
+    """Return the live model (the recipe's start, or `model`) and the recipe's reference; one object if they are equal.
+
+    Raises:
+        BallastError: one of them cannot be loaded, or their vocabularies differ.
+    """
+    from ballast.head import lm_head
+    from ballast.reference.providers import AsItStands, check_vocabulary
+
+    assert recipe.model is not None
+    section = models.resolve(recipe.model)
+    if model is None:
+        live_section = section
+    else:
+        live_section = models.resolve(models.section_of(model, recipe.model))
+        problem = models.check_folder(live_section.path) or (
+            live_section.adapter and models.check_adapter(live_section.adapter)
+        )
+        if problem:
+            raise BallastError(f"--model {problem}")
+    tokenizer = models.load_tokenizer(section)
+    models.check_vocabulary(live_section.path, models.load_config(live_section), tokenizer)
+    live = models.load_model(live_section).to(_device())
+    where = _reference_section(recipe, section)
+    reference = live if where == live_section else models.load_model(where).to(live.device)
+    check_vocabulary(live, AsItStands(reference), len(tokenizer))
+    same_size = len(lm_head(live).weight) == len(lm_head(reference).weight)
+    return Models(live, reference, tokenizer, None if same_size else len(tokenizer))
+
+
+def _reference_section(recipe: Recipe, start: ModelSection) -> ModelSection:
+    """Return what objectives compare with: the start, it without its adapter, or another model."""
+    if recipe.reference.model is not None:
+        return models.resolve(ModelSection(path=recipe.reference.model, dtype=start.dtype))
+    if recipe.reference.use == "adapter-off":
+        return start.model_copy(update={"adapter": None, "lora": None})
+    return start
+
+
+def reference_name(recipe: Recipe) -> str:
+    """Return what the reference is, in words."""
+    if recipe.reference.model is not None:
+        return recipe.reference.model
+    start = str(recipe.model.path if recipe.model else "")
+    return f"{start} without its adapter" if recipe.reference.use == "adapter-off" else start
+
+
+def _device() -> Any:
+    import torch
+
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+
+def pieces(recipe: Recipe, raw: Any, rows: Sequence[int], tokenizer: Any) -> list[Piece]:
+    """Tokenise rows as training does; a single row without a trained token is refused, among others it is left out."""
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    from ballast.data import PrepareOptions, prepare
+
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        options = PrepareOptions.from_training_args(training_config(recipe))
+        part = raw.select([row - 1 for row in rows])
+        prepared = prepare(part, tokenizer, replace(options, shuffle_dataset=False), name="train")
+    except BallastError as error:
+        raise BallastError(_placed(str(error), rows)) from error
+    finally:
+        if shown:
+            enable_progress_bars()
+    return [Piece(rows[0], row["input_ids"], row["labels"]) for row in prepared.dataset]
+
+
+def _placed(message: str, rows: Sequence[int]) -> str:
+    """Return a message about one row of a part of the data with the row's own number."""
+    text = message.removeprefix("train: ")
+    return f"row {rows[0]}: {text.removeprefix('row 1: ')}" if len(rows) == 1 else f"data.train: {text}"
+
+
+def _inputs(piece: Piece, device: Any) -> tuple[Tensor, Tensor]:
+    import torch
+
+    ids_BT, labels_BT = (torch.tensor([values], device=device) for values in (piece.ids, piece.labels))
+    return ids_BT, labels_BT
+
+
+def statistics(
+    loaded: Models, piece: Piece, fields: Sequence[str], sequence: int = 0, prepare: Any = None
+) -> TokenStats:
+    """Return statistics of a row's trained tokens, on the CPU.
+
+    Args:
+        prepare: changes the inputs that the live model reads, see `ballast.training.inputs.changed_inputs`.
+    """
+    import torch
+
+    from ballast.head import backbone, backbone_hidden, lm_head, token_stats, trained_positions, unwrapped
+    from ballast.reference.providers import evaluating
+    from ballast.training.inputs import changed_inputs
+
+    live, reference = loaded.live, loaded.reference
+    ids_BT, labels_BT = _inputs(piece, live.device)
+    mask_BT, targets_N = trained_positions(labels_BT)
+    inputs = {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT)}
+    with torch.no_grad(), evaluating(live), evaluating(reference):
+        ref_hidden_BTH = backbone_hidden(reference, **inputs)
+        if prepare is not None:
+            causal = unwrapped(live)
+            changed = changed_inputs(causal, inputs, labels_BT, prepare)
+            hidden_BTH = backbone(causal)(**changed, use_cache=False).last_hidden_state
+        else:
+            hidden_BTH = ref_hidden_BTH if live is reference else backbone_hidden(live, **inputs)
+        found = token_stats(
+            hidden_BTH[:, :-1][mask_BT],
+            lm_head(live),
+            targets_N,
+            fields=tuple(fields),
+            reference=(ref_hidden_BTH[:, :-1][mask_BT], lm_head(reference)),
+            vocab_size=loaded.vocab_size,
+        )
+    place = torch.arange(len(targets_N))
+    on_cpu = {name: getattr(found, name).float().cpu() for name in fields}
+    return replace(type(found)(**on_cpu), sequence=torch.full_like(place, sequence), position=place)
+
+
+def together(parts: Sequence[TokenStats]) -> TokenStats:
+    """Lay the statistics of several rows end to end, as one batch."""
+    import torch
+
+    first = parts[0]
+    names = [name for name in vars(first) if getattr(first, name) is not None]
+    return type(first)(**{name: torch.cat([part.require(name) for part in parts]) for name in names})

@@ -1,0 +1,265 @@
+"""Charts as SVG: no script, no font, no colour of their own; the style sheet gives them light and dark.
+
+A label is told by colour, by the shape of its marks and by its dashes, so that no reader depends on colour. Text is
+escaped; a mark says what it is in its title, which browsers show on hovering and screen readers read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from ballast.report.charts import BASE, RL, Chart, DotChart, Histogram, IntervalChart, Line, LineChart, Value
+from ballast.report.scales import Scale, linear, logarithmic
+from ballast.report.text import number, one_line
+
+WIDTH, HEIGHT = 360, 236
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 26, 36
+STYLES = 8
+"""Different looks; the ninth label takes the first one's colour with other dashes."""
+
+MARKS_UP_TO = 24
+"""Points of a line up to which each is marked."""
+
+Styles = Mapping[str, int]
+
+
+def styles_of(labels: Iterable[str]) -> dict[str, int]:
+    """Return the look of every label, by its place."""
+    return {label: place for place, label in enumerate(dict.fromkeys(labels)) if label != BASE}
+
+
+def css_class(label: str, styles: Styles) -> str:
+    """Return the class that gives a label its colour; the base is grey."""
+    return f"s{styles[label] % STYLES}" if label in styles else "s-base"
+
+
+def dashes(label: str, styles: Styles) -> str:
+    """Return a label's dashes, different where colours repeat."""
+    if label not in styles:
+        return "2 3"
+    return ("", "6 3", "2 2", "8 3 2 3")[styles[label] // STYLES % 4]
+
+
+def labels_in(charts: Iterable[Chart]) -> list[str]:
+    """Return the labels that charts show, for a legend; the base last."""
+    found: dict[str, None] = {}
+    for chart in charts:
+        found |= dict.fromkeys(LABELS[type(chart)](chart))
+    return sorted(found, key=lambda label: label == BASE)
+
+
+def draw(chart: Chart, styles: Styles) -> Markup:
+    """Return a chart as an SVG element that scales with its box."""
+    return DRAWN[type(chart)](chart, styles)
+
+
+def key(label: str, styles: Styles) -> Markup:
+    """Return a label's line and mark, for a legend."""
+    line = _path([(2, 7), (26, 7)], "line", dashes(label, styles))
+    body = f'<g class="{css_class(label, styles)}">{line}{_mark(label, styles, 14, 7, False)}</g>'
+    return Markup(f'<svg class="key" viewBox="0 0 28 14" width="28" height="14" aria-hidden="true">{body}</svg>')
+
+
+def _lines(chart: LineChart, styles: Styles) -> Markup:
+    xs = [x for line in chart.lines for x, _ in line.points]
+    ys = [y for line in chart.lines for _, y in line.points if y is not None]
+    ys += [bound for line in chart.lines for _, *bounds in line.band for bound in bounds]
+    ends = (LEFT + 4, WIDTH - RIGHT - 4)
+    x_scale = logarithmic(chart.places, *ends) if chart.places else linear(xs, *ends)
+    y_scale = linear(ys, HEIGHT - BOTTOM, TOP)
+    parts = [_axes(chart.x, chart.y, x_scale, y_scale)]
+    parts += [_band(line, styles, x_scale, y_scale) for line in chart.lines if line.band]
+    parts += [_line(line, styles, x_scale, y_scale) for line in chart.lines]
+    return _svg(chart.title, parts)
+
+
+def _band(line: Line, styles: Styles, x: Scale, y: Scale) -> str:
+    upper = [(x(at), y(high)) for at, _, high in line.band]
+    lower = [(x(at), y(low)) for at, low, _ in reversed(line.band)]
+    return f'<g class="{css_class(line.label, styles)}"><path class="band" d="{_d([*upper, *lower])}Z"/></g>'
+
+
+def _line(line: Line, styles: Styles, x: Scale, y: Scale) -> str:
+    pieces: list[list[tuple[float, float]]] = [[]]
+    for at, value in line.points:
+        if value is None:
+            pieces.append([])
+        else:
+            pieces[-1].append((x(at), y(value)))
+    drawn = "".join(_path(piece, "line", dashes(line.label, styles)) for piece in pieces if len(piece) > 1)
+    lone = {piece[0] for piece in pieces if len(piece) == 1}
+    few = len(line.points) <= MARKS_UP_TO
+    marks = "".join(
+        _mark(line.label, styles, x(at), y(value), False, f"{line.label}: {number(value)} at {at:g}")
+        for at, value in line.points
+        if value is not None and (few or (x(at), y(value)) in lone)
+    )
+    title = f"<title>{escape(one_line(line.label))}</title>"
+    return f'<g class="{css_class(line.label, styles)}">{title}{drawn}{marks}</g>'
+
+
+def _dots(chart: DotChart, styles: Styles) -> Markup:
+    marked = [chart.mark] if chart.mark else []
+    x_scale = linear([*_extent(dot.x for dot in chart.dots), *(x for x, _ in marked)], LEFT, WIDTH - RIGHT, count=4)
+    y_scale = linear([*_extent(dot.y for dot in chart.dots), *(y for _, y in marked)], HEIGHT - BOTTOM, TOP)
+    parts = [_axes(chart.x, chart.y, x_scale, y_scale)]
+    if chart.mark:
+        at = (x_scale(chart.mark[0]), y_scale(chart.mark[1]))
+        parts.append(f'<g class="s-base">{_mark(BASE, styles, *at, False, BASE)}</g>')
+    for label in dict.fromkeys(dot.label for dot in chart.dots):
+        own = [dot for dot in chart.dots if dot.label == label]
+        joined = _path([(x_scale(dot.x.value), y_scale(dot.y.value)) for dot in own], "join", "")
+        marks = "".join(_dot(dot, styles, x_scale, y_scale) for dot in own)
+        parts.append(f'<g class="{css_class(label, styles)}">{joined if len(own) > 1 else ""}{marks}</g>')
+    return _svg(chart.title, parts)
+
+
+def _dot(dot: Any, styles: Styles, x_scale: Scale, y_scale: Scale) -> str:
+    x, y = x_scale(dot.x.value), y_scale(dot.y.value)
+    whiskers = ""
+    if dot.x.low is not None:
+        whiskers += _path([(x_scale(dot.x.low), y), (x_scale(dot.x.high), y)], "whisker", "")
+    if dot.y.low is not None:
+        whiskers += _path([(x, y_scale(dot.y.low)), (x, y_scale(dot.y.high))], "whisker", "")
+    told = f"{dot.label}, {dot.stage}: {number(dot.y.value)} at {number(dot.x.value)}"
+    return whiskers + _mark(dot.label, styles, x, y, dot.stage == RL, told)
+
+
+def _intervals(chart: IntervalChart, styles: Styles) -> Markup:
+    row, left = 20, 104
+    bottom = TOP + row * len(chart.rows) + 6
+    values = [*_extent(value for _, _, value in chart.rows), *([] if chart.line is None else [chart.line])]
+    scale = linear(values, left, WIDTH - RIGHT, count=4)
+    parts = [_x_axis(chart.x, scale, bottom, TOP - 8)]
+    if chart.line is not None:
+        x = scale(chart.line)
+        parts.append(f'<path class="reference" d="M{x:.1f} {TOP - 8}V{bottom}"/>')
+        side = "end" if x > (left + WIDTH) / 2 else "start"
+        shift = -4 if side == "end" else 4
+        parts.append(_text(x + shift, TOP - 11, chart.line_label, side, "tick"))
+    named: set[str] = set()
+    for place, (label, stage, value) in enumerate(chart.rows):
+        y = TOP + row * place + 10
+        if label not in named:
+            parts.append(_text(left - 8, y + 4, _short(label), "end", "label"))
+        named.add(label)
+        parts.append(_interval(label, stage, value, scale, y, styles))
+    return _svg(chart.title, parts, bottom + BOTTOM)
+
+
+def _interval(label: str, stage: str, value: Value, scale: Scale, y: float, styles: Styles) -> str:
+    span = "" if value.low is None else f" ({number(value.low)} to {number(value.high)})"
+    whisker = "" if value.low is None else _path([(scale(value.low), y), (scale(value.high), y)], "whisker", "")
+    told = f"{label}, {stage}: {number(value.value)}{span}"
+    mark = _mark(label, styles, scale(value.value), y, stage == RL, told)
+    return f'<g class="{css_class(label, styles)}">{whisker}{mark}</g>'
+
+
+def _histogram(chart: Histogram, styles: Styles) -> Markup:
+    total = max(sum(chart.counts), 1)
+    shares = [count / total for count in chart.counts]
+    x_scale = linear(chart.edges, LEFT, WIDTH - RIGHT)
+    y_scale = linear([0.0, *shares], HEIGHT - BOTTOM, TOP, count=4)
+    bars = ""
+    for low, high, share in zip(chart.edges, chart.edges[1:], shares, strict=False):
+        x, y, width = x_scale(low), y_scale(share), x_scale(high) - x_scale(low)
+        told = f"<title>{number(low)} to {number(high)}: {share:.1%} of tokens</title>"
+        bars += (
+            f'<rect class="bar" x="{x + 0.5:.1f}" y="{y:.1f}" width="{max(width - 1, 0.5):.1f}" '
+            f'height="{max(y_scale(0.0) - y, 0):.1f}">{told}</rect>'
+        )
+    axes = _axes(chart.x, "share of tokens", x_scale, y_scale)
+    return _svg(chart.title, [axes, f'<g class="{css_class(chart.label, styles)}">{bars}</g>'])
+
+
+DRAWN: dict[type, Callable[[Any, Styles], Markup]] = {
+    LineChart: _lines,
+    DotChart: _dots,
+    IntervalChart: _intervals,
+    Histogram: _histogram,
+}
+
+LABELS: dict[type, Callable[[Any], list[str]]] = {
+    LineChart: lambda chart: [line.label for line in chart.lines],
+    DotChart: lambda chart: [*(dot.label for dot in chart.dots), *([BASE] if chart.mark else [])],
+    IntervalChart: lambda chart: [label for label, _, _ in chart.rows],
+    Histogram: lambda chart: [chart.label],
+}
+
+
+def _extent(values: Iterable[Value]) -> list[float]:
+    return [bound for v in values for bound in (v.value, v.low, v.high) if bound is not None]
+
+
+def _svg(title: str, parts: list[str], height: float = HEIGHT) -> Markup:
+    name = escape(one_line(title))
+    return Markup(
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{name}">{"".join(parts)}</svg>'
+    )
+
+
+def _axes(x_name: str, y_name: str, x: Scale, y: Scale) -> str:
+    rows = "".join(
+        f'<path class="grid" d="M{LEFT} {y(tick):.1f}H{WIDTH - RIGHT}"/>'
+        + _text(LEFT - 6, y(tick) + 3.5, f"{tick:g}".replace("-", "−"), "end", "tick")
+        for tick in y.ticks
+    )
+    return rows + _text(4, 11, y_name, "start", "axis") + _x_axis(x_name, x, HEIGHT - BOTTOM)
+
+
+def _x_axis(name: str, x: Scale, bottom: float, top: float | None = None) -> str:
+    columns = ""
+    for tick in x.ticks:
+        at = x(tick)
+        columns += _text(at, bottom + 14, f"{tick:g}".replace("-", "−"), "middle", "tick")
+        columns += "" if top is None else f'<path class="grid" d="M{at:.1f} {top}V{bottom}"/>'
+    return columns + _text((x.start + x.end) / 2, bottom + 30, name, "middle", "axis")
+
+
+def _text(x: float, y: float, text: str, anchor: str, kind: str) -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(one_line(text))}</text>'
+
+
+def _short(label: str, limit: int = 16) -> str:
+    text = one_line(label)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def _d(points: list[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+
+
+def _path(points: list[tuple[float, float]], kind: str, dash: str) -> str:
+    dashed = f' stroke-dasharray="{dash}"' if dash else ""
+    return f'<path class="{kind}"{dashed} d="{_d(points)}"/>'
+
+
+def _polygon(corners: int, turn: float, size: float) -> Callable[[float, float], str]:
+    angles = [turn + 2 * math.pi * corner / corners for corner in range(corners)]
+    return lambda x, y: _d([(x + size * math.sin(a), y - size * math.cos(a)) for a in angles]) + "Z"
+
+
+def _circle(x: float, y: float) -> str:
+    return f"M{x - 3.5:.1f} {y:.1f}a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0 -7 0Z"
+
+
+MARKS: tuple[Callable[[float, float], str], ...] = (
+    _circle,
+    _polygon(4, math.pi / 4, 4.4),
+    _polygon(3, 0, 4.8),
+    _polygon(4, 0, 4.8),
+    _polygon(3, math.pi, 4.8),
+    _polygon(5, 0, 4.6),
+    _polygon(6, 0, 4.4),
+    _polygon(3, math.pi / 2, 4.8),
+)
+
+
+def _mark(label: str, styles: Styles, x: float, y: float, hollow: bool, told: str = "") -> str:
+    shape = MARKS[styles.get(label, 0) % len(MARKS)](x, y)
+    title = f"<title>{escape(one_line(told))}</title>" if told else ""
+    return f'<path class="{"mark hollow" if hollow else "mark"}" d="{shape}">{title}</path>'

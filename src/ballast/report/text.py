@@ -1,0 +1,99 @@
+"""Text from data as text: nothing in it acts on a page, a terminal or the direction of what stands beside it."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+
+INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+"""Unicode categories of characters that show nothing themselves, and may change how others are shown."""
+
+MARKDOWN = re.compile(
+    r"""[\\`*{}\[\]<>|~$&]      # markup wherever it stands
+    |(?<![^\W_])_|_(?![^\W_])  # emphasis, but not within a word
+    |^(?:[#=]|[+-](?=[\s+-]|$)|\d+(?=[.)](?:\s|$)))  # what starts a heading or a list
+    |:(?=//)|(?<=\bwww)\.      # addresses that would become links
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+def inert(text: object, *, keep: str = "") -> str:
+    """Return text with its invisible characters spelt out, such as ``⟨U+202E⟩``, but for those in `keep`.
+
+    Right-to-left overrides reorder what follows them, lone surrogates cannot be written, escape codes move a
+    terminal's cursor: spelt out, they are seen for what they are.
+    """
+    return "".join(c if c in keep or not _hidden(c) else f"⟨U+{ord(c):04X}⟩" for c in str(text))
+
+
+def _hidden(character: str) -> bool:
+    return unicodedata.category(character) in INVISIBLE
+
+
+def one_line(text: object) -> str:
+    """Return inert text in one line: breaks and runs of white space become a space."""
+    return inert(" ".join(str(text).split()))
+
+
+def markdown(text: object) -> str:
+    """Return text that Markdown shows as it stands: no markup, no link, no table cell of its own."""
+    return MARKDOWN.sub(_escaped, one_line(text))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    # A backslash goes before punctuation only; "1." at a line's start is undone behind the digit.
+    text = found[0]
+    return f"{text}\u2060" if text.isdigit() else f"\\{text}"
+
+
+def code(text: object) -> str:
+    """Return text as a Markdown code span, with a fence longer than any run of backticks inside."""
+    plain = one_line(text).replace("|", "\\|")
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", plain)), default=0))
+    pad = " " if plain.startswith("`") or plain.endswith("`") else ""
+    return f"{fence}{pad}{plain}{pad}{fence}"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Return a figure for a table: ``digits`` decimals where it lies near 1, else as many significant digits."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if value == 0 or 0.001 <= abs(value) < 100:
+        return f"{value:.{digits}f}".replace("-", "−")
+    return f"{value:.{digits}g}".replace("-", "−")
+
+
+def signed(value: float | None, digits: int = 3) -> str:
+    """Return a difference: `number` with its sign."""
+    text = number(value, digits)
+    return f"+{text}" if value is not None and value > 0 else text
+
+
+def interval(low: float | None, high: float | None, *, show: object = number) -> str:
+    """Return ``low to high``, or nothing where there is no interval."""
+    return "" if low is None or high is None else f"{show(low)} to {show(high)}"  # type: ignore[operator]
+
+
+def rate(value: float | None) -> str:
+    """Return a learning rate in the shortest form that is exact: ``3e-4``."""
+    if value is None:
+        return "–"
+    mantissa, _, exponent = f"{value:e}".partition("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}" if value else "0"
+
+
+def p_value(p: float | None) -> str:
+    """Return a p-value: three decimals, or that it is smaller."""
+    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def joined(parts: list[str], last: str = "and") -> str:
+    """Return ``a, b and c``."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {last} {parts[-1]}" if parts else ""
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """Return ``1 seed``, ``5 seeds``."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
