@@ -160,6 +160,9 @@ def test_without_gradient_the_loss_is_the_same_number_alone():
         ours = fused_loss(states, head, targets, Anchored(), reference=reference)
     frozen = LMHead(head.weight.detach(), head.bias.detach())
     still = fused_loss(states.detach(), frozen, targets, Anchored(), reference=reference)
+    with torch.inference_mode():
+        inferred = fused_loss(states * 1, head, targets, Anchored(), reference=reference)
+    assert inferred == ours
     assert expected.requires_grad
     assert not ours.requires_grad
     assert not still.requires_grad

@@ -70,6 +70,17 @@ def test_statistics_are_returned(chunk):
     assert torch.equal(formed.stats.sequence, columns["sequence"])
 
 
+def test_a_column_stands_for_a_field_of_the_same_name():
+    states, head, targets, reference = inputs(6)
+    given = torch.linspace(0.1, 0.9, 6, dtype=torch.float64)
+    formed = two_phase(
+        states, head, targets, objective("prift-prob").per_token_loss, fields=("logprob", "ref_logprob"),
+        columns={"ref_logprob": given}, reference=reference,
+    )  # fmt: skip
+    assert torch.equal(formed.stats.ref_logprob, given)
+    torch.testing.assert_close(formed.loss.detach(), -(formed.stats.logprob * given.exp()).mean())
+
+
 VOCAB, HIDDEN = 131, 2
 
 
@@ -101,6 +112,8 @@ def test_only_tokens_with_gradient_are_projected_again_and_only_those_with_a_kl_
     assert kinds[HIDDEN + 1, VOCAB] == 8 + 1
     assert kinds[VOCAB, HIDDEN] == 4
     assert meter.largest == max(2 * VOCAB, VOCAB * HIDDEN)
+    # Two tiles of 2 rows (model and reference), scratch for three blocks, the head's gradient and its next summand.
+    assert meter.peak <= (5 * 2 * VOCAB + 2 * VOCAB * HIDDEN) * 4 + 8 * 4 * 60
 
 
 def test_one_tile_is_projected_once():
@@ -123,6 +136,9 @@ def test_without_gradient_one_projection_and_the_same_loss():
     assert not loss.requires_grad
     torch.testing.assert_close(loss, expected.detach(), rtol=1e-14, atol=0)
     assert len(meter.products) == 2 * 3
+    with torch.inference_mode():
+        inferred = two_phase(states * 1, head, targets, _some, fields=FIELDS, reference=reference, chunk=3).loss
+    assert inferred == loss
 
 
 @pytest.mark.parametrize("rows", [0, 6])

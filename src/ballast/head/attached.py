@@ -36,15 +36,17 @@ class Formed:
     computed: Tensor | None
 
 
-def per_token_slopes(per_token_loss: PerTokenLoss, stats: TokenStats, count: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the losses and the gradient of their sum by each statistic that has one, ``[C]`` each.
+def per_token_slopes(
+    per_token_loss: PerTokenLoss, stats: TokenStats, count: int, wanted: bool
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the losses and, if asked for, the gradient of their sum by each statistic that has one, ``[C]`` each.
 
     Raises:
         ValueError: if there is not one loss per token.
     """
-    given = {name: getattr(stats, name) for name in DIFFERENTIABLE_FIELDS}
+    given = {name: getattr(stats, name) for name in DIFFERENTIABLE_FIELDS if wanted}
     leaves = {name: value.detach().requires_grad_() for name, value in given.items() if value is not None}
-    with torch.enable_grad():
+    with torch.set_grad_enabled(wanted):
         losses_C = per_token_loss(replace(stats, **leaves))
         if losses_C.shape != (count,):
             raise ValueError(f"expected one loss for each of {count} tokens, got the shape {[*losses_C.shape]}")

@@ -141,7 +141,7 @@ def fused_pass(
         for part in parts(count, rows, order):
             values = tiles.fold(part)
             stats_C = TokenStats(**{name: values[name] for name in needs}, **_take(columns, part))
-            losses_C, slopes_C = per_token_slopes(objective.per_token_loss, stats_C, len(values["top"]))
+            losses_C, slopes_C = per_token_slopes(objective.per_token_loss, stats_C, len(values["top"]), bool(needed))
             loss += losses_C.sum()
             if gradients is not None:
                 tiles.form({name: slope / total for name, slope in slopes_C.items()}, gradients, part)

@@ -54,7 +54,8 @@ def two_phase(
         ValueError: for whatever `token_stats` refuses, or columns that do not fit.
     """
     fixed = None if reference is None else frozen(*reference)
-    columns, fields = checked_columns(columns, targets), tuple(dict.fromkeys(fields))
+    columns = checked_columns(columns, targets)
+    fields = tuple(name for name in dict.fromkeys(fields) if name not in columns)
     check(hidden, head, targets, fields, fixed, vocab_size)
     total = checked_denominator(denominator, len(targets))
     needed, autocast = Needed.by(hidden, head), autocast_dtype(hidden.device.type)
@@ -65,7 +66,7 @@ def two_phase(
         tiles = make(fields=fields, slopes=_with_slope(fields) if in_one else ())
         found = [tiles.fold(part) for part in parts(len(targets), rows, None)]
         stats = TokenStats(**joined(found, fields, tiles.zero()), **columns)
-        losses_N, slopes = per_token_slopes(per_token_loss, stats, len(targets))
+        losses_N, slopes = per_token_slopes(per_token_loss, stats, len(targets), bool(needed))
         slopes = {name: slope / total for name, slope in slopes.items()}
         gradients = Gradients(hidden, head, needed) if needed else None
         if gradients is not None and in_one:
@@ -75,11 +76,16 @@ def two_phase(
             # Its tiles are given back before others are made.
             del tiles
             for names, order in _carriers(slopes):
-                tiles = make(fields=names, slopes=names)
-                for part in parts(len(order), rows, order):
-                    tiles.fold(part)
-                    tiles.form({name: slopes[name][part] for name in names}, gradients, part)
+                _form_again(
+                    make(fields=names, slopes=names), {name: slopes[name] for name in names}, gradients, order, rows
+                )
     return Formed(attach(losses_N.sum() / total, hidden, head, gradients), stats, None)
+
+
+def _form_again(tiles: Tiles, slopes: dict[str, Tensor], gradients: Gradients, order: Tensor, rows: int) -> None:
+    for part in parts(len(order), rows, order):
+        tiles.fold(part)
+        tiles.form({name: slope[part] for name, slope in slopes.items()}, gradients, part)
 
 
 def _with_slope(fields: tuple[str, ...]) -> tuple[str, ...]:
