@@ -24,8 +24,6 @@ from typing import Any
 
 from tables import BASE, MEASURED, collect, tables
 
-from ballast.records import git_commit
-
 HERE = Path(__file__).resolve().parent
 RECIPES = HERE / "recipes"
 RESULTS = HERE / "results.json"
@@ -98,6 +96,15 @@ def finished(folder: Path) -> bool:
     return record.is_file() and json.loads(record.read_text(encoding="utf-8"))["status"] == "finished"
 
 
+def checked_out() -> str:
+    """Return the commit of this checkout, with ``+`` where files differ from it; the driver's own record may."""
+    git = ("git", "-C", str(HERE))
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    others = ("--porcelain", "--untracked-files=no", "--", ":(top)", f":(exclude){RESULTS.name}")
+    changed = subprocess.run([*git, "status", *others], capture_output=True, text=True, check=True).stdout
+    return commit + ("+" if changed else "")
+
+
 def prepare_data(bench: Bench) -> None:
     if not (bench.work / "data" / "report.txt").is_file():
         source = bench.real / "data" / "svamp" / "SVAMP.json"
@@ -114,7 +121,7 @@ def train(bench: Bench, recipe: str, output: str, *words: str) -> None:
         return
     if folder.exists():
         folder.rename(folder.with_name(f"{folder.name}.broken-{os.getpid()}"))
-    commit = git_commit(HERE)
+    commit = checked_out()
     log = f"train-{output.replace('/', '-')}"
     seconds = bench.ballast("train", str(RECIPES / recipe), f"output={output}", *words, log=log)
     write(folder / MEASURED, json.dumps({"commit": commit, "cpu_seconds": round(seconds, 1)}) + "\n")
