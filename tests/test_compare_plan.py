@@ -235,7 +235,7 @@ def test_rl_starts_from_the_run_and_is_measured_on_what_is_reported():
         {"objectives": ["sft"], "rates": [1e-4], "then": {"rl": {"steps": 30}}}).then})  # fmt: skip
     made = Plan(made.recipe.model_copy(update={"compare": then}))
     cell = Cell("sft", 1e-4, 8, REPORT)
-    recipe = rl_recipe(made, cell, 8, store_at("out"), Store_at("out").rl(cell.name))
+    recipe = rl_recipe(made, cell, 8, store_at("out"), store_at("out").rl(cell.name))
     assert recipe.rl == {"verifier": "exact", "steps": 30}
     assert [task.settings()["name"] for task in recipe.evaluation.tasks] == ["test", "text"]
     assert (recipe.seed, recipe.output) == (8, "out/cells/sft-lr0.0001-s8/rl")

@@ -168,7 +168,7 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = (), *, check
     source, problems = load_source(path, overrides)
     recipe, broken, found = _validated(source.tree)
     problems += found
-    for check in (_check_objective, _check_groups, _check_rl, *checks):
+    for check in (_check_objective, check_group_options, _check_rl, *checks):
         problems += check(recipe, broken)
     if problems:
         raise RecipeError([source.describe(problem) for problem in problems])
@@ -219,7 +219,7 @@ def _check_options(section: ObjectiveSection, where: Where) -> Iterable[Problem]
         options = smaller
 
 
-def _check_groups(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+def check_group_options(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     """Look at every key by itself, so that a bad one does not hide the next; then at all of them together."""
     if recipe.groups is None or "groups" in broken:
         return

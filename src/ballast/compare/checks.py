@@ -14,11 +14,17 @@ from ballast.compare.store import BASE, CACHE, CELLS, PLAN, SUMMARY
 from ballast.errors import BallastError, suggest
 from ballast.objectives import Objective
 from ballast.pipeline import checks, group_checks, rl_checks, settings
-from ballast.recipe import Check, Recipe, TaskSection
+from ballast.recipe import Check, Recipe, TaskSection, check_group_options
 from ballast.recipe_sections import BudgetSection, ChooseSection, CompareSection, MethodSection
 from ballast.recipe_source import Problem
 
 OWN_FILES = (PLAN, SUMMARY, CELLS, BASE, CACHE, "report.html", "report.md", "jobs.log")
+ROW_CHECKS: tuple[Check, ...] = (
+    check_group_options,
+    checks.check_reference,
+    group_checks.check_groups,
+    settings.check_training,
+)
 ROWS, CHOOSE = ("compare", "objectives"), ("compare", "choose_by")
 
 
@@ -72,8 +78,8 @@ def check_rows(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
             continue
         yield from _check_groups(row, index, objective, section)
         one = method_recipe(recipe, row, steps=_any_steps(section), cache=str(Path(recipe.output or ".") / CACHE))
-        for check in (checks.check_reference, group_checks.check_groups, settings.check_training):
-            yield from (_relocated(problem, index, row) for problem in check(one, broken))
+        for check in ROW_CHECKS:
+            yield from (_relocated(problem, index, row, recipe) for problem in check(one, broken))
     if recipe.groups is not None and not any(one is not None and on_groups(one) for one in built.values()):
         yield Problem(("groups",), "no row trains on groups, so they would be ignored; leave them out")
 
@@ -118,15 +124,15 @@ def _check_budget(recipe: Recipe, budget: BudgetSection | None) -> Iterable[Prob
         yield Problem(("compare", "budget", "tokens"), "packing decides how many tokens a step reads; give steps")
 
 
-def _relocated(problem: Problem, index: int, row: MethodSection) -> Problem:
-    """Move a problem to the row, where that is where it was written."""
+def _relocated(problem: Problem, index: int, row: MethodSection, recipe: Recipe) -> Problem:
+    """Move a problem to the row, unless it is with what the recipe says for all rows."""
     head, *rest = problem.where
-    own = head in ("groups", "training") and rest and rest[0] in getattr(row, str(head))
-    if head == "objective":
-        return Problem((*ROWS, index, *rest), problem.message, problem.place)
-    if own or (head == "groups" and not rest):
-        return Problem((*ROWS, index, head, *rest), problem.message, problem.place)
-    return problem
+    shared = {"groups": recipe.groups or {}, "training": recipe.training, "objective": {}}
+    own = {"groups": row.groups, "training": row.training, "objective": {}}
+    if head not in shared or (rest and rest[0] in shared[head] and rest[0] not in own[head]):
+        return problem
+    where = (*ROWS, index, *rest) if head == "objective" else (*ROWS, index, head, *rest)
+    return Problem(where, problem.message, problem.place)
 
 
 def check_choice(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
@@ -220,7 +226,8 @@ def check_then(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     wrong = list(_rl_options(recipe, merged))
     after = recipe.model_copy(update={"rl": merged})
     for problem in wrong or rl_checks.check_rl(after, broken):
-        here = problem.where[:1] == ("rl",) and (len(problem.where) == 1 or problem.where[1] in own)
+        shared = problem.where[1:2] and problem.where[1] in (recipe.rl or {}) and problem.where[1] not in own
+        here = problem.where[0] == "rl" and not shared
         yield Problem(("compare", "then", *problem.where) if here else problem.where, problem.message, problem.place)
 
 
