@@ -66,14 +66,16 @@ def run_rl(
     clock = _Clock()
     recipe = recipe if output is None else recipe.model_copy(update={"output": str(output)})
     made = _ready(recipe, start, resume)
+    # An adapter's folder as the recipe's model is put on its base, here as for training.
+    measured = recipe if start is not None else recipe.model_copy(update={"model": made.model})
     folder = Path(str(recipe.output))
     clock.lap("prepare")
     model = models.load_model(made.model, trainable=True)
-    check_prompts(recipe, model, made.tokenizer)
+    check_prompts(measured, model, made.tokenizer)
     clock.lap("load")
     evals: list[Measured] = []
     if recipe.evaluation.tasks and recipe.evaluation.base and not resume:
-        evals = measure(recipe, model.to(made.args.device), made.tokenizer, name=BEFORE, progress=progress)
+        evals = measure(measured, model.to(made.args.device), made.tokenizer, name=BEFORE, progress=progress)
     clock.lap("evaluate_before")
     with _no_empty_folder(folder):
         run = _run(made, model, folder, say if progress else None)
@@ -94,7 +96,7 @@ def run_rl(
     finished = {**record, "status": "finished", "finished": _now(), "train": totals, "seconds": clock.laps}
     finished |= {"answers": run.rewards.answers, **run.rewards.counts, "reward": _reward(folder)}
     records.write_json(folder / records.RUN, finished)
-    after = measure(recipe, run.trainer.model, made.tokenizer, name=AFTER, progress=progress)
+    after = measure(measured, run.trainer.model, made.tokenizer, name=AFTER, progress=progress)
     clock.lap("evaluate")
     if after:
         _write_evals(folder, after, step=run.trainer.state.global_step)

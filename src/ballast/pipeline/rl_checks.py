@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,6 +20,22 @@ FIXED = ("model", "data", "rl", "seed")
 """Sections that a resumed run may not change."""
 MAY_CHANGE = ("steps", "save_steps")
 """Options of ``rl`` that it may: a longer run begins like a shorter one."""
+FIELD_CHOICES: dict[str, tuple[Any, ...]] = {
+    "importance_sampling_level": ("token", "sequence"),
+    "scale_rewards": ("group", "batch", "none", True, False),
+    "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
+    "vllm_mode": ("colocate", "server"),
+}
+"""Values of fields that TRL itself looks at only when a step has been sampled."""
+FIELD_BOUNDS: dict[str, tuple[float, float]] = {
+    "delta": (0, math.inf),
+    "epsilon": (0, math.inf),
+    "epsilon_high": (0, math.inf),
+    "min_p": (0, 1),
+    "repetition_penalty": (1e-3, math.inf),
+    "top_entropy_quantile": (0, 1),
+    "top_k": (0, math.inf),
+}
 SHARDED = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
 
 
@@ -135,7 +152,13 @@ def _check_trainer(recipe: Recipe, options: RLOptions) -> Iterable[Problem]:
     wrong = {key: message for key, value in options.trainer.items() if (message := _wrong(key, value, hints))}
     for key, message in wrong.items():
         yield Problem(("rl", "trainer", key), message)
-    if not wrong:
+    if options.loss_type == "luspo" and options.trainer.get("importance_sampling_level") != "sequence":
+        yield Problem(
+            ("rl", "loss_type"),
+            "luspo weighs whole sequences, and its token weights would be another loss; set "
+            "rl.trainer.importance_sampling_level=sequence",
+        )
+    elif not wrong:
         yield from _construct(recipe, options)
 
 
@@ -143,10 +166,20 @@ def _wrong(key: str, value: Any, hints: Mapping[str, Any]) -> str | None:
     if key in ELSEWHERE:
         return f"would be overridden here; {ELSEWHERE[key]}"
     if key in TRAINER:
-        return settings.wrong_type(value, hints[key])
+        return settings.wrong_type(value, hints[key]) or _wrong_value(key, value)
     if key in hints:
         return "is a field of trl.GRPOConfig that `ballast rl` does not take; leave it out"
     return f"unknown key{suggest(key, TRAINER)}"
+
+
+def _wrong_value(key: str, value: Any) -> str | None:
+    if key in FIELD_CHOICES and value not in FIELD_CHOICES[key]:
+        return f"{value!r} is not allowed{suggest(str(value), tuple(map(str, FIELD_CHOICES[key])))}"
+    if key in FIELD_BOUNDS and isinstance(value, (int, float)):
+        low, high = FIELD_BOUNDS[key]
+        if not low <= value <= high:
+            return f"must be at least {low:g}{f' and at most {high:g}' if high < math.inf else ''}; got {value}"
+    return settings._out_of_range(key, value)
 
 
 def _construct(recipe: Recipe, options: RLOptions) -> Iterable[Problem]:
