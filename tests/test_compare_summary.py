@@ -1,0 +1,287 @@
+"""From records to the summary: by hand on few numbers, and what must not leak into it."""
+
+import dataclasses
+import json
+from io import StringIO
+
+import numpy as np
+import pytest
+
+from ballast.compare.plan import BASE, REPORT, TUNING, Cell, Plan
+from ballast.compare.read import AFTER, BEFORE, START, Failure, Run
+from ballast.compare.statistics import holm, over_both, over_items, over_seeds, paired_p
+from ballast.compare.summary import summarise
+from ballast.compare.view import markdown, notes, sheets, show
+from ballast.errors import BallastError
+from ballast.evaluation.metrics import mean
+from ballast.recipe import Recipe
+
+SEEDS, ITEMS = (7, 8, 9), 12
+LABELS = ("sft", "dft", "ift")
+
+
+def plan(**compare):
+    section = {"objectives": list(LABELS), "rates": [1e-4, 3e-4], "seeds": 3, "tuning_seeds": 1, **compare}
+    section.setdefault("choose_by", {"task": "validation", "metric": "accuracy"})
+    tasks = [{"name": name, "data": "lab:test"} for name in ("validation", "test", "text")]
+    return Plan(Recipe.model_validate({"model": "lab", "compare": section, "seed": 7, "evaluation": {"tasks": tasks}}))
+
+
+def measured(scores):
+    """A task's record as `evaluate` writes it, of 0/1 scores per item."""
+    values = [float(score) for score in scores]
+    return {"kind": "generate", "settings": {"seed": 3, "samples": 1}, "metrics": {"accuracy": mean(values).to_dict()}}
+
+
+def entropy(value):
+    metrics = {"entropy": {"value": value, "n": 9, "low": None, "high": None, "level": 0.95, "method": "none"}}
+    return {"kind": "nll", "settings": {}, "metrics": metrics}
+
+
+def run(cell, scores, *, stage=BEFORE, nats=1.0, prompts=None):
+    reported = cell.role != TUNING
+    name = "test" if reported else "validation"
+    suffix = "/rl" if stage == AFTER else ""
+    return Run(
+        path=(f"base/rl/s{cell.seed}" if cell.label == BASE else f"cells/{cell.name}{suffix}"),
+        **cell.record(),
+        stage=stage,
+        tasks={name: measured(scores), **({"text": entropy(nats)} if reported else {})},
+        items={name: {"accuracy": np.asarray(scores, dtype=float)}},
+        prompts={name: prompts or tuple(f"p{i}" for i in range(len(scores)))},
+        budget={"steps": 8, "tokens": 1000, "seconds": 1.5},
+        objective={"name": cell.label, "with": "defaults"},
+        provenance={"versions": {"torch": "2"}, "commit": "c" * 40, "device": "cpu"},
+    )
+
+
+def start(scores):
+    base = run(Cell(BASE, None, 0, START), scores)
+    return dataclasses.replace(base, path="base", objective=None)
+
+
+@pytest.fixture
+def scores():
+    rng = np.random.default_rng(2)
+    chance = {"sft": 0.5, "dft": 0.6, "ift": 0.8}
+    return {(label, seed): (rng.random(ITEMS) < chance[label]).astype(float) for label in LABELS for seed in SEEDS}
+
+
+@pytest.fixture
+def runs(scores):
+    cells = [cell for label in LABELS for cell in plan().tuning(label)]
+    tuning = [run(cell, [1, 1, 0, 0] if cell.rate == 3e-4 else [1, 0, 0, 0]) for cell in cells]
+    report = [run(Cell(label, 3e-4, seed, REPORT), given, nats=seed / 10) for (label, seed), given in scores.items()]
+    return [*tuning, *report, start([1.0, 0.0] * 6)]
+
+
+def result(summary, label, task="test", metric="accuracy", stage=BEFORE):
+    [row] = [row for row in summary["rows"] if row["label"] == label]
+    return row["stages"][stage]["tasks"][task][metric]
+
+
+def table(scores, label, seeds=SEEDS):
+    return np.stack([scores[label, seed] for seed in seeds])
+
+
+def test_means_and_intervals_are_those_of_the_statistics(runs, scores):
+    summary = summarise(plan(), runs)
+    found = result(summary, "dft")
+    ours = table(scores, "dft")
+    assert found["values"] == pytest.approx(ours.mean(axis=1).tolist())
+    assert found["over_seeds"] == over_seeds(ours.mean(axis=1)).to_dict()
+    assert found["over_items"] == mean(ours.mean(axis=0)).to_dict()
+    assert found["over_both"] == over_both(ours).to_dict()
+    assert summary["seeds"] == {"report": [7, 8, 9], "tuning": [1007]}
+
+
+def test_differences_are_paired_by_seed_and_by_item(runs, scores):
+    found = result(summarise(plan(), runs), "ift")["to_baseline"]
+    difference = table(scores, "ift") - table(scores, "sft")
+    assert found["values"] == pytest.approx(difference.mean(axis=1).tolist())
+    assert found["over_seeds"] == over_seeds(difference.mean(axis=1)).to_dict()
+    assert found["over_items"] == over_items(difference).to_dict()
+    assert found["over_both"] == over_both(difference).to_dict()
+    assert found["p"] == paired_p(difference.mean(axis=1))
+
+
+def test_the_order_of_the_records_does_not_matter(runs):
+    assert summarise(plan(), runs[::-1]) == summarise(plan(), runs)
+    json.dumps(summarise(plan(), runs), allow_nan=False)
+
+
+def test_p_values_are_adjusted_over_the_methods_of_one_metric(runs):
+    summary = summarise(plan(), runs)
+    found = [result(summary, label)["to_baseline"] for label in ("dft", "ift")]
+    assert [one["p_holm"] for one in found] == holm([one["p"] for one in found])
+    assert [one["p_holm"] for one in found] != [one["p"] for one in found]
+    assert result(summary, "sft")["to_baseline"] is None
+    assert result(summary, BASE)["to_baseline"] is None
+
+
+def test_the_start_is_the_partner_of_every_seed(runs, scores):
+    summary = summarise(plan(), runs)
+    found = result(summary, "sft")["to_start"]
+    assert found["seeds"] == [7, 8, 9]
+    assert found["values"] == pytest.approx((table(scores, "sft").mean(axis=1) - 0.5).tolist())
+    assert result(summary, BASE)["to_start"] is None
+    base = result(summary, BASE)
+    assert (base["values"], base["over_seeds"]["low"], base["over_items"]["method"]) == ([0.5], None, "wilson")
+
+
+def test_only_seeds_that_both_have_are_compared(runs, scores):
+    summary = summarise(plan(), [one for one in runs if (one.label, one.seed) != ("sft", 8)])
+    found = result(summary, "dft")["to_baseline"]
+    assert found["seeds"] == [7, 9]
+    difference = table(scores, "dft", (7, 9)) - table(scores, "sft", (7, 9))
+    assert found["over_items"] == over_items(difference).to_dict()
+    assert result(summary, "dft")["over_seeds"]["n"] == 3
+    assert summary["missing"] == ["cells/sft-lr0.0003-s8"]
+    assert not summary["complete"]
+
+
+def test_metrics_without_scores_of_items_have_an_interval_over_seeds_alone(runs):
+    found = result(summarise(plan(), runs), "dft", "text", "entropy")
+    assert found["values"] == [0.7, 0.8, 0.9]
+    assert found["over_items"] is None
+    assert found["over_both"] is None
+    assert found["over_seeds"]["low"] < 0.8 < found["over_seeds"]["high"]
+    assert found["to_baseline"]["values"] == [0.0, 0.0, 0.0]
+    assert found["to_baseline"]["p"] == 1.0
+
+
+def test_tuning_is_shown_and_never_reported(runs):
+    summary = summarise(plan(), runs)
+    [row] = [row for row in summary["rows"] if row["label"] == "dft"]
+    assert [(one["rate"], one["seeds"], one["values"]) for one in row["tuning"]] == [
+        (1e-4, [1007], [0.25]),
+        (3e-4, [1007], [0.5]),
+    ]
+    assert (row["rate"], row["edge"]) == (3e-4, "highest")
+    assert [task["name"] for task in summary["tasks"]] == ["test", "text"]
+    assert all("1007" not in path for path in row["stages"][BEFORE]["runs"])
+    assert "validation" not in row["stages"][BEFORE]["tasks"]
+
+
+def test_runs_at_other_rates_and_seeds_change_nothing(runs):
+    stray = [run(Cell("dft", rate, seed, REPORT), [1.0] * ITEMS) for rate, seed in ((1e-4, 7), (3e-4, 77), (9e-4, 8))]
+    stray.append(run(Cell("unknown", 3e-4, 7, REPORT), [1.0] * ITEMS))
+    assert summarise(plan(), [*runs, *stray]) == summarise(plan(), runs)
+
+
+def test_a_rate_within_the_sweep_has_no_edge(runs):
+    made = plan(rates=[1e-4, 3e-4, 1e-3])
+    cells = [cell for label in LABELS for cell in made.tuning(label)]
+    tuning = [run(cell, [1, 1, 0, 0] if cell.rate == 3e-4 else [1, 0, 0, 0]) for cell in cells]
+    summary = summarise(made, [*tuning, *(one for one in runs if one.role != TUNING)])
+    assert {row["edge"] for row in summary["rows"]} == {None}
+    assert {row["rate"] for row in summary["rows"][1:]} == {3e-4}
+
+
+def test_runs_on_other_items_do_not_pair(runs):
+    other = [f"q{i}" for i in range(ITEMS)]
+    moved = [dataclasses.replace(one, prompts={"test": tuple(other)}) if one.label == "dft" else one for one in runs]
+    with pytest.raises(BallastError, match=r"measured on other items than .* do not pair"):
+        summarise(plan(), moved)
+
+
+def after_rl(runs, gain=1.0):
+    reported = [one for one in runs if one.role == REPORT]
+    best = [run(Cell(one.label, one.rate, one.seed, REPORT), [gain] * ITEMS, stage=AFTER) for one in reported]
+    return best + [run(Cell(BASE, None, seed, REPORT), [1.0] * 9 + [0.0] * 3, stage=AFTER) for seed in SEEDS]
+
+
+def test_after_rl_is_a_stage_of_its_own_with_its_gain(runs, scores):
+    made = plan(then={"rl": {"steps": 1}})
+    summary = summarise(made, [*runs, *after_rl(runs)])
+    assert summary["complete"]
+    found = result(summary, "dft", stage=AFTER)
+    assert found["gain"]["values"] == pytest.approx((1 - table(scores, "dft").mean(axis=1)).tolist())
+    assert found["to_baseline"]["values"] == [0.0, 0.0, 0.0]
+    assert found["to_start"]["values"] == [0.5, 0.5, 0.5]
+    assert "gain" not in result(summary, "dft")
+    base = result(summary, BASE, stage=AFTER)
+    assert (base["values"], base["gain"]["values"]) == ([0.75] * 3, [0.25] * 3)
+    assert base["to_baseline"] is None
+    # Before RL nothing has moved.
+    plain = summarise(plan(), runs)
+    assert result(summary, "dft") == result(plain, "dft")
+
+
+def test_missing_rl_is_said(runs):
+    summary = summarise(plan(then={"rl": {"steps": 1}}), [*runs, *after_rl(runs)[1:-1]])
+    assert summary["missing"] == ["cells/sft-lr0.0003-s7/rl", "base/rl/s9"]
+
+
+def test_a_row_without_its_rate_has_no_results_yet(runs):
+    some = [one for one in runs if not (one.label == "ift" and one.role == TUNING)]
+    summary = summarise(plan(), some)
+    [row] = [row for row in summary["rows"] if row["label"] == "ift"]
+    assert (row["rate"], row["stages"]) == (None, {})
+    assert "cells/ift-lr…" in summary["missing"]
+    # The family of tests is smaller by one.
+    assert result(summary, "dft")["to_baseline"]["p_holm"] == result(summary, "dft")["to_baseline"]["p"]
+
+
+def test_random_weights_are_no_method(runs):
+    made = plan(random=True)
+    tuning = [run(cell, [1, 0, 0, 0]) for cell in made.tuning("random")]
+    report = [run(Cell("random", 1e-4, seed, REPORT), [0.0] * ITEMS) for seed in SEEDS]
+    summary = summarise(made, [*runs, *tuning, *report])
+    assert [row["kind"] for row in summary["rows"]] == ["start", "method", "method", "method", "random"]
+    assert result(summary, "random")["to_baseline"] is None
+    assert result(summary, "dft") == result(summarise(plan(), runs), "dft")
+
+
+def test_failures_and_provenance(runs):
+    cell = Cell("dft", 1e-4, 1007, TUNING)
+    rest = [one for one in runs if one.path != f"cells/{cell.name}"]
+    summary = summarise(plan(), rest, [Failure(f"cells/{cell.name}", **cell.record(), stage=BEFORE, error="boom")])
+    assert summary["failed"] == [{"run": "cells/dft-lr0.0001-s1007", "error": "boom"}]
+    assert summary["missing"] == ["cells/dft-lr0.0001-s1007"]
+    assert summary["provenance"] == {"versions": [{"torch": "2"}], "commits": ["c" * 40], "devices": ["cpu"]}
+    [row] = [row for row in summary["rows"] if row["label"] == "dft"]
+    assert [one["failed"] for one in row["tuning"]] == [[1007], []]
+    assert row["objective"] == {"name": "dft", "with": "defaults"}
+
+
+def test_tables_show_every_mean_with_an_interval(runs):
+    summary = summarise(plan(then={"rl": {"steps": 1}}), [*runs, *after_rl(runs, gain=0.0)])
+    [accuracy, nats] = list(sheets(summary))
+    assert accuracy.title == "test: accuracy (12 items, higher is better)"
+    assert accuracy.columns == ("", "rate", "seeds", "after SFT", "Δ", "p", "after RL", "Δ", "p", "gain")
+    dft = next(row for row in accuracy.rows if row[0] == "dft")
+    over = result(summary, "dft")["over_seeds"]
+    assert dft[1:4] == ("0.0003", "3", f"{over['value']:.3f} [{over['low']:.3f}, {over['high']:.3f}]")
+    base = next(row for row in accuracy.rows if row[0] == BASE)
+    assert base[3].startswith("0.500 [0.25")
+    assert base[3].endswith("] i")
+    assert all("[" in row[3] for sheet in (accuracy, nats) for row in sheet.rows)
+
+
+def test_markdown_is_inert_and_whole(runs):
+    made = plan(objectives=["sft", {"name": "dft", "label": "a_b.c"}, "ift"])
+    renamed = [dataclasses.replace(one, label="a_b.c") if one.label == "dft" else one for one in runs]
+    text = markdown(summarise(made, renamed))
+    assert "a\\_b.c | 0.0003 | 3 |" in text
+    assert "**test: accuracy (12 items, higher is better)**" in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert {line.count("|") - line.count("\\|") for line in rows} == {7}
+
+
+def test_notes_say_how_rates_were_chosen_and_what_is_missing(runs):
+    said = "\n".join(notes(summarise(plan(), runs[:-3])))
+    assert "chosen by validation accuracy on 1 seeds of their own, on items that are not reported" in said
+    assert "sft: the highest rate won the sweep, so a larger one might do better still" in said
+    assert "Not done yet: 3 runs (cells/ift-lr0.0003-s8, cells/ift-lr0.0003-s9, base)" in said
+
+
+def test_tables_fit_a_terminal(runs):
+    from rich.console import Console
+
+    console = Console(width=80, record=True, file=StringIO())
+    show(summarise(plan(), runs), say=console.print)
+    text = console.export_text()
+    assert "test: accuracy" in text
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
