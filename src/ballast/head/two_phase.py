@@ -73,7 +73,7 @@ def two_phase(
             for part in parts(len(targets), rows, None):
                 tiles.form(slopes, gradients, part)
         elif gradients is not None:
-            # Its tiles are given back before others are made.
+            # Tiles are given back before others are made.
             del tiles
             for names, order in _carriers(slopes):
                 _form_again(
