@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 ORIGINS = ("expert", "teacher", "own")
 """Where an answer comes from; a token's `TokenStats.origin` is the place in this tuple."""
 
+UNREAD = ("tools", "chat_template_kwargs")
+"""Columns that change what the chat template makes of a demonstration's prompt."""
+
 Row = Mapping[str, Any]
 
 
@@ -93,7 +96,9 @@ class GroupRows:
         Raises:
             BallastError: naming the first row that cannot be used.
         """
-        _refuse(options, prepared)
+        if options.verifier is None:
+            raise BallastError("groups.verifier is missing: without one no answer has a reward; name one, such as math")
+        refuse_preparation(prepared)
         self.options = options
         self.tokenizer = compat.training_tokenizer(tokenizer, prepared)
         self.verify: Verifier = verifier(str(options.verifier), seconds=options.seconds)
@@ -155,8 +160,8 @@ class GroupRows:
         flat = [{"prompt": self.rows[one.row]["prompt"], "completion": one.answer} for one in given]
         ready = prepare(Dataset.from_list(flat), self.tokenizer, options, name="groups").dataset
         if len(ready) != len(given):
-            empty = next(one for one, row in zip(given, flat, strict=True) if not row["completion"])
-            raise BallastError(f"{empty.place} has no token to train on; remove the row, or fill it in")
+            empty = next((one.place for one in given if not one.text), f"one of the {len(given)} given answers")
+            raise BallastError(f"{empty} has no token to train on; remove the row, or fill it in")
         sequences = []
         for one, ids, labels in zip(given, ready["input_ids"], ready["labels"], strict=True):
             start = next(place for place, label in enumerate(labels) if label != -100 and place)
@@ -184,9 +189,12 @@ class GroupRows:
                 )
 
 
-def _refuse(options: GroupOptions, prepared: PrepareOptions) -> None:
-    if options.verifier is None:
-        raise BallastError("groups.verifier is missing: without one no answer has a reward; name one, such as math")
+def refuse_preparation(prepared: PrepareOptions) -> None:
+    """Refuse ways of preparing demonstrations that groups do not have.
+
+    Raises:
+        BallastError: naming the setting.
+    """
     refused = {
         "packing": (prepared.packing, "the answers of a group are laid out when they are sampled; use padding_free"),
         "truncation_mode": (prepared.truncation_mode != "keep_start", "groups cut at the end; use keep_start"),
@@ -222,6 +230,9 @@ def _row_problem(row: Row, options: GroupOptions) -> str | None:
         return "the prompt is empty"
     if options.expert and not row.get("completion"):
         return "no expert's answer ('completion' is missing or empty); fill it in, or set groups.expert to 0"
+    unread = next((name for name in UNREAD if row.get(name)), None) if isinstance(row["prompt"], list) else None
+    if unread is not None:
+        return f"{unread!r} would be left out of the prompts of groups; put it into the messages, or drop the column"
     teachers = row.get("teachers")
     if teachers is not None and not isinstance(teachers, list):
         return f"'teachers' is {type(teachers).__name__}, not a list of completions"

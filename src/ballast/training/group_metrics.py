@@ -67,7 +67,8 @@ class GroupSums:
 
         Returns:
             For each origin present ``reward`` and ``length`` (tokens) per answer, ``entropy`` (nats) and the
-            objective's own quantities per token; ``groups/zero_advantage``, a share of the groups;
+            objective's own quantities per token, where its tokens were measured; ``groups/zero_advantage``, a share
+            of the groups;
             ``groups/cut_off``, ``groups/verifier_errors`` and ``groups/verifier_timeouts``, numbers of own answers;
             ``seconds/sampling`` and ``seconds/scoring``.
         """
@@ -85,6 +86,9 @@ class GroupSums:
             metrics |= {
                 f"{origin}/{name}": row[place] / size for name, row in zip(ANSWERS[1:], answers[1:], strict=True)
             }
+            if not trained:
+                # Answers are of all steps since the last log, tokens of the logged step alone, which may have none.
+                continue
             metrics |= {f"{origin}/{name}": row[place] / trained for name, row in zip(names[1:], sums[1:], strict=True)}
         cut_off, errors, timeouts, sampling, scoring = rounds
         return {

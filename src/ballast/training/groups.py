@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +24,7 @@ from ballast.groups import (
     advantages,
     sample_groups,
 )
+from ballast.groups.members import refuse_preparation
 from ballast.stats import GROUP_FIELDS
 from ballast.training.group_metrics import GroupSums
 
@@ -71,6 +74,7 @@ class GroupBatches:
         self._waiting: deque[list[int]] = deque()
         self._groups: dict[int, Group] = {}
         self._resumed: list[list[int]] = []
+        self._prompts: Iterator[Batch] | None = None
         self.rounds: list[SampledGroups] = []
         """Rounds since somebody looked, without their groups' answers being kept."""
 
@@ -79,6 +83,10 @@ class GroupBatches:
 
         Rounds do not cross epochs: the first step of one samples anew.
         """
+        if prompts is not self._prompts:
+            # What an epoch left that was stopped early, or an earlier call of `train`, is an older model's.
+            self._waiting.clear()
+            self._prompts = prompts
         if not self._waiting:
             self._begin_round(prompts, count, step)
         parts = [self._waiting.popleft() for _ in range(min(count, len(self._waiting)))]
@@ -134,6 +142,7 @@ class RunGroups:
         self.seed = seed
         self.rows: GroupRows | None = None
         self.sums = GroupSums()
+        self.prepared = False
         self._stored: dict[int, Group] = {}
         self._model: Any = None
         self._batches: GroupBatches | None = None
@@ -161,6 +170,8 @@ class RunGroups:
         if self.options.file is not None:
             from ballast.groups.store import read_groups
 
+            refuse_preparation(prepared)
+            _refuse_ignored(self.options)
             groups = read_groups(self.options.file, tokenizer, max_length=prepared.max_length)
             self._stored = {group.row: group for group in groups}
             ids = {group.row: group.members[0].ids[: group.members[0].start] for group in groups}
@@ -168,6 +179,7 @@ class RunGroups:
             assert dataset is not None
             self.rows = GroupRows(dataset, tokenizer, self.options, prepared)
             ids = {row: self.rows.prompt_ids(row) for row in range(len(self.rows))}
+        self.prepared = True
         return Dataset.from_list([{ROW: row, "input_ids": list(prompt)} for row, prompt in ids.items()])
 
     def attach(self, model: Any, collation: Mapping[str, Any]) -> None:
@@ -225,12 +237,34 @@ def run_groups(objective: Objective, spec: GroupOptions | Mapping[str, Any] | No
             f"objective {objective.name} trains on demonstrations, so `groups` would be ignored; leave it out"
         )
     options = spec if isinstance(spec, GroupOptions) else GroupOptions.from_dict(spec)
-    if options.file is None and options.own and getattr(args, "fsdp", None):
+    if options.file is None and options.own and _is_sharded(args):
         raise BallastError(
             "groups.own: a model sharded by FSDP cannot sample while it trains: sample beforehand with "
             "`ballast sample`, and train with groups.file"
         )
     return RunGroups(options, seed=args.seed)
+
+
+def _is_sharded(args: Any) -> bool:
+    # `accelerate launch --use_fsdp` says so in the environment alone.
+    return bool(getattr(args, "fsdp", None)) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
+
+
+def _refuse_ignored(options: GroupOptions) -> None:
+    """Refuse options that say other than what the answers of a file were sampled with.
+
+    Raises:
+        BallastError: naming the first one.
+    """
+    from ballast.groups.store import MANIFEST, NOT_KEPT, read_settings
+
+    file, defaults = str(options.file), GroupOptions().to_dict()
+    is_folder = (Path(file) / MANIFEST).exists()
+    stored, free = (read_settings(file).groups, NOT_KEPT) if is_folder else ({}, ("file",))
+    for name, value in options.to_dict().items():
+        if name not in free and value not in (defaults[name], stored.get(name, defaults[name])):
+            kept = f"sampled with {stored.get(name)!r}" if is_folder else "sampled and judged elsewhere"
+            raise BallastError(f"groups.{name}: {value!r} would be ignored: {file} was {kept}; leave it out")
 
 
 def _rewards(group: Group) -> list[float]:

@@ -142,7 +142,8 @@ class Trainer(AdaptedTrainer):
     def prepared(self, dataset: Dataset, tokenizer: Any, args: Any, packing: bool, name: str) -> Dataset:
         """Tokenise as TRL does, join the cached columns by row digest, pack."""
         options = PrepareOptions.from_training_args(args, packing=packing)
-        if self.groups is not None and name == "train":
+        if self.groups is not None and not self.groups.prepared:
+            # The training rows come first; a held-out set may be called "train" as well.
             return self.groups.prepare(dataset, tokenizer, options)
         ready = prepare(dataset, tokenizer, options, name=name)
         self.prepare_reports[name] = ready.report
