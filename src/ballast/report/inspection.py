@@ -11,6 +11,7 @@ from ballast.objectives import Objective
 from ballast.objectives import objective as build_objective
 from ballast.pipeline import sources
 from ballast.pipeline.checks import check_data, check_model, check_required
+from ballast.pipeline.prepare import Say
 from ballast.pipeline.settings import check_training
 from ballast.recipe import Check, Recipe
 from ballast.report.measure import Models, Piece, load, pieces, reference_name, statistics, together
@@ -18,8 +19,6 @@ from ballast.report.text import counted
 from ballast.stats import GROUP_FIELDS, LAYOUT_FIELDS
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ballast.stats import TokenStats
 
 INSPECT_CHECKS: tuple[Check, ...] = (check_required("model"), check_model, check_data, check_training)
@@ -227,7 +226,7 @@ def _weights(objective: Objective, of_rows: Sequence[TokenStats], *, own: bool) 
     """Return weights, further terms and selection of every row; `own` keeps the probabilities as well."""
     stats = together(of_rows)
     weight, extra = objective.weight(stats).detach().float(), objective.extra(stats).detach().float()
-    selected = _selected(objective, stats, weight)
+    selected = _selected(objective, stats)
     found, start = [], 0
     for one in of_rows:
         logprob = one.require("logprob")
@@ -244,18 +243,15 @@ def _weights(objective: Objective, of_rows: Sequence[TokenStats], *, own: bool) 
     return found
 
 
-def _selected(objective: Any, stats: TokenStats, weight: Tensor) -> list[str]:
-    """Return in words what an objective does with each token."""
-    if hasattr(objective, "selections"):
-        by_entropy, by_kl, _ = objective.selections(stats)
-        names = zip(by_entropy.tolist(), by_kl.tolist(), weight.tolist(), strict=True)
-        return [_named(entropy, kl, value) for entropy, kl, value in names]
-    return ["left out" if value == 0 else "" for value in weight.tolist()]
-
-
-def _named(entropy: bool, kl: bool, weight: float) -> str:
-    by = " and ".join(name for name, taken in (("entropy", entropy), ("KL", kl)) if taken)
-    return f"by {by}{', left out' if weight == 0 else ''}" if by else "left out" if weight == 0 else ""
+def _selected(objective: Any, stats: TokenStats) -> list[str]:
+    """Return by which of its criteria an objective picks each token out."""
+    if not hasattr(objective, "selections"):
+        return [""] * len(stats.require("logprob"))
+    by_entropy, by_kl, _ = (mask.tolist() for mask in objective.selections(stats))
+    return [
+        " and ".join(name for name, taken in (("entropy", entropy), ("KL", kl)) if taken)
+        for entropy, kl in zip(by_entropy, by_kl, strict=True)
+    ]
 
 
 def _note(objective: Objective, changed: bool) -> str:

@@ -13,6 +13,7 @@ from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
 
 from ballast import __version__
 from ballast.report import svg, tokens, weights
@@ -56,7 +57,7 @@ def _says_something(section: Section) -> bool:
 def _common() -> dict[str, Any]:
     return {
         "version": __version__,
-        "style": _template("style.css"),
+        "style": Markup(_template("style.css")),
         "draw": svg.draw,
         "key": svg.key,
         "labels_in": svg.labels_in,

@@ -18,6 +18,12 @@ MEANING = (
     "p: probability of the token under the model that trains (live) and under the reference; entropy and KL of live to "
     "reference in nats; u: the reference's mass of tokens no more likely than this one."
 )
+SHORT_HEADS = ("p", "q", "H", "KL", "u")
+LEGEND = (
+    "Text and last columns: weight of each token, darkest where largest, struck out where 0; H, KL before it: picked "
+    "out by entropy, by KL. p, q: probability under the live model and the reference; H: entropy, KL: of live to "
+    "reference, in nats; u: the reference's mass of tokens no more likely than this one."
+)
 SHADES = 9
 
 
@@ -38,6 +44,7 @@ class Line:
     place: int
     token: Token
     cells: tuple[str, ...]
+    mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,16 +128,27 @@ def _lines(row: Mapping[str, Any], mine: Mapping[str, Any], largest: float) -> I
     live = mine.get("logprob") or row["logprob"]
     for index, place in enumerate(row["trained"]):
         weight, selected = float(mine["weight"][index]), inert(mine["selected"][index])
+        selection = ", ".join(part for part in (selected, "left out" if weight == 0 else "") if part)
         p, q = _probability(live[index]), _probability(row["ref_logprob"][index])
         shade = math.ceil(SHADES * abs(weight) / largest - 1e-9)
-        told = f"weight {number(weight)}, p {p}, reference {q}{f', {selected}' if selected else ''}"
+        told = f"weight {_figure(weight)}, p {p}, reference {q}{f', {selection}' if selection else ''}"
         token = Token(visible(row["text"][place]), shade, weight < 0, told)
-        figures = (number(row[key][index]) for key in ("entropy", "kl", "ref_mass"))
-        yield Line(place, token, (number(weight), p, q, *figures, selected))
+        figures = (_figure(row[key][index]) for key in ("entropy", "kl", "ref_mass"))
+        yield Line(place, token, (_figure(weight), p, q, *figures, selection), _mark(selected))
 
 
 def _probability(logprob: float) -> str:
-    return number(math.exp(min(logprob, 0.0)))
+    return _figure(math.exp(min(logprob, 0.0)))
+
+
+def _figure(value: float) -> str:
+    """Return a number with three decimals: in a column of them a longer one would say nothing more."""
+    return f"{value:.3f}".replace("-", "−") if abs(value) < 1000 else number(value)
+
+
+def _mark(selected: str) -> str:
+    """Return a selection in few letters, for a narrow column."""
+    return selected.replace("entropy", "H").replace(" and ", "+")
 
 
 def visible(text: str) -> str:
@@ -162,12 +180,11 @@ def terminal(record: Mapping[str, Any], *, say: Any) -> None:
         say(Text(f"row {row['row']}", style="bold"))
         for view in found:
             say(Text(f"{view.label}: ", style="italic") + _coloured(view.rows[place]))
-            if view.note:
-                say(Text(f"  {view.note}", style="dim"))
         say(_table(found, place))
+    notes = [f"{view.label}: {view.note}." for view in found if view.note]
     if record.get("same"):
-        say(Text("Live and reference are the same model here, so every KL is 0: name a checkpoint with --model."))
-    say(Text(MEANING, style="dim"))
+        notes.append("Live and reference are the same model here, so every KL is 0: name a checkpoint with --model.")
+    say(Text("\n".join([*notes, LEGEND]), style="dim"))
 
 
 def _coloured(row: RowView) -> Any:
@@ -189,15 +206,19 @@ def _table(found: Sequence[ObjectiveView], place: int) -> Any:
     from rich.text import Text
 
     table = Table(box=SIMPLE, pad_edge=False, collapse_padding=True)
-    weights = [f"w {view.label}" for view in found] if len(found) > 1 else ["weight"]
-    for head in ("token", *HEADS[1:-1], *weights, "selection"):
-        table.add_column(Text(head), no_wrap=head == "token")
-    own = [view.rows[place] for view in found]
-    for lines in zip(*(row.lines for row in own), strict=True):
-        first = lines[0]
-        picked = [f"{view.label}: {line.cells[-1]}" for view, line in zip(found, lines, strict=True) if line.cells[-1]]
-        cells = [Text(cell) for cell in first.cells[1:-1]]
-        shaded = [Text(line.cells[0], style=_style(line.token)) for line in lines]
-        told = first.cells[-1] if len(found) == 1 else "; ".join(picked)
-        table.add_row(Text(first.token.text), *cells, *shaded, Text(told))
+    table.add_column("token", no_wrap=True)
+    for head in SHORT_HEADS:
+        table.add_column(head, justify="right", no_wrap=True)
+    for view in found:
+        table.add_column(Text(view.label), justify="right")
+    for lines in zip(*(view.rows[place].lines for view in found), strict=True):
+        shaded = [_shaded(line) for line in lines]
+        table.add_row(Text(lines[0].token.text), *(Text(cell) for cell in lines[0].cells[1:-1]), *shaded)
     return table
+
+
+def _shaded(line: Line) -> Any:
+    from rich.text import Text
+
+    mark = Text(f"{line.mark} " if line.mark else "")
+    return mark + Text(line.cells[0], style=_style(line.token))
