@@ -148,3 +148,8 @@ def test_a_folder_goes_with_what_it_was_sampled_with(tmp_path):
     assert len(trainer(tmp_path / "out", groups={**asked, "refresh": 3}).train_dataset) == 1
     with pytest.raises(ballast.BallastError, match=r"groups.own: 5 would be ignored: .* was sampled with 3"):
         trainer(tmp_path / "out", groups={**asked, "own": 5})
+
+
+def test_a_folder_that_is_not_there_is_named_before_its_options(tmp_path):
+    with pytest.raises(ballast.BallastError, match="no such file or folder"):
+        trainer(tmp_path / "out", groups={**GROUPS, "file": str(tmp_path / "missing")})

@@ -171,8 +171,8 @@ class RunGroups:
             from ballast.groups.store import read_groups
 
             refuse_preparation(prepared)
-            _refuse_ignored(self.options)
             groups = read_groups(self.options.file, tokenizer, max_length=prepared.max_length)
+            _refuse_ignored(self.options)
             self._stored = {group.row: group for group in groups}
             ids = {group.row: group.members[0].ids[: group.members[0].start] for group in groups}
         else:
