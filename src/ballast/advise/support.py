@@ -26,6 +26,7 @@ class Support:
         below_probability: share with q(y_t) below each of `PROBABILITIES`.
         tied: share of tokens for which the two ways to count ties fall on different sides of the threshold.
         contradicted: share of tokens that the start confidently expects otherwise; see `contradicted`.
+        contradicted_loss: share of Σ −log q(y_t) on these tokens.
         typical_row: of the median row, the share of its tokens with u_t at or above the threshold (``supported``), the
             share contradicted, and its mean q(y_t).
     """
@@ -42,6 +43,7 @@ class Support:
     below_probability: dict[float, float]
     tied: float
     contradicted: float
+    contradicted_loss: float
     typical_row: dict[str, float]
 
 
@@ -68,6 +70,7 @@ def support(tokens: ScoredTokens, *, threshold: float = THRESHOLD, ties: str = "
         below_probability={level: float((q < level).mean()) for level in PROBABILITIES},
         tied=float(((tokens.mass < threshold) & (inclusive >= threshold)).mean()),
         contradicted=float(against.mean()),
+        contradicted_loss=abs(float(tokens.logprob[against].sum() / min(tokens.logprob.sum(), -1e-38))),
         typical_row={name: float(np.median(tokens.row_means(values))) for name, values in by_row.items()},
     )
 
