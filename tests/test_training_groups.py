@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -196,7 +197,7 @@ def test_resumed_is_undisturbed(tmp_path, refresh):
 
 def test_a_changed_order_is_not_trained_on_answers_to_other_prompts(tmp_path):
     settings = {"groups": {**GROUPS, "refresh": 3}, "per_device_train_batch_size": 2, "save_strategy": "steps"}
-    run(tmp_path / "whole", **settings, max_steps=2, save_steps=2)
+    run(tmp_path / "whole", **settings, max_steps=4, save_steps=2)
     again = trainer(tmp_path / "again", **settings, max_steps=4, save_steps=2, data_seed=5)
     with pytest.raises(ballast.BallastError, match="not those its answers were sampled for"):
         again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
@@ -223,6 +224,30 @@ def test_refresh_says_which_model_sampled(tmp_path, monkeypatch):
     # Seven prompts, two a step: four steps an epoch, in rounds of three steps and of one.
     assert [(step, len(rows)) for step, rows in rounds] == [(0, 6), (3, 1), (4, 6), (7, 1)]
     assert sorted(rounds[0][1] + rounds[1][1]) == list(range(7)) == sorted(rounds[2][1] + rounds[3][1])
+
+
+def test_nothing_is_sampled_for_steps_that_will_not_come(tmp_path, monkeypatch):
+    from ballast.training import groups as module
+
+    rounds = []
+    real = module.sample_groups
+    monkeypatch.setattr(module, "sample_groups", lambda *a, **k: rounds.append(len(a[2])) or real(*a, **k))
+    run(tmp_path, groups={**GROUPS, "refresh": 3}, per_device_train_batch_size=1, max_steps=5)
+    assert rounds == [3, 2]
+
+
+def test_an_experts_end_that_ends_no_own_answer_is_told(tmp_path):
+    made = trainer(tmp_path, rows=[{"prompt": "1+", "completion": "2x", "answer": "2"}])
+    with pytest.warns(UserWarning, match=r"row 1: the expert's answer has none of the tokens that end an own one"):
+        made.groups.rows.check_ends({77})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        made.groups.rows.check_ends({2})
+
+
+def test_advantages_of_both_signs_have_effective_tokens(tmp_path):
+    log = run(tmp_path).state.log_history[0]
+    assert log["effective_tokens"] > 10
 
 
 def test_a_round_of_one_step_is_sampled_by_the_model_of_that_step(tmp_path):

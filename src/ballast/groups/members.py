@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -134,6 +135,27 @@ class GroupRows:
             BallastError: naming the first such row.
         """
         self._check_room(context, "the model's context", "positions beyond it are untrained")
+
+    def check_ends(self, ends: set[int]) -> None:
+        """Warn where an expert's answer has no token that ends an own one: own answers would never be whole.
+
+        Args:
+            ends: ids at which the model's answers end.
+        """
+        lacking = (
+            row
+            for row, members in enumerate(self._fixed)
+            for member in members
+            if member.origin == "expert" and ends.isdisjoint(member.ids[member.start :])
+        )
+        row = None if self.truncated or not self.options.own else next(lacking, None)
+        if row is not None:
+            warnings.warn(
+                f"row {row + 1}: the expert's answer has none of the tokens that end an own one "
+                f"({', '.join(map(str, sorted(ends)))}): a model that learns to end as the expert does is cut off and "
+                "scores 0; set training.eos_token to the chat template's end of turn",
+                stacklevel=3,
+            )
 
     def lines(self) -> list[str]:
         """Return what the groups consist of, as lines to print."""

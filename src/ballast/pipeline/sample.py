@@ -31,6 +31,7 @@ def run_sample(recipe: Recipe, *, say: Say = print) -> dict[str, Any]:
         BallastError: the input cannot be used, or the folder holds something else.
     """
     from ballast.data import PrepareOptions
+    from ballast.evaluation.generation import end_ids
     from ballast.evaluation.scoring import context_length
     from ballast.groups import GroupRows
     from ballast.groups.store import GroupFolder
@@ -46,6 +47,7 @@ def run_sample(recipe: Recipe, *, say: Say = print) -> dict[str, Any]:
     assert made.prompts is not None
     rows = GroupRows(made.prompts, made.tokenizer, options, PrepareOptions.from_training_args(made.args))
     rows.check_context(context_length(model))
+    rows.check_ends(end_ids(model, rows.tokenizer))
     for line in rows.lines():
         say(line)
     folder = GroupFolder(options.file, _settings(made, model, rows, options))

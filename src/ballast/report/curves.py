@@ -23,7 +23,7 @@ TRAINING: tuple[tuple[str, str, str], ...] = (
     ("log_ratio", "Mean of log p − log q on what is trained on", "nats per token"),
     ("weight_zero_share", "Tokens with weight 0", "share of tokens"),
     ("weight_mean", "Mean weight", "weight"),
-    ("effective_tokens", "Effective tokens of a step, (Σw)²/Σw²", "tokens"),
+    ("effective_tokens", "Effective tokens of a step, (Σ|w|)²/Σw²", "tokens"),
     ("eval_loss", "Negative log-likelihood of held-out rows", "nats per token"),
 )
 """(key of the log, title, unit)."""

@@ -13,6 +13,7 @@ import torch
 
 from ballast.data import Collator
 from ballast.errors import BallastError
+from ballast.evaluation.generation import end_ids
 from ballast.evaluation.scoring import context_length
 from ballast.groups import (
     ORIGINS,
@@ -76,19 +77,22 @@ class GroupBatches:
         self._resumed: list[list[int]] = []
         self._prompts: Iterator[Batch] | None = None
         self.rounds: list[SampledGroups] = []
-        """Rounds since somebody looked, without their groups' answers being kept."""
+        """Rounds that nobody has looked at yet."""
 
-    def take(self, prompts: Iterator[Batch], count: int, step: int) -> tuple[list[Batch], list[Group]]:
+    def take(
+        self, prompts: Iterator[Batch], count: int, step: int, left: int | None = None
+    ) -> tuple[list[Batch], list[Group]]:
         """Return the next `count` micro-batches (fewer at the end of an epoch) and the groups in them.
 
-        Rounds do not cross epochs: the first step of one samples anew.
+        Rounds do not cross epochs: the first step of one samples anew. Nor do they go beyond the `left` steps that
+        training still has.
         """
         if prompts is not self._prompts:
             # What an epoch left that was stopped early, or an earlier call of `train`, is an older model's.
             self._waiting.clear()
             self._prompts = prompts
         if not self._waiting:
-            self._begin_round(prompts, count, step)
+            self._begin_round(prompts, count * min(self._refresh, left or self._refresh), step)
         parts = [self._waiting.popleft() for _ in range(min(count, len(self._waiting)))]
         found = [[self._groups[row] for row in rows] for rows in parts]
         return [self._lay_out(groups) for groups in found], [group for groups in found for group in groups]
@@ -107,13 +111,13 @@ class GroupBatches:
         }
 
     def _begin_round(self, prompts: Iterator[Batch], count: int, step: int) -> None:
-        size = len(self._resumed) or count * self._refresh
+        size = len(self._resumed) or count
         # The range first: a batch drawn beyond the round would be lost.
         parts = [batch[ROW].tolist() for _, batch in zip(range(size), prompts, strict=False)]
         if self._resumed and parts != self._resumed:
             raise BallastError(
-                "the prompts that follow the checkpoint are not those its answers were sampled for: data, batch size "
-                "or seed have changed; resume with what the run began with"
+                "the prompts that follow the checkpoint are not those its answers were sampled for: data, batch size, "
+                "seed or ignore_data_skip have changed; resume with what the run began with"
             )
         self._waiting.extend(parts)
         if self._resumed:
@@ -190,13 +194,14 @@ class RunGroups:
         """
         if self.rows is not None:
             self.rows.check_context(context_length(model))
+            self.rows.check_ends(end_ids(model, self.rows.tokenizer))
         self._model = model
         self._batches = GroupBatches(self._draw, self.options.refresh, **collation)
 
-    def take(self, prompts: Iterator[Batch], count: int, step: int) -> list[Batch]:
-        """Return the micro-batches of one optimiser step."""
+    def take(self, prompts: Iterator[Batch], count: int, step: int, left: int | None = None) -> list[Batch]:
+        """Return the micro-batches of one optimiser step, training having `left` of them still to do."""
         assert self._batches is not None
-        batches, groups = self._batches.take(prompts, count, step)
+        batches, groups = self._batches.take(prompts, count, step, left)
         self.sums.add_groups(groups)
         self.sums.add_rounds(self._batches.rounds)
         self._batches.rounds.clear()

@@ -13,7 +13,19 @@ if TYPE_CHECKING:
 
     from ballast.stats import TokenStats
 
-SUMS = ("tokens", "measured", "nll", "weight", "weight_squared", "weight_zero", "entropy", "kl", "log_ratio", "seen")
+SUMS = (
+    "tokens",
+    "measured",
+    "nll",
+    "weight",
+    "weight_squared",
+    "weight_size",
+    "weight_zero",
+    "entropy",
+    "kl",
+    "log_ratio",
+    "seen",
+)
 MEANS = ("nll", "entropy", "kl", "log_ratio")
 
 
@@ -33,11 +45,12 @@ class MetricSums:
         *,
         seen: Tensor | int,
         left_out: int = 0,
+        measured: bool = True,
     ) -> None:
         """Add one micro-batch.
 
-        Where tokens were left out, known beforehand to have no loss, the statistics of the others alone would be of a
-        chosen part: then only the weights are added, those of the tokens left out being 0.
+        Where tokens may be left out, known beforehand to have no loss, the statistics of the others alone would be of
+        a chosen part: then only the weights are added, those of the tokens left out being 0.
 
         Args:
             stats: its statistics, ``[N]``.
@@ -45,6 +58,7 @@ class MetricSums:
             report: what the objective itself reports, ``[N]`` each; the same names every time.
             seen: its tokens including untrained ones.
             left_out: trained tokens that these statistics do not have.
+            measured: whether none could be left out; micro-batches that happened to be whole would be a chosen part.
         """
         with torch.no_grad():
             logprob = stats.require("logprob").detach()
@@ -52,10 +66,11 @@ class MetricSums:
                 "tokens": logprob.new_tensor(len(weight) + left_out),
                 "weight": weight.sum(),
                 "weight_squared": weight.square().sum(),
+                "weight_size": weight.abs().sum(),
                 "weight_zero": (weight == 0).sum() + left_out,
                 "seen": torch.as_tensor(seen, device=logprob.device),
             }
-            if not left_out:
+            if measured:
                 ratio = None if stats.ref_logprob is None else logprob - stats.ref_logprob
                 found = {"nll": -logprob, "entropy": stats.entropy, "kl": stats.kl, "log_ratio": ratio, **report}
                 sums["measured"] = logprob.new_tensor(len(logprob))
@@ -76,7 +91,7 @@ class MetricSums:
         Returns:
             ``nll``, ``entropy``, ``kl``, ``log_ratio`` in nats and what the objective reports, per token of the
             micro-batches that were measured whole; ``measured_share`` of the trained tokens, where that is not all;
-            ``weight_mean``, ``weight_zero_share``, ``effective_tokens`` ((Σw)²/Σw² per optimiser step) over all;
+            ``weight_mean``, ``weight_zero_share``, ``effective_tokens`` ((Σ|w|)²/Σw² per optimiser step) over all;
             ``tokens`` (trained) and ``seen`` (all), both summed.
         """
         if self._total is None:
@@ -93,7 +108,7 @@ class MetricSums:
             **({"measured_share": whole / sums["tokens"]} if whole < sums["tokens"] else {}),
             "weight_mean": sums["weight"] / sums["tokens"],
             "weight_zero_share": sums["weight_zero"] / sums["tokens"],
-            "effective_tokens": sums["weight"] ** 2 / squared / max(steps, 1) if squared else 0.0,
+            "effective_tokens": sums["weight_size"] ** 2 / squared / max(steps, 1) if squared else 0.0,
             "tokens": sums["tokens"],
             "seen": sums["seen"],
         }

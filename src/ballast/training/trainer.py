@@ -45,11 +45,13 @@ class Trainer(AdaptedTrainer):
     are TRL's. The loss is the sum of the objective's per-token losses over the trained tokens of the whole optimiser
     step (all micro-batches, all ranks), divided by what the objective counts; logits are never held whole.
 
-    Logged per step: ``loss``, ``nll``, ``weight_mean``, ``weight_zero_share``, ``effective_tokens`` ((Σw)²/Σw²),
+    Logged per step: ``loss``, ``nll``, ``weight_mean``, ``weight_zero_share``, ``effective_tokens`` ((Σ|w|)²/Σw²),
     ``entropy``, ``kl`` with a live reference, ``log_ratio`` (mean of log p − log q on the demonstrations) with any
-    reference. ``eval_loss`` is the negative log-likelihood per token over the whole evaluation set, whatever the
-    objective, so that runs compare (packed rows that fill up the last batch of several ranks count again). All in nats
-    per trained token.
+    reference. Where tokens are known beforehand to have no loss (`prift-mass` from a cache, groups without advantage),
+    steps that are not logged leave them out of the head: means are then of the logged steps, and ``measured_share``
+    says of how many of the tokens. ``eval_loss`` is the negative log-likelihood per token over the whole evaluation
+    set, whatever the objective, so that runs compare (packed rows that fill up the last batch of several ranks count
+    again). All in nats per trained token.
 
     Args:
         model: a causal language model, its path or its hub id.
@@ -167,7 +169,8 @@ class Trainer(AdaptedTrainer):
         if self.groups is None:
             return super().step_batches(batches, count)
         with self.accelerator.autocast():
-            return self.groups.take(batches, count, self.state.global_step)
+            left = self.state.max_steps - self.state.global_step
+            return self.groups.take(batches, count, self.state.global_step, max(left, 0) or None)
 
     def checkpoint_state(self) -> dict[str, Any]:
         """Return answers that have been sampled and not yet trained on."""
@@ -216,8 +219,11 @@ class Trainer(AdaptedTrainer):
         stats = found.stats if training else self._without_repeats(found.stats, inputs)
         seen = inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()
         weight, report = self._described(stats, training and found.computed is None)
-        left_out = 0 if found.computed is None else len(found.computed) - len(weight)
-        self._sums["train" if training else "eval"].add(stats, weight, report, seen=seen, left_out=left_out)
+        whole = found.computed is None
+        left_out = 0 if whole else len(found.computed) - len(weight)
+        self._sums["train" if training else "eval"].add(
+            stats, weight, report, seen=seen, left_out=left_out, measured=whole
+        )
 
     def _described(self, stats: TokenStats, training: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weights of a micro-batch and what the objective reports of it, for the log."""
