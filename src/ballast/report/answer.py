@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ballast.compare.read import AFTER, BEFORE
-from ballast.report.figures import Metric, Row, ranked, result, rows, shown, stages, verdict
+from ballast.report.figures import VERDICTS, Metric, Row, bounded, ranked, result, rows, shown, verdict
 from ballast.report.gaps import gaps
 from ballast.report.source import Source
 from ballast.report.text import counted, interval, joined, number, p_value, signed
@@ -30,7 +30,7 @@ def _stage(summary: Mapping[str, Any], stage: str, metric: Metric | None) -> str
     if metric is None or not order:
         return NOTHING[stage]
     (best, found), others = order[0], order[1:]
-    value, _ = shown(found)
+    value = bounded(shown(found)[0], metric)
     head = f"{LEADS[stage]}, {best['label']} "
     beside = [interval(value.low, value.high), _start(summary, metric)]
     figure = f"{number(value.value)}{_bracket('; '.join(part for part in beside if part))}"
@@ -74,9 +74,9 @@ def _difference(difference: Mapping[str, Any], *, turned: bool = False) -> str:
 def _tested(difference: Mapping[str, Any]) -> str:
     seeds, p = len(difference["seeds"]), difference.get("p_holm")
     if p is None and seeds < 2:
-        return ": one seed, so whether another would say the same is not known"
+        return f": {VERDICTS[verdict(difference)]}"
     tested = "" if p is None else f", Holm-adjusted p {'' if p < 0.001 else '= '}{p_value(p)}"
-    return f" over {counted(seeds, 'seed')}{tested}: {verdict(difference)}"
+    return f" over {counted(seeds, 'seed')}{tested}: {VERDICTS[verdict(difference)]}"
 
 
 def _bracket(text: str) -> str:
@@ -87,8 +87,3 @@ def _unmeasured(source: Source) -> str:
     short = [gap.short for gap in gaps(source) if gap.short]
     named, more = short[:MENTIONED], len(short) > MENTIONED
     return f"Not measured: {joined(named)}{'; more below' if more else ''}."
-
-
-def is_open(source: Source) -> bool:
-    """Whether there is no answer yet."""
-    return not stages(source.summary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ COVERAGE = {
 """What an interval is for, the widest first."""
 
 ALPHA = 0.05
+SHARES = r"accuracy\w*|chance|(mean|pass|mixed)@\d+"
 
 Row = Mapping[str, Any]
 
@@ -99,6 +101,13 @@ def shown(holder: Mapping[str, Any]) -> tuple[Value, str]:
     return Value(float(holder["over_seeds"]["value"])), ""
 
 
+def bounded(value: Value, metric: Metric) -> Value:
+    """Return a share with its interval cut at 0 and 1, beyond which it cannot lie; other metrics as they are."""
+    if not re.fullmatch(SHARES, metric.name) or value.low is None or value.high is None:
+        return value
+    return Value(value.value, max(value.low, 0.0), min(value.high, 1.0))
+
+
 def rows(summary: Mapping[str, Any], *kinds: str) -> list[Row]:
     """Return the rows of these kinds: ``start``, ``method``, ``random``; all without any."""
     return [row for row in summary["rows"] if not kinds or row["kind"] in kinds]
@@ -123,16 +132,25 @@ def ranked(summary: Mapping[str, Any], stage: str, metric: Metric) -> list[tuple
 
 
 def verdict(difference: Mapping[str, Any]) -> str:
-    """Return whether a difference to the baseline is beyond noise, in words.
+    """Return in few words whether a difference to the baseline is beyond noise; `VERDICTS` says them in a sentence.
 
     It is where Holm's adjusted p-value is below 0.05 and the interval for other seeds and items leaves out zero.
     """
-    value, coverage = shown(difference)
+    value, _ = shown(difference)
     p = difference.get("p_holm")
     if p is None:
-        return "seeds untested" if len(difference["seeds"]) < 2 else "not tested: the same difference on every seed"
+        return "untested" if len(difference["seeds"]) < 2 else "no spread"
     if p >= ALPHA:
         return "within noise"
     if value.low is not None and value.high is not None and value.low <= 0 <= value.high:
-        return f"beyond the noise of seeds, but the interval for {coverage} has zero inside"
+        return "on these items"
     return "beyond noise"
+
+
+VERDICTS = {
+    "untested": "one seed, so whether another would say the same is not known",
+    "no spread": "the same difference on every seed, so there is no spread to test it against",
+    "within noise": "within noise",
+    "on these items": "beyond the noise of seeds on these items, but other items could undo it",
+    "beyond noise": "beyond noise",
+}

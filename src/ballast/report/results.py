@@ -10,8 +10,10 @@ from ballast.report.charts import BASE, Cell, Dot, DotChart, IntervalChart, Line
 from ballast.report.figures import (
     COVERAGE,
     STAGES,
+    VERDICTS,
     Metric,
     Row,
+    bounded,
     metrics,
     ranked,
     result,
@@ -21,11 +23,12 @@ from ballast.report.figures import (
     verdict,
     with_results,
 )
-from ballast.report.text import interval, number, p_value, rate, signed
+from ballast.report.text import counted, interval, number, p_value, rate, signed
 
 DRIFT = ("base_kl", "demonstrations_kl")
 FORGOTTEN = ("forgetting", "nll")
 NONE = Cell("–")
+MARKS = " In the charts full marks are after SFT, hollow ones after RL."
 TESTED = {
     True: "p-values are of paired t tests over seeds, adjusted by Holm for the number of objectives",
     False: "with one seed each, none can be tested",
@@ -38,10 +41,10 @@ def results(summary: Mapping[str, Any], metric: Metric) -> Section:
         "results",
         f"{metric.name} on {metric.task}",
         f"{'Higher' if metric.sign > 0 else 'Lower'} is better. Differences are to {summary['baseline']}, paired by "
-        f"seed and item; {TESTED[_tested(summary, metric)]}.",
+        f"seed and item; {TESTED[_tested(summary, metric)]}.{MARKS if AFTER in stages(summary) else ''}",
         tables=(_main_table(summary, metric),),
         charts=tuple(_interval_charts(summary, metric)),
-        notes=(_coverage(summary, metric),),
+        notes=(_coverage(summary, metric), *_meaning(summary, metric)),
     )
 
 
@@ -54,7 +57,7 @@ def _main_table(summary: Mapping[str, Any], metric: Metric) -> Table:
     if AFTER in reached:
         heads.append("gain by RL")
     best = {stage: {row["label"] for row, _ in ranked(summary, stage, metric)[:1]} for stage in reached}
-    return Table(tuple(heads), tuple(_main_row(row, reached, best, metric, tested) for row in rows(summary)))
+    return Table(tuple(heads), tuple(_main_row(summary, row, reached, best, metric, tested) for row in rows(summary)))
 
 
 def _tested(summary: Mapping[str, Any], metric: Metric) -> bool:
@@ -63,9 +66,20 @@ def _tested(summary: Mapping[str, Any], metric: Metric) -> bool:
     return any(one is not None and one["p_holm"] is not None for one in found)
 
 
+def _seeds(row: Row, stage: str) -> str:
+    return counted(len(row["stages"][stage]["seeds"]), "seed")
+
+
+def _seeds_of_all(summary: Mapping[str, Any]) -> str:
+    """Return how many seeds every method has at every stage; nothing where they differ."""
+    found = {_seeds(row, stage) for row in rows(summary, "method") for stage in row["stages"]}
+    return found.pop() if len(found) == 1 else ""
+
+
 def _main_row(
-    row: Row, reached: list[str], best: Mapping[str, set[str]], metric: Metric, tested: bool
+    summary: Mapping[str, Any], row: Row, reached: list[str], best: Mapping[str, set[str]], metric: Metric, tested: bool
 ) -> tuple[Cell, ...]:
+    even = _seeds_of_all(summary) != ""
     cells = [Cell(row["label"], {"random": "from random weights", "start": "the start"}.get(row["kind"], ""))]
     cells.append(Cell(rate(row["rate"]), f"{row['edge']} tried" if row.get("edge") else ""))
     for stage in reached:
@@ -73,7 +87,7 @@ def _main_row(
         if found is None:
             cells += [NONE] * (2 + tested)
             continue
-        cells.append(_cell(found, best=row["label"] in best[stage], seeds=len(row["stages"][stage]["seeds"])))
+        cells.append(_cell(found, metric, row["label"] in best[stage], "" if even else _seeds(row, stage)))
         difference = found["to_baseline"]
         if difference is None:
             cells += [NONE] * (1 + tested)
@@ -87,9 +101,9 @@ def _main_row(
     return tuple(cells)
 
 
-def _cell(found: Mapping[str, Any], *, best: bool = False, seeds: int = 0) -> Cell:
-    value, _ = shown(found)
-    parts = [interval(value.low, value.high), f"{seeds} seeds" if seeds > 1 else ""]
+def _cell(found: Mapping[str, Any], metric: Metric, best: bool = False, beside: str = "") -> Cell:
+    value = bounded(shown(found)[0], metric)
+    parts = [interval(value.low, value.high), beside]
     return Cell(number(value.value), ", ".join(part for part in parts if part), best)
 
 
@@ -105,12 +119,25 @@ def _coverage(summary: Mapping[str, Any], metric: Metric) -> str:
     level = f"{summary.get('level', 0.95):.0%}"
     if not covered:
         return "No interval: one run, whose items were not kept."
-    return f"Small figures are {level} intervals for {' or '.join(covered)}."
+    seeds = _seeds_of_all(summary)
+    told = f"; {seeds} each" if seeds else ""
+    return f"Small figures are {level} intervals for {' or '.join(covered)}{told}."
+
+
+def _meaning(summary: Mapping[str, Any], metric: Metric) -> list[str]:
+    """Return what the words beside the p-values say, where they need it."""
+    found = [one["to_baseline"] for stage in STAGES for _, one in with_results(summary, stage, metric, "method")]
+    words = {verdict(one) for one in found if one is not None} & {"on these items", "no spread"}
+    return [f"“{word}”: {VERDICTS[word]}." for word in sorted(words)] if _tested(summary, metric) else []
 
 
 def _interval_charts(summary: Mapping[str, Any], metric: Metric) -> list[IntervalChart]:
     entries = [(row, stage) for row in rows(summary) for stage in STAGES if result(row, stage, metric) is not None]
-    drawn = [(row["label"], STAGES[stage], shown(result(row, stage, metric) or {})[0]) for row, stage in entries]
+    drawn = [
+        (row["label"], STAGES[stage], bounded(shown(found)[0], metric))
+        for row, stage in entries
+        if (found := result(row, stage, metric)) is not None
+    ]
     if not drawn:
         return []
     starts = [value for label, stage, value in drawn if label == BASE and stage == STAGES[BEFORE]]
@@ -145,7 +172,7 @@ def _all_table(summary: Mapping[str, Any], stage: str, listed: list[Metric]) -> 
         own = BEFORE if row["kind"] == "start" and stage not in row["stages"] else stage
         found = [result(row, own, metric) for metric in listed]
         marks = [row["label"] in best.get(metric, ()) for metric in listed]
-        figures = [NONE if one is None else _cell(one, best=mark) for one, mark in zip(found, marks, strict=True)]
+        figures = [NONE if one is None else _cell(one, *of) for one, *of in zip(found, listed, marks, strict=True)]
         lines.append((Cell(row["label"]), *figures))
     heads = ("", *(f"{metric.title} {metric.arrow}".strip() for metric in listed))
     return Table(heads, tuple(lines), STAGES[stage])

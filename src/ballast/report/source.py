@@ -44,7 +44,10 @@ class Source:
 
     def reported(self, stage: str) -> list[Run]:
         """Return the runs of a stage that the summary's figures are of; of runs on their own, also unfinished ones."""
-        runs = [run for run in self.runs if run.stage == stage]
+        order = {row["label"]: place for place, row in enumerate(self.summary["rows"])}
+        runs = sorted(
+            (run for run in self.runs if run.stage == stage), key=lambda run: order.get(run.label, len(order))
+        )
         if self.plan is None:
             return runs
         listed = {path for row in self.summary["rows"] for found in row["stages"].values() for path in found["runs"]}

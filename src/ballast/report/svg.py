@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 
 from ballast.report.charts import BASE, RL, Chart, DotChart, Histogram, IntervalChart, Line, LineChart, Value
 from ballast.report.scales import Scale, linear, logarithmic
-from ballast.report.text import number, one_line
+from ballast.report.text import number, one_line, rate
 
 WIDTH, HEIGHT = 360, 236
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 26, 36
@@ -205,7 +205,7 @@ def _svg(title: str, parts: list[str], height: float = HEIGHT) -> Markup:
 def _axes(x_name: str, y_name: str, x: Scale, y: Scale) -> str:
     rows = "".join(
         f'<path class="grid" d="M{LEFT} {y(tick):.1f}H{WIDTH - RIGHT}"/>'
-        + _text(LEFT - 6, y(tick) + 3.5, f"{tick:g}".replace("-", "−"), "end", "tick")
+        + _text(LEFT - 6, y(tick) + 3.5, _tick(tick), "end", "tick")
         for tick in y.ticks
     )
     return rows + _text(4, 11, y_name, "start", "axis") + _x_axis(x_name, x, HEIGHT - BOTTOM)
@@ -215,9 +215,15 @@ def _x_axis(name: str, x: Scale, bottom: float, top: float | None = None) -> str
     columns = ""
     for tick in x.ticks:
         at = x(tick)
-        columns += _text(at, bottom + 14, f"{tick:g}".replace("-", "−"), "middle", "tick")
+        # The last label would be cut by the edge where it is long.
+        last = at > WIDTH - RIGHT - 12 and len(_tick(tick)) > 4
+        columns += _text(WIDTH - 2 if last else at, bottom + 14, _tick(tick), "end" if last else "middle", "tick")
         columns += "" if top is None else f'<path class="grid" d="M{at:.1f} {top}V{bottom}"/>'
     return columns + _text((x.start + x.end) / 2, bottom + 30, name, "middle", "axis")
+
+
+def _tick(value: float) -> str:
+    return rate(value) if 0 < value < 0.001 else f"{value:g}".replace("-", "−")
 
 
 def _text(x: float, y: float, text: str, anchor: str, kind: str) -> str:

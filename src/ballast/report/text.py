@@ -9,6 +9,9 @@ import unicodedata
 INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 """Unicode categories of characters that show nothing themselves, and may change how others are shown."""
 
+ROUNDING = 1e-12
+"""What sums of the same numbers in another order may differ by, so no difference."""
+
 MARKDOWN = re.compile(
     r"""[\\`*{}\[\]<>|~$&]      # markup wherever it stands
     |(?<![^\W_])_|_(?![^\W_])  # emphasis, but not within a word
@@ -60,6 +63,8 @@ def number(value: float | None, digits: int = 3) -> str:
     """Return a figure for a table: ``digits`` decimals where it lies near 1, else as many significant digits."""
     if value is None or not math.isfinite(value):
         return "–"
+    if abs(value) < ROUNDING:
+        value = 0.0
     if value == 0 or 0.001 <= abs(value) < 100:
         return f"{value:.{digits}f}".replace("-", "−")
     return f"{value:.{digits}g}".replace("-", "−")
@@ -68,7 +73,7 @@ def number(value: float | None, digits: int = 3) -> str:
 def signed(value: float | None, digits: int = 3) -> str:
     """Return a difference: `number` with its sign."""
     text = number(value, digits)
-    return f"+{text}" if value is not None and value > 0 else text
+    return f"+{text}" if value is not None and value > ROUNDING else text
 
 
 def interval(low: float | None, high: float | None, *, show: object = number) -> str:
