@@ -155,6 +155,19 @@ def test_bad_input_is_refused_in_one_line_and_leaves_nothing(case, workspace):
     assert sorted(path for path in workspace.rglob("*") if "__pycache__" not in str(path)) == before
 
 
+def test_vllm_needs_an_accelerator_or_a_server(workspace, monkeypatch):
+    import torch
+
+    if torch.accelerator.is_available():
+        pytest.skip("there is an accelerator")
+    monkeypatch.setattr("ballast.rl.compat.vllm_is_installed", lambda: True)
+    shared = Case("", "", ("rl.use_vllm=true",)).arguments()
+    done = CliRunner().invoke(app, [shared[0], "--dry-run", *shared[1:]])
+    assert (done.exit_code, "rl.use_vllm: vLLM would share this machine's accelerator" in done.stderr) == (2, True)
+    done = CliRunner().invoke(app, [shared[0], "--dry-run", *shared[1:], "rl.trainer.vllm_mode=server"])
+    assert done.exit_code == 0, done.output
+
+
 def test_a_sharded_start_is_refused(workspace, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     done = CliRunner().invoke(app, Case("", "").arguments())

@@ -1,6 +1,7 @@
 """`ballast rl` from a recipe to a checkpoint and a run record: the lab's base, a tiny model, adapters, resuming."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -113,8 +114,9 @@ def test_the_same_seed_gives_the_same_run_whether_measured_or_not(folder):
 
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(folder):
-    rl("stopped", "rl.steps=3", "rl.save_steps=1")
-    said = rl("stopped", "rl.save_steps=1", "--resume")
+    rl("stopped", "rl.steps=3", "rl.save_steps=2")
+    shutil.rmtree("stopped/checkpoint-3")  # as if it had been killed between two checkpoints
+    said = rl("stopped", "rl.save_steps=2", "--resume")
     assert "step 4 of 4" in said
     assert steps("stopped") == steps("whole")
     assert same(weights("stopped"), weights("whole"))

@@ -6,11 +6,12 @@ from unittest import mock
 import pytest
 import torch
 
+from ballast.evaluation import Verifier
 from ballast.evaluation.generation import encode_prompt, end_ids
 from ballast.rl.options import LOSS_TYPES
 from ballast.rl.prompts import order
 from rl_tools import ROWS, logged, tiny_policy, tiny_run, tiny_tokenizer
-from tiny import CHAT_TEMPLATE
+from tiny import CHAT_TEMPLATE, char_tokenizer
 
 
 def answer_logprob(model, tokenizer, answer="a"):
@@ -76,6 +77,19 @@ def test_prompts_are_tokenised_as_in_evaluation_text_and_chat(tmp_path, monkeypa
         ids = seen.call_args.args[0]
         assert {tuple(one) for one in ids} == {tuple(encode_prompt(tokenizer, row["prompt"])) for row in rows}
         assert len(ids) == 16
+
+
+def test_the_verifier_reads_answers_as_in_evaluation_with_their_leading_space(tmp_path):
+    from tokenizers import decoders
+
+    tokenizer = char_tokenizer(characters="a ")
+    tokenizer.backend_tokenizer.decoder = decoders.Sequence([decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    texts = []
+    verify = Verifier("listening", lambda text, row: float(bool(texts.append(text))))
+    tiny_run(
+        tmp_path, rows=[{"prompt": "a" * i} for i in (1, 2, 3, 4)], tokenizer=tokenizer, verify=verify, group=64
+    ).train()
+    assert [text for text in texts if text.startswith(" ")]
 
 
 def test_the_models_own_generation_defaults_do_not_change_what_is_sampled(tmp_path):

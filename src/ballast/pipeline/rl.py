@@ -167,7 +167,7 @@ def _run(made: _Ready, model: Any, folder: Path, say: Say | None) -> Run:
         )
     except BallastError:
         raise
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         raise BallastError(f"rl: {' '.join(str(error).split())}") from error
     for callback in (PrinterCallback, ProgressCallback):
         run.trainer.remove_callback(callback)

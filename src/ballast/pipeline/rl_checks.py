@@ -140,6 +140,12 @@ def _check_machine(options: RLOptions) -> Iterable[Problem]:
                 "vLLM is not installed here, so nothing could be sampled; pip install 'trl[vllm]', or leave it out to "
                 "sample with transformers",
             )
+        elif options.trainer.get("vllm_mode", "colocate") == "colocate" and not compat.has_accelerator():
+            yield Problem(
+                ("rl", "use_vllm"),
+                "vLLM would share this machine's accelerator with training, and there is none; leave it out, or set "
+                "rl.trainer.vllm_mode=server",
+            )
         return
     for key in (key for key in options.trainer if key.startswith("vllm_")):
         yield Problem(("rl", "trainer", key), "would be ignored without rl.use_vllm; set that, or leave it out")

@@ -57,6 +57,13 @@ def vllm_is_installed() -> bool:
         return bool(is_vllm_available())
 
 
+def has_accelerator() -> bool:
+    """Whether there is an accelerator to train on."""
+    import torch
+
+    return torch.accelerator.is_available()
+
+
 def config(options: RLOptions, *, output_dir: str, seed: int, model_init: Mapping[str, Any] | None = None) -> Any:
     """Return TRL's arguments for these options.
 
@@ -69,7 +76,6 @@ def config(options: RLOptions, *, output_dir: str, seed: int, model_init: Mappin
     Raises:
         ValueError, TypeError: TRL or transformers refuse the settings together.
     """
-    import torch
     from accelerate import PartialState
 
     processes = PartialState().num_processes
@@ -77,7 +83,7 @@ def config(options: RLOptions, *, output_dir: str, seed: int, model_init: Mappin
     micro = options.micro_batch or max(1, answers // processes)
     if answers % (micro * processes):
         raise ValueError(f"the {answers} answers of a step do not divide into batches of {micro} on {processes} ranks")
-    accelerated = torch.accelerator.is_available() and not options.trainer.get("use_cpu")
+    accelerated = has_accelerator() and not options.trainer.get("use_cpu")
     settings: dict[str, Any] = {
         "output_dir": output_dir,
         "seed": seed,
