@@ -154,7 +154,7 @@ def _budget(folder: Path, record: Mapping[str, Any]) -> dict[str, float | None]:
     logs = records.read_jsonl(folder / records.METRICS)
     last = {key: value for log in logs for key, value in log.items()}
     seconds = record.get("seconds") or {}
-    return {"steps": last.get("step"), "tokens": last.get("num_tokens"), "seconds": seconds.get("train")}
+    return {"steps": last.get("step"), "tokens": last.get("num_tokens", last.get("tokens")), "seconds": seconds.get("train")}
 
 
 def _items(

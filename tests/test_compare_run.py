@@ -1,0 +1,402 @@
+"""A whole comparison on a tiny model: what it leaves, what it goes on with, and what it will not mix."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ballast import records
+from ballast.compare import Part, Plan, load_plan, summarise
+from ballast.compare.pool import Processes
+from ballast.compare.progress import Board
+from ballast.compare.read import read_runs
+from ballast.compare.run import _budget_steps
+from ballast.compare.store import Store, discard, read_run
+from ballast.compare.work import FINE_TUNE, REINFORCE, Bench, Work
+from ballast.errors import BallastError
+from compare_tools import THEN, matrix, records_of, run_quietly, timeless, write_inputs
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("compare")
+    write_inputs(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    """A finished comparison with RL, its summary, and the lines that it said."""
+    from ballast.compare import run_compare
+
+    lines = []
+    summary = run_compare(matrix(folder, "whole", then=THEN), say=lines.append)
+    return folder / "whole", summary, lines
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    """A copy of it, elsewhere."""
+    return Path(shutil.copytree(whole[0], tmp_path / "copy"))
+
+
+def test_every_cell_is_a_run_of_train_with_its_place_in_the_matrix(whole):
+    output, summary, _ = whole
+    names = {cell["name"]: cell for cell in json.loads((output / "compare.json").read_text())["cells"]}
+    assert len(names) == 2 * 2 + 2 * 2
+    for name, cell in names.items():
+        record = read_run(output / "cells" / name)
+        assert record["status"] == "finished"
+        assert record["cell"] == {key: cell[key] for key in ("label", "rate", "seed", "role")}
+        assert record["recipe"]["training"]["learning_rate"] == cell["rate"]
+        assert record["recipe"]["seed"] == cell["seed"]
+        assert [line["step"] for line in records.read_jsonl(output / "cells" / name / "metrics.jsonl")][:2] == [1, 2]
+    assert summary["complete"]
+    assert summary == json.loads((output / "summary.json").read_text())
+
+
+def test_tuning_runs_are_measured_on_the_choosing_task_and_reported_ones_on_the_others(whole):
+    output, _, _ = whole
+    for folder in (output / "cells").iterdir():
+        [entry] = records.read_jsonl(folder / "evals.jsonl")
+        tuning = read_run(folder)["cell"]["role"] == "tuning"
+        assert [task["name"] for task in entry["tasks"]] == (["validation"] if tuning else ["test", "text"])
+        assert (folder / "evals" / "trained" / "test.jsonl").exists() == (not tuning)
+
+
+def test_rates_are_those_that_validation_prefers(whole):
+    output, summary, lines = whole
+    for row in summary["rows"][1:]:
+        scores = {one["rate"]: one["score"]["value"] for one in row["tuning"]}
+        for rate, seen in scores.items():
+            [entry] = records.read_jsonl(output / "cells" / f"{row['label']}-lr{rate!r}-s1005" / "evals.jsonl")
+            assert entry["tasks"][0]["metrics"]["nll"]["value"] == seen
+        assert row["rate"] == min(scores, key=scores.get)
+    assert any(line.startswith("4/14 sft: learning rate 0.0") and "validation nll" in line for line in lines)
+
+
+def test_weights_of_tuning_runs_are_dropped_and_reported_ones_load(whole):
+    from transformers import AutoModelForCausalLM
+
+    output, _, _ = whole
+    tuning = [path for path in (output / "cells").iterdir() if path.name.endswith("s1005")]
+    assert len(tuning) == 4
+    assert not any(list(path.glob("*.safetensors")) for path in tuning)
+    reported = next(path for path in (output / "cells").iterdir() if path.name.endswith("-s5"))
+    assert AutoModelForCausalLM.from_pretrained(reported).num_parameters() > 1000
+
+
+def test_the_start_is_measured_once_and_on_every_task(whole):
+    output, summary, _ = whole
+    [entry] = records.read_jsonl(output / "base" / "evals.jsonl")
+    assert (entry["model"], entry["step"]) == ("base", 0)
+    assert [task["name"] for task in entry["tasks"]] == ["validation", "test", "text"]
+    assert len(records.read_jsonl(output / "base" / "evals" / "base" / "test.jsonl")) == 5
+    assert list(summary["rows"][0]["stages"]["before_rl"]["tasks"]) == ["test", "text"]
+
+
+def test_rl_follows_every_reported_run_and_the_start(whole):
+    output, summary, _ = whole
+    for row in summary["rows"]:
+        assert row["stages"]["after_rl"]["seeds"] == [5, 6]
+    rl = read_run(output / "base" / "rl" / "s6")
+    assert rl["cell"] == {"label": "base", "rate": None, "seed": 6, "role": "report"}
+    cell = next(path for path in (output / "cells").iterdir() if path.name.endswith("-s5"))
+    assert read_run(cell / "rl")["start"] == str(cell)
+    assert [line["step"] for line in records.read_jsonl(cell / "rl" / "metrics.jsonl") if "reward" in line] == [1]
+    assert read_run(cell / "rl")["recipe"]["rl"]["verifier"] == "compare_tools:liking"
+
+
+def test_samples_of_a_seed_are_its_own_and_shared_by_the_methods(whole):
+    output, _, _ = whole
+    seeds = {}
+    for path in (output / "cells").glob("*-s[56]"):
+        [entry] = records.read_jsonl(path / "evals.jsonl")
+        seeds.setdefault(path.name[-1], set()).add(entry["tasks"][0]["settings"]["seed"])
+    assert seeds == {"5": {5}, "6": {6}}
+
+
+def test_the_reference_is_scored_once_for_all(whole):
+    output, _, _ = whole
+    caches = {read_run(path)["recipe"]["reference"]["cache"] for path in (output / "cells").iterdir()}
+    assert caches == {str(output / "cache" / "reference")}
+    assert all(read_run(path)["seconds"]["score"] < 1 for path in (output / "cells").iterdir())
+
+
+def test_running_again_runs_nothing(whole, folder):
+    output, summary, _ = whole
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("run.json")}
+    assert run_quietly(matrix(folder, "whole", then=THEN)) == summary
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("run.json")} == before
+
+
+def test_the_summary_follows_from_the_records_wherever_they_lie(whole, copy):
+    _, summary, _ = whole
+    (copy / "summary.json").unlink()
+    assert summarise(load_plan(copy), *read_runs(Store(copy))) == summary
+
+
+@pytest.mark.parametrize("left", ["no mark", "no record"])
+def test_what_a_stopped_run_left_is_done_again(whole, copy, folder, left):
+    output, _, _ = whole
+    cell = next(path for path in (copy / "cells").iterdir() if path.name.endswith("-s5"))
+    record = json.loads((cell / "run.json").read_text())
+    shutil.rmtree(cell / "rl")
+    {
+        "no mark": lambda: records.write_json(
+            cell / "run.json", {key: value for key, value in record.items() if key != "cell"}
+        ),
+        "no record": (cell / "run.json").unlink,
+    }[left]()
+    (cell / "half.tmp").touch()
+    run_quietly(matrix(folder, copy, then=THEN))
+    assert records_of(copy, output) == records_of(output)
+
+
+def test_runs_of_another_recipe_are_not_mixed_in(copy, folder):
+    recipe = matrix(folder, copy, then=THEN)
+    longer = recipe.model_copy(update={"training": {**recipe.training, "max_length": 16}})
+    with pytest.raises(BallastError, match=r"lr0.\S+: was run with another training.max_length than the recipe now"):
+        run_quietly(longer)
+    other = {**THEN["rl"], "steps": 2}
+    with pytest.raises(BallastError, match=r"rl.s5: was run with another rl.steps than the recipe now"):
+        run_quietly(matrix(folder, copy, then={"rl": other}))
+
+
+def test_a_start_measured_otherwise_is_not_mixed_in(copy, folder):
+    [entry] = records.read_jsonl(copy / "base" / "evals.jsonl")
+    entry["recipe"]["evaluation"]["tasks"][1]["max_new_tokens"] = 4
+    records.write_jsonl(copy / "base" / "evals.jsonl", [entry])
+    with pytest.raises(BallastError, match=r"start was measured with another evaluation.tasks.1.max_new_tokens"):
+        run_quietly(matrix(folder, copy, then=THEN))
+
+
+def test_a_damaged_record_is_said_and_not_overwritten(copy, folder):
+    cell = next((copy / "cells").iterdir())
+    (cell / "run.json").write_text("{")
+    with pytest.raises(BallastError, match=r"run.json: cannot be read .* remove"):
+        run_quietly(matrix(folder, copy, then=THEN))
+    assert (cell / "run.json").read_text() == "{"
+
+
+def test_two_processes_do_not_share_an_output(copy, folder):
+    from filelock import FileLock
+
+    with FileLock(copy / ".lock"), pytest.raises(BallastError, match="another process is at work on this comparison"):
+        run_quietly(matrix(folder, copy, then=THEN))
+
+
+ONE = {"objectives": ["sft", "dft"], "rates": [1e-3], "choose_by": None, "seeds": 2}
+
+
+def one_rate(folder, output, **changes):
+    """The cheapest matrix: no tuning, every task reported."""
+    return matrix(folder, output, **{**ONE, **changes})
+
+
+@pytest.fixture(scope="module")
+def cheap(folder):
+    return folder / "cheap", run_quietly(one_rate(folder, "cheap"))
+
+
+def test_without_tuning_every_task_is_reported(cheap):
+    _, summary = cheap
+    assert [task["name"] for task in summary["tasks"]] == ["validation", "test", "text"]
+    assert summary["choose_by"] is None
+
+
+def test_more_seeds_add_their_runs_only(cheap, folder, tmp_path):
+    output, summary = cheap
+    copied = Path(shutil.copytree(output, tmp_path / "copy"))
+    more = run_quietly(one_rate(folder, copied, seeds=3))
+    assert more["seeds"]["report"] == [5, 6, 7]
+    for row, before in zip(more["rows"][1:], summary["rows"][1:], strict=True):
+        for task, metrics in before["stages"]["before_rl"]["tasks"].items():
+            for metric, result in metrics.items():
+                assert row["stages"]["before_rl"]["tasks"][task][metric]["values"][:2] == result["values"]
+    kept = {name: value for name, value in records_of(output).items() if name.startswith("cells/")}
+    now = records_of(copied, output)
+    assert {name: now[name] for name in kept} == kept
+
+
+def test_parts_merge_by_copying_cells(cheap, folder, tmp_path):
+    whole, summary = cheap
+    parts = [tmp_path / "part1", tmp_path / "part2"]
+    for number, output in enumerate(parts, start=1):
+        found = run_quietly(one_rate(folder, output), part=Part(number, 2))
+        assert not found["complete"]
+        assert len(list((output / "cells").iterdir())) == 2
+    merged = tmp_path / "merged"
+    for part in parts:
+        shutil.copytree(part / "cells", merged / "cells", dirs_exist_ok=True)
+    assert timeless(run_quietly(one_rate(folder, merged))) == timeless(summary)
+    assert records_of(merged, *parts) == records_of(whole)
+
+
+def test_a_run_that_breaks_off_is_recorded_and_does_not_stop_the_others(folder, tmp_path, monkeypatch):
+    from ballast import pipeline
+
+    real, wanted = pipeline.run_train, "dft-lr0.001-s5"
+
+    def breaks(recipe, **options):
+        if recipe.output.endswith(wanted):
+            (Path(recipe.output) / "evals").mkdir(parents=True)
+            raise RuntimeError("out of\nluck")
+        return real(recipe, **options)
+
+    monkeypatch.setattr(pipeline, "run_train", breaks)
+    recipe = one_rate(folder, tmp_path / "out", then=THEN, seeds=1)
+    summary = run_quietly(recipe)
+    assert summary["failed"] == [{"run": f"cells/{wanted}", "error": "RuntimeError: out of luck"}]
+    assert summary["missing"] == [f"cells/{wanted}", f"cells/{wanted}/rl"]
+    assert "out of" in (tmp_path / "out" / "cells" / wanted / "error.txt").read_text()
+    assert not (tmp_path / "out" / "cells" / wanted / "rl").exists()
+    assert [sorted(row["stages"]) for row in summary["rows"]] == [["after_rl", "before_rl"]] * 2 + [[]]
+    monkeypatch.undo()
+    summary = run_quietly(recipe)
+    assert summary["complete"]
+    assert summary["failed"] == []
+    assert not (tmp_path / "out" / "cells" / wanted / "error.txt").exists()
+
+
+def test_unusable_input_stops_at_once_and_names_the_run(folder, tmp_path, monkeypatch):
+    from ballast import pipeline
+
+    def refuses(recipe, **_):
+        raise BallastError("no such thing")
+
+    monkeypatch.setattr(pipeline, "run_train", refuses)
+    with pytest.raises(BallastError, match=r"^sft-lr0\.001-s5: no such thing$"):
+        run_quietly(one_rate(folder, tmp_path / "out"))
+
+
+@pytest.mark.slow
+def test_several_processes_leave_the_same_records(cheap, folder, tmp_path):
+    whole, summary = cheap
+    assert timeless(run_quietly(one_rate(folder, tmp_path / "out"), jobs=2)) == timeless(summary)
+    assert records_of(tmp_path / "out") == records_of(whole)
+
+
+class Told:
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.ends = {}
+
+    def began(self, work):
+        self.work = work
+
+    def ended(self, work):
+        self.ends[work] = None
+
+    def failed(self, work, error):
+        self.ends[work] = error
+
+
+def test_another_process_does_the_work_and_its_death_costs_one_run(cheap, folder, tmp_path):
+    whole, _ = cheap
+    recipe = one_rate(folder, tmp_path / "out")
+    bench = Bench(Plan(recipe), Store(tmp_path / "out"))
+    shutil.copytree(whole / "cache", tmp_path / "out" / "cache")
+    first, second = (Work(FINE_TUNE, cell.seed, cell) for cell in bench.plan.report({"sft": 1e-3}))
+    processes, told = Processes(bench, 1, 1), Told()
+    processes.each([first], told)
+    [process] = processes._all
+    process._process.kill()
+    processes.each([second], told)
+    processes.close()
+    assert told.ends[first] is None
+    assert "its process ended with exit code -9" in told.ends[second]
+    assert bench.is_done(first)
+    assert bench.has_failed(second)
+    name = f"cells/{first.cell.name}/"
+    done = {key: value for key, value in records_of(tmp_path / "out").items() if key.startswith(name)}
+    assert done == {key: value for key, value in records_of(whole).items() if key.startswith(name)}
+
+
+def test_random_weights_are_drawn_once_by_seed(folder, tmp_path):
+    recipe = one_rate(folder, tmp_path / "out", objectives=["sft"], seeds=1, random=True)
+    summary = run_quietly(recipe)
+    assert [row["label"] for row in summary["rows"]] == ["base", "sft", "random"]
+    path = tmp_path / "out" / "cache" / "random-s5" / "model.safetensors"
+    drawn = path.read_bytes()
+    assert drawn != (folder / "model" / "model.safetensors").read_bytes()
+    shutil.rmtree(path.parent)
+    discard(tmp_path / "out" / "cells" / "random-lr0.001-s5")
+    assert timeless(run_quietly(recipe)) == timeless(summary)
+    assert path.read_bytes() == drawn
+
+
+def test_a_budget_of_tokens_becomes_steps(folder):
+    recipe = one_rate(folder, "budget", budget={"tokens": 249})
+    training = {key: value for key, value in recipe.training.items() if key != "max_steps"}
+    # 12 rows of 83 tokens in all, 4 rows a step: 3 steps an epoch.
+    assert _budget_steps(Plan(recipe.model_copy(update={"training": training}))) == 9
+    assert _budget_steps(Plan(one_rate(folder, "budget", budget={"steps": 4}))) == 4
+    assert _budget_steps(Plan(one_rate(folder, "budget"))) is None
+
+
+def works(folder):
+    plan = Plan(matrix(folder, "none", then=THEN))
+    cells = plan.report({"sft": 1e-3, "prift-mass": 1e-3})
+    return [Work(FINE_TUNE, cell.seed, cell) for cell in cells] + [Work(REINFORCE, 5), Work(REINFORCE, 5, cells[0])]
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_the_board_counts_and_foretells(folder):
+    clock, lines = Clock(), []
+    trained = works(folder)[:4]
+    totals = {("sft", "runs"): 2, ("prift-mass", "runs"): 2, ("sft", "rl"): 2}
+    board = Board(totals, {("sft", "runs"): 1}, say=lines.append, score=lambda work: "fine", clock=clock)
+    assert board.left() is None
+    board.began(trained[0])
+    clock.now = 10.0
+    board.ended(trained[0])
+    # One kind has been timed; the others are taken to be like it.
+    assert board.left() == pytest.approx(10.0 * 4)
+    board.began(trained[1])
+    clock.now = 14.0
+    assert board.left() == pytest.approx(10.0 * 4 - 4)
+    clock.now = 40.0
+    board.ended(trained[1])
+    assert board.left() == pytest.approx(30.0 + 2 * (10 + 30) / 2)
+    assert lines[0] == "2/6 sft-lr0.001-s5: fine (10 s; about 40 s left)"
+    board.began(trained[3])
+    board.failed(trained[3], "no luck")
+    assert lines[-1] == "4/6 prift-mass-lr0.001-s6: failed: no luck"
+    assert board.left() == pytest.approx(2 * (10 + 30) / 2)
+
+
+def test_on_a_terminal_a_table_shows_every_row(folder):
+    from rich.console import Console
+
+    console = Console(width=100, record=True, force_terminal=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    board = Board({("sft", "runs"): 2, ("base", "rl"): 1}, {}, say=print, score=lambda work: "0.5 [of all]")
+    board.chose("sft", 3e-4, "")
+    with board.shown(console):
+        board.began(works(folder)[0])
+        board.ended(works(folder)[0])
+        board.began(works(folder)[4])
+        console.print(board.view())
+    text = console.export_text()
+    for part in ("sft", "1/2", "0.0003", "0.5 [of all]", "base", "0/1", "1 of 3 runs", "left", "now: base-s5, RL"):
+        assert part in text
+
+
+def test_a_bench_knows_its_works_by_their_folders(whole, folder):
+    output, _, _ = whole
+    bench = Bench(Plan(matrix(folder, "whole", then=THEN)), Store(output))
+    cell = next(cell for cell in bench.plan.report({"sft": 3e-2}) if cell.label == "sft")
+    for work in (Work(FINE_TUNE, 5, cell), Work(REINFORCE, 5, cell), Work(REINFORCE, 5)):
+        assert Work.from_dict(json.loads(json.dumps(work.to_dict()))) == work
+    assert bench.is_done(Work(REINFORCE, 5))
+    assert not bench.is_done(Work(REINFORCE, 99))
+    assert not bench.is_done(Work(FINE_TUNE, 5, dataclasses.replace(cell, seed=99)))
