@@ -38,7 +38,7 @@ def linear(values: Sequence[float], start: float, end: float, *, count: int = 5)
         low, high = low - room, high + room
     step = _step((high - low) / count)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    ticks = tuple(round(place * step, 12) for place in range(first, last + 1))
+    ticks = tuple(float(f"{place * step:.12g}") for place in range(first, last + 1))
     return Scale(ticks[0], ticks[-1], start, end, ticks)
 
 
