@@ -27,6 +27,7 @@ OBJECTIVES = ("sft", "prift-mass")
 VERIFIER = "ballast.lab.arithmetic:verify"
 EPOCHS = {256: 6, 128: 8, 64: 12}
 PROBLEMS, SAMPLES, GREEDY = 120, 4, 200
+FLOOR = 0.03
 
 
 @dataclass(frozen=True)
@@ -218,8 +219,10 @@ def truth(difference: dict[str, Any]) -> str:
     """Return where prift-mass stands against sft: ``above`` or ``below``, else ``equal``.
 
     A side is taken where greedy or sampled accuracy differs clearly, its interval leaving out 0, and the other does not
-    differ clearly the other way.
+    differ clearly the other way. ``floor`` where neither objective gets anywhere, so that nothing can differ.
     """
+    if all(difference[task][name] < FLOOR for task in ("greedy", "sampled") for name in OBJECTIVES):
+        return "floor"
     intervals = [(difference[task]["low"], difference[task]["high"]) for task in ("greedy", "sampled")]
     known = [(low, high) for low, high in intervals if low is not None]
     above, below = any(low > 0 for low, _ in known), any(high < 0 for _, high in known)
@@ -291,7 +294,7 @@ def flaws() -> list[dict[str, Any]]:
                 "row_precision": len(rows) / len(suspects) if suspects else None,
                 "row_recall": len(rows) / len(wrong) if wrong else None,
                 "token_recall": sum(suspects[row] == wrong[row] for row in rows) / len(wrong) if wrong else None,
-                "called_noise": advised.noise_known,
+                "separable": advised.separable,
             }
         )
     return found

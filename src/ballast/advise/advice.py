@@ -24,7 +24,8 @@ class Advice:
         outliers: rows far below the median row.
         suspects: of each row with contradicted tokens the first, the most surprising first.
         suspect_rows: share of rows with contradicted tokens.
-        noise_known: whether suspects can be told from what is merely new to the start.
+        separable: whether the suspects can be told from what is merely new to the start: flaws in some rows stand out
+            only where the start supports the typical one.
         kept: what each objective keeps.
         not_known: what the scores do not tell, in sentences.
     """
@@ -34,7 +35,7 @@ class Advice:
     outliers: tuple[SuspectRow, ...]
     suspects: tuple[SuspectToken, ...]
     suspect_rows: float
-    noise_known: bool
+    separable: bool
     kept: tuple[Kept, ...]
     not_known: tuple[str, ...]
 
@@ -54,7 +55,7 @@ def advise(
     """
     found = support(tokens, threshold=threshold, ties=ties)
     verdict = regime(found)
-    noise_known = verdict.name == STRONG
+    separable = verdict.name == STRONG
     weighed = tuple(kept(tokens, objectives))
     return Advice(
         support=found,
@@ -62,18 +63,22 @@ def advise(
         outliers=tuple(outliers(tokens)),
         suspects=tuple(suspects(tokens)),
         suspect_rows=len(np.unique(tokens.row[contradicted(tokens)])) / tokens.rows,
-        noise_known=noise_known,
+        separable=separable,
         kept=weighed,
-        not_known=_not_known(found, noise_known, weighed),
+        not_known=_not_known(found, separable, weighed),
     )
 
 
-def _not_known(found: Support, noise_known: bool, weighed: Sequence[Kept]) -> tuple[str, ...]:
+def _not_known(found: Support, separable: bool, weighed: Sequence[Kept]) -> tuple[str, ...]:
     told = [f"{one.name}: {one.note}" for one in weighed if one.note]
-    if not noise_known:
+    if not separable:
         told.append(
             "label noise: where the start does not support the typical row, a wrong token and a new one look alike"
         )
-    told.append("whether the answers are right: a wrong answer that the start would give too has a high q")
+    told.append(
+        "who is wrong where the start contradicts the data, the data or the start; `ballast evaluate --readiness` "
+        "tells how often the start is right"
+    )
+    told.append("whether answers are right that the start finds likely")
     told.append("how much of the gain is left after RL, and what another learning rate would change")
     return tuple(told)

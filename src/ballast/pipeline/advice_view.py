@@ -15,14 +15,23 @@ SHOWN = 10
 """Rows and tokens listed; all of them are in the JSON."""
 
 
+FOLDED = ("holds", "text", "worst tokens (q)")
+"""Columns that give way where the terminal is narrow."""
+
+
 def view(advised: Advised) -> Iterator[Any]:
     """Yield what rich prints: the regime first, then what it rests on; text of the data is shown as it is, inert."""
     from ballast.advise import RULE
+    from ballast.advise.suspects import CONFIDENT, EXCESS
 
     advice = advised.advice
     yield _plain(f"Prior: {advice.regime.name}. {_sentence(advice.regime.meaning)}", style="bold")
-    yield _plain(f"Because {' and '.join(advice.regime.reasons)}.")
+    yield _plain(f"Because {'; '.join(advice.regime.reasons)}.")
     yield _plain(f"The rule: {RULE}.")
+    yield _plain(
+        f"Contradicted: the start is sure (entropy up to {CONFIDENT:g} nat) of something else (−log q at least "
+        f"{EXCESS:g} nats above its entropy)."
+    )
     yield _plain(f"\n{_overview(advice)}")
     yield _distribution(advice)
     yield _plain("What each objective would keep")
@@ -52,12 +61,12 @@ def _overview(advice: Advice) -> str:
 def _distribution(advice: Advice) -> Table:
     table = _table("tokens at or below", *(f"{level:.0%}" for level in advice.support.probability))
     for name, values in (("q(y)", advice.support.probability), ("u", advice.support.mass)):
-        table.add_row(name, *(f"{value:.3g}" for value in values.values()))
+        table.add_row(name, *(f"{value:.2g}" for value in values.values()))
     return table
 
 
 def _objectives(advice: Advice) -> Table:
-    table = _table("objective", "mean weight", "weight 0", "effective tokens", "loss on contradicted", "holds")
+    table = _table("objective", "mean weight", "weight 0", "effective tokens", "contradicted loss", "holds")
     for one in advice.kept:
         shares = (one.weight_mean, one.zero_share, one.effective_tokens, one.contradicted_share)
         formats = ("{:.3f}", "{:.1%}", "{:,.0f}", "{:.1%}")
@@ -85,7 +94,8 @@ def _suspects(advised: Advised) -> Iterator[Any]:
     if not advice.suspects:
         yield _plain("No token is contradicted.")
         return
-    what = "likely label noise" if advice.noise_known else "noise or new to the start, the scores do not say which"
+    likely = "likely label noise, or mistakes of a start that is too sure: read them"
+    what = likely if advice.separable else "noise or what is new to the start, the scores do not say which"
     yield _plain(f"Contradicted tokens in {advice.suspect_rows:.1%} of the rows: {what}{_first(advice.suspects)}")
     table = _table("row", "text", "token", "q", "u", "entropy")
     for token in advice.suspects[:SHOWN]:
@@ -121,5 +131,5 @@ def _table(*headings: str) -> Table:
 
     table = Table(box=SIMPLE, pad_edge=False)
     for heading in headings:
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", no_wrap=heading not in FOLDED)
     return table
