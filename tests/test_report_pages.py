@@ -1,0 +1,313 @@
+"""The report of a comparison: the answer, figures equal to the records', one page that holds everything, inert text."""
+
+import copy
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+import report_records
+from ballast.errors import BallastError
+from ballast.report import write_report
+from ballast.report.render import html, markdown_text, tokens_html
+from ballast.report.source import load
+from ballast.report.view import build
+
+VOID = {"meta", "link", "br"}
+KNOWN = """html head meta link title style body header footer section nav div p h1 h2 h3 ul li a table thead tbody tr th td
+small span bdi pre figure figcaption svg g path text rect details summary"""
+NASTY = (
+    "<script>alert(1)</script>",
+    "</script><img src=x onerror=alert(1)>",
+    '" onmouseover="alert(1)',
+    "javascript:alert(1)",
+    "[x](javascript:alert(1))",
+    "\u202egnp.exe",
+    "{{ 7 * 7 }}",
+    "a | b\n# head",
+)
+
+
+class Page(HTMLParser):
+    """Elements, attributes and text of a page; complains where tags do not close in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.text: list[str] = []
+        self._open: list[str] = []
+        self.feed(text)
+        assert not self._open, self._open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = report_records.comparison(tmp_path_factory.mktemp("report") / "lab")
+    (made / "tokens.json").write_text(json.dumps(report_records.tokens()))
+    return made
+
+
+@pytest.fixture(scope="module")
+def source(folder):
+    return load([folder])
+
+
+@pytest.fixture(scope="module")
+def report(source):
+    return build(source)
+
+
+def summary_with(source, **changes):
+    """A source whose summary has other figures of the accuracy after SFT: label → {key of a difference: value}."""
+    from dataclasses import replace
+
+    summary = copy.deepcopy(source.summary)
+    for row in summary["rows"]:
+        result = row["stages"].get("before_rl", {}).get("tasks", {}).get("greedy", {}).get("accuracy")
+        difference = result and result["to_baseline"]
+        if difference and row["label"] in changes:
+            difference.update(changes[row["label"]])
+    return replace(source, summary=summary)
+
+
+def test_the_answer_has_three_sentences_with_the_figures_of_the_summary(report, source):
+    after_sft, after_rl, unmeasured = report.answer
+    rows = {row["label"]: row["stages"] for row in source.summary["rows"]}
+    result, start = (rows[label]["before_rl"]["tasks"]["greedy"]["accuracy"] for label in ("prift-mass", "base"))
+    assert after_sft.startswith("After fine-tuning, prift-mass is best by accuracy on greedy with ")
+    assert f"{result['over_seeds']['value']:.3f}" in after_sft
+    assert f"{result['to_baseline']['over_seeds']['value']:.3f} (" in after_sft
+    assert f"Holm-adjusted p = {result['to_baseline']['p_holm']:.3f}" in after_sft
+    assert f"the start: {start['over_seeds']['value']:.3f}" in after_sft
+    assert after_rl.startswith("After reinforcement learning, eksft is best")
+    assert unmeasured.startswith("Not measured: ")
+    assert all(sentence.endswith(".") for sentence in report.answer)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"p_holm": 0.2}, "within noise."),
+        ({"p_holm": 0.01, "over_both": {"value": 0.3, "low": 0.1, "high": 0.5, "n": 3}}, ": beyond noise."),
+        ({"p_holm": 0.01, "over_both": {"value": 0.3, "low": -0.1, "high": 0.7, "n": 3}}, "other items could undo it."),
+        ({"p_holm": None}, "no spread to test it against."),
+        ({"p_holm": None, "seeds": [42]}, "one seed, so whether another would say the same is not known."),
+    ],
+)
+def test_the_answer_says_whether_the_difference_is_beyond_noise(source, change, words):
+    told = build(summary_with(source, **{"prift-mass": change})).answer[0]
+    assert told.endswith(words)
+    if change.get("p_holm") != 0.01:
+        assert "beyond noise" not in told
+
+
+def test_a_baseline_that_is_best_is_compared_with_the_next(source):
+    from dataclasses import replace
+
+    summary = copy.deepcopy(source.summary)
+    for row in summary["rows"]:
+        if row["label"] == "sft":
+            row["stages"]["before_rl"]["tasks"]["greedy"]["accuracy"]["over_seeds"]["value"] = 0.99
+    told = build(replace(source, summary=summary)).answer[0]
+    assert told.startswith("After fine-tuning, sft is best")
+    assert "lower than the next, prift-mass" in told, "the records' own difference, said of sft"
+
+
+def test_another_metric_decides_where_asked(source):
+    assert "best by pass@4 on sampled" in build(source, metric="sampled/pass@4").answer[0]
+    told = build(source, metric="forgetting/nll")
+    assert "best by nll on forgetting" in told.answer[0]
+    assert " lower than sft" in told.answer[0]
+    assert told.sections[0].lead.startswith("Lower is better")
+
+
+def test_the_best_of_a_metric_where_less_is_better_has_the_least(source):
+    table = build(source, metric="forgetting/nll").sections[0].tables[0]
+    column = table.columns.index("after SFT")
+    values = {row[0].text: row[column] for row in table.rows if row[0].text != "base"}
+    [best] = [label for label, cell in values.items() if cell.best]
+    assert float(values[best].text) == min(float(cell.text) for cell in values.values())
+
+
+def test_the_table_has_every_row_with_its_interval(report, source):
+    table = report.sections[0].tables[0]
+    column = table.columns.index("after SFT")
+    for row, shown in zip(source.summary["rows"], table.rows, strict=True):
+        found = row["stages"]["before_rl"]["tasks"]["greedy"]["accuracy"]
+        interval = found["over_both"] or found["over_items"]
+        low, high = max(interval["low"], 0.0), min(interval["high"], 1.0)
+        assert shown[0].text == row["label"]
+        assert shown[column].text == f"{found['over_seeds']['value']:.3f}"
+        assert shown[column].detail == f"{low:.3f} to {high:.3f}"
+
+
+def test_pass_at_k_comes_from_the_scores_by_enumeration(report, source):
+    from itertools import combinations
+
+    section = next(section for section in report.sections if section.id == "pass")
+    [chart] = [chart for chart in section.charts if "after SFT" in chart.title]
+    runs = [run for run in source.reported("before_rl") if run.label == "sft"]
+    expected = []
+    for run in runs:
+        chosen = [[any(pair) for pair in combinations(given, 2)] for given in run.result.scores["sampled"]]
+        expected.append(sum(sum(one) / len(one) for one in chosen) / len(chosen))
+    [line] = [line for line in chart.lines if line.label == "sft"]
+    assert dict(line.points)[2.0] == pytest.approx(sum(expected) / len(expected))
+    assert [line.label for line in chart.lines] == ["sft", "prift-mass", "eksft", "base"]
+
+
+def test_curves_are_means_over_seeds_and_span_them(report, source):
+    section = next(section for section in report.sections if section.id == "training")
+    [chart] = [chart for chart in section.charts if chart.title.startswith("Negative log-likelihood of what")]
+    [line] = [line for line in chart.lines if line.label == "sft"]
+    logged = [run.metrics[0]["nll"] for run in source.reported("before_rl") if run.label == "sft"]
+    assert len(logged) == 3
+    assert line.points[0] == (8.0, pytest.approx(sum(logged) / 3))
+    assert line.band[0] == (8.0, min(logged), max(logged))
+
+
+def test_every_section_of_a_whole_comparison_is_there(report):
+    ids = [section.id for section in report.sections]
+    assert ids == ["results", "drift", "pass", "metrics", "training", "rl", "rates", "weights", "open", "settings"]
+
+
+def test_the_page_is_whole_and_loads_nothing(folder, tmp_path):
+    page, text = write_report([folder], output=tmp_path)
+    written = page.read_text()
+    parsed = Page(written)
+    assert not [tag for tag, _ in parsed.tags if tag in ("script", "img", "iframe", "object", "embed", "form", "base")]
+    addresses = [given[key] for _, given in parsed.tags for key in ("src", "href", "srcset", "action") if key in given]
+    assert [one for one in addresses if not one.startswith("#")] == ["data:,"]
+    assert "default-src 'none'" in written
+    assert not re.search(r"@import|url\(|https?:", written)
+    assert 'font: 16px/1.5 -apple-system, "Segoe UI"' in written, "the style sheet as it is, not escaped"
+    ids = {given["id"] for _, given in parsed.tags if "id" in given}
+    assert {one[1:] for one in addresses if one.startswith("#")} <= ids
+    assert len(written) < 400_000
+    assert text.read_text().startswith("# lab: which objective leaves the model best")
+
+
+def test_the_same_records_give_the_same_bytes(folder, tmp_path):
+    first = [path.read_bytes() for path in write_report([folder], output=tmp_path / "a")]
+    assert first == [path.read_bytes() for path in write_report([folder], output=tmp_path / "b")]
+
+
+def test_markdown_tables_have_as_many_cells_in_every_row(report):
+    text = markdown_text(report)
+    tables = [block.splitlines() for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)]
+    assert len(tables) >= 8
+    for table in tables:
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table}
+        assert len(widths) == 1, table[0]
+    for sentence in report.answer:
+        assert sentence.split(",")[0] in text
+
+
+def test_the_recipe_in_the_report_loads_as_the_recipe_that_was_run(report, folder, tmp_path):
+    from ballast.recipe import load_recipe
+
+    [settings] = [section for section in report.sections if section.id == "settings"]
+    [(heading, text)] = settings.code
+    (tmp_path / "again.yaml").write_text(text)
+    assert heading.startswith("ballast compare")
+    assert load_recipe(tmp_path / "again.yaml").resolved() == report_records.recipe(folder).resolved()
+
+
+@pytest.mark.parametrize("nasty", NASTY)
+def test_text_from_records_is_inert(nasty, tmp_path):
+    run = report_records.run(tmp_path / "run", "sft", status="finished")
+    report_records.run(tmp_path / "other", "dft", base=False)
+    report_records.change(run / "run.json", objective={"name": nasty, "note": nasty}, commit=nasty, device=nasty)
+    report_records.change(run / "run.json", recipe__model__path=nasty, recipe__training__optim=nasty)
+    (tmp_path / "run" / "tokens.json").write_text(json.dumps(report_records.tokens([(nasty, "a", nasty, "b", nasty)])))
+    report = build(load([tmp_path / "run", tmp_path / "other"]))
+    page = html(report)
+    parsed = Page(page)
+    assert {tag for tag, _ in parsed.tags} <= set(re.findall(r"\w+", KNOWN))
+    assert not [name for _, given in parsed.tags for name in given if name.startswith("on")]
+    addresses = {given["href"] for _, given in parsed.tags if "href" in given}
+    assert {one for one in addresses if not one.startswith("#")} == {"data:,"}
+    assert "\u202e" not in page
+    shown = "".join(parsed.text)
+    assert all(part in shown for part in nasty.replace("\u202e", "⟨U+202E⟩").splitlines())
+    text = markdown_text(report)
+    assert "\u202e" not in text
+    outside = re.sub(r"^(`{3,})yaml\n.*?^\1$", "", text, flags=re.DOTALL | re.MULTILINE)
+    assert not re.search(r"(?<!\\)<\w|(?<!\\)\]\(|^# head", outside, re.MULTILINE)
+
+
+def test_a_page_of_tokens_has_one_table_for_each_objective_and_row():
+    record = report_records.tokens([("a", "b", "c"), ("</span><script>", "b", "<b>", "d")])
+    parsed = Page(tokens_html(record))
+    tables = [given for tag, given in parsed.tags if tag == "table"]
+    assert len(tables) == 4
+    assert "script" not in {tag for tag, _ in parsed.tags}
+    shades = [given["class"] for tag, given in parsed.tags if tag == "span" and given.get("class", "").startswith("t ")]
+    assert {"t w0", "t w5"} <= set(shades)
+
+
+@pytest.mark.parametrize("metric", ["greedy/acuracy", "nonsense"])
+def test_an_unknown_metric_is_refused_with_a_suggestion(source, metric):
+    with pytest.raises(BallastError, match=r"was not measured in these runs; (did you mean|known)"):
+        build(source, metric=metric)
+
+
+def test_a_metric_without_better_and_worse_cannot_decide(tmp_path):
+    run = report_records.run(tmp_path / "run")
+    line = json.loads((run / "evals.jsonl").read_text().splitlines()[-1])
+    for task in line["tasks"]:
+        task["metrics"] = {"entropy": next(iter(task["metrics"].values()))}
+    (run / "evals.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(BallastError, match="no better and worse"):
+        build(load([run]), metric="entropy")
+
+
+def test_the_package_brings_its_templates(folder):
+    from importlib import resources
+
+    there = {file.name for file in resources.files("ballast.report").joinpath("templates").iterdir()}
+    assert {"page.html.j2", "parts.html.j2", "report.html.j2", "report.md.j2", "style.css", "tokens.html.j2"} <= there
+
+
+def test_importing_the_report_loads_no_torch():
+    import subprocess
+    import sys
+
+    modules = "ballast.report.source, ballast.report.render, ballast.report.view, ballast.report.inspection"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_a_summary_that_lacks_a_finished_run_is_made_anew(folder, tmp_path):
+    there = tmp_path / "copy"
+    shutil.copytree(folder, there)
+    partial = report_records.comparison(tmp_path / "less", leave_out=lambda path: path.startswith("cells/eksft"))
+    shutil.copy(partial / "summary.json", there / "summary.json")
+    fresh, stale = load([there]).summary, json.loads((partial / "summary.json").read_text())
+    assert [row["label"] for row in stale["rows"] if row["stages"]] == ["base", "sft", "prift-mass"]
+    assert [row["label"] for row in fresh["rows"] if row["stages"]] == ["base", "sft", "prift-mass", "eksft"]
+
+
+def test_a_summary_without_its_cells_is_enough(folder, tmp_path):
+    for name in ("compare.json", "summary.json"):
+        shutil.copy(folder / name, Path(tmp_path) / name)
+    report = build(load([tmp_path]))
+    assert report.answer[0] == build(load([folder])).answer[0]
+    assert "training" not in [section.id for section in report.sections]
