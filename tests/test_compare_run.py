@@ -354,24 +354,25 @@ class Clock:
 def test_the_board_counts_and_foretells(folder):
     clock, lines = Clock(), []
     trained = works(folder)[:4]
-    totals = {("sft", "runs"): 2, ("prift-mass", "runs"): 2, ("sft", "rl"): 2}
+    totals = {("sft", "runs"): 2, ("prift-mass", "runs"): 2, ("sft", "rl"): 2, ("prift-mass", "rl"): 1}
     board = Board(totals, {("sft", "runs"): 1}, say=lines.append, score=lambda work: "fine", clock=clock)
     assert board.left() is None
     board.began(trained[0])
     clock.now = 10.0
     board.ended(trained[0])
     # One kind has been timed; the others are taken to be like it.
-    assert board.left() == pytest.approx(10.0 * 4)
+    assert board.left() == pytest.approx(10.0 * 5)
     board.began(trained[1])
     clock.now = 14.0
-    assert board.left() == pytest.approx(10.0 * 4 - 4)
+    assert board.left() == pytest.approx(10.0 * 5 - 4)
     clock.now = 40.0
     board.ended(trained[1])
-    assert board.left() == pytest.approx(30.0 + 2 * (10 + 30) / 2)
-    assert lines[0] == "2/6 sft-lr0.001-s5: fine (10 s; about 40 s left)"
+    assert board.left() == pytest.approx(30.0 + 3 * (10 + 30) / 2)
+    assert lines[0] == "2/7 sft-lr0.001-s5: fine (10 s; about 50 s left)"
     board.began(trained[3])
     board.failed(trained[3], "no luck")
-    assert lines[-1] == "4/6 prift-mass-lr0.001-s6: failed: no luck"
+    # What should have followed it does not come either.
+    assert lines[-1] == "5/7 prift-mass-lr0.001-s6: failed: no luck"
     assert board.left() == pytest.approx(2 * (10 + 30) / 2)
 
 
@@ -400,3 +401,36 @@ def test_a_bench_knows_its_works_by_their_folders(whole, folder):
     assert bench.is_done(Work(REINFORCE, 5))
     assert not bench.is_done(Work(REINFORCE, 99))
     assert not bench.is_done(Work(FINE_TUNE, 5, dataclasses.replace(cell, seed=99)))
+
+
+def command(*arguments):
+    from typer.testing import CliRunner
+
+    from ballast.cli import app
+
+    return CliRunner().invoke(app, ["compare", *map(str, arguments)])
+
+
+def test_the_command_ends_with_the_tables_and_the_reports_path(whole, folder):
+    (folder / "recipe.yaml").write_text(matrix(folder, "whole", then=THEN).to_yaml())
+    done = command(folder / "recipe.yaml")
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "test: mean@2 (5 items, higher is better)" in done.stdout
+    assert done.stdout.splitlines()[-1] == f"report: {folder / 'whole' / 'report.html'}"
+    assert "prift-mass" in (folder / "whole" / "report.html").read_text()
+    done = command(folder / "recipe.yaml", "--json")
+    assert json.loads(done.stdout) == json.loads((folder / "whole" / "summary.json").read_text())
+
+
+def test_the_command_checks_before_it_runs(folder, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(matrix(folder, tmp_path / "out").to_yaml())
+    done = command(tmp_path / "recipe.yaml", "--only", "3/2")
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert "--only 3/2: is no part of a whole" in done.stderr
+    done = command(tmp_path / "recipe.yaml", "--only", "1/9")
+    assert "splits into at most 2 parts" in done.stderr
+    done = command(tmp_path / "recipe.yaml", "compare.baseline=nobody")
+    assert "compare.baseline: no row is labelled 'nobody'" in done.stderr
+    done = command(tmp_path / "recipe.yaml", "--dry-run")
+    assert "tuning_seeds: 1" in done.stdout
+    assert not (tmp_path / "out").exists()

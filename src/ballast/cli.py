@@ -241,11 +241,12 @@ def compare(
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Run a matrix of objectives, learning rates and seeds, and say which left the model best; goes on where it was."""
+    """Run objectives × learning rates × seeds, RL after them, and report which left the model best; resumes itself."""
     from ballast import compare as matrix
+    from ballast.report import write_report
 
-    recipe = _recipe(words, matrix.COMPARE_CHECKS)
     part = matrix.Part.parse(only) if only else None
+    recipe = _recipe(words, matrix.COMPARE_CHECKS)
     if dry_run:
         print(recipe.to_yaml(), end="")
         return
@@ -255,6 +256,11 @@ def compare(
         _print_json(summary)
     else:
         matrix.show(summary, say=console.print)
+    if any(row["stages"] for row in summary["rows"]):
+        page, _ = write_report([recipe.output])
+        console.print(f"report: {page}", soft_wrap=True)
+    if summary["failed"]:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -17,6 +17,8 @@ from ballast.rl import options as rl_options
 from ballast.rl.options import RLOptions
 
 COLUMN_STYLES = ("alpaca", "sharegpt")
+NEVER_EMPTY = ("model", "objective")
+"""Sections that are a slip where they are written without a value."""
 
 
 class ModelSection(Section):
@@ -139,14 +141,15 @@ class Recipe(Section):
         return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:
-        """Return `resolved` as YAML."""
+        """Return `resolved` as YAML, itself a recipe: without the keys whose absence is not written as empty."""
         from io import StringIO
 
         from ruamel.yaml import YAML
 
         writer, text = YAML(), StringIO()
         writer.default_flow_style = False
-        writer.dump(self.resolved(), text)
+        named = {key: value for key, value in self.resolved().items() if value is not None or key not in NEVER_EMPTY}
+        writer.dump(named, text)
         return text.getvalue()
 
 
@@ -192,7 +195,7 @@ def _validated(tree: Mapping[Any, Any]) -> tuple[Recipe, frozenset[str], list[Pr
 def _default_for_empty(key: Any, value: Any) -> Any:
     """An empty ``training:`` means no settings; an empty ``objective:`` or ``model:`` is a slip."""
     field = Recipe.model_fields.get(str(key))
-    if value is not None or field is None or str(key) in ("model", "objective"):
+    if value is not None or field is None or str(key) in NEVER_EMPTY:
         return "" if value is None else value
     return field.get_default(call_default_factory=True)
 

@@ -75,8 +75,10 @@ class Board:
         """A piece of work broke off."""
         with self._lock:
             self._close(work)
-            slot = slot_of(work)
-            self.broken[slot] = self.broken.get(slot, 0) + 1
+            follows = (work.label, "rl")
+            lost = [slot_of(work), *([follows] if slot_of(work)[1] == "runs" and follows in self.totals else [])]
+            for slot in lost:
+                self.broken[slot] = self.broken.get(slot, 0) + 1
             self.last[work.label] = f"failed: {error}"
             self._tell(f"{work.name}: failed: {error}")
 

@@ -153,8 +153,8 @@ def _below(store: Store, folder: Path) -> str:
 def _budget(folder: Path, record: Mapping[str, Any]) -> dict[str, float | None]:
     logs = records.read_jsonl(folder / records.METRICS)
     last = {key: value for log in logs for key, value in log.items()}
-    seconds = record.get("seconds") or {}
-    return {"steps": last.get("step"), "tokens": last.get("num_tokens", last.get("tokens")), "seconds": seconds.get("train")}
+    tokens = last.get("num_tokens", last.get("tokens"))
+    return {"steps": last.get("step"), "tokens": tokens, "seconds": (record.get("seconds") or {}).get("train")}
 
 
 def _items(

@@ -89,18 +89,19 @@ def _run(bench: Bench, part: Part, board: Board, run: Here | Processes) -> None:
     trainings = _trainings(plan, part, plan.report(rates))
     run.each(_open(bench, trainings), board)
     if plan.rl:
-        run.each(_open(bench, _reinforcements(bench, part, trainings)), board)
+        # A run that broke off leads nowhere.
+        there = [work for work in trainings if not bench.has_failed(work)]
+        run.each(_open(bench, _reinforcements(plan, part, there)), board)
 
 
 def _trainings(plan: Plan, part: Part, cells: list[Cell]) -> list[Work]:
     return [Work(FINE_TUNE, cell.seed, cell) for cell in cells if part.takes(plan, cell)]
 
 
-def _reinforcements(bench: Bench, part: Part, trainings: list[Work]) -> list[Work]:
-    """Return the RL that follows each run that is there, and the start; a run that broke off leads nowhere."""
-    plan = bench.plan
+def _reinforcements(plan: Plan, part: Part, trainings: list[Work]) -> list[Work]:
+    """Return the RL that follows the start and each of some runs."""
     starts = [Work(REINFORCE, seed) for seed in plan.seeds if part.takes_base(plan, seed)]
-    after = [Work(REINFORCE, work.seed, work.cell) for work in trainings if not bench.has_failed(work)]
+    after = [Work(REINFORCE, work.seed, work.cell) for work in trainings]
     return sorted([*starts, *after], key=lambda work: work.seed)
 
 
@@ -165,7 +166,7 @@ def _board(bench: Bench, part: Part, say: Say, jobs: int) -> Board:
     report = plan.report({row.label: rates.get(row.label, row.rates[0]) for row in plan.methods})
     trainings = _trainings(plan, part, [*tuning, *report])
     reported = [work for work in trainings if work.cell is not None and work.cell.role == REPORT]
-    works = trainings + (_reinforcements(bench, part, reported) if plan.rl else [])
+    works = trainings + (_reinforcements(plan, part, reported) if plan.rl else [])
     for work in works:
         totals[slot_of(work)] += 1
         known = work.cell is None or work.cell.role == TUNING or work.label in rates
