@@ -226,16 +226,6 @@ def test_refresh_says_which_model_sampled(tmp_path, monkeypatch):
     assert sorted(rounds[0][1] + rounds[1][1]) == list(range(7)) == sorted(rounds[2][1] + rounds[3][1])
 
 
-def test_nothing_is_sampled_for_steps_that_will_not_come(tmp_path, monkeypatch):
-    from ballast.training import groups as module
-
-    rounds = []
-    real = module.sample_groups
-    monkeypatch.setattr(module, "sample_groups", lambda *a, **k: rounds.append(len(a[2])) or real(*a, **k))
-    run(tmp_path, groups={**GROUPS, "refresh": 3}, per_device_train_batch_size=1, max_steps=5)
-    assert rounds == [3, 2]
-
-
 def test_an_experts_end_that_ends_no_own_answer_is_told(tmp_path):
     made = trainer(tmp_path, rows=[{"prompt": "1+", "completion": "2x", "answer": "2"}])
     with pytest.warns(UserWarning, match=r"row 1: the expert's answer has none of the tokens that end an own one"):

@@ -79,20 +79,18 @@ class GroupBatches:
         self.rounds: list[SampledGroups] = []
         """Rounds that nobody has looked at yet."""
 
-    def take(
-        self, prompts: Iterator[Batch], count: int, step: int, left: int | None = None
-    ) -> tuple[list[Batch], list[Group]]:
+    def take(self, prompts: Iterator[Batch], count: int, step: int) -> tuple[list[Batch], list[Group]]:
         """Return the next `count` micro-batches (fewer at the end of an epoch) and the groups in them.
 
-        Rounds do not cross epochs: the first step of one samples anew. Nor do they go beyond the `left` steps that
-        training still has.
+        Rounds do not cross epochs: the first step of one samples anew. They may go beyond the last step, so that a run
+        that is resumed with more steps is the longer run.
         """
         if prompts is not self._prompts:
             # What an epoch left that was stopped early, or an earlier call of `train`, is an older model's.
             self._waiting.clear()
             self._prompts = prompts
         if not self._waiting:
-            self._begin_round(prompts, count * min(self._refresh, left or self._refresh), step)
+            self._begin_round(prompts, count, step)
         parts = [self._waiting.popleft() for _ in range(min(count, len(self._waiting)))]
         found = [[self._groups[row] for row in rows] for rows in parts]
         return [self._lay_out(groups) for groups in found], [group for groups in found for group in groups]
@@ -111,7 +109,7 @@ class GroupBatches:
         }
 
     def _begin_round(self, prompts: Iterator[Batch], count: int, step: int) -> None:
-        size = len(self._resumed) or count
+        size = len(self._resumed) or count * self._refresh
         # The range first: a batch drawn beyond the round would be lost.
         parts = [batch[ROW].tolist() for _, batch in zip(range(size), prompts, strict=False)]
         if self._resumed and parts != self._resumed:
@@ -198,10 +196,10 @@ class RunGroups:
         self._model = model
         self._batches = GroupBatches(self._draw, self.options.refresh, **collation)
 
-    def take(self, prompts: Iterator[Batch], count: int, step: int, left: int | None = None) -> list[Batch]:
-        """Return the micro-batches of one optimiser step, training having `left` of them still to do."""
+    def take(self, prompts: Iterator[Batch], count: int, step: int) -> list[Batch]:
+        """Return the micro-batches of one optimiser step."""
         assert self._batches is not None
-        batches, groups = self._batches.take(prompts, count, step, left)
+        batches, groups = self._batches.take(prompts, count, step)
         self.sums.add_groups(groups)
         self.sums.add_rounds(self._batches.rounds)
         self._batches.rounds.clear()

@@ -169,8 +169,7 @@ class Trainer(AdaptedTrainer):
         if self.groups is None:
             return super().step_batches(batches, count)
         with self.accelerator.autocast():
-            left = self.state.max_steps - self.state.global_step
-            return self.groups.take(batches, count, self.state.global_step, max(left, 0) or None)
+            return self.groups.take(batches, count, self.state.global_step)
 
     def checkpoint_state(self) -> dict[str, Any]:
         """Return answers that have been sampled and not yet trained on."""
