@@ -85,9 +85,10 @@ def _comparison(folder: Path) -> Source:
     runs = [run for cell in cells for run in read_runs(cell)]
     runs += [run for cell in starts for run in read_runs(cell)]
     summary = read_object(place.summary) if place.summary.is_file() else None
+    if summary is not None:
+        check_summary(summary, str(place.summary))
     if summary is None or not _covers(summary, runs, folder):
         summary = summarise(_matrix(plan, place.plan), *read_results(place))
-    check_summary(summary, str(place.summary))
     measured = read_measured(place.base)
     return Source((folder,), summary, tuple(runs), measured.get(BASE), plan, _tokens(folder))
 
@@ -101,17 +102,19 @@ def _matrix(plan: Mapping[str, Any], path: Path) -> Plan:
 
 
 def _covers(summary: Mapping[str, Any], runs: Sequence[Run], folder: Path) -> bool:
-    """Whether every finished run is in the summary: cells of another machine may have been copied in since."""
-    known = {path for row in summary.get("rows", ()) for stage in row["stages"].values() for path in stage["runs"]}
+    """Whether the summary is of the runs that lie here: some may have been copied in or taken away since.
+
+    Without any it is all that was kept.
+    """
+    known = {path for row in summary["rows"] for stage in row["stages"].values() for path in stage["runs"]}
     known |= {
         f"{store.CELLS}/{Cell(row['label'], tried['rate'], seed, TUNING).name}"
-        for row in summary.get("rows", ())
-        for tried in row.get("tuning", ())
-        for seed in (*tried["seeds"], *tried["failed"])
+        for row in summary["rows"]
+        for tried in row["tuning"]
+        for seed in tried["seeds"]
     }
-    missing = set(summary.get("missing", ()))
     done = {run.folder.relative_to(folder).as_posix() for run in runs if run.status == FINISHED}
-    return not (missing & done) and (not runs or done <= known)
+    return not runs or done == known - {store.BASE}
 
 
 def _runs(folders: tuple[Path, ...]) -> Source:
@@ -158,7 +161,10 @@ def check_summary(summary: Mapping[str, Any], where: str) -> None:
         if not isinstance(row, dict):
             raise BallastError(f"{where}: a row that is no mapping; {REMEDY}")
         label = at(row, where, "label", str)
+        for tried in at(row, f"{where}: {label}", "tuning", list):
+            at(tried, f"{where}: {label}: tuning", "seeds", list)
         for stage, found in at(row, where, "stages", dict).items():
+            at(found, f"{where}: {label}", "runs", list)
             for task, metrics in at(found, f"{where}: {label}", "tasks", dict).items():
                 for metric, result in metrics.items():
                     _check_result(result, f"{where}: {label}: {stage}: {task}: {metric}")

@@ -1,0 +1,87 @@
+"""The pages in a real browser: nothing logged, nothing asked for, readable on a phone and in the dark."""
+
+import json
+
+import pytest
+
+import browser as chromium
+import report_records
+from ballast.report import write_report
+from ballast.report.render import tokens_html
+
+NASTY = "</script><script>console.error('acted')</script><img src='http://e.example/x.png'>"
+WIDTHS = {"desktop": 1280, "phone": 390}
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    program = chromium.find()
+    if program is None:
+        pytest.skip("no Chromium here: install it (Debian: apt-get install chromium) or set BALLAST_TEST_CHROMIUM")
+    with chromium.browser(tmp_path_factory.mktemp("profile"), program) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pages")
+    made = report_records.comparison(folder / "lab", objectives=["sft", "prift-mass"], seeds=2, tuning_seeds=1)
+    record = report_records.tokens([("6", "+", "8", "=", "1", "4", "#", "14"), (NASTY, "a", NASTY, "b" * 300)])
+    (made / "tokens.json").write_text(json.dumps(record))
+    report, _ = write_report([made])
+    inspected = folder / "tokens.html"
+    inspected.write_text(tokens_html(record))
+    return {"report": report, "inspect": inspected}
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", ["report", "inspect"])
+def test_a_page_logs_nothing_asks_for_nothing_and_fits(browser, pages, name, width, dark):
+    page = browser.open(pages[name], width=WIDTHS[width], dark=dark)
+    seen = page.seen()
+    assert seen.console == []
+    assert seen.requests == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= WIDTHS[width], (
+        "the page itself never scrolls sideways"
+    )
+    assert page.evaluate("document.scripts.length + document.images.length") == 0
+    assert page.evaluate("document.querySelectorAll('svg.chart').length") >= 2
+    light = sum(map(int, page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3)")))
+    assert (light < 200) == dark
+
+
+def test_text_can_be_read_on_a_phone(browser, pages):
+    page = browser.open(pages["report"], width=390)
+    shrunk = "[...document.querySelectorAll('svg.chart')].map(s => s.getBoundingClientRect().width / 360)"
+    scales = page.evaluate(shrunk)
+    assert min(scales) * 11 >= 9, "labels of charts, in pixels"
+    smallest = (
+        "[...document.querySelectorAll('p, td, th, small, li')].map(e => parseFloat(getComputedStyle(e).fontSize))"
+    )
+    assert min(page.evaluate(smallest)) >= 11
+    answer = page.evaluate("document.querySelector('.answer').getBoundingClientRect().bottom")
+    assert answer < 2 * 844, "the answer comes within two screens"
+
+
+def test_the_labels_of_charts_lie_inside_them(browser, pages):
+    outside = """[...document.querySelectorAll('svg.chart')].flatMap(svg => {
+        const box = svg.getBoundingClientRect();
+        return [...svg.querySelectorAll('text')].filter(text => {
+            const own = text.getBoundingClientRect();
+            return own.left < box.left - 1 || own.right > box.right + 1 || own.bottom > box.bottom + 1;
+        }).map(text => text.textContent);
+    })"""
+    for width in WIDTHS.values():
+        assert browser.open(pages["report"], width=width).evaluate(outside) == []
+
+
+def test_the_browser_would_have_told(browser, tmp_path):
+    """That the checks above can fail: a page that asks for an image, logs and throws."""
+    bad = "<body style='width:900px'><img src='http://e.example/x.png'><script>console.error('a'); throw 1</script>"
+    (tmp_path / "bad.html").write_text(bad)
+    page = browser.open(tmp_path / "bad.html", width=390)
+    seen = page.seen()
+    assert seen.requests == ["http://e.example/x.png"]
+    assert len(seen.console) >= 2
+    assert page.evaluate("document.documentElement.scrollWidth") > 390
