@@ -166,23 +166,57 @@ def test_flawed_rows_are_spread_and_follow_the_seed():
     assert rows != lab.demonstrations(4, 200, noise=0.5, off_style=0.0)
 
 
-def test_splits_are_fixed_and_disjoint_and_kept_from_pretraining():
-    prompts = {}
-    for name in lab.SPLITS:
-        rows = lab.split(name)
-        assert rows == lab.split(name)
-        prompts[name] = [row.get("prompt") or row["text"][: row["text"].index("?") + 1] for row in rows]
-    everything = [prompt for split in prompts.values() for prompt in split]
-    assert len(everything) == len(set(everything))
-    held = {prompt for name, split in prompts.items() if name != "train" for prompt in split}
-    assert held == lab.held_out()
-    assert {name: len(split) for name, split in prompts.items()} == {
-        "train": 256,
-        "validation": 200,
-        "test": 300,
-        "test-hard": 300,
-        "forgetting": 300,
-    }
+HELD_OUT = {
+    "validation": 200,
+    "test": 300,
+    "test-hard": 300,
+    "forgetting": 300,
+    "long-validation": 200,
+    "long-test": 300,
+}
+TAUGHT = {"train": 256, "train-clean": 256, "train-few": 64, "train-many": 2048, "long-train": 256}
+TAUGHT |= {"long-train-clean": 256, "rl": 1024, "long-rl": 1024}
+
+
+def prompts_of(name):
+    return [row.get("prompt") or row["text"][: row["text"].index("?") + 1] for row in lab.split(name)]
+
+
+def test_splits_are_fixed_and_what_is_held_out_is_nowhere_else():
+    assert {name: len(lab.split(name)) for name in lab.SPLITS} == HELD_OUT | TAUGHT
+    assert all(lab.split(name) == lab.split(name) for name in lab.SPLITS)
+    held = [prompt for name in HELD_OUT for prompt in prompts_of(name)]
+    assert len(held) == len(set(held))
+    assert set(held) == lab.held_out()
+    for name in TAUGHT:
+        prompts = prompts_of(name)
+        assert len(prompts) == len(set(prompts))
+        assert not set(prompts) & set(held)
+
+
+@pytest.mark.parametrize(("name", "clean"), [("train", "train-clean"), ("long-train", "long-train-clean")])
+def test_clean_rows_are_the_same_rows_with_their_wrong_results_put_right(name, clean):
+    changed = 0
+    for row, other in zip(lab.split(name), lab.split(clean), strict=True):
+        flawed = row["completion"][0].isdigit() and wrong_steps(row["completion"]) != []
+        changed += flawed
+        if flawed:
+            assert wrong_steps(other["completion"]) == []
+            assert lab.verify(other["completion"], other) == 1.0
+            assert {**row, "completion": ""} == {**other, "completion": ""}
+        else:
+            assert row == other
+    assert changed == 38
+
+
+def test_few_many_and_long_rows_have_the_same_share_of_flaws():
+    for name, size in (("train-few", 64), ("train-many", 2048), ("long-train", 256)):
+        steps = [row["completion"] for row in lab.split(name) if row["completion"][0].isdigit()]
+        assert sum(wrong_steps(text) != [] for text in steps) == round(0.15 * size)
+        assert len(steps) == size - round(0.05 * size)
+    assert {len(re.findall(r"\d+", row["prompt"])) for row in lab.split("long-train")} == {6}
+    assert {row["terms"] for row in lab.split("rl")} == {4, 5}
+    assert {row["terms"] for row in lab.split("long-rl")} == {6}
 
 
 def test_a_problem_that_comes_up_for_two_splits_stays_in_the_first(monkeypatch):
@@ -197,7 +231,9 @@ def test_a_changed_row_of_a_caller_does_not_change_the_split():
     assert lab.split("test")[0]["prompt"] != "changed"
 
 
-@pytest.mark.parametrize(("name", "terms"), [("validation", {3, 4}), ("test", {4}), ("test-hard", {5})])
+@pytest.mark.parametrize(
+    ("name", "terms"), [("validation", {3, 4}), ("test", {4}), ("test-hard", {5}), ("long-test", {6})]
+)
 def test_held_out_rows_are_correct_steps(name, terms):
     rows = lab.split(name)
     assert {len(re.findall(r"\d+", row["prompt"])) for row in rows} == terms

@@ -62,7 +62,7 @@ def test_end_and_padding_agree_between_tokenizer_config_and_generation(model, to
 
 @pytest.mark.parametrize("name", lab.SPLITS)
 def test_every_row_goes_through_the_tokenizer_and_back(tokenizer, name):
-    texts = [row.get("text") or row["prompt"] + row["completion"] for row in lab.split(name)]
+    texts = [row.get("text") or row["prompt"] + row.get("completion", "") for row in lab.split(name)]
     for text, ids in zip(texts, tokenizer(texts)["input_ids"], strict=True):
         assert len(ids) == len(text)
         assert tokenizer.unk_token_id not in ids

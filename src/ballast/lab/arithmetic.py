@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import accumulate
 from random import Random
 
@@ -237,8 +237,29 @@ _HELD: dict[str, _Held] = {
     "test-hard": _Held(seed=2, size=300, terms=(5,)),
     "validation": _Held(seed=3, size=200, terms=(3, 4)),
     "forgetting": _Held(seed=4, size=300, terms=(3, 4)),
+    # Longer than anything that the base has seen.
+    "long-validation": _Held(seed=6, size=200, terms=(6,)),
+    "long-test": _Held(seed=7, size=300, terms=(6,)),
 }
-TRAIN_SEED, TRAIN_SIZE = 5, 256
+TRAIN_SEED, TRAIN_SIZE, RL_SIZE = 5, 256, 1024
+
+
+@dataclass(frozen=True)
+class _Shown:
+    size: int = TRAIN_SIZE
+    terms: tuple[int, ...] = (3, 4)
+    repaired: bool = False
+
+
+_SHOWN: dict[str, _Shown] = {
+    "train": _Shown(),
+    "train-clean": _Shown(repaired=True),
+    "train-few": _Shown(size=64),
+    "train-many": _Shown(size=2048),
+    "long-train": _Shown(terms=(6,)),
+    "long-train-clean": _Shown(terms=(6,), repaired=True),
+}
+_ASKED: dict[str, tuple[int, ...]] = {"rl": (4, 5), "long-rl": (6,)}
 
 
 @lru_cache(maxsize=1)
@@ -258,8 +279,15 @@ def held_out() -> frozenset[str]:
     return frozenset(chain.prompt for chains in _held_chains().values() for chain in chains)
 
 
-def _train() -> list[dict]:
-    return demonstrations(TRAIN_SEED, TRAIN_SIZE)
+def _shown_rows(shown: _Shown) -> list[dict]:
+    rows = demonstrations(TRAIN_SEED, shown.size, shown.terms)
+    return [_repaired(row) for row in rows] if shown.repaired else rows
+
+
+def _repaired(row: dict) -> dict:
+    """Return a row whose steps are right, in the style that it has."""
+    chain = Chain(tuple(map(int, re.findall(r"[+-]?\d+", row["prompt"]))))
+    return {**row, "completion": solve(chain)} if row["completion"][0].isdigit() else row
 
 
 def _held_rows(name: str) -> list[dict]:
@@ -277,21 +305,25 @@ def _forgetting() -> list[dict]:
 
 
 _SPLITS: dict[str, Callable[[], list[dict]]] = {
-    "train": _train,
-    "validation": lambda: _held_rows("validation"),
-    "test": lambda: _held_rows("test"),
-    "test-hard": lambda: _held_rows("test-hard"),
+    **{name: partial(_shown_rows, shown) for name, shown in _SHOWN.items()},
+    **{name: partial(problems, TRAIN_SEED, RL_SIZE, terms) for name, terms in _ASKED.items()},
+    **{name: partial(_held_rows, name) for name in _HELD if name != "forgetting"},
     "forgetting": _forgetting,
 }
 SPLITS = tuple(_SPLITS)
 
 
 def split(name: str) -> list[dict]:
-    """Return one of the fixed splits, disjoint by prompt.
+    """Return one of the fixed splits.
 
-    ``train`` is 256 demonstrations of 3 to 4 terms with the default flaws; ``validation`` (200 rows, 3 to 4 terms),
-    ``test`` (300 rows, 4 terms) and ``test-hard`` (300 rows, 5 terms) are correct and in ``steps``: all of them
-    ``{"prompt", "completion", "answer"}``. ``forgetting`` (300 rows) is ``{"text"}`` in the base's other two styles.
+    Demonstrations, ``{"prompt", "completion", "answer"}``: ``train`` is 256 of 3 to 4 terms with the default flaws;
+    ``train-clean`` the same rows with the wrong results put right, ``train-few`` 64 and ``train-many`` 2,048 rows;
+    ``long-train`` and ``long-train-clean`` have 6 terms. To ask in reinforcement learning, ``{"prompt", "answer",
+    "terms"}``: ``rl``, 1,024 problems of 4 to 5 terms, and ``long-rl`` of 6.
+
+    Held out, disjoint by prompt from all others: ``validation`` (200 rows, 3 to 4 terms), ``test`` (300, 4 terms),
+    ``test-hard`` (300, 5 terms), ``long-validation`` (200) and ``long-test`` (300, 6 terms), correct and in ``steps``;
+    ``forgetting`` (300 rows) is ``{"text"}`` in the base's other two styles.
 
     Raises:
         BallastError: the name is unknown.
