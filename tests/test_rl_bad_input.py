@@ -174,6 +174,12 @@ def test_a_sharded_start_is_refused(workspace, monkeypatch):
     assert (done.exit_code, "a model sharded by FSDP is not supported" in done.stderr) == (2, True)
 
 
+def test_processes_that_would_each_run_by_themselves_are_refused(workspace, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = CliRunner().invoke(app, Case("", "").arguments())
+    assert (done.exit_code, "rl: 2 processes were started, and each would train by itself" in done.stderr) == (2, True)
+
+
 def test_what_the_checks_find_is_refused_from_python_too(workspace):
     recipe = load_recipe(None, [*Case("", "").arguments()[1:], "rl.verifier='nowhere:judge'"])
     with pytest.raises(BallastError, match=r"^rl\.verifier: cannot import module 'nowhere'"):

@@ -8,6 +8,7 @@ import torch
 
 from ballast.evaluation import Verifier
 from ballast.evaluation.generation import encode_prompt, end_ids
+from ballast.rl.compat import metric_line
 from ballast.rl.options import LOSS_TYPES
 from ballast.rl.prompts import order
 from rl_tools import ROWS, logged, tiny_policy, tiny_run, tiny_tokenizer
@@ -66,6 +67,22 @@ def test_rewards_are_those_of_the_verifier_and_the_log_counts_them(tmp_path, mon
     assert not [name for name in line if name.startswith(("rewards/", "completions/", "frac_"))]
 
 
+def test_a_line_of_the_log_has_our_names_and_nothing_twice():
+    theirs = {
+        "frac_reward_zero_std": 0.25,
+        "rewards/reward/mean": 0.5,
+        "reward": 0.5,
+        "completions/mean_length": 7.0,
+        "completions/min_terminated_length": 1.0,
+        "step_time": 2.0,
+        "num_tokens": 9.0,
+        "epoch": 1.0,
+        "step": 3,
+    }
+    ours = {"mixed": 0.75, "reward": 0.5, "length": 7.0, "seconds/step": 2.0, "tokens": 9.0, "step": 3}
+    assert metric_line(theirs) == ours
+
+
 def test_prompts_are_tokenised_as_in_evaluation_text_and_chat(tmp_path, monkeypatch):
     tokenizer = tiny_tokenizer(chat_template=CHAT_TEMPLATE, add_bos=True)
     chat = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in ROWS]
@@ -73,8 +90,11 @@ def test_prompts_are_tokenised_as_in_evaluation_text_and_chat(tmp_path, monkeypa
         run = tiny_run(tmp_path, rows=rows, tokenizer=tokenizer)
         seen = mock.Mock(side_effect=run.trainer._generate_single_turn)
         monkeypatch.setattr(run.trainer, "_generate_single_turn", seen)
+        judged = mock.Mock(side_effect=run.rewards.judge)
+        monkeypatch.setattr(run.rewards, "judge", judged)
         run.train()
-        ids = seen.call_args.args[0]
+        ids, places = seen.call_args.args[0], judged.call_args.args[0]
+        assert [tuple(one) for one in ids] == [tuple(encode_prompt(tokenizer, rows[i]["prompt"])) for i in places]
         assert {tuple(one) for one in ids} == {tuple(encode_prompt(tokenizer, row["prompt"])) for row in rows}
         assert len(ids) == 16
 

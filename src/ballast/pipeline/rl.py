@@ -85,7 +85,7 @@ def run_rl(
             say(f"rl: {len(made.prompts):,} prompts; {_plan(made.options)}")
             records.write_json(folder / records.RUN, {**record, "status": "running"})
             _write_evals(folder, evals, step=0)
-    totals = run.train(resume=resume)
+    totals, counts = run.train(resume=resume), run.counts()
     clock.lap("train")
     _save(run.trainer, folder)
     clock.lap("save")
@@ -94,7 +94,7 @@ def run_rl(
     compat.without_reference_adapter(folder)
     append_settings(folder, made.options, record["start"])
     finished = {**record, "status": "finished", "finished": _now(), "train": totals, "seconds": clock.laps}
-    finished |= {"answers": run.rewards.answers, **run.rewards.counts, "reward": _reward(folder)}
+    finished |= {**counts, "reward": _reward(folder)}
     records.write_json(folder / records.RUN, finished)
     after = measure(measured, run.trainer.model, made.tokenizer, name=AFTER, progress=progress)
     clock.lap("evaluate")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -64,6 +65,20 @@ def has_accelerator() -> bool:
     return torch.accelerator.is_available()
 
 
+def _processes(use_cpu: bool) -> int:
+    """Return how many processes train together, as transformers sees it."""
+    from transformers import TrainingArguments
+
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = TrainingArguments(output_dir=".", use_cpu=use_cpu, report_to="none").world_size
+    if started > 1 and processes == 1:
+        raise ValueError(
+            f"{started} processes were started, and each would train by itself and write the same files; on CPUs set "
+            "rl.trainer.use_cpu=true"
+        )
+    return processes
+
+
 def config(options: RLOptions, *, output_dir: str, seed: int, model_init: Mapping[str, Any] | None = None) -> Any:
     """Return TRL's arguments for these options.
 
@@ -76,9 +91,7 @@ def config(options: RLOptions, *, output_dir: str, seed: int, model_init: Mappin
     Raises:
         ValueError, TypeError: TRL or transformers refuse the settings together.
     """
-    from accelerate import PartialState
-
-    processes = PartialState().num_processes
+    processes = _processes(bool(options.trainer.get("use_cpu")))
     answers = options.prompts * options.group
     micro = options.micro_batch or max(1, answers // processes)
     if answers % (micro * processes):
@@ -144,6 +157,13 @@ def trainer(
             peft_config=peft_config,
             callbacks=list(callbacks),
         )
+
+
+def gathered(found: Any) -> list[Any]:
+    """Return what each rank found."""
+    from accelerate.utils import gather_object
+
+    return gather_object([found])
 
 
 def seed(args: Any) -> None:

@@ -72,3 +72,8 @@ class Run:
         self._defaults.pad_token_id = self.trainer.model.generation_config.pad_token_id
         compat.give_generation_defaults(self.trainer.model, self._defaults)
         return dict(result.metrics)
+
+    def counts(self) -> dict[str, int]:
+        """Return how many answers were judged since the start or the resuming, and what went wrong, over all ranks."""
+        own = {"answers": self.rewards.answers, **self.rewards.counts}
+        return {name: sum(found[name] for found in compat.gathered(own)) for name in own}
