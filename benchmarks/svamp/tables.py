@@ -157,7 +157,8 @@ def _measured(rows: Mapping[str, Any]) -> str:
     for name, row in rows.items():
         for commit in dict.fromkeys(run["commit"] for run in row.get("training", ())):
             named.setdefault(commit, []).append(name)
-    return "; ".join(f"{', '.join(names)} at commit {commit[:7]}" for commit, names in named.items()) + "."
+    parts = (f"{', '.join(names)} at commit {commit[:7]}" for commit, names in named.items())
+    return f"Trained: {'; '.join(parts)}."
 
 
 def _times(starts: Mapping[str, Any]) -> str:
