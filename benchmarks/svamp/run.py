@@ -177,7 +177,7 @@ def recorded(start: str, objectives: Sequence[str], now: Mapping[str, Any]) -> d
     other = [key for key, value in now.items() if before.get(key) != value]
     if kept and other:
         raise SystemExit(
-            f"{RESULTS.name}, {start} start: {', '.join(kept)} were measured with another {' and '.join(other)}; "
+            f"{RESULTS.name}, {start} start: {', '.join(kept)} were measured with other {' and '.join(other)}; "
             "name all objectives to measure everything anew"
         )
     return kept
