@@ -45,12 +45,23 @@ CASES: dict[str, dict[str, Any]] = {
     "prift-prob, cache": {"objective": "prift-prob", "reference": "cache"},
     "prift-mass, live": {"objective": "prift-mass", "reference": "model"},
     "eksft, live": {"objective": "eksft", "reference": "model"},
+    "prift-mass, second model and all logits": {"plain": "prift-mass"},
+    "eksft, second model and all logits": {"plain": "eksft"},
     "ift": {"objective": "ift"},
     "TRL nll, LoRA": {"loss_type": "nll", "lora": True},
     "eksft, adapter off, LoRA": {"objective": "eksft", "reference": "adapter-off", "lora": True},
 }
 PLAIN, PLAIN_LORA, OWN = "TRL nll", "TRL nll, LoRA", "sft"
-MEMORY_CASES = (PLAIN, "sft", "prift-mass, cache", "prift-mass, live", "eksft, live", "ift")
+MEMORY_CASES = (
+    PLAIN,
+    "sft",
+    "prift-mass, cache",
+    "prift-mass, live",
+    "prift-mass, second model and all logits",
+    "eksft, live",
+    "eksft, second model and all logits",
+    "ift",
+)
 
 
 def make_trainer(case: dict[str, Any], size: Size, trained: float, steps: int, folder: Path) -> Any:
@@ -76,6 +87,12 @@ def make_trainer(case: dict[str, Any], size: Size, trained: float, steps: int, f
         from trl import SFTConfig, SFTTrainer
 
         trainer = SFTTrainer(model, SFTConfig(**settings, loss_type=case["loss_type"]), **parts)
+    elif "plain" in case:
+        from trl import SFTConfig
+
+        from plain import PlainTrainer
+
+        trainer = PlainTrainer(model, SFTConfig(**settings), objective=case["plain"], **parts)
     else:
         import ballast
 
