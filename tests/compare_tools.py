@@ -91,7 +91,8 @@ def records_of(output: Path, *copied_from: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(path for path in output.rglob("*") if path.is_file()):
         name = path.relative_to(output).as_posix()
-        if name.startswith("cache/") or path.suffix == ".txt" or path.name in (".lock", "jobs.log", "training_args.bin", "README.md"):
+        left_out = path.name in (".lock", "jobs.log", "training_args.bin", "README.md")
+        if left_out or name.startswith("cache/") or path.suffix == ".txt":
             continue
         if path.suffix == ".safetensors":
             found[name] = path.read_bytes()
