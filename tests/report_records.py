@@ -180,7 +180,7 @@ def _rl(plan: Plan, label: str, cell: Cell | None, seed: int, folder: Path) -> N
     start, gain = SKILL[label], GAIN[label]
     noise = chance.normal(0, 0.03, 30)
     logs = [
-        {"step": step, "reward": float(start + gain * step / 30 + noise[step - 1]), "frac_reward_zero_std": 0.25}
+        {"step": step, "reward": float(start + gain * step / 30 + noise[step - 1]), "mixed": 0.75}
         for step in range(1, 31)
     ]
     records.write_jsonl(folder / records.METRICS, logs)

@@ -87,6 +87,19 @@ def test_a_run_that_was_not_measured_yet_counts_as_unfinished(run):
     assert report.answer[0] == "After fine-tuning nothing has been measured yet, so there is no answer."
 
 
+def test_an_rl_run_by_itself_is_told_from_what_it_started_with(run):
+    lines = (run / records.EVALS).read_text().splitlines()
+    before, after = ({**json.loads(lines[-1]), "model": name} for name in ("before rl", "after rl"))
+    report_records.change(run / records.RUN, rl={"steps": 30})
+    (run / records.EVALS).write_text(json.dumps(before) + "\n")
+    assert [one.status for one in load([run]).runs] == ["unfinished"]
+    (run / records.EVALS).write_text("".join(json.dumps(one) + "\n" for one in (before, after)))
+    source = load([run])
+    assert [(one.stage, one.status) for one in source.runs] == [("after_rl", "finished")]
+    assert build(source).answer[0].startswith("After fine-tuning nothing has been measured")
+    assert build(source).answer[1].startswith("After reinforcement learning, sft reaches")
+
+
 def test_a_diverged_run_has_gaps_in_its_curves(run):
     lines = [json.loads(line) for line in (run / records.METRICS).read_text().splitlines()]
     lines[2]["nll"] = float("nan")

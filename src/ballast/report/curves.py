@@ -30,9 +30,12 @@ TRAINING: tuple[tuple[str, str, str], ...] = (
 
 REWARDS: tuple[tuple[str, str, str], ...] = (
     ("reward", "Reward of the samples", "mean reward"),
-    ("frac_reward_zero_std", "Prompts whose answers all have one reward", "share of prompts"),
+    ("correct", "Samples with reward 1", "share of answers"),
+    ("mixed", "Prompts whose answers differ in reward", "share of prompts"),
     ("entropy", "Entropy of the samples", "nats per token"),
-    ("completions/mean_length", "Length of the samples", "tokens"),
+    ("kl", "KL to the start of RL on the samples", "nats per token"),
+    ("length", "Length of the samples", "tokens"),
+    ("cut_off", "Samples that had not ended", "share of answers"),
 )
 
 

@@ -31,7 +31,7 @@ NONE = Cell("–")
 MARKS = " In the charts full marks are after SFT, hollow ones after RL."
 TESTED = {
     True: "p-values are of paired t tests over seeds, adjusted by Holm for the number of objectives",
-    False: "with one seed each, none can be tested",
+    False: "with one seed each, or the same difference on every seed, none can be tested",
 }
 
 

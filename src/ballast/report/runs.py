@@ -16,6 +16,8 @@ from ballast.report.reading import REMEDY, finite, read_lines, read_object
 from ballast.report.reading import field as at
 
 FINISHED, UNFINISHED, FAILED = "finished", "unfinished", "failed"
+STARTS = (BASE, "before rl")
+"""Names under which a run's evaluations have the model that it started from."""
 FIGURES = ("value", "low", "high")
 
 Scores = tuple[tuple[float, ...], ...]
@@ -50,8 +52,7 @@ class Run:
     @property
     def result(self) -> Measured | None:
         """What was measured of the model that came out, None where nothing was."""
-        own = [found for name, found in self.measured.items() if name != BASE]
-        return own[-1] if own else None
+        return _outcome(self.measured)
 
 
 def is_run(folder: Path) -> bool:
@@ -86,7 +87,7 @@ def read_run(folder: Path, like: Run | None = None) -> Run:
     status = _status(at(record, where, "status", str), folder)
     measured = read_measured(folder)
     tasks = at(record, where, "recipe.evaluation.tasks", list, [])
-    if status == FINISHED and tasks and not any(name != BASE for name in measured):
+    if status == FINISHED and tasks and _outcome(measured) is None:
         # The record is written before the last measurement.
         status = UNFINISHED
     return Run(
@@ -99,6 +100,11 @@ def read_run(folder: Path, like: Run | None = None) -> Run:
         measured=measured,
         error=at(record, where, "error", str, ""),
     )
+
+
+def _outcome(measured: Mapping[str, Measured]) -> Measured | None:
+    own = [found for name, found in measured.items() if name not in STARTS]
+    return own[-1] if own else None
 
 
 def _status(status: str, folder: Path) -> str:
