@@ -146,16 +146,20 @@ def test_the_best_of_a_metric_where_less_is_better_has_the_least(source):
     assert float(values[best].text) == min(float(cell.text) for cell in values.values())
 
 
-def test_the_table_has_every_row_with_its_interval(report, source):
+@pytest.mark.parametrize(("stage", "head"), [("before_rl", "after SFT"), ("after_rl", "after RL")])
+def test_the_table_has_every_row_with_its_interval(report, source, stage, head):
     table = report.sections[0].tables[0]
-    column = table.columns.index("after SFT")
+    column = table.columns.index(head)
+    beyond = 0
     for row, shown in zip(source.summary["rows"], table.rows, strict=True):
-        found = row["stages"]["before_rl"]["tasks"]["greedy"]["accuracy"]
+        found = row["stages"][stage]["tasks"]["greedy"]["accuracy"]
         interval = found["over_both"] or found["over_items"]
         low, high = max(interval["low"], 0.0), min(interval["high"], 1.0)
+        beyond += (low, high) != (interval["low"], interval["high"])
         assert shown[0].text == row["label"]
         assert shown[column].text == f"{found['over_seeds']['value']:.3f}"
         assert shown[column].detail == f"{low:.3f} to {high:.3f}"
+    assert beyond or stage == "before_rl", "a share is cut at 1"
 
 
 def test_pass_at_k_comes_from_the_scores_by_enumeration(report, source):
