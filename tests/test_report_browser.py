@@ -31,12 +31,26 @@ def pages(tmp_path_factory):
     report, _ = write_report([made])
     inspected = folder / "tokens.html"
     inspected.write_text(tokens_html(record))
-    return {"report": report, "inspect": inspected}
+    return {"report": report, "inspect": inspected, "wide": wide(folder / "wide")}
+
+
+def wide(folder):
+    """A report with twelve metrics, small negative figures and a label that is one long word."""
+    for label in ("prift-mass", "W漢" * 60):
+        run = report_records.run(folder / label[:9], label, base=label == "prift-mass")
+        lines = [json.loads(line) for line in (run / "evals.jsonl").read_text().splitlines()]
+        for line in lines:
+            found = line["tasks"][0]["metrics"]
+            found |= {f"metric_with_a_long_name_{place}": found["accuracy"] for place in range(12)}
+        (run / "evals.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        logs = [{"step": step, "log_ratio": -0.0075 * step / 2} for step in (1, 2)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(log) + "\n" for log in logs))
+    return write_report([folder])[0]
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", ["report", "inspect"])
+@pytest.mark.parametrize("name", ["report", "inspect", "wide"])
 def test_a_page_logs_nothing_asks_for_nothing_and_fits(browser, pages, name, width, dark):
     page = browser.open(pages[name], width=WIDTHS[width], dark=dark)
     seen = page.seen()
@@ -64,7 +78,9 @@ def test_text_can_be_read_on_a_phone(browser, pages):
     assert answer < 2 * 844, "the answer comes within two screens"
 
 
-def test_the_labels_of_charts_lie_inside_them(browser, pages):
+@pytest.mark.parametrize("width", WIDTHS.values())
+@pytest.mark.parametrize("name", ["report", "wide"])
+def test_the_labels_of_charts_lie_inside_them(browser, pages, name, width):
     outside = """[...document.querySelectorAll('svg.chart')].flatMap(svg => {
         const box = svg.getBoundingClientRect();
         return [...svg.querySelectorAll('text')].filter(text => {
@@ -72,8 +88,14 @@ def test_the_labels_of_charts_lie_inside_them(browser, pages):
             return own.left < box.left - 1 || own.right > box.right + 1 || own.bottom > box.bottom + 1;
         }).map(text => text.textContent);
     })"""
-    for width in WIDTHS.values():
-        assert browser.open(pages["report"], width=width).evaluate(outside) == []
+    assert browser.open(pages[name], width=width).evaluate(outside) == []
+
+
+@pytest.mark.parametrize("width", WIDTHS.values())
+def test_short_labels_of_rows_are_not_broken(browser, pages, width):
+    tall = """[...document.querySelectorAll('tbody th bdi')].filter(e => e.textContent.length < 12 &&
+        e.getBoundingClientRect().height > 2 * parseFloat(getComputedStyle(e).lineHeight) + 1).map(e => e.innerText)"""
+    assert browser.open(pages["wide"], width=width).evaluate(tall) == []
 
 
 def test_the_browser_would_have_told(browser, tmp_path):

@@ -49,6 +49,13 @@ def test_a_linear_scale_holds_every_value_between_round_ticks(values):
     assert list(scale.ticks) == sorted(set(scale.ticks))
 
 
+@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=20))
+def test_ticks_between_whole_numbers_are_whole(values):
+    scale = linear(values, 0.0, 100.0, whole=True)
+    assert all(tick == int(tick) for tick in scale.ticks)
+    assert scale.low <= min(values) <= max(values) <= scale.high
+
+
 @given(st.lists(st.floats(1e-9, 1e9), min_size=2, max_size=6, unique=True))
 def test_a_logarithmic_scale_is_even_in_ratios(places):
     low, high = min(places), max(places)

@@ -25,8 +25,8 @@ class Scale:
         return self.start + (at - low) / (high - low) * (self.end - self.start)
 
 
-def linear(values: Sequence[float], start: float, end: float, *, count: int = 5) -> Scale:
-    """Return a scale that holds all values, its bounds being ticks of round numbers.
+def linear(values: Sequence[float], start: float, end: float, *, count: int = 5, whole: bool = False) -> Scale:
+    """Return a scale that holds all values, its bounds being ticks of round numbers (`whole`: of whole ones).
 
     Raises:
         ValueError: if there is no value.
@@ -37,6 +37,7 @@ def linear(values: Sequence[float], start: float, end: float, *, count: int = 5)
         room = abs(low) * 0.1 or 1.0
         low, high = low - room, high + room
     step = _step((high - low) / count)
+    step = max(math.ceil(step), 1) if whole else step
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     ticks = tuple(float(f"{place * step:.12g}") for place in range(first, last + 1))
     return Scale(ticks[0], ticks[-1], start, end, ticks)

@@ -7,6 +7,7 @@ escaped; a mark says what it is in its title, which browsers show on hovering an
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -18,6 +19,9 @@ from ballast.report.text import number, one_line, rate
 
 WIDTH, HEIGHT = 360, 236
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 26, 36
+LETTER = 7.2
+"""Width of a wide digit in the labels."""
+
 STYLES = 8
 """Different looks; the ninth label takes the first one's colour with other dashes."""
 
@@ -68,9 +72,10 @@ def _lines(chart: LineChart, styles: Styles) -> Markup:
     xs = [x for line in chart.lines for x, _ in line.points]
     ys = [y for line in chart.lines for _, y in line.points if y is not None]
     ys += [bound for line in chart.lines for _, *bounds in line.band for bound in bounds]
-    ends = (LEFT + 4, WIDTH - RIGHT - 4)
-    x_scale = logarithmic(chart.places, *ends) if chart.places else linear(xs, *ends)
     y_scale = linear(ys, HEIGHT - BOTTOM, TOP)
+    ends = (_left(y_scale) + 4, WIDTH - RIGHT - 4)
+    whole = all(x == int(x) for x in xs)
+    x_scale = logarithmic(chart.places, *ends) if chart.places else linear(xs, *ends, whole=whole)
     parts = [_axes(chart.x, chart.y, x_scale, y_scale)]
     parts += [_band(line, styles, x_scale, y_scale) for line in chart.lines if line.band]
     parts += [_line(line, styles, x_scale, y_scale) for line in chart.lines]
@@ -104,8 +109,9 @@ def _line(line: Line, styles: Styles, x: Scale, y: Scale) -> str:
 
 def _dots(chart: DotChart, styles: Styles) -> Markup:
     marked = [chart.mark] if chart.mark else []
-    x_scale = linear([*_extent(dot.x for dot in chart.dots), *(x for x, _ in marked)], LEFT, WIDTH - RIGHT, count=4)
-    y_scale = linear([*_extent(dot.y for dot in chart.dots), *(y for _, y in marked)], HEIGHT - BOTTOM, TOP)
+    xs, ys = _extent(dot.x for dot in chart.dots), _extent(dot.y for dot in chart.dots)
+    y_scale = linear([*ys, *(y for _, y in marked)], HEIGHT - BOTTOM, TOP)
+    x_scale = linear([*xs, *(x for x, _ in marked)], _left(y_scale), WIDTH - RIGHT, count=4)
     parts = [_axes(chart.x, chart.y, x_scale, y_scale)]
     if chart.mark:
         at = (x_scale(chart.mark[0]), y_scale(chart.mark[1]))
@@ -130,7 +136,8 @@ def _dot(dot: Any, styles: Styles, x_scale: Scale, y_scale: Scale) -> str:
 
 
 def _intervals(chart: IntervalChart, styles: Styles) -> Markup:
-    row, left = 20, 104
+    row = 20
+    left = 14 + max((sum(map(_width, _short(label))) for label, _, _ in chart.rows), default=0)
     bottom = TOP + row * len(chart.rows) + 6
     values = [*_extent(value for _, _, value in chart.rows), *([] if chart.line is None else [chart.line])]
     scale = linear(values, left, WIDTH - RIGHT, count=4)
@@ -140,7 +147,7 @@ def _intervals(chart: IntervalChart, styles: Styles) -> Markup:
         parts.append(f'<path class="reference" d="M{x:.1f} {TOP - 8}V{bottom}"/>')
         side = "end" if x > (left + WIDTH) / 2 else "start"
         shift = -4 if side == "end" else 4
-        parts.append(_text(x + shift, TOP - 11, chart.line_label, side, "tick"))
+        parts.append(_text(x + shift, TOP - 11, chart.line_label, side, "tick", 120))
     named: set[str] = set()
     for place, (label, stage, value) in enumerate(chart.rows):
         y = TOP + row * place + 10
@@ -162,8 +169,8 @@ def _interval(label: str, stage: str, value: Value, scale: Scale, y: float, styl
 def _histogram(chart: Histogram, styles: Styles) -> Markup:
     total = max(sum(chart.counts), 1)
     shares = [count / total for count in chart.counts]
-    x_scale = linear(chart.edges, LEFT, WIDTH - RIGHT)
     y_scale = linear([0.0, *shares], HEIGHT - BOTTOM, TOP, count=4)
+    x_scale = linear(chart.edges, _left(y_scale), WIDTH - RIGHT)
     bars = ""
     for low, high, share in zip(chart.edges, chart.edges[1:], shares, strict=False):
         x, y, width = x_scale(low), y_scale(share), x_scale(high) - x_scale(low)
@@ -202,10 +209,16 @@ def _svg(title: str, parts: list[str], height: float = HEIGHT) -> Markup:
     )
 
 
+def _left(y: Scale) -> float:
+    """Return where the drawing starts, so that the longest label of the ticks has room before it."""
+    return max(LEFT, 12 + LETTER * max(len(_tick(tick)) for tick in y.ticks))
+
+
 def _axes(x_name: str, y_name: str, x: Scale, y: Scale) -> str:
+    left = _left(y)
     rows = "".join(
-        f'<path class="grid" d="M{LEFT} {y(tick):.1f}H{WIDTH - RIGHT}"/>'
-        + _text(LEFT - 6, y(tick) + 3.5, _tick(tick), "end", "tick")
+        f'<path class="grid" d="M{left:.1f} {y(tick):.1f}H{WIDTH - RIGHT}"/>'
+        + _text(left - 6, y(tick) + 3.5, _tick(tick), "end", "tick")
         for tick in y.ticks
     )
     return rows + _text(4, 11, y_name, "start", "axis") + _x_axis(x_name, x, HEIGHT - BOTTOM)
@@ -226,13 +239,27 @@ def _tick(value: float) -> str:
     return rate(value) if 0 < value < 0.001 else f"{value:g}".replace("-", "−")
 
 
-def _text(x: float, y: float, text: str, anchor: str, kind: str) -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(one_line(text))}</text>'
+def _text(x: float, y: float, text: str, anchor: str, kind: str, room: float = WIDTH - 20) -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(_short(text, room))}</text>'
 
 
-def _short(label: str, limit: int = 16) -> str:
-    text = one_line(label)
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+def _short(text: str, room: float = 118) -> str:
+    """Return as much of a text as has room, by the width that its letters have at most."""
+    text = one_line(text)
+    if sum(map(_width, text)) <= room:
+        return text
+    kept, left = "", room - _width("…")
+    for character in text:
+        left -= _width(character)
+        if left < 0:
+            return f"{kept}…"
+        kept += character
+    return text
+
+
+def _width(character: str) -> float:
+    wide = character in "MW@%mw…—" or unicodedata.east_asian_width(character) in "WF"
+    return 1.65 * LETTER if wide else LETTER
 
 
 def _d(points: list[tuple[float, float]]) -> str:
