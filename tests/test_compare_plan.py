@@ -77,12 +77,13 @@ def test_the_baseline_is_sft_or_what_is_named_or_the_first():
     assert plan(baseline="dft").baseline == "dft"
 
 
-def test_random_weights_are_trained_with_the_baselines_objective_and_rates():
+def test_random_weights_are_trained_with_the_baselines_objective_at_its_largest_rate():
     made = plan(objectives=[{"name": "sft", "rates": [1e-3, 1e-2]}, "dft"], random=True)
     row = made.methods[-1]
-    assert (row.label, row.random, row.section.name, row.rates) == ("random", True, "sft", (1e-3, 1e-2))
-    recipe = cell_recipe(made, made.tuning("random")[0], store_at("out"))
-    assert recipe.model.path == "out/cache/random-s1007"
+    assert (row.label, row.random, row.section.name, row.rates) == ("random", True, "sft", (1e-2,))
+    assert made.tuning("random") == []
+    recipe = cell_recipe(made, made.report({"random": 1e-2})[0], store_at("out"))
+    assert recipe.model.path == "out/cache/random-s7"
     assert recipe.reference.cache is None
     assert [one.random for one in made.methods] == [False, False, True]
 
@@ -227,6 +228,7 @@ def test_samples_are_drawn_anew_for_every_seed_and_alike_for_every_method():
     one, other = (cell_recipe(made, Cell(label, 1e-4, 8, REPORT), store_at("out")) for label in ("sft", "dft"))
     assert one.evaluation == other.evaluation
     assert seeded((TaskSection(data="lab:test", samples=2, temperature=1.0),), 5)[0].settings()["seed"] == 5
+    assert seeded((TaskSection(data="lab:test", kind="readiness"),), 5)[0].settings()["seed"] == 5
 
 
 def test_rl_starts_from_the_run_and_is_measured_on_what_is_reported():
@@ -235,12 +237,20 @@ def test_rl_starts_from_the_run_and_is_measured_on_what_is_reported():
         {"objectives": ["sft"], "rates": [1e-4], "then": {"rl": {"steps": 30}}}).then})  # fmt: skip
     made = Plan(made.recipe.model_copy(update={"compare": then}))
     cell = Cell("sft", 1e-4, 8, REPORT)
-    recipe = rl_recipe(made, cell, 8, store_at("out"), store_at("out").rl(cell.name))
+    recipe = rl_recipe(made, 8, store_at("out").rl(cell.name))
     assert recipe.rl == {"verifier": "exact", "steps": 30}
     assert [task.settings()["name"] for task in recipe.evaluation.tasks] == ["test", "text"]
     assert (recipe.seed, recipe.output) == (8, "out/cells/sft-lr0.0001-s8/rl")
     assert recipe.model.path == "lab"
     assert Recipe.model_validate(recipe.resolved()) == recipe
+
+
+def test_rl_follows_reported_runs_but_not_those_from_random_weights():
+    made = plan(random=True, then={"rl": {}})
+    cells = [*made.tuning("sft"), *made.report({"sft": 1e-4, "random": 3e-4})]
+    assert {cell.label for cell in cells if made.followed(cell)} == {"sft"}
+    assert {cell.role for cell in cells if made.followed(cell)} == {REPORT}
+    assert not any(plan().followed(cell) for cell in cells if cell.label != "random")
 
 
 def test_runs_are_the_same_wherever_they_lie_and_differ_by_the_first_key():

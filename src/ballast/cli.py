@@ -237,7 +237,10 @@ def compare(
         str | None,
         typer.Option("--only", metavar="I/N", help="Do one part of N, to spread over machines.", show_default=False),
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Runs at a time, each in a process of its own.")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", min=1, help="Runs at a time. Default: one a core for a small model on CPU, else 1."),
+    ] = None,
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:

@@ -83,7 +83,8 @@ def seeded(tasks: tuple[TaskSection, ...], seed: int) -> tuple[TaskSection, ...]
 
 def _seeded(task: TaskSection, seed: int) -> TaskSection:
     settings: dict[str, Any] = task.model_dump()
-    if not settings.get("temperature"):
+    # Readiness samples as RL will, unless it is told otherwise.
+    if not settings.get("temperature", 1.0 if task.kind == "readiness" else 0.0):
         return task
     return TaskSection.model_validate({**settings, "seed": settings.get("seed", 0) + seed})
 
@@ -103,19 +104,16 @@ def _reference(reference: ReferenceSection, objective: Objective, cache: str | N
     return ReferenceSection(cache=reference.cache or cache)
 
 
-def rl_recipe(plan: Plan, cell: Cell | None, seed: int, store: Store, output: Path) -> Recipe:
-    """Return what `pipeline.run_rl` runs after a cell, or, without one, from the recipe's model itself."""
+def rl_recipe(plan: Plan, seed: int, output: Path) -> Recipe:
+    """Return what `pipeline.run_rl` runs: the same after every cell, and from the recipe's model itself."""
     assert plan.compare.then is not None
-    random = cell is not None and plan.method(cell.label).random
-    assert plan.recipe.model is not None
-    start = {"path": str(store.random(seed)), "dtype": plan.recipe.model.dtype}
     return plan.recipe.model_copy(
         update={
-            "model": ModelSection(**start) if random else plan.recipe.model,
             "rl": {**(plan.recipe.rl or {}), **plan.compare.then.rl},
             "objective": None,
             "groups": None,
             "reference": ReferenceSection(),
+            "training": {},
             "compare": None,
             "evaluation": EvaluationSection(tasks=seeded(plan.tasks(REPORT), seed), base=False),
             "output": str(output),

@@ -23,7 +23,7 @@ TUNING_OFFSET = 1000
 
 BETTER: tuple[tuple[str, int], ...] = (
     (r"accuracy(_per_token|_per_character)?|mean@\d+|pass@\d+", 1),
-    (r"nll|bits_per_character|perplexity|base_kl", -1),
+    (r"nll|bits_per_character|perplexity|base_kl|forgetting", -1),
 )
 """Patterns of metrics, and whether more of them is better (1) or less (-1); of others neither is."""
 
@@ -88,7 +88,8 @@ class Plan:
         rows = [Method(label_of(one), one, one.rates or section.rates) for one in section.objectives]
         if section.random:
             like = next(row for row in rows if row.label == self.baseline)
-            rows.append(Method(RANDOM, like.section, like.rates, random=True))
+            # A floor, not a contestant: from nothing the largest step goes furthest.
+            rows.append(Method(RANDOM, like.section, (max(like.rates),), random=True))
         return tuple(rows)
 
     @property
@@ -130,8 +131,12 @@ class Plan:
 
     @property
     def rl(self) -> bool:
-        """Whether RL follows every reported run."""
+        """Whether RL follows the start and every reported run of a method."""
         return self.compare.then is not None
+
+    def followed(self, cell: Cell) -> bool:
+        """Whether RL follows a run: not from random weights, whose answers earn no reward to learn from."""
+        return self.rl and cell.role == REPORT and not self.method(cell.label).random
 
     @property
     def sign(self) -> int:

@@ -15,6 +15,7 @@ from ballast.compare.plan import BASE
 from ballast.compare.store import MARK, RL, Store, read_run
 from ballast.errors import BallastError
 from ballast.evaluation.metrics import pass_at_k
+from ballast.evaluation.readiness import distinct_answers, mixed_share
 
 BEFORE, AFTER = "before_rl", "after_rl"
 FAILED = "failed"
@@ -168,6 +169,7 @@ def _items(
             continue
         scores = [list(map(float, row["scores"])) for row in rows]
         found = {metric: per_item(metric, scores) for metric in task["metrics"]}
+        found |= {metric: _distinct(metric, rows) for metric in task["metrics"] if metric.startswith("distinct@")}
         values[name] = {metric: column for metric, column in found.items() if column is not None}
         prompts[name] = tuple(json.dumps(row["prompt"], ensure_ascii=False) for row in rows)
     return values, prompts
@@ -180,7 +182,14 @@ def per_item(metric: str, scores: Sequence[Sequence[float]]) -> np.ndarray | Non
     if metric.startswith("pass@"):
         k = int(metric.removeprefix("pass@"))
         return np.array([pass_at_k(len(given), sum(score >= 1.0 for score in given), k) for given in scores])
+    if metric.startswith("mixed@"):
+        return np.array([mixed_share(given, int(metric.removeprefix("mixed@"))) for given in scores])
     return None
+
+
+def _distinct(metric: str, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    k = int(metric.removeprefix("distinct@"))
+    return np.array([distinct_answers([one["text"] for one in row["completions"]], k) for row in rows])
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,16 +28,19 @@ Say = Callable[[Any], Any]
 
 SMALL = 100 * 2**20
 """Bytes of weights below which a model only waits for further threads."""
+MOST_JOBS = 4
+"""Processes that are started unasked; each holds the libraries, the better part of a gigabyte."""
 
 
 def run_compare(
-    recipe: Recipe, *, part: Part | None = None, jobs: int = 1, say: Say = print, console: Any = None
+    recipe: Recipe, *, part: Part | None = None, jobs: int | None = 1, say: Say = print, console: Any = None
 ) -> dict[str, Any]:
     """Run what is missing of the recipe's matrix, write ``summary.json`` into its output, and return it.
 
     Args:
         part: do only this part; the summary is then of what lies in the output.
-        jobs: works at a time, each in a process of its own; 1 stays in this process.
+        jobs: works at a time, each in a process of its own; 1 stays in this process. None takes one for each core, up
+            to `MOST_JOBS`, where there is no accelerator and the model so small that it uses a single core.
         say: what prints lines.
         console: a rich console; on a terminal it shows a live table instead of lines.
 
@@ -47,6 +51,7 @@ def run_compare(
     part.check(plan)
     store = Store(Path(str(recipe.output)))
     threads = 1 if _is_small(plan) else None
+    jobs = _jobs(threads) if jobs is None else jobs
     settle(threads)
     with _alone(store):
         bench = Bench(plan, store, _budget_steps(plan))
@@ -101,7 +106,7 @@ def _trainings(plan: Plan, part: Part, cells: list[Cell]) -> list[Work]:
 def _reinforcements(plan: Plan, part: Part, trainings: list[Work]) -> list[Work]:
     """Return the RL that follows the start and each of some runs."""
     starts = [Work(REINFORCE, seed) for seed in plan.seeds if part.takes_base(plan, seed)]
-    after = [Work(REINFORCE, work.seed, work.cell) for work in trainings]
+    after = [Work(REINFORCE, work.seed, work.cell) for work in trainings if work.cell and plan.followed(work.cell)]
     return sorted([*starts, *after], key=lambda work: work.seed)
 
 
@@ -150,7 +155,7 @@ def _prepare(bench: Bench, part: Part, say: Say) -> None:
     if part.takes_base(plan) and plan.recipe.evaluation.base:
         measure_start(bench, progress=False)
     if any(row.label == RANDOM and row.random for row in plan.methods):
-        for seed in (*plan.tuning_seeds, *plan.seeds):
+        for seed in plan.seeds:
             make_random(plan, seed, store.random(seed))
 
 
@@ -165,8 +170,7 @@ def _board(bench: Bench, part: Part, say: Say, jobs: int) -> Board:
     # Rates that are not chosen yet stand in by the first: the number of runs is the same.
     report = plan.report({row.label: rates.get(row.label, row.rates[0]) for row in plan.methods})
     trainings = _trainings(plan, part, [*tuning, *report])
-    reported = [work for work in trainings if work.cell is not None and work.cell.role == REPORT]
-    works = trainings + (_reinforcements(plan, part, reported) if plan.rl else [])
+    works = trainings + (_reinforcements(plan, part, trainings) if plan.rl else [])
     for work in works:
         totals[slot_of(work)] += 1
         known = work.cell is None or work.cell.role == TUNING or work.label in rates
@@ -221,6 +225,15 @@ def _budget_steps(plan: Plan) -> int | None:
     per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     epoch = math.ceil(report.rows_out / per_step)
     return max(1, round(budget.tokens / report.tokens * epoch))
+
+
+def _jobs(threads: int | None) -> int:
+    import torch
+
+    if threads is None or torch.accelerator.is_available():
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_JOBS)
 
 
 def _is_small(plan: Plan) -> bool:

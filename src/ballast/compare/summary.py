@@ -62,7 +62,8 @@ def missing_runs(plan: Plan, rates: dict[str, float], runs: Iterable[Run]) -> li
     reported = [f"cells/{cell.name}" for cell in plan.report(rates)]
     wanted = [f"cells/{cell.name}" for method in plan.methods for cell in plan.tuning(method.label)] + reported
     if plan.rl:
-        wanted += [f"{path}/rl" for path in reported] + [f"base/rl/s{seed}" for seed in plan.seeds]
+        wanted += [f"cells/{cell.name}/rl" for cell in plan.report(rates) if plan.followed(cell)]
+        wanted += [f"base/rl/s{seed}" for seed in plan.seeds]
     wanted += ["base"] if plan.recipe.evaluation.base else []
     unknown = [f"cells/{row.label}-lr…" for row in plan.methods if row.label not in rates]
     return [path for path in wanted if path not in there] + unknown

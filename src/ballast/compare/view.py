@@ -13,6 +13,8 @@ Form = Callable[[Mapping[str, Any], str], str]
 
 REPEATS = ("perplexity", "bits_per_character", "answer_tokens", "chance")
 """Metrics that tables leave out: they say another one again, or nothing of how good a model is."""
+DETAILS = ("mean@", "distinct@", "demonstrations_")
+"""Beginnings of metrics that a terminal leaves out where the task has others that say more."""
 
 LEGEND = (
     "Intervals: 95 %, Student's t over seeds, on these items; with i: over items, where runs are one or alike.",
@@ -36,7 +38,7 @@ def sheets(summary: Mapping[str, Any], *, short: bool = False) -> Iterator[Sheet
     after = any(AFTER in row["stages"] for row in summary["rows"])
     for task in summary["tasks"]:
         for metric, about in task["metrics"].items():
-            if metric in REPEATS:
+            if metric in REPEATS or (short and "pass@1" in task["metrics"] and metric.startswith(DETAILS)):
                 continue
             better = f", {about['better']} is better" if about["better"] else ""
             columns = ("", "rate", "seeds", "after SFT", "Δ", "p")

@@ -74,7 +74,7 @@ class Bench:
     def recipe(self, work: Work) -> Recipe:
         """Return the recipe of a piece of work."""
         if work.kind == REINFORCE:
-            return rl_recipe(self.plan, work.cell, work.seed, self.store, work.folder(self.store))
+            return rl_recipe(self.plan, work.seed, work.folder(self.store))
         assert work.cell is not None
         return cell_recipe(self.plan, work.cell, self.store, steps=self.steps)
 
