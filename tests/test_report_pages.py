@@ -187,6 +187,37 @@ def test_curves_are_means_over_seeds_and_span_them(report, source):
     assert line.band[0] == (8.0, min(logged), max(logged))
 
 
+@pytest.mark.parametrize(("metric", "sign"), [("greedy/accuracy", 1), ("forgetting/nll", -1)])
+def test_gains_point_up_where_the_metric_is_better(source, metric, sign):
+    task, name = metric.split("/")
+    drift = next(section for section in build(source, metric=metric).sections if section.id == "drift")
+    [dot] = [dot for dot in drift.charts[0].dots if (dot.label, dot.stage) == ("eksft", "after RL")]
+    [row] = [row for row in source.summary["rows"] if row["label"] == "eksft"]
+    tasks = row["stages"]["after_rl"]["tasks"]
+    assert dot.y.value == pytest.approx(sign * tasks[task][name]["to_start"]["over_seeds"]["value"])
+    assert dot.y.low < dot.y.value < dot.y.high
+    assert dot.x.value == pytest.approx(tasks["forgetting"]["base_kl"]["over_seeds"]["value"])
+    assert drift.charts[0].mark == (0.0, 0.0)
+
+
+def test_what_was_not_measured_is_read_off_the_records(source, tmp_path):
+    notes = " ".join(next(section for section in build(source).sections if section.id == "open").notes)
+    assert "The chosen rate is the end of the sweep for sft (highest, 3e-4)" in notes
+    assert "No reinforcement learning" not in notes
+    assert "pass@k" not in notes
+    bare = report_records.comparison(tmp_path / "bare", then=None, seeds=1, rates=[1e-4], choose_by=None)
+    for path in bare.glob("**/evals.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = [{**line, "tasks": [task for task in line["tasks"] if task["name"] == "greedy"]} for line in lines]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (bare / "summary.json").unlink()
+    report = build(load([bare]))
+    notes = " ".join(next(section for section in report.sections if section.id == "open").notes)
+    for words in ("No reinforcement learning", "One seed", "One learning rate", "base_kl", "kind: nll", "pass@k"):
+        assert words in notes
+    assert report.answer[2].endswith("; more below.")
+
+
 def test_every_section_of_a_whole_comparison_is_there(report):
     ids = [section.id for section in report.sections]
     assert ids == ["results", "drift", "pass", "metrics", "training", "rl", "rates", "weights", "open", "settings"]

@@ -102,10 +102,11 @@ def shown(holder: Mapping[str, Any]) -> tuple[Value, str]:
 
 
 def bounded(value: Value, metric: Metric) -> Value:
-    """Return a share with its interval cut at 0 and 1, beyond which it cannot lie; other metrics as they are."""
-    if not re.fullmatch(SHARES, metric.name) or value.low is None or value.high is None:
+    """Return a figure with its interval cut at 0, and at 1 for a share: beyond it cannot lie. Not for differences."""
+    if value.low is None or value.high is None:
         return value
-    return Value(value.value, max(value.low, 0.0), min(value.high, 1.0))
+    share = re.fullmatch(SHARES, metric.name) is not None
+    return Value(value.value, max(value.low, 0.0), min(value.high, 1.0) if share else value.high)
 
 
 def rows(summary: Mapping[str, Any], *kinds: str) -> list[Row]:

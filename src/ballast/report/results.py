@@ -209,7 +209,8 @@ def _drift_chart(
             gain, cost = result(row, stage, deciding), result(row, stage, other)
             at = cost and (cost["to_start"] if relative else cost)
             if gain is not None and gain["to_start"] is not None and at is not None:
-                dots.append(Dot(row["label"], name, shown(at)[0], _signed_gain(gain["to_start"], deciding)))
+                place = shown(at)[0] if relative else bounded(shown(at)[0], other)
+                dots.append(Dot(row["label"], name, place, _signed_gain(gain["to_start"], deciding)))
     return DotChart(title, x, y, tuple(dots), (0.0, 0.0)) if dots else None
 
 
