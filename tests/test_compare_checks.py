@@ -171,3 +171,30 @@ def test_an_output_of_something_else_is_left_alone(recipe):
     (out / "compare.json").touch()
     assert problems(recipe, checks=(check_place,)) == []
     assert "is a file" in only(recipe, "output=recipe.yaml", checks=(check_place,))
+
+
+LAB = sorted((Path(__file__).parent.parent / "recipes" / "lab").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", LAB, ids=lambda path: path.stem)
+def test_the_labs_settings_are_fine(path):
+    """And differ in their data alone; one of them is looked at in full."""
+    made = load_recipe(path, checks=CHEAP if path.stem == "quick" else (check_section, check_choice, check_then))
+    assert made.output == f"runs/lab-{path.stem}"
+    assert made.evaluation.base
+    assert made.compare.random
+    assert made.compare.then is not None
+    if path.stem == "quick":
+        assert (len(made.compare.objectives), len(made.compare.rates), made.compare.seeds) == (3, 2, 3)
+        assert made.compare.then.rl["steps"] >= 30
+        return
+    assert (len(made.compare.objectives), len(made.compare.rates)) == (7, 3)
+    assert (made.compare.seeds, made.compare.tuning_seeds) == (5, 2)
+    other = load_recipe(path.with_stem("strong-prior-noisy"))
+    assert made.training == other.training
+    weak = path.stem.startswith("weak")
+    assert made.data.train[0].startswith("lab:long-") == weak
+    assert all(task.data.startswith("lab:long-") == weak for task in made.evaluation.tasks)
+    assert made.rl["data"] == ("lab:long-rl" if weak else "lab:rl")
+    if not weak:
+        assert made.compare == other.compare

@@ -112,8 +112,8 @@ def test_only_tokens_with_gradient_are_projected_again_and_only_those_with_a_kl_
     assert kinds[HIDDEN + 1, VOCAB] == 8 + 1
     assert kinds[VOCAB, HIDDEN] == 4
     assert meter.largest == max(2 * VOCAB, VOCAB * HIDDEN)
-    # Two tiles of 2 rows (model and reference), scratch for three blocks, the head's gradient and its next summand.
-    assert meter.peak <= (5 * 2 * VOCAB + 2 * VOCAB * HIDDEN) * 4 + 8 * 4 * 60
+    # Two tiles of 2 rows (model and reference) and two temporaries of such size: the first tiles are gone by then.
+    assert meter.peak <= 5 * 2 * VOCAB * 4
 
 
 def test_one_tile_is_projected_once():

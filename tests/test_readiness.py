@@ -179,7 +179,7 @@ def test_what_is_left_out_is_not_measured(models, tokenizer):
     result = evaluate(models[0], tokenizer, [plain])[0]
     expected = {"mean@6", "pass@1", "pass@2", "pass@3", "answer_tokens", "mixed@3", "distinct@3"}
     assert set(result.metrics) == expected
-    demonstrations = evaluate(models[0], tokenizer, [task(base_kl=False, forgetting=None)])[0]
+    demonstrations = evaluate(models[0], tokenizer, [task(base_kl=False, forgetting=None)], base=models[1])[0]
     assert "demonstrations_nll" in demonstrations.metrics
     assert not {"base_kl", "demonstrations_kl"} & set(demonstrations.metrics)
 
