@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-TIMES = re.compile(r"started|finished|seconds.*|versions|commit|.*(runtime|per_second|time|flos)")
+TIMES = re.compile(r"started|finished|seconds.*|versions|commits?|.*(runtime|per_second|time|flos)")
 """Keys of records that differ between two runs of the same thing."""
 
 BINARY = (".bin", ".safetensors", ".md")

@@ -152,6 +152,11 @@ def test_over_both_is_over_seeds_where_items_do_not_differ():
     assert over_both(table) == over_seeds(table.mean(axis=1))
 
 
+def test_the_same_run_twice_is_no_more_items():
+    run = np.random.default_rng(4).random((1, 50))
+    assert over_items(np.repeat(run, 4, axis=0)) == over_items(run)
+
+
 @pytest.mark.parametrize("table", [np.zeros(4), np.zeros((2, 0)), np.zeros((2, 2, 2))])
 def test_tables_of_another_shape_are_refused(table):
     with pytest.raises(BallastError, match="one row per seed and one column per item"):

@@ -16,6 +16,8 @@ from ballast.cli import app
 from ballast.errors import BallastError
 from ballast.evaluation import Task, evaluate, generation, kinds
 from ballast.evaluation.readiness import distinct_answers, groups, mixed_share
+from ballast.pipeline.readiness import read_source
+from ballast.recipe import DataSection
 from tiny import char_tokenizer, tiny_model
 
 SUMS = [{"prompt": f"{a}+{b}=", "completion": f"{a + b}!", "answer": str(a + b)} for a in range(3) for b in range(3)]
@@ -293,11 +295,15 @@ def test_a_task_of_the_kind_is_taken_as_it_is(workspace):
     assert done.exit_code == 0, done.output
     (task,) = json.loads(done.stdout)[0]["tasks"]
     assert (task["name"], task["settings"]["samples"]) == ("own", 2)
+    over = json.loads(run("model=model", tasks, "--readiness", "--group", "3", "--json").stdout)
+    assert (over[0]["tasks"][0]["settings"]["group"], over[0]["tasks"][0]["settings"]["samples"]) == (3, 3)
     # The start against itself.
     assert task["metrics"]["base_kl"]["value"] == pytest.approx(0, abs=1e-6)
 
 
 def test_conversations_are_demonstrations_too(workspace):
+    (row,) = read_source("data.train", DataSection(train=("chat.jsonl",)))
+    assert [[turn["content"] for turn in row[name]] for name in ("prompt", "completion")] == [["1+1="], ["2"]]
     done = run("recipe.yaml", "data.train=chat.jsonl", "--readiness", "--json")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)[0]["tasks"][0]["counts"]["demonstrations_rows"] == 1
