@@ -39,6 +39,24 @@ def test_every_objective_has_a_row_and_the_base_comes_first(small, tmp_path):
     assert 0 < logged[0]["weight_zero_share"] < 1
     lines = [line.split()[0] for line in shown.file.getvalue().splitlines() if "±" in line and "%" not in line]
     assert lines == ["base", "prift-mass", "eksft"]
+    # The last line says where the report is; it shows a row through both, the wrong result in it among its tokens.
+    assert shown.file.getvalue().splitlines()[-1] == f"report: {output / 'report.html'}"
+    page = (output / "report.html").read_text()
+    assert "prift-mass" in page
+    looked = json.loads((output / "tokens.json").read_text())
+    assert [one["label"] for one in looked["objectives"]] == ["prift-mass", "eksft"]
+    assert "".join(looked["rows"][0]["text"]).startswith("18+10+18-17=?")
+
+
+def test_runs_go_unasked_into_the_first_free_folder(small, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "quickstart").mkdir(parents=True)
+    for name in ("runs/quickstart", "runs/quickstart-2"):
+        said = []
+        quickstart.run_quickstart(say=said.append, objectives=("sft",))
+        assert said[-1] == f"report: {name}/report.html"
+        assert (tmp_path / name / "report.html").is_file()
+        assert (tmp_path / name / quickstart.RESULTS).is_file()
 
 
 def test_a_folder_in_use_is_refused(tmp_path):

@@ -247,6 +247,7 @@ def compare(
     """Run objectives × learning rates × seeds, RL after them, and report which left the model best; resumes itself."""
     from ballast import compare as matrix
     from ballast.report import write_report
+    from ballast.report.looks import write_tokens
 
     part = matrix.Part.parse(only) if only else None
     recipe = _recipe(words, matrix.COMPARE_CHECKS)
@@ -260,6 +261,8 @@ def compare(
     else:
         matrix.show(summary, say=console.print)
     if any(row["stages"] for row in summary["rows"]):
+        if why := write_tokens(recipe, [one.build() for one in recipe.compare.objectives], recipe.output):
+            console.print(f"the report has no token views: {why}", soft_wrap=True)
         page, _ = write_report([recipe.output])
         console.print(f"report: {page}", soft_wrap=True)
     if summary["failed"]:

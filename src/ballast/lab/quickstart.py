@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
+import itertools
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ballast.errors import BallastError
+from ballast.records import write_json
 
 OBJECTIVES = ("sft", "dft", "prift-prob", "prift-mass", "eksft", "ift", "gft")
 RESULTS = "results.json"
+OUTPUT = Path("runs", "quickstart")
+"""Where runs go unasked, with a number behind it where there are some already."""
 
 RECIPE: Mapping[str, Any] = {
     "model": {"path": "lab"},
@@ -97,7 +98,7 @@ def run_quickstart(
     """Score the lab's demonstrations, fine-tune the base with each objective, measure, and print a table.
 
     Args:
-        output: new or empty folder for checkpoints, run records and `RESULTS`; None keeps nothing.
+        output: new or empty folder for checkpoints, run records, `RESULTS` and the report; by default `OUTPUT`.
         seed: of the order of the rows and of the samples.
         say: what prints lines and the table.
         objectives: names of the objectives to train with.
@@ -108,20 +109,41 @@ def run_quickstart(
     Raises:
         BallastError: if the folder is there and not empty.
     """
-    if output is not None and output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise BallastError(f"--output {output}: is not an empty folder, two runs would mix; name a new one")
+    from ballast.report import write_report
+
+    folder = _free() if output is None else output
+    if _taken(folder):
+        raise BallastError(f"--output {folder}: is not an empty folder, two runs would mix; name a new one")
     _settle()
     started = time.monotonic()
-    keeping = tempfile.TemporaryDirectory(prefix="ballast-") if output is None else nullcontext(output)
-    with keeping as folder:
-        rows = _rows(Path(folder), objectives, seed, say)
-        results = {"seed": seed, "recipe": dict(RECIPE), "rows": rows, "seconds": round(time.monotonic() - started, 1)}
-        if output is not None:
-            (output / RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    rows = _rows(folder, objectives, seed, say)
+    results = {"seed": seed, "recipe": dict(RECIPE), "rows": rows, "seconds": round(time.monotonic() - started, 1)}
+    write_json(folder / RESULTS, results)
+    _look(folder, objectives, seed)
+    page, _ = write_report([folder])
     say(table(rows))
     say(LEGEND)
-    say(f"{results['seconds']:.0f} s in all. {_where_next(output)}")
+    say(f"{results['seconds']:.0f} s in all. Recipes of one's own: docs/recipe.md; rates, seeds, RL: docs/compare.md.")
+    say(f"report: {page}")
     return results
+
+
+def _free() -> Path:
+    """Return the first of ``runs/quickstart``, ``runs/quickstart-2``, … that holds nothing."""
+    names = itertools.chain([OUTPUT], (OUTPUT.with_name(f"{OUTPUT.name}-{n}") for n in itertools.count(2)))
+    return next(folder for folder in names if not _taken(folder))
+
+
+def _taken(folder: Path) -> bool:
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+
+
+def _look(folder: Path, objectives: tuple[str, ...], seed: int) -> None:
+    """Let the report show some rows token by token; the first of them has a wrong result in it."""
+    from ballast.objectives import objective
+    from ballast.report.looks import write_tokens
+
+    write_tokens(_recipe({"use": "auto"}, seed), [objective(name) for name in objectives], folder)
 
 
 def _settle() -> None:
@@ -206,8 +228,3 @@ def _cell(estimate: Mapping[str, Any] | None, column: Column) -> str:
     if estimate.get("low") is None:
         return value
     return f"{value} [dim]±{(estimate['high'] - estimate['low']) / 2:.{column.digits}f}[/dim]"
-
-
-def _where_next(output: Path | None) -> str:
-    kept = f"Runs and {RESULTS} are in {output}." if output is not None else "Keep the runs with --output FOLDER."
-    return f"{kept} Recipes of one's own: docs/recipe.md; objectives: `ballast objectives`."
