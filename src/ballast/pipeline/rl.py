@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from ballast import records
 from ballast.errors import BallastError
-from ballast.pipeline import models, rl_checks, sources
+from ballast.pipeline import checks, models, rl_checks, sources
 from ballast.pipeline.evaluate import Measured, check_prompts, measure, table
 from ballast.pipeline.prepare import Say
-from ballast.pipeline.train import _Clock, _no_empty_folder, _now, _save, _write_evals
+from ballast.pipeline.run_folder import Clock, no_empty_folder, now, save_final, write_evals
 from ballast.recipe import ModelSection, Recipe
 from ballast.rl.options import RLOptions
 
@@ -63,7 +63,7 @@ def run_rl(
     from ballast.rl import compat
     from ballast.rl.card import append_settings
 
-    clock = _Clock()
+    clock = Clock()
     recipe = recipe if output is None else recipe.model_copy(update={"output": str(output)})
     made = _ready(recipe, start, resume)
     # An adapter's folder as the recipe's model is put on its base, here as for training.
@@ -77,29 +77,29 @@ def run_rl(
     if recipe.evaluation.tasks and recipe.evaluation.base and not resume:
         evals = measure(measured, model.to(made.args.device), made.tokenizer, name=BEFORE, progress=progress)
     clock.lap("evaluate_before")
-    with _no_empty_folder(folder):
+    with no_empty_folder(folder):
         run = _run(made, model, folder, say if progress else None)
         record = _record(made, model)
         main = run.trainer.is_world_process_zero()
         if main:
             say(f"rl: {len(made.prompts):,} prompts; {_plan(made.options)}")
             records.write_json(folder / records.RUN, {**record, "status": "running"})
-            _write_evals(folder, evals, step=0)
+            write_evals(folder, evals, step=0)
     totals, counts = run.train(resume=resume), run.counts()
     clock.lap("train")
-    _save(run.trainer, folder)
+    save_final(run.trainer, folder)
     clock.lap("save")
     if not main:
         return record
     compat.without_reference_adapter(folder)
     append_settings(folder, made.options, record["start"])
-    finished = {**record, "status": "finished", "finished": _now(), "train": totals, "seconds": clock.laps}
+    finished = {**record, "status": "finished", "finished": now(), "train": totals, "seconds": clock.laps}
     finished |= {**counts, "reward": _reward(folder)}
     records.write_json(folder / records.RUN, finished)
     after = measure(measured, run.trainer.model, made.tokenizer, name=AFTER, progress=progress)
     clock.lap("evaluate")
     if after:
-        _write_evals(folder, after, step=run.trainer.state.global_step)
+        write_evals(folder, after, step=run.trainer.state.global_step)
         records.write_json(folder / records.RUN, finished)
         say(table([*evals, *after]))
     say(f"{folder}: {_said(finished['reward'])}checkpoint and run record written ({clock.total:.0f} s)")
@@ -111,7 +111,7 @@ def _ready(recipe: Recipe, start: str | Path | None, resume: bool) -> _Ready:
     from ballast.rl import compat
     from ballast.rl.rewards import reward_verifier
 
-    for check in (rl_checks.check_rl, *(() if resume else (rl_checks.checks.check_output,))):
+    for check in (rl_checks.check_rl, *(() if resume else (checks.check_output,))):
         for problem in check(recipe, frozenset()):
             raise BallastError(f"{'.'.join(map(str, problem.where))}: {problem.message}")
     options = recipe.rl_options()
@@ -226,7 +226,7 @@ def _record(made: _Ready, model: Any) -> dict[str, Any]:
         "processes": args.world_size,
         "bf16": bool(args.bf16),
         "gradient_checkpointing": bool(args.gradient_checkpointing),
-        "started": _now(),
+        "started": now(),
     }
 
 

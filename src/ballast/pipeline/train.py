@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +11,9 @@ from ballast.errors import BallastError
 from ballast.pipeline import groups, models
 from ballast.pipeline.evaluate import BASE, TRAINED, Measured, check_prompts, measure, table
 from ballast.pipeline.prepare import Ready, Say, ready
+from ballast.pipeline.run_folder import Clock, no_empty_folder, now, save_final, write_evals
 from ballast.pipeline.score import score
 from ballast.recipe import ModelSection, Recipe
-
-FINAL = ".final"
 
 
 def run_train(recipe: Recipe, *, resume: bool = False, say: Say = print, progress: bool = True) -> dict[str, Any]:
@@ -34,7 +27,7 @@ def run_train(recipe: Recipe, *, resume: bool = False, say: Say = print, progres
     """
     from transformers import PrinterCallback, ProgressCallback
 
-    clock = _Clock()
+    clock = Clock()
     made = ready(recipe, say)
     clock.lap("prepare")
     model = models.load_model(made.model, trainable=True)
@@ -48,7 +41,7 @@ def run_train(recipe: Recipe, *, resume: bool = False, say: Say = print, progres
         evals = measure(recipe, model.to(made.args.device), made.tokenizer, name=BASE, progress=progress)
     clock.lap("evaluate_base")
     output = Path(str(recipe.output))
-    with _no_empty_folder(output):
+    with no_empty_folder(output):
         notes = groups.notes(made.recipe, model, made.tokenizer)
         trainer = _trainer(made, model)
         if not progress:
@@ -61,19 +54,19 @@ def run_train(recipe: Recipe, *, resume: bool = False, say: Say = print, progres
             for line in (*notes, *(rows.lines() if rows is not None else ())):
                 say(line)
             records.write_json(output / records.RUN, {**record, "status": "running"})
-            _write_evals(output, evals, step=0)
+            write_evals(output, evals, step=0)
     result = trainer.train(resume_from_checkpoint=resume or None)
     clock.lap("train")
-    _save(trainer, output)
+    save_final(trainer, output)
     clock.lap("save")
     if not main:
         return record
-    finished = {**record, "status": "finished", "finished": _now(), "train": result.metrics, "seconds": clock.laps}
+    finished = {**record, "status": "finished", "finished": now(), "train": result.metrics, "seconds": clock.laps}
     records.write_json(output / records.RUN, finished)
     after = _measure_trained(trainer, made, say, progress)
     clock.lap("evaluate")
     if after:
-        _write_evals(output, after, step=trainer.state.global_step)
+        write_evals(output, after, step=trainer.state.global_step)
         records.write_json(output / records.RUN, finished)
         say(table([*evals, *after]))
     say(f"{output}: checkpoint and run record written ({clock.total:.0f} s)")
@@ -148,7 +141,7 @@ def _record(made: Ready, model: Any) -> dict[str, Any]:
         "processes": made.args.world_size,
         "bf16": bool(made.args.bf16),
         "gradient_checkpointing": bool(made.args.gradient_checkpointing),
-        "started": _now(),
+        "started": now(),
     }
 
 
@@ -160,59 +153,7 @@ def _measure_trained(trainer: Any, made: Ready, say: Say, progress: bool) -> lis
     return measure(made.recipe, trainer.model, made.tokenizer, name=TRAINED, progress=progress)
 
 
-def _write_evals(output: Path, measured: list[Measured], *, step: int) -> None:
-    records.append_jsonl(output / records.EVALS, [entry.record(step=step) for entry in measured])
-    for entry in measured:
-        entry.write_items(output / "evals")
-
-
 def _plain(report: Any) -> dict[str, Any]:
     from dataclasses import asdict
 
     return asdict(report)
-
-
-def _save(trainer: Any, output: Path) -> None:
-    """Write the final model beside its place and move it there, the configuration last: it makes a folder a model."""
-    temporary = output / FINAL
-    trainer.save_model(str(temporary))
-    if not trainer.is_world_process_zero():
-        return
-    for file in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
-        os.replace(file, output / file.name)
-    shutil.rmtree(temporary)
-    # PEFT leaves a card of its own, and the trainer writes one with checkpoints only.
-    (output / "README.md").unlink(missing_ok=True)
-    trainer.create_model_card(model_name=output.name)
-
-
-@contextmanager
-def _no_empty_folder(output: Path) -> Iterator[None]:
-    """Take away the folder that the trainer makes if it then refuses its input."""
-    there = output.exists()
-    try:
-        yield
-    except BaseException:
-        if not there and output.is_dir() and not any(path.is_file() for path in output.rglob("*")):
-            shutil.rmtree(output)
-        raise
-
-
-class _Clock:
-    """Seconds of each part of a run."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._since = time.monotonic()
-
-    def lap(self, name: str) -> None:
-        now = time.monotonic()
-        self.laps[name], self._since = round(now - self._since, 3), now
-
-    @property
-    def total(self) -> float:
-        return sum(self.laps.values())
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
