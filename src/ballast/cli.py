@@ -370,7 +370,8 @@ def _recipe(words: list[str] | None, checks: Any) -> Any:
 
 
 def _console(*, stderr: bool = False) -> Console:
-    return Console(stderr=stderr, soft_wrap=False)
+    # Lines of a log stay whole: what reads it goes by lines.
+    return Console(stderr=stderr, soft_wrap=not (sys.stderr if stderr else sys.stdout).isatty())
 
 
 def _print_json(value: Any) -> None:
