@@ -1,11 +1,11 @@
 """What `ballast advise` says of small settings, against what training on them shows.
 
     python scripts/advise_settings.py truth [NAME…] [--seeds 2]    # train and measure; resumable, one thread
-    python scripts/advise_settings.py verdicts                     # score and advise, beside the truth
+    python scripts/advise_settings.py verdicts                     # score and advise, beside the truth; hit rates
     python scripts/advise_settings.py flaws                        # likely label noise against known flaws
 
-Writes one JSON file per setting into docs/evidence/advise. The settings of ``fix`` are those on which the rule was
-chosen, those of ``test`` were trained afterwards with the rule as it stands.
+Writes JSON into docs/evidence/advise; what counts as a hit stands in `advise_judged.py`. The settings of ``fix`` are
+those on which the rule was chosen, those of ``test`` were trained afterwards with the rule as it stands.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from advise_judged import OBJECTIVES, TASKS, outcome, rates, table, truth
+
 EVIDENCE = Path(__file__).parent.parent / "docs" / "evidence" / "advise"
-OBJECTIVES = ("sft", "prift-mass")
 VERIFIER = "ballast.lab.arithmetic:verify"
 EPOCHS = {256: 6, 128: 8, 64: 12}
 PROBLEMS, SAMPLES, GREEDY = 120, 4, 200
-FLOOR = 0.03
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def measure(setting: Setting, seeds: range) -> dict[str, Any]:
                 )
                 run_train(recipe, say=_silent, progress=False)
                 items = folder / run / "evals" / "trained"
-                lines = {task: (items / f"{task}.jsonl").read_text().splitlines() for task in ("greedy", "sampled")}
+                lines = {task: (items / f"{task}.jsonl").read_text().splitlines() for task in TASKS}
                 scores = {task: [_mean(json.loads(line)["scores"]) for line in some] for task, some in lines.items()}
                 record["runs"][run] = {"scores": scores, "cpu_seconds": round(time.process_time() - started, 1)}
     record["difference"] = difference(record["runs"])
@@ -206,7 +206,7 @@ def difference(runs: dict[str, Any]) -> dict[str, Any]:
 
     seeds = sorted({name.rpartition("-")[2] for name in runs})
     found = {}
-    for task in ("greedy", "sampled"):
+    for task in TASKS:
         pairs = [[runs[f"{name}-{seed}"]["scores"][task] for name in OBJECTIVES] for seed in seeds]
         per_item = [_mean([b[i] - a[i] for a, b in pairs]) for i in range(len(pairs[0][0]))]
         estimate = ratio(per_item, [1.0] * len(per_item))
@@ -215,22 +215,9 @@ def difference(runs: dict[str, Any]) -> dict[str, Any]:
     return {**found, "seeds": len(seeds)}
 
 
-def truth(difference: dict[str, Any]) -> str:
-    """Return where prift-mass stands against sft: ``above`` or ``below``, else ``equal``.
-
-    A side is taken where greedy or sampled accuracy differs clearly, its interval leaving out 0, and the other does not
-    differ clearly the other way. ``floor`` where neither objective gets anywhere, so that nothing can differ.
-    """
-    if all(difference[task][name] < FLOOR for task in ("greedy", "sampled") for name in OBJECTIVES):
-        return "floor"
-    intervals = [(difference[task]["low"], difference[task]["high"]) for task in ("greedy", "sampled")]
-    known = [(low, high) for low, high in intervals if low is not None]
-    above, below = any(low > 0 for low, _ in known), any(high < 0 for _, high in known)
-    return "equal" if above == below else "above" if above else "below"
-
-
-def verdicts() -> list[dict[str, Any]]:
-    """Return what the rule says of every setting, beside what training showed where that is on record."""
+def verdicts() -> dict[str, Any]:
+    """Return what the rule says of every setting, beside what training showed, and how often it hit."""
+    from ballast.advise import RULE
     from ballast.pipeline import run_advise
     from ballast.recipe import Recipe
 
@@ -238,25 +225,23 @@ def verdicts() -> list[dict[str, Any]]:
     for setting in SETTINGS:
         with tempfile.TemporaryDirectory() as name:
             advised = run_advise(Recipe.model_validate(build(setting, Path(name))), say=_silent).advice
-        kept = EVIDENCE / f"{setting.name}.json"
-        record = json.loads(kept.read_text()) if kept.exists() else None
-        given = advised.support
+        record = json.loads((EVIDENCE / f"{setting.name}.json").read_text())
+        expects, shown = advised.regime.expects, truth(record["difference"])
         found.append(
             {
                 "name": setting.name,
                 "part": setting.part,
-                "mean_q": given.mean_probability,
-                **given.typical_row,
-                "contradicted_loss": given.contradicted_loss,
+                "support": asdict(advised.support),
                 "suspect_rows": advised.suspect_rows,
                 "regime": advised.regime.name,
-                "expects": advised.regime.expects,
-                "start": record and {task: _mean(scores) for task, scores in record["start"].items()},
-                "difference": record and record["difference"],
-                "truth": record and truth(record["difference"]),
+                "expects": expects,
+                "start": {task: _mean(scores) for task, scores in record["start"].items()},
+                "difference": record["difference"],
+                "truth": shown,
+                "outcome": outcome(expects, shown),
             }
         )
-    return found
+    return {"rule": asdict(RULE), "rates": rates(found), "settings": found}
 
 
 FLAWS = (
@@ -321,6 +306,8 @@ def main() -> None:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--seeds", type=int, default=2)
     given = parser.parse_args()
+    if unknown := set(given.names) - {setting.name for setting in SETTINGS}:
+        parser.error(f"no such setting: {', '.join(sorted(unknown))}; there are {', '.join(s.name for s in SETTINGS)}")
     import torch
 
     from ballast.pipeline import quiet
@@ -332,11 +319,13 @@ def main() -> None:
             if not given.names or setting.name in given.names:
                 record = measure(setting, range(given.seeds))
                 print(setting.name, json.dumps(record["difference"]), round(_cpu()), "s", flush=True)
+        return
+    found = {"verdicts": verdicts, "flaws": flaws}[given.part]()
+    (EVIDENCE / f"{given.part}.json").write_text(json.dumps(found, indent=1) + "\n")
+    if given.part == "verdicts":
+        print(table(found["settings"]), json.dumps(found["rates"], indent=1), sep="\n\n")
     else:
-        found = {"verdicts": verdicts, "flaws": flaws}[given.part]()
-        (EVIDENCE / f"{given.part}.json").write_text(json.dumps(found, indent=1) + "\n")
-        for one in found:
-            print(json.dumps(one))
+        print(*map(json.dumps, found), sep="\n")
 
 
 def _cpu() -> float:
