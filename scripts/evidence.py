@@ -1,0 +1,233 @@
+"""What comparisons on the lab showed of the papers' claims: from their records to the tables in docs/evidence.
+
+    ballast compare recipes/lab/strong-prior-noisy.yaml           # an hour or two on two cores, resumable
+    python scripts/evidence.py keep runs/lab-strong-prior-noisy   # its summary, report and claims into docs/evidence
+    python scripts/evidence.py tables                             # the tables of docs/evidence/README.md from these
+
+`CLAIMS` are the papers', in the measures that the lab has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+EVIDENCE = Path(__file__).parent.parent / "docs" / "evidence"
+PAGE = EVIDENCE / "README.md"
+START, END = "<!-- tables: scripts/evidence.py -->", "<!-- end of tables -->"
+BEFORE, AFTER = "before_rl", "after_rl"
+STAGES = {BEFORE: "", AFTER: ", after RL"}
+GREEDY, SAMPLED, ENTROPY = ("greedy", "accuracy"), ("ready", "pass@1"), ("ready", "entropy")
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Claim:
+    """That one row's metric is higher than another's; a row is a label of the comparison at a stage."""
+
+    says: str
+    metric: tuple[str, str]
+    higher: tuple[str, str]
+    lower: tuple[str, str]
+
+
+CLAIMS = (
+    Claim("the prior's weight beats the live one (PriFT)", GREEDY, ("prift-prob", BEFORE), ("dft", BEFORE)),
+    Claim("the prior's weight beats the live one (PriFT)", SAMPLED, ("prift-prob", BEFORE), ("dft", BEFORE)),
+    Claim("the prior's weight beats the live one (PriFT)", GREEDY, ("prift-prob", AFTER), ("dft", AFTER)),
+    Claim("PriFT-mass beats SFT (PriFT)", GREEDY, ("prift-mass", BEFORE), ("sft", BEFORE)),
+    Claim("PriFT-mass beats SFT (PriFT)", SAMPLED, ("prift-mass", BEFORE), ("sft", BEFORE)),
+    Claim("PriFT-mass beats SFT (PriFT)", GREEDY, ("prift-mass", AFTER), ("sft", AFTER)),
+    Claim("EKSFT keeps entropy (EKSFT)", ENTROPY, ("eksft", BEFORE), ("sft", BEFORE)),
+    Claim("EKSFT is ahead of SFT after RL (EKSFT)", GREEDY, ("eksft", AFTER), ("sft", AFTER)),
+    Claim("EKSFT is ahead of SFT after RL (EKSFT)", SAMPLED, ("eksft", AFTER), ("sft", AFTER)),
+    Claim("GFT beats SFT (GFT)", GREEDY, ("gft", BEFORE), ("sft", BEFORE)),
+    Claim("GFT beats SFT (GFT)", SAMPLED, ("gft", BEFORE), ("sft", BEFORE)),
+    Claim("GFT beats GRPO from the base (GFT)", GREEDY, ("gft", BEFORE), ("base", AFTER)),
+    Claim("GFT beats GRPO from the base (GFT)", SAMPLED, ("gft", BEFORE), ("base", AFTER)),
+    Claim("IFT beats SFT (IFT)", GREEDY, ("ift", BEFORE), ("sft", BEFORE)),
+    Claim("IFT beats SFT (IFT)", SAMPLED, ("ift", BEFORE), ("sft", BEFORE)),
+)
+
+
+def judge(difference: Mapping[str, Any]) -> str:
+    """Return what a difference says of its claim: a test over seeds first, then whether other items could undo it."""
+    seeds, both, p = difference["over_seeds"], difference["over_both"], difference["p_holm"]
+    if p is None or p >= LEVEL:
+        return "not shown"
+    word = "held" if seeds["value"] > 0 else "the reverse"
+    wide = both if both is not None and both["low"] is not None else seeds
+    sure = wide["low"] > 0 or wide["high"] < 0
+    return word if sure else f"{word}, on these items"
+
+
+def claims(output: Path, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the claims with their paired differences; p is adjusted by Holm over all claims of a comparison."""
+    from ballast.compare.read import read_runs
+    from ballast.compare.statistics import holm
+    from ballast.compare.store import Store
+
+    runs = {run.path: run for run in read_runs(Store(output))[0]}
+    stages = {(row["label"], stage): found for row in summary["rows"] for stage, found in row["stages"].items()}
+    found = []
+    for claim in CLAIMS:
+        if claim.higher in stages and claim.lower in stages:
+            pair = [[runs[path] for path in stages[side]["runs"]] for side in (claim.higher, claim.lower)]
+            found.append({**asdict(claim), **difference(*pair, *claim.metric)})
+    for one, adjusted in zip(found, holm([one["p"] for one in found]), strict=True):
+        one["p_holm"] = adjusted
+        one["verdict"] = judge(one)
+    return found
+
+
+def difference(higher: Sequence[Any], lower: Sequence[Any], task: str, metric: str) -> dict[str, Any]:
+    """Return the first runs minus the second, paired by seed and, where answers have scores, by item."""
+    from ballast.compare.statistics import over_both, over_seeds, paired_p
+
+    others = {run.seed: run for run in lower}
+    pairs = [(run, others[run.seed]) for run in higher if run.seed in others]
+    values = [one.value(task, metric) - other.value(task, metric) for one, other in pairs]
+    columns = [(one.items.get(task, {}).get(metric), other.items.get(task, {}).get(metric)) for one, other in pairs]
+    scored = all(mine is not None and its is not None for mine, its in columns)
+    assert not scored or all(one.prompts[task] == other.prompts[task] for one, other in pairs)
+    return {
+        "seeds": [one.seed for one, _ in pairs],
+        "values": values,
+        "over_seeds": over_seeds(values).to_dict(),
+        "over_both": over_both(np.stack([mine - its for mine, its in columns])).to_dict() if scored else None,
+        "p": paired_p(values),
+    }
+
+
+def keep(output: Path) -> Path:
+    """Put a comparison's summary, report and claims into docs/evidence, under its recipe's name."""
+    from ballast.compare import load_plan, write_summary
+    from ballast.compare.store import Store
+    from ballast.records import write_json
+    from ballast.report import HTML, MARKDOWN, write_report
+
+    summary = write_summary(Store(output), load_plan(output))
+    folder = EVIDENCE / output.name.removeprefix("lab-")
+    folder.mkdir(parents=True, exist_ok=True)
+    for page in write_report([output]):
+        assert page.name in (HTML, MARKDOWN)
+        shutil.copy(page, folder / page.name)
+    (folder / "summary.json").write_text(json.dumps(_rounded(summary), separators=(",", ":")) + "\n")
+    write_json(folder / "claims.json", claims(output, summary))
+    return folder
+
+
+def _rounded(value: Any) -> Any:
+    """Return a record with numbers of eight digits: what is beyond them differs between machines."""
+    if isinstance(value, float):
+        return float(f"{value:.8g}")
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    return [_rounded(one) for one in value] if isinstance(value, list) else value
+
+
+def tables() -> str:
+    """Return the tables of every comparison that is kept."""
+    parts = []
+    for folder in sorted(path.parent for path in EVIDENCE.glob("*/claims.json")):
+        summary = json.loads((folder / "summary.json").read_text())
+        found = json.loads((folder / "claims.json").read_text())
+        seeds = len(summary["seeds"]["report"])
+        parts += [
+            f"### {folder.name}\n",
+            f"{seeds} seeds, rates chosen on {len(summary['seeds']['tuning'])} others; ± is half of the 95 % interval "
+            f"over seeds (of the base: over items). [Report]({folder.name}/report.md), "
+            f"[page]({folder.name}/report.html).\n",
+            overview(summary),
+            "",
+            claims_table(found),
+            "",
+        ]
+    return "\n".join(parts)
+
+
+COLUMNS: tuple[tuple[str, str, str, str], ...] = (
+    ("greedy", BEFORE, *GREEDY),
+    ("pass@1", BEFORE, *SAMPLED),
+    ("pass@8", BEFORE, "ready", "pass@8"),
+    ("entropy", BEFORE, *ENTROPY),
+    ("KL to base", BEFORE, "ready", "base_kl"),
+    ("forgetting", BEFORE, "ready", "forgetting"),
+    ("mixed@8", BEFORE, "ready", "mixed@8"),
+    ("greedy after RL", AFTER, *GREEDY),
+    ("pass@1 after RL", AFTER, *SAMPLED),
+    ("pass@8 after RL", AFTER, "ready", "pass@8"),
+)
+
+
+def overview(summary: Mapping[str, Any]) -> str:
+    """Return one row for each objective: its rate and what was measured before and after RL."""
+    lines = ["| | rate | " + " | ".join(name for name, *_ in COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
+    for row in summary["rows"]:
+        rate = "–" if row["rate"] is None else f"{row['rate']:g}" + ("" if row["edge"] is None else f" ({row['edge']})")
+        cells = [
+            _cell(row["stages"].get(stage, {}).get("tasks", {}).get(task, {}).get(metric))
+            for _, stage, task, metric in COLUMNS
+        ]
+        lines.append(f"| {row['label']} | {rate} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(result: Mapping[str, Any] | None) -> str:
+    if result is None:
+        return "–"
+    one = result["over_seeds"] if len(result["values"]) > 1 else result["over_items"] or result["over_seeds"]
+    half = "" if one["low"] is None else f" ±{(one['high'] - one['low']) / 2:.3f}"
+    return f"{one['value']:.3f}{half}"
+
+
+def claims_table(found: Sequence[Mapping[str, Any]]) -> str:
+    """Return one row for each claim: the paired difference, its intervals, Holm's p and the verdict."""
+    lines = [
+        "| claim | measured by | difference | other seeds and items | p (Holm) | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in found:
+        sides = " − ".join(f"{label}{STAGES[stage]}" for label, stage in (one["higher"], one["lower"]))
+        p = "–" if one["p_holm"] is None else f"{one['p_holm']:.3f}"
+        lines.append(
+            f"| {one['says']} | {one['metric'][1]}, {sides} | {_interval(one['over_seeds'])} | "
+            f"{_interval(one['over_both'])} | {p} | {one['verdict']} |"
+        )
+    return "\n".join(lines)
+
+
+def _interval(one: Mapping[str, Any] | None) -> str:
+    if one is None:
+        return "–"
+    bounds = "" if one["low"] is None else f" [{one['low']:+.3f}, {one['high']:+.3f}]"
+    return f"{one['value']:+.3f}{bounds}"
+
+
+def page_with(made: str, page: str) -> str:
+    """Return a page with its tables replaced."""
+    head, _, rest = page.partition(START)
+    return f"{head}{START}\n\n{made}\n{END}{rest.partition(END)[2]}"
+
+
+def main() -> None:
+    """Run what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, dest="command")
+    commands.add_parser("keep").add_argument("output", type=Path)
+    commands.add_parser("tables")
+    args = parser.parse_args()
+    if args.command == "keep":
+        print(keep(args.output))
+    PAGE.write_text(page_with(tables(), PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
