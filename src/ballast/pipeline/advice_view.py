@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 SHOWN = 10
 """Rows and tokens listed; all of them are in the JSON."""
 
-
 FOLDED = ("holds", "text", "worst tokens (q)")
-"""Columns that give way where the terminal is narrow."""
+"""Columns that give way where the terminal is narrow, down to `NARROWEST`, below which words break into letters."""
+NARROWEST = 12
 
 
 def view(advised: Advised) -> Iterator[Any]:
@@ -39,8 +39,7 @@ def view(advised: Advised) -> Iterator[Any]:
     yield from _outliers(advised)
     yield from _suspects(advised)
     yield _plain("What the scores do not tell")
-    for line in (*advice.not_known, *advised.notes):
-        yield _plain(f"- {line}")
+    yield _items((*advice.not_known, *advised.notes))
 
 
 def _sentence(text: str) -> str:
@@ -66,7 +65,7 @@ def _distribution(advice: Advice) -> Table:
 
 
 def _objectives(advice: Advice) -> Table:
-    table = _table("objective", "mean weight", "weight 0", "effective tokens", "contradicted loss", "holds")
+    table = _table("objective", "mean\nweight", "weight 0", "effective\ntokens", "contradicted\nloss", "holds")
     for one in advice.kept:
         shares = (one.weight_mean, one.zero_share, one.effective_tokens, one.contradicted_share)
         formats = ("{:.3f}", "{:.1%}", "{:,.0f}", "{:.1%}")
@@ -83,7 +82,7 @@ def _outliers(advised: Advised) -> Iterator[Any]:
     yield _plain(f"{len(rows):,} rows lie far below the others{_first(rows)}")
     table = _table("row", "tokens", "mean q", "deviation", "worst tokens (q)")
     for row in rows[:SHOWN]:
-        worst = "  ".join(f"{_text(advised, token)!r} {token.probability:.1g}" for token in row.worst)
+        worst = "  ".join(f"{_quoted(advised, token)} {token.probability:.1g}" for token in row.worst)
         cells = (f"{row.row + 1}", f"{row.tokens}", f"{row.mean_probability:.3f}", f"{row.deviation:.1f}", worst)
         table.add_row(*(_plain(cell) for cell in cells))
     yield table
@@ -99,9 +98,8 @@ def _suspects(advised: Advised) -> Iterator[Any]:
     yield _plain(f"Contradicted tokens in {advice.suspect_rows:.1%} of the rows: {what}{_first(advice.suspects)}")
     table = _table("row", "text", "token", "q", "u", "entropy")
     for token in advice.suspects[:SHOWN]:
-        before, own = advised.texts[token.row, token.place]
         numbers = (f"{token.probability:.1g}", f"{token.mass:.1g}", f"{token.entropy:.2f}")
-        cells = (f"{token.row + 1}", f"…{inert(before)}", repr(inert(own)), *numbers)
+        cells = (f"{token.row + 1}", _before(advised, token), _quoted(advised, token), *numbers)
         table.add_row(*(_plain(cell) for cell in cells))
     yield table
 
@@ -110,8 +108,14 @@ def _first(found: Any) -> str:
     return f"; the first {SHOWN}" if len(found) > SHOWN else ""
 
 
-def _text(advised: Advised, token: SuspectToken) -> str:
-    return inert(advised.texts[token.row, token.place][1])
+def _before(advised: Advised, token: SuspectToken) -> str:
+    from ballast.pipeline.advise import CONTEXT
+
+    return ("…" if token.place > CONTEXT else "") + inert(advised.texts[token.row, token.place][0])
+
+
+def _quoted(advised: Advised, token: SuspectToken) -> str:
+    return f"'{inert(advised.texts[token.row, token.place][1])}'"
 
 
 def inert(text: str) -> str:
@@ -131,5 +135,16 @@ def _table(*headings: str) -> Table:
 
     table = Table(box=SIMPLE, pad_edge=False)
     for heading in headings:
-        table.add_column(heading, overflow="fold", no_wrap=heading not in FOLDED)
+        folded = heading in FOLDED
+        table.add_column(heading, overflow="fold", no_wrap=not folded, min_width=NARROWEST if folded else None)
+    return table
+
+
+def _items(lines: Sequence[str]) -> Table:
+    """Return a list whose long lines go on below their own beginning."""
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 1))
+    for line in lines:
+        table.add_row("-", _plain(line))
     return table
