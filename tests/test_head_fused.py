@@ -170,6 +170,17 @@ def test_without_gradient_the_loss_is_the_same_number_alone():
     torch.testing.assert_close(still, expected.detach(), rtol=1e-14, atol=0)
 
 
+def test_a_statistic_may_be_the_loss_itself_with_and_without_gradient():
+    class Certain(type(TOKEN_CASES["entropy"])):
+        def per_token_loss(self, stats):
+            return stats.require("entropy")
+
+    given_inputs = inputs(6, bias=True)
+    loss, _ = _assert_same(given_inputs, Certain(), chunk=4)
+    with torch.no_grad():
+        assert fused_loss(*given_inputs[:3], Certain(), chunk=4) == loss
+
+
 def test_a_tied_head_gets_both_gradients():
     draw = torch.Generator().manual_seed(3)
     tied = torch.randn(11, 4, generator=draw, dtype=torch.float64).requires_grad_()
