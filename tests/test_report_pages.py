@@ -18,7 +18,7 @@ from ballast.report.view import build
 
 VOID = {"meta", "link", "br"}
 KNOWN = """html head meta link title style body header footer section nav div p h1 h2 h3 ul li a table thead tbody tr th
-td small span bdi pre figure figcaption svg g path text rect details summary"""
+td small span b bdi pre figure figcaption svg g path text rect details summary"""
 NASTY = (
     "<script>alert(1)</script>",
     "</script><img src=x onerror=alert(1)>",

@@ -99,9 +99,10 @@ def test_stages_differ_by_full_and_hollow_marks():
 
 def test_intervals_name_each_label_once_and_draw_the_reference():
     rows = (("sft", SFT, Value(0.5, 0.4, 0.6)), ("sft", RL, Value(0.6)), ("dft", SFT, Value(0.7, 0.6, 0.8)))
-    drawing = parsed(IntervalChart("t", "accuracy", rows, 0.45, "start"))
+    drawing = parsed(IntervalChart("t", "accuracy", rows, ((0.45, "base"), (0.7, "base + RL"))))
     assert [one.text for one in drawing.iter("text") if one.get("class") == "label"] == ["sft", "dft"]
-    assert len([one for one in drawing.iter("path") if one.get("class") == "reference"]) == 1
+    assert len([one for one in drawing.iter("path") if one.get("class") == "reference"]) == 2
+    assert [one.text for one in drawing.iter("text") if one.get("class") == "name"] == ["base", "base + RL"]
     assert "sft, after SFT: 0.500 (0.400 to 0.600)" in titles(drawing)
 
 
@@ -118,7 +119,7 @@ def test_text_in_charts_is_inert(nasty):
     charts = (
         LineChart(nasty, nasty, nasty, (Line(nasty, ((1.0, 0.1), (2.0, 0.2))),)),
         DotChart(nasty, nasty, nasty, (Dot(nasty, SFT, value, value),)),
-        IntervalChart(nasty, nasty, ((nasty, SFT, value),), 0.1, nasty),
+        IntervalChart(nasty, nasty, ((nasty, SFT, value),), ((0.1, nasty),)),
         Histogram(nasty, nasty, nasty, (0.0, 1.0), (1,)),
     )
     for chart in charts:

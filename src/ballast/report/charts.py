@@ -62,13 +62,12 @@ class DotChart:
 
 @dataclass(frozen=True)
 class IntervalChart:
-    """One row for each label and stage: a dot and its interval. `line` is a value to compare with."""
+    """One row for each label and stage: a dot and its interval. `lines` holds (value, name) to compare with."""
 
     title: str
     x: str
     rows: tuple[tuple[str, str, Value], ...]
-    line: float | None = None
-    line_label: str = ""
+    lines: tuple[tuple[float, str], ...] = ()
     note: str = ""
 
 
@@ -89,20 +88,22 @@ Chart = LineChart | DotChart | IntervalChart | Histogram
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table: text, what stands small below it, and whether it is the best of its column."""
+    """A cell of a table: text, what stands small below it in two lines, and whether it is the best of its kind."""
 
     text: str
     detail: str = ""
     best: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the first cell of a row is its label."""
+    """A table; the first cell of a row is its label. With `words` its cells hold text that may be long."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     caption: str = ""
+    words: bool = False
 
 
 @dataclass(frozen=True)

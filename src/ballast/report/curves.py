@@ -12,9 +12,10 @@ from ballast.compare.read import AFTER, BEFORE
 from ballast.compare.statistics import t_bounds
 from ballast.evaluation.metrics import pass_at_k
 from ballast.report.charts import BASE, Line, LineChart, Section
-from ballast.report.figures import STAGES
+from ballast.report.figures import STAGES, rows
 from ballast.report.runs import FINISHED, Measured, Run, Scores
 from ballast.report.source import Source
+from ballast.report.text import number
 
 TRAINING: tuple[tuple[str, str, str], ...] = (
     ("nll", "Negative log-likelihood of what is trained on", "nats per token"),
@@ -39,32 +40,67 @@ REWARDS: tuple[tuple[str, str, str], ...] = (
 )
 
 
+MOST_POINTS = 15
+"""Points of a line; steps are averaged in blocks where a run logged more."""
+DOUBLED = "correct"
+"""A curve that says what the reward says where rewards are 0 and 1."""
+
+
 def training(source: Source) -> Section | None:
     """Return the curves of fine-tuning; None where no run logged two points."""
-    charts = _charts(source.reported(BEFORE), TRAINING)
-    lead = "Means over seeds; the shade spans the seeds. A gap is a value that was no finite number."
-    return Section("training", "Fine-tuning", lead, charts=charts, legend=True) if charts else None
+    outside = {str(row["label"]) for row in rows(source.summary, "random")}
+    runs = source.reported(BEFORE)
+    charts, block = _charts([run for run in runs if run.label not in outside], TRAINING)
+    lead = f"{_means(block)} A gap is a value that was no finite number."
+    notes = tuple(note for label in sorted(outside) if (note := _left_out(runs, label)))
+    return Section("training", "Fine-tuning", lead, charts=charts, notes=notes, legend=True) if charts else None
 
 
 def rewards(source: Source) -> Section | None:
     """Return the curves of RL; None where no run logged two points."""
-    charts = _charts(source.reported(AFTER), REWARDS)
-    lead = "GRPO from each checkpoint; means over seeds, the shade spans them. Grey starts from the base itself."
+    charts, block = _charts(source.reported(AFTER), REWARDS)
+    grey = " Grey starts from the base itself." if BASE in labels_of(charts) else ""
+    lead = f"GRPO from each checkpoint. {_means(block)}{grey}"
     return Section("rl", "Reinforcement learning", lead, charts=charts, legend=True) if charts else None
 
 
-def _charts(runs: Sequence[Run], keys: Iterable[tuple[str, str, str]]) -> tuple[LineChart, ...]:
-    made = ((title, unit, [line for line in _lines(runs, key) if _drawable(line)]) for key, title, unit in keys)
-    return tuple(LineChart(title, "optimiser step", unit, tuple(lines)) for title, unit, lines in made if lines)
+def labels_of(charts: Iterable[LineChart]) -> set[str]:
+    """Return the labels of all lines."""
+    return {line.label for chart in charts for line in chart.lines}
+
+
+def _means(block: int) -> str:
+    each = f"; a point is the mean of up to {block} logged steps" if block > 1 else ""
+    return f"Means over seeds, the shade spans the seeds{each}."
+
+
+def _left_out(runs: Sequence[Run], label: str) -> str:
+    """Say where the curve from random weights goes, which would press all others flat."""
+    key, title, unit = TRAINING[0]
+    points = _line(label, [_curve(run.metrics, key) for run in runs if run.label == label])[0].points
+    if not points:
+        return ""
+    ends = f"{number(points[0][1])} to {number(points[-1][1])} {unit}"
+    return f"{label} is not drawn, it would press the others flat: its {title[0].lower()}{title[1:]} went from {ends}."
+
+
+def _charts(runs: Sequence[Run], keys: Iterable[tuple[str, str, str]]) -> tuple[tuple[LineChart, ...], int]:
+    """Return the charts of the keys that two points were logged of, and how many logged steps a point stands for."""
+    labels = dict.fromkeys(run.label for run in runs)
+    charts: list[LineChart] = []
+    most = 1
+    for key, title, unit in keys:
+        found = [_line(label, [_curve(run.metrics, key) for run in runs if run.label == label]) for label in labels]
+        drawn = [(line, block) for line, block in found if _drawable(line)]
+        lines = tuple(line for line, _ in drawn)
+        if lines and not (key == DOUBLED and charts and charts[0].lines == lines):
+            charts.append(LineChart(title, "optimiser step", unit, lines))
+            most = max(most, *(block for _, block in drawn))
+    return tuple(charts), most
 
 
 def _drawable(line: Line) -> bool:
     return sum(value is not None for _, value in line.points) > 1
-
-
-def _lines(runs: Sequence[Run], key: str) -> list[Line]:
-    labels = dict.fromkeys(run.label for run in runs)
-    return [_line(label, [_curve(run.metrics, key) for run in runs if run.label == label]) for label in labels]
 
 
 def _curve(logs: Iterable[Mapping[str, Any]], key: str) -> dict[float, float | None]:
@@ -86,21 +122,29 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _line(label: str, curves: Sequence[Mapping[float, float | None]]) -> Line:
-    """Return the mean of curves at the steps that all of them have, and what they span."""
+def _line(label: str, curves: Sequence[Mapping[float, float | None]]) -> tuple[Line, int]:
+    """Return the mean of curves at the steps that all have, and what they span; and how many steps a point has."""
     there = [curve for curve in curves if curve]
     steps = sorted(set.intersection(*(set(curve) for curve in there))) if there else []
+    block = max(math.ceil(len(steps) / MOST_POINTS), 1)
     points: list[tuple[float, float | None]] = []
     band: list[tuple[float, float, float]] = []
-    for step in steps:
-        values = [curve[step] for curve in there]
+    for start in range(0, len(steps), block):
+        part = steps[start : start + block]
+        at = sum(part) / len(part)
+        values = [_mean([curve[step] for step in part]) for curve in there]
         known = [value for value in values if value is not None]
-        points.append((step, sum(known) / len(known) if len(known) == len(values) else None))
+        points.append((at, _mean(values)))
         if len(known) == len(values) > 1:
-            band.append((step, min(known), max(known)))
+            band.append((at, min(known), max(known)))
     # A shade would close over a gap.
     whole = len(band) == len(points)
-    return Line(label, tuple(points), tuple(band) if whole else ())
+    return Line(label, tuple(points), tuple(band) if whole else ()), block
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def pass_curves(source: Source) -> Section | None:
@@ -135,7 +179,7 @@ def _pass_chart(source: Source, stage: str, task: str, title: str) -> LineChart 
     by_label = {
         label: [one.scores[task] for own, one in measured if own == label and task in one.scores] for label in labels
     }
-    if source.start is not None and task in source.start.scores and BASE not in by_label:
+    if stage == BEFORE and source.start is not None and task in source.start.scores and BASE not in by_label:
         by_label[BASE] = [source.start.scores[task]]
     by_label = {label: tables for label, tables in by_label.items() if tables}
     largest = min(len(given) for tables in by_label.values() for table in tables for given in table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 from ballast.compare.read import AFTER, BEFORE
 from ballast.errors import BallastError, suggest
 from ballast.report.charts import RL, SFT, Value
+from ballast.report.text import ROUNDING
 
 STAGES = {BEFORE: SFT, AFTER: RL}
 SIGNS = {"higher": 1, "lower": -1}
@@ -38,6 +40,16 @@ class Metric:
     def title(self) -> str:
         """Return the metric and its task, in words for headings."""
         return f"{self.name}, {self.task}"
+
+    @property
+    def where(self) -> str:
+        """Return the metric and its task, in words for sentences."""
+        return f"{self.name} on {self.task}"
+
+    @property
+    def share(self) -> bool:
+        """Whether it is a share of items or answers."""
+        return re.fullmatch(SHARES, self.name) is not None
 
     @property
     def arrow(self) -> str:
@@ -105,8 +117,15 @@ def bounded(value: Value, metric: Metric) -> Value:
     """Return a figure with its interval cut at 0, and at 1 for a share: beyond it cannot lie. Not for differences."""
     if value.low is None or value.high is None:
         return value
-    share = re.fullmatch(SHARES, metric.name) is not None
-    return Value(value.value, max(value.low, 0.0), min(value.high, 1.0) if share else value.high)
+    return Value(value.value, max(value.low, 0.0), min(value.high, 1.0) if metric.share else value.high)
+
+
+def apart(difference: Mapping[str, Any], metric: Metric) -> Value:
+    """Return a difference with its widest known interval, that of a share cut at -1 and 1."""
+    value, _ = shown(difference)
+    if value.low is None or value.high is None or not metric.share:
+        return value
+    return Value(value.value, max(value.low, -1.0), min(value.high, 1.0))
 
 
 def rows(summary: Mapping[str, Any], *kinds: str) -> list[Row]:
@@ -130,6 +149,12 @@ def ranked(summary: Mapping[str, Any], stage: str, metric: Metric) -> list[tuple
     """Return the methods that were measured at a stage, the best mean first."""
     found = list(with_results(summary, stage, metric, "method"))
     return sorted(found, key=lambda pair: -metric.sign * pair[1]["over_seeds"]["value"])
+
+
+def best_of(order: Sequence[tuple[Row, Any]]) -> list[tuple[Row, Any]]:
+    """Return those of `ranked` that share the best mean: several where they are equal but for rounding."""
+    means = [found["over_seeds"]["value"] for _, found in order]
+    return [pair for pair, mean in zip(order, means, strict=True) if math.isclose(mean, means[0], abs_tol=ROUNDING)]
 
 
 def verdict(difference: Mapping[str, Any]) -> str:

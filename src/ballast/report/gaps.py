@@ -72,7 +72,14 @@ def _rates(source: Source) -> Iterator[Gap]:
         return
     edges = [f"{row['label']} ({row['edge']}, {rate(row['rate'])})" for row in methods if row.get("edge")]
     if edges:
-        yield Gap("", f"The chosen rate is the end of the sweep for {joined(edges)}: a rate beyond may be better.")
+        ends = [str(row["label"]) for row in methods if row.get("edge")]
+        best = "every objective was" if len(ends) == len(methods) > 1 else f"{joined(ends)} {_was(ends)}"
+        told = f"The chosen rate is the end of the sweep for {joined(edges)}: a rate beyond may be better."
+        yield Gap(f"rates beyond the ends of the sweep (where {best} best)", told)
+
+
+def _was(names: list[str]) -> str:
+    return "was" if len(names) == 1 else "were"
 
 
 def _abilities(source: Source) -> Iterator[Gap]:

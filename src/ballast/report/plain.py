@@ -38,7 +38,7 @@ def _places(chart: LineChart) -> Table:
 def _ends(charts: Sequence[LineChart]) -> Table:
     labels = dict.fromkeys(line.label for chart in charts for line in chart.lines)
     rows = tuple((Cell(label), *(Cell(_first_and_last(chart, label)) for chart in charts)) for label in labels)
-    return Table(("", *(f"{chart.title}, {chart.y}" for chart in charts)), rows, "First and last logged value")
+    return Table(("", *(f"{chart.title}, {chart.y}" for chart in charts)), rows, "First and last point of each curve")
 
 
 def _first_and_last(chart: LineChart, label: str) -> str:

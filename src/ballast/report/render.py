@@ -7,7 +7,7 @@ same in an archive, in a mail and off line.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from ballast import __version__
 from ballast.report import svg, tokens, weights
-from ballast.report.charts import Report, Section
+from ballast.report.charts import BASE, Report, Section
 from ballast.report.plain import plain_tables
 from ballast.report.text import inert, markdown
 
@@ -26,10 +26,18 @@ def html(report: Report) -> str:
     """Return the report as one self-contained page."""
     return _page("report.html.j2").render(
         report=report,
+        answer=[_led(sentence) for sentence in report.answer],
         styles=svg.styles_of(report.labels),
         views=tokens.views(report.tokens) if report.tokens else (),
         **_common(),
     )
+
+
+def _led(sentence: str) -> tuple[str, str]:
+    """Return the words that a sentence starts with, which are set off for the eye, and the rest."""
+    found = re.match(r"[^,:]*[,:]", sentence)
+    lead = "" if found is None else found[0]
+    return inert(lead), inert(sentence[len(lead) :])
 
 
 def tokens_html(record: Mapping[str, Any]) -> str:
@@ -61,6 +69,9 @@ def _common() -> dict[str, Any]:
         "draw": svg.draw,
         "key": svg.key,
         "labels_in": svg.labels_in,
+        "stages_in": svg.stages_in,
+        "stage_key": svg.stage_key,
+        "base": BASE,
         "meaning": tokens.MEANING,
         "heads": tokens.HEADS,
     }
@@ -80,13 +91,14 @@ def _environment(escapes: bool) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters |= {
+    filters: dict[str, Callable[..., Any]] = {
         "inert": inert,
         "inert_lines": lambda text: inert(text, keep="\n"),
         "md": markdown,
         "fenced": _fenced,
         "plain_tables": plain_tables,
     }
+    made.filters |= filters
     return made
 
 

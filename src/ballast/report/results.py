@@ -1,20 +1,21 @@
-"""What came out: the table with intervals, what it cost in drift, and how the learning rates were chosen."""
+"""What came out: the table of the deciding metric with its intervals and tests, and the same as charts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ballast.compare.read import AFTER, BEFORE
-from ballast.report.charts import BASE, Cell, Dot, DotChart, IntervalChart, Line, LineChart, Section, Table, Value
+from ballast.report.charts import BASE, Cell, IntervalChart, Section, Table, Value
 from ballast.report.figures import (
     COVERAGE,
     STAGES,
     VERDICTS,
     Metric,
     Row,
+    apart,
+    best_of,
     bounded,
-    metrics,
     ranked,
     result,
     rows,
@@ -23,47 +24,87 @@ from ballast.report.figures import (
     verdict,
     with_results,
 )
-from ballast.report.text import counted, interval, number, p_value, rate, signed
+from ballast.report.pairs import against_start
+from ballast.report.source import Source
+from ballast.report.text import counted, figure, interval, joined, p_value, rate, signed
 
-DRIFT = ("base_kl", "demonstrations_kl")
-FORGOTTEN = ("forgetting", "nll")
 NONE = Cell("–")
-MARKS = " In the charts full marks are after SFT, hollow ones after RL."
-TESTED = {
-    True: "p-values are of paired t tests over seeds, adjusted by Holm for the number of objectives",
-    False: "with one seed each, or the same difference on every seed, none can be tested",
-}
+KINDS = {"start": "the start", "random": "from random weights"}
+LINES = {BEFORE: "base", AFTER: "base + RL"}
+
+Against = Mapping[str, Mapping[str, Any]]
 
 
-def results(summary: Mapping[str, Any], metric: Metric) -> Section:
-    """Return the table of the deciding metric and its chart."""
+def results(source: Source, metric: Metric) -> Section:
+    """Return the table of the deciding metric, its charts, and notes on how to read them."""
+    summary = source.summary
+    to_start = {stage: against_start(source, stage, metric) for stage in stages(summary)}
     return Section(
         "results",
-        f"{metric.name} on {metric.task}",
-        f"{'Higher' if metric.sign > 0 else 'Lower'} is better. Differences are to {summary['baseline']}, paired by "
-        f"seed and item; {TESTED[_tested(summary, metric)]}.{MARKS if AFTER in stages(summary) else ''}",
-        tables=(_main_table(summary, metric),),
+        metric.where,
+        f"{'Higher' if metric.sign > 0 else 'Lower'} is better; ★ marks the best of the objectives.",
+        tables=(_main_table(summary, metric, to_start.get(AFTER, {})),),
         charts=tuple(_interval_charts(summary, metric)),
-        notes=(_coverage(summary, metric), *_meaning(summary, metric)),
+        notes=tuple(_notes(summary, metric, to_start.get(AFTER, {}))),
     )
 
 
-def _main_table(summary: Mapping[str, Any], metric: Metric) -> Table:
-    reached = stages(summary)
-    heads = ["", "rate"]
-    tested = _tested(summary, metric)
-    for stage in reached:
-        heads += [STAGES[stage], f"against {summary['baseline']}", *(["p (Holm)"] if tested else [])]
+def cell(found: Mapping[str, Any], metric: Metric, best: bool = False, beside: str = "") -> Cell:
+    """Return a mean with its interval below it."""
+    value = bounded(shown(found)[0], metric)
+    parts = [interval(value.low, value.high, show=lambda bound: figure(bound, share=metric.share)), beside]
+    return Cell(figure(value.value, share=metric.share), ", ".join(part for part in parts if part), best)
+
+
+def _main_table(summary: Mapping[str, Any], metric: Metric, to_start: Against) -> Table:
+    reached, baseline = stages(summary), summary["baseline"]
+    heads = ["", *(STAGES[stage] for stage in reached)]
     if AFTER in reached:
         heads.append("gain by RL")
-    best = {stage: {row["label"] for row, _ in ranked(summary, stage, metric)[:1]} for stage in reached}
-    return Table(tuple(heads), tuple(_main_row(summary, row, reached, best, metric, tested) for row in rows(summary)))
+    compared = len(rows(summary, "method")) > 1
+    heads += [f"{STAGES[stage]}, against {baseline}" for stage in reached if compared]
+    if to_start:
+        heads.append(f"{STAGES[AFTER]}, against {LINES[AFTER]}")
+    best = {stage: {row["label"] for row, _ in best_of(ranked(summary, stage, metric))} for stage in reached}
+    lines = []
+    for row in rows(summary):
+        found = {stage: result(row, stage, metric) for stage in reached}
+        cells = [Cell(row["label"], KINDS.get(row["kind"], ""))]
+        cells += [_reached(summary, row, stage, one, metric, best) for stage, one in found.items()]
+        if AFTER in reached:
+            cells.append(difference(_gain(row, found[AFTER]), metric))
+        if compared:
+            cells += [difference(None if one is None else one["to_baseline"], metric) for one in found.values()]
+        if to_start:
+            cells.append(difference(to_start.get(row["label"]), metric))
+        lines.append((*cells, Cell(rate(row["rate"]), f"{row['edge']} tried" if row.get("edge") else "")))
+    return Table((*heads, "rate"), tuple(lines))
 
 
-def _tested(summary: Mapping[str, Any], metric: Metric) -> bool:
-    """Whether any difference could be tested: it takes several seeds."""
-    found = [one["to_baseline"] for stage in STAGES for _, one in with_results(summary, stage, metric, "method")]
-    return any(one is not None and one["p_holm"] is not None for one in found)
+def _reached(
+    summary: Mapping[str, Any], row: Row, stage: str, found: Any, metric: Metric, best: Mapping[str, set[str]]
+) -> Cell:
+    if found is None:
+        return NONE
+    beside = "" if _seeds_of_all(summary) or row["kind"] == "start" else _seeds(row, stage)
+    return cell(found, metric, row["label"] in best[stage], beside)
+
+
+def _gain(row: Row, found: Any) -> Mapping[str, Any] | None:
+    if found is None:
+        return None
+    gain: Mapping[str, Any] | None = found.get("gain")
+    return found["to_start"] if gain is None and row["kind"] == "start" else gain
+
+
+def difference(found: Mapping[str, Any] | None, metric: Metric) -> Cell:
+    """Return a difference with its interval, and below it what the test says where there was one."""
+    if found is None:
+        return NONE
+    value = apart(found, metric)
+    p = found.get("p_holm")
+    test = "" if p is None else f"p {p_value(p)}, {verdict(found)}"
+    return Cell(signed(value.value), interval(value.low, value.high, show=signed), note=test)
 
 
 def _seeds(row: Row, stage: str) -> str:
@@ -76,188 +117,73 @@ def _seeds_of_all(summary: Mapping[str, Any]) -> str:
     return found.pop() if len(found) == 1 else ""
 
 
-def _main_row(
-    summary: Mapping[str, Any], row: Row, reached: list[str], best: Mapping[str, set[str]], metric: Metric, tested: bool
-) -> tuple[Cell, ...]:
-    even = _seeds_of_all(summary) != ""
-    cells = [Cell(row["label"], {"random": "from random weights", "start": "the start"}.get(row["kind"], ""))]
-    cells.append(Cell(rate(row["rate"]), f"{row['edge']} tried" if row.get("edge") else ""))
-    for stage in reached:
-        found = result(row, stage, metric)
-        if found is None:
-            cells += [NONE] * (2 + tested)
-            continue
-        cells.append(_cell(found, metric, row["label"] in best[stage], "" if even else _seeds(row, stage)))
-        difference = found["to_baseline"]
-        if difference is None:
-            cells += [NONE] * (1 + tested)
-        else:
-            test = [Cell(p_value(difference["p_holm"]), verdict(difference))] if tested else []
-            cells += [_difference(difference), *test]
-    if AFTER in reached:
-        found = result(row, AFTER, metric)
-        gain = None if found is None else found.get("gain") or (found["to_start"] if row["kind"] == "start" else None)
-        cells.append(NONE if gain is None else _difference(gain))
-    return tuple(cells)
+def _notes(summary: Mapping[str, Any], metric: Metric, to_start: Against) -> Iterator[str]:
+    """Yield what rows, columns, intervals and p-values are, for readers who see such a table for the first time."""
+    kinds, baseline = {row["kind"] for row in rows(summary)}, summary["baseline"]
+    rl = AFTER in stages(summary)
+    then = f", “{STAGES[AFTER]}” after GRPO from the model that fine-tuning left" if rl else ""
+    yield f"“{STAGES[BEFORE]}” is after fine-tuning with the row's objective{then}."
+    if "start" in kinds:
+        straight = "; after RL it is RL straight from the start, which fine-tuning has to beat" if rl else ""
+        yield f"{BASE} is the model that all runs start from, not fine-tuned{straight}."
+    if "random" in kinds:
+        yield f"random is {baseline} from random weights: what the demonstrations teach without the start."
+    yield _coverage(summary, metric)
+    tested = _differences(summary, metric, to_start)
+    if any(one["p_holm"] is not None for one in tested):
+        yield (
+            "Differences are paired by seed and item; p is of the paired t test over seeds, adjusted by Holm for the "
+            "number of objectives. Intervals are not adjusted, so one may leave out 0 where p is above 0.05."
+        )
+        words = {verdict(one) for one in tested} & {"on these items", "no spread"}
+        yield from (f"“{word}”: {VERDICTS[word]}." for word in sorted(words))
+    elif tested:
+        yield "Differences are paired by seed and item; with one seed, or no spread over seeds, none can be tested."
 
 
-def _cell(found: Mapping[str, Any], metric: Metric, best: bool = False, beside: str = "") -> Cell:
-    value = bounded(shown(found)[0], metric)
-    parts = [interval(value.low, value.high), beside]
-    return Cell(number(value.value), ", ".join(part for part in parts if part), best)
-
-
-def _difference(difference: Mapping[str, Any]) -> Cell:
-    value, _ = shown(difference)
-    return Cell(signed(value.value), interval(value.low, value.high, show=signed))
+def _differences(summary: Mapping[str, Any], metric: Metric, to_start: Against) -> list[Mapping[str, Any]]:
+    found = [one["to_baseline"] for stage in STAGES for _, one in with_results(summary, stage, metric, "method")]
+    return [one for one in found if one is not None] + list(to_start.values())
 
 
 def _coverage(summary: Mapping[str, Any], metric: Metric) -> str:
-    """Return what the intervals of this metric are for."""
-    found = [shown(one)[1] for stage in STAGES for _, one in with_results(summary, stage, metric, "method")]
-    covered = [text for text in COVERAGE.values() if text in found]
-    level = f"{summary.get('level', 0.95):.0%}"
+    """Return what the intervals of this metric are for: of most rows, then of those for which it is less."""
+    found: dict[str, list[str]] = {text: [] for text in (*COVERAGE.values(), "")}
+    for stage, name in STAGES.items():
+        for row, one in with_results(summary, stage, metric):
+            found[shown(one)[1]].append(f"{row['label']} {name}")
+    without = found.pop("")
+    covered = {text: cells for text, cells in found.items() if cells}
     if not covered:
         return "No interval: one run, whose items were not kept."
+    most = max(covered, key=lambda text: len(covered[text]))
+    others = [f"of {joined(cells)} for {text}" for text, cells in covered.items() if text != most]
+    others += [f"of {joined(without)} there is none"] if without else []
     seeds = _seeds_of_all(summary)
-    told = f"; {seeds} each" if seeds else ""
-    return f"Small figures are {level} intervals for {' or '.join(covered)}{told}."
-
-
-def _meaning(summary: Mapping[str, Any], metric: Metric) -> list[str]:
-    """Return what the words beside the p-values say, where they need it."""
-    found = [one["to_baseline"] for stage in STAGES for _, one in with_results(summary, stage, metric, "method")]
-    words = {verdict(one) for one in found if one is not None} & {"on these items", "no spread"}
-    return [f"“{word}”: {VERDICTS[word]}." for word in sorted(words)] if _tested(summary, metric) else []
+    told = f" ({seeds} each)" if seeds else ""
+    level = f"{summary.get('level', 0.95):.0%}"
+    return f"Small figures are {level} intervals for {most}{told}{''.join(f'; {other}' for other in others)}."
 
 
 def _interval_charts(summary: Mapping[str, Any], metric: Metric) -> list[IntervalChart]:
-    entries = [(row, stage) for row in rows(summary) for stage in STAGES if result(row, stage, metric) is not None]
-    drawn = [
-        (row["label"], STAGES[stage], bounded(shown(found)[0], metric))
-        for row, stage in entries
+    entries = [
+        (str(row["label"]), stage, found)
+        for row in rows(summary)
+        for stage in STAGES
         if (found := result(row, stage, metric)) is not None
     ]
+    drawn = [(label, STAGES[stage], bounded(shown(found)[0], metric)) for label, stage, found in entries]
     if not drawn:
         return []
-    starts = [value for label, stage, value in drawn if label == BASE and stage == STAGES[BEFORE]]
-    kept = tuple(entry for entry in drawn if (entry[0], entry[1]) != (BASE, STAGES[BEFORE]))
-    line = starts[0].value if starts else None
-    charts = [IntervalChart(metric.title, f"{metric.name} {metric.arrow}", kept or tuple(drawn), line, "start")]
+    starts: dict[str, Value] = {stage: value for label, stage, value in drawn if label == BASE}
+    lines = tuple((starts[name].value, LINES[stage]) for stage, name in STAGES.items() if name in starts)
+    charts = [IntervalChart(metric.where, f"{metric.name} {metric.arrow}", tuple(drawn), lines)]
     differences = [
-        (row["label"], STAGES[stage], shown(found["to_baseline"])[0])
-        for row, stage in entries
-        if (found := result(row, stage, metric)) is not None and found["to_baseline"] is not None
+        (label, STAGES[stage], apart(found["to_baseline"], metric))
+        for label, stage, found in entries
+        if found["to_baseline"] is not None
     ]
     if differences:
         name = f"difference to {summary['baseline']}"
-        charts.append(IntervalChart(f"{metric.name}: {name}", name, tuple(differences), 0.0, summary["baseline"]))
+        charts.append(IntervalChart(f"{metric.where}: {name}", name, tuple(differences), ((0.0, summary["baseline"]),)))
     return charts
-
-
-def everything(summary: Mapping[str, Any], deciding: Metric | None) -> Section | None:
-    """Return a table of all other metrics for each stage, None where there is none."""
-    others = [metric for metric in metrics(summary) if metric != deciding]
-    if not others:
-        return None
-    tables = [_all_table(summary, stage, others) for stage in stages(summary) or [BEFORE]]
-    return Section("metrics", "All other metrics", "↑ more is better, ↓ less is better.", tables=tuple(tables))
-
-
-def _all_table(summary: Mapping[str, Any], stage: str, listed: list[Metric]) -> Table:
-    best = {metric: {row["label"] for row, _ in ranked(summary, stage, metric)[:1]} for metric in listed if metric.sign}
-    measured = [row for row in rows(summary) if stage in row["stages"] or row["kind"] == "start"]
-    lines = []
-    for row in measured:
-        own = BEFORE if row["kind"] == "start" and stage not in row["stages"] else stage
-        found = [result(row, own, metric) for metric in listed]
-        marks = [row["label"] in best.get(metric, ()) for metric in listed]
-        figures = [NONE if one is None else _cell(one, *of) for one, *of in zip(found, listed, marks, strict=True)]
-        lines.append((Cell(row["label"]), *figures))
-    heads = ("", *(f"{metric.title} {metric.arrow}".strip() for metric in listed))
-    return Table(heads, tuple(lines), STAGES[stage])
-
-
-def drift(summary: Mapping[str, Any], deciding: Metric) -> Section | None:
-    """Return what each objective gained and how far it moved for it; None where no distance was measured."""
-    known = metrics(summary)
-    moved = next((metric for name in DRIFT for metric in known if metric.name == name), None)
-    forgotten = next((metric for name in FORGOTTEN for metric in known if metric.name == name != deciding.name), None)
-    gained = f"gain in {deciding.name} over the start"
-    charts = []
-    if moved is not None:
-        title = "Gain against distance from the start"
-        charts.append(_drift_chart(summary, deciding, moved, title, "KL to the start, nats per token", gained, False))
-    if forgotten is not None:
-        title = "Gain against forgetting"
-        named = f"rise of {forgotten.name} on {forgotten.task}, nats per token"
-        charts.append(_drift_chart(summary, deciding, forgotten, title, named, gained, True))
-    drawn = tuple(chart for chart in charts if chart is not None)
-    if not drawn:
-        return None
-    lead = "Up is better, left is closer to the start. Full marks after SFT, hollow ones after RL."
-    return Section("drift", "Gain and drift", lead, charts=drawn, legend=True)
-
-
-def _drift_chart(
-    summary: Mapping[str, Any], deciding: Metric, other: Metric, title: str, x: str, y: str, relative: bool
-) -> DotChart | None:
-    """`relative` takes the difference to the start along x as well."""
-    dots = []
-    for row in rows(summary, "method"):
-        for stage, name in STAGES.items():
-            gain, cost = result(row, stage, deciding), result(row, stage, other)
-            at = cost and (cost["to_start"] if relative else cost)
-            if gain is not None and gain["to_start"] is not None and at is not None:
-                place = shown(at)[0] if relative else bounded(shown(at)[0], other)
-                dots.append(Dot(row["label"], name, place, _signed_gain(gain["to_start"], deciding)))
-    return DotChart(title, x, y, tuple(dots), (0.0, 0.0)) if dots else None
-
-
-def _signed_gain(difference: Mapping[str, Any], metric: Metric) -> Value:
-    """Return the difference so that more is better."""
-    value, _ = shown(difference)
-    if metric.sign > 0:
-        return value
-    low, high = (None if bound is None else -bound for bound in (value.high, value.low))
-    return Value(-value.value, low, high)
-
-
-def sweep(summary: Mapping[str, Any]) -> Section | None:
-    """Return the scores that chose the learning rates; None where every objective had one."""
-    by, tuned = summary.get("choose_by"), [row for row in rows(summary) if row["tuning"]]
-    if by is None or not tuned:
-        return None
-    places = tuple(sorted({tried["rate"] for row in tuned for tried in row["tuning"]}))
-    heads = ("", *(rate(place) for place in places))
-    lines = tuple((Cell(row["label"]), *(_tried(row, place) for place in places)) for row in tuned)
-    curves = tuple(Line(row["label"], tuple(_scores(row))) for row in tuned)
-    named = f"{by['metric']} on {by['task']}"
-    seeds = ", ".join(str(seed) for seed in summary["seeds"]["tuning"])
-    return Section(
-        "rates",
-        "Learning rates",
-        f"Chosen by {named}, a task that is not reported, on seeds of their own ({seeds}).",
-        tables=(Table(heads, lines, f"{named}; the rate taken is marked"),),
-        charts=(
-            LineChart(
-                f"{by['metric']} on {by['task']} by learning rate", "learning rate", by["metric"], curves, places
-            ),
-        )
-        if len(places) > 1
-        else (),
-        legend=True,
-    )
-
-
-def _tried(row: Row, place: float) -> Cell:
-    tried = next((one for one in row["tuning"] if one["rate"] == place), None)
-    if tried is None:
-        return NONE
-    if tried["score"]["value"] is None:
-        return Cell("failed" if tried["failed"] else "–")
-    return Cell(number(tried["score"]["value"]), "failed on a seed" if tried["failed"] else "", row["rate"] == place)
-
-
-def _scores(row: Row) -> list[tuple[float, float | None]]:
-    return [(tried["rate"], tried["score"]["value"]) for tried in sorted(row["tuning"], key=lambda one: one["rate"])]

@@ -7,7 +7,7 @@ from typing import Any
 
 from ballast.compare.read import AFTER, BEFORE
 from ballast.report.charts import Cell, Section, Table
-from ballast.report.figures import STAGES, rows
+from ballast.report.figures import STAGES, rows, stages
 from ballast.report.source import Source
 from ballast.report.text import counted, number, rate
 
@@ -24,10 +24,30 @@ def _recipe(source: Source) -> Mapping[str, Any]:
     return next((run.record["recipe"] for run in source.runs if isinstance(run.record.get("recipe"), Mapping)), {})
 
 
+def subject(source: Source) -> str:
+    """Return in a line what was trained on what: ``lab on lab:train (256 rows): 3 objectives, 3 seeds``."""
+    recipe, summary = _recipe(source), source.summary
+    model, demonstrations = _at(recipe, "model", "path"), _listed(_at(recipe, "data", "train"))
+    count = _data(source).get("rows_out")
+    size = f" ({counted(count, 'row')})" if isinstance(count, int) else ""
+    where = " on ".join(filter(None, (str(model or ""), f"{demonstrations}{size}")))
+    parts = [counted(len(rows(summary, "method")), "objective")]
+    if rates := max((len(row["tuning"]) for row in summary["rows"]), default=0):
+        parts[0] += f" at {counted(rates, 'learning rate')}"
+    parts.append(f"{counted(len(summary['seeds']['report']), 'seed')}")
+    parts += ["RL after each"] if AFTER in stages(summary) else []
+    return f"{where}: {', '.join(parts)}" if where else ", ".join(parts)
+
+
+def _data(source: Source) -> Mapping[str, Any]:
+    return next((run.record["data"]["train"] for run in source.runs if "train" in (run.record.get("data") or {})), {})
+
+
 def _facts(source: Source) -> Table:
     recipe = _recipe(source)
-    model = next((run.record["model"] for run in source.runs if isinstance(run.record.get("model"), Mapping)), {})
-    data = next((run.record["data"]["train"] for run in source.runs if "train" in (run.record.get("data") or {})), {})
+    model: Mapping[str, Any] = next(
+        (run.record["model"] for run in source.runs if isinstance(run.record.get("model"), Mapping)), {}
+    )
     made = source.summary.get("provenance", {})
     size = f"{model['parameters']:,} parameters" if isinstance(model.get("parameters"), int) else ""
     facts = [
@@ -36,7 +56,7 @@ def _facts(source: Source) -> Table:
             _at(recipe, "model", "path") or model.get("path"),
             ", ".join(filter(None, (model.get("type"), size))),
         ),
-        ("demonstrations", _listed(_at(recipe, "data", "train")), _rows_of(data)),
+        ("demonstrations", _listed(_at(recipe, "data", "train")), _rows_of(_data(source))),
         ("seeds reported", _listed(source.summary["seeds"]["report"]), ""),
         ("seeds of the sweep", _listed(source.summary["seeds"].get("tuning", [])), ""),
         *((f"task {task['name']}", *_task(task)) for task in source.summary["tasks"]),
@@ -44,16 +64,30 @@ def _facts(source: Source) -> Table:
             ("versions", ", ".join(f"{name} {v}" for name, v in found.items()), "")
             for found in made.get("versions", ())
         ),
-        ("training", _listed([f"{key} {value}" for key, value in _shared(source).items()]), ""),
+        ("training", _keys(_shared(source)), ""),
+        ("RL", _keys(_rl(recipe)) if AFTER in stages(source.summary) else "", ""),
         ("commit", _listed([_short(one) for one in made.get("commits", ())]), _uncommitted(made.get("commits", ()))),
         ("device", _listed(made.get("devices", ())), ""),
     ]
-    return Table(("", "", ""), tuple((Cell(a), Cell(str(b)), Cell(str(c))) for a, b, c in facts if b))
+    return Table(("", ""), tuple((Cell(a), Cell(str(b), str(c))) for a, b, c in facts if b), words=True)
 
 
 def _at(recipe: Mapping[str, Any], section: str, key: str) -> Any:
     found = recipe.get(section)
     return found.get(key) if isinstance(found, Mapping) else None
+
+
+def _rl(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the settings of RL: the recipe's, and over them what the comparison sets."""
+    then = _at(recipe, "compare", "then")
+    laid = then.get("rl") if isinstance(then, Mapping) else None
+    own = recipe.get("rl")
+    given = {**(own if isinstance(own, Mapping) else {}), **(laid if isinstance(laid, Mapping) else {})}
+    return {key: value for key, value in given.items() if value not in (None, {}, [])}
+
+
+def _keys(given: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in given.items())
 
 
 def _listed(values: Any) -> str:
@@ -87,17 +121,25 @@ def _methods(source: Source) -> list[Table]:
     found = [row for row in rows(source.summary, "method", "random") if row.get("objective")]
     shared = _shared(source)
     lines = tuple(
-        (Cell(row["label"]), Cell(_options(row["objective"])), Cell(rate(row["rate"])), Cell(_own(source, row, shared)))
+        (
+            Cell(row["label"], f"rate {rate(row['rate'])}" if row["rate"] else ""),
+            Cell(*_options(row["objective"]), note=_own(source, row, shared)),
+        )
         for row in found
     )
-    return [Table(("", "objective", "rate", "its own training settings"), lines, "Objectives")] if lines else []
+    return (
+        [Table(("", "objective, its options and its own training settings"), lines, "Objectives", True)]
+        if lines
+        else []
+    )
 
 
-def _options(objective: Any) -> str:
+def _options(objective: Any) -> tuple[str, str]:
+    """Return an objective's name and its options."""
     if not isinstance(objective, Mapping):
-        return str(objective)
+        return str(objective), ""
     options = ", ".join(f"{key} {value}" for key, value in objective.items() if key != "name" and value is not None)
-    return f"{objective.get('name', '')}{f' ({options})' if options else ''}"
+    return str(objective.get("name", "")), options
 
 
 def _training(source: Source, label: str) -> dict[str, str]:
@@ -118,7 +160,7 @@ def _shared(source: Source) -> dict[str, str]:
 
 def _own(source: Source, row: Mapping[str, Any], shared: Mapping[str, str]) -> str:
     own = {key: value for key, value in _training(source, row["label"]).items() if key not in shared}
-    return _listed([f"{key} {value}" for key, value in own.items()])
+    return f"training: {_keys(own)}" if own else ""
 
 
 def _cost(source: Source) -> list[Table]:

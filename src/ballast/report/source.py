@@ -121,7 +121,7 @@ def _runs(folders: tuple[Path, ...]) -> Source:
     found = [path for folder in folders for path in _run_folders(folder)]
     runs = loose.labelled([run for path in found for run in read_runs(path)])
     start = next((run.measured[BASE] for run in runs if BASE in run.measured), None)
-    tokens = next((found for folder in folders if (found := _tokens(folder)) is not None), None)
+    tokens = next((record for folder in folders if (record := _tokens(folder)) is not None), None)
     return Source(folders, loose.summary(runs, start), tuple(runs), start, None, tokens)
 
 

@@ -13,17 +13,22 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from ballast.report.charts import BASE, RL, Chart, DotChart, Histogram, IntervalChart, Line, LineChart, Value
+from ballast.report.charts import BASE, RL, SFT, Chart, DotChart, Histogram, IntervalChart, Line, LineChart, Value
 from ballast.report.scales import Scale, linear, logarithmic
 from ballast.report.text import number, one_line, rate
 
 WIDTH, HEIGHT = 360, 236
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 26, 36
+NAME = 13
+"""Height of the name of a line."""
 LETTER = 7.2
 """Width of a wide digit in the labels."""
 
 STYLES = 8
 """Different looks; the ninth label takes the first one's colour with other dashes."""
+
+FEW = 4
+"""Lines up to which shades are told apart."""
 
 MARKS_UP_TO = 24
 """Points of a line up to which each is marked."""
@@ -68,6 +73,19 @@ def key(label: str, styles: Styles) -> Markup:
     return Markup(f'<svg class="key" viewBox="0 0 28 14" width="28" height="14" aria-hidden="true">{body}</svg>')
 
 
+def stage_key(stage: str) -> Markup:
+    """Return the mark of a stage, for a legend: full after fine-tuning, hollow after RL."""
+    body = f'<g class="s-base">{_mark(BASE, {}, 7, 7, stage == RL)}</g>'
+    return Markup(f'<svg class="key" viewBox="0 0 14 14" width="14" height="14" aria-hidden="true">{body}</svg>')
+
+
+def stages_in(charts: Iterable[Chart]) -> list[str]:
+    """Return the stages whose marks charts show, where there are two to be told apart."""
+    found = {row[1] for chart in charts if isinstance(chart, IntervalChart) for row in chart.rows}
+    found |= {dot.stage for chart in charts if isinstance(chart, DotChart) for dot in chart.dots}
+    return [stage for stage in (SFT, RL) if stage in found] if len(found) > 1 else []
+
+
 def _lines(chart: LineChart, styles: Styles) -> Markup:
     xs = [x for line in chart.lines for x, _ in line.points]
     ys = [y for line in chart.lines for _, y in line.points if y is not None]
@@ -77,7 +95,9 @@ def _lines(chart: LineChart, styles: Styles) -> Markup:
     whole = all(x == int(x) for x in xs)
     x_scale = logarithmic(chart.places, *ends) if chart.places else linear(xs, *ends, whole=whole)
     parts = [_axes(chart.x, chart.y, x_scale, y_scale)]
-    parts += [_band(line, styles, x_scale, y_scale) for line in chart.lines if line.band]
+    bands = "".join(_band(line, styles, x_scale, y_scale) for line in chart.lines if line.band)
+    # Shades lie on each other: of many lines each is fainter.
+    parts.append(f'<g class="many">{bands}</g>' if len(chart.lines) > FEW else bands)
     parts += [_line(line, styles, x_scale, y_scale) for line in chart.lines]
     return _svg(chart.title, parts)
 
@@ -118,9 +138,12 @@ def _dots(chart: DotChart, styles: Styles) -> Markup:
         parts.append(f'<g class="s-base">{_mark(BASE, styles, *at, False, BASE)}</g>')
     for label in dict.fromkeys(dot.label for dot in chart.dots):
         own = [dot for dot in chart.dots if dot.label == label]
-        joined = _path([(x_scale(dot.x.value), y_scale(dot.y.value)) for dot in own], "join", "")
+        places = [(x_scale(dot.x.value), y_scale(dot.y.value)) for dot in own]
+        if label == BASE and chart.mark:
+            places.insert(0, (x_scale(chart.mark[0]), y_scale(chart.mark[1])))
+        joined = _path(places, "join", "") if len(places) > 1 else ""
         marks = "".join(_dot(dot, styles, x_scale, y_scale) for dot in own)
-        parts.append(f'<g class="{css_class(label, styles)}">{joined if len(own) > 1 else ""}{marks}</g>')
+        parts.append(f'<g class="{css_class(label, styles)}">{joined}{marks}</g>')
     return _svg(chart.title, parts)
 
 
@@ -138,19 +161,24 @@ def _dot(dot: Any, styles: Styles, x_scale: Scale, y_scale: Scale) -> str:
 def _intervals(chart: IntervalChart, styles: Styles) -> Markup:
     row = 20
     left = 14 + max((sum(map(_width, _short(label))) for label, _, _ in chart.rows), default=0)
-    bottom = TOP + row * len(chart.rows) + 6
-    values = [*_extent(value for _, _, value in chart.rows), *([] if chart.line is None else [chart.line])]
+    top = TOP + NAME * max(len(chart.lines) - 1, 0)
+    bottom = top + row * len(chart.rows) + 6
+    values = [*_extent(value for _, _, value in chart.rows), *(value for value, _ in chart.lines)]
     scale = linear(values, left, WIDTH - RIGHT, count=4)
-    parts = [_x_axis(chart.x, scale, bottom, TOP - 8)]
-    if chart.line is not None:
-        x = scale(chart.line)
-        parts.append(f'<path class="reference" d="M{x:.1f} {TOP - 8}V{bottom}"/>')
-        side = "end" if x > (left + WIDTH) / 2 else "start"
-        shift = -4 if side == "end" else 4
-        parts.append(_text(x + shift, TOP - 11, chart.line_label, side, "tick", 120))
+    parts = [_x_axis(chart.x, scale, bottom, top - 8)]
+    first = min((value for value, _ in chart.lines), default=0.0)
+    names = []
+    for place, (value, name) in enumerate(chart.lines):
+        # Names of lines that lie close would run into each other on one height.
+        x, y = scale(value), TOP - 11 + NAME * place
+        parts.append(f'<path class="reference" d="M{x:.1f} {y:.1f}V{bottom}"/>')
+        outward = len(chart.lines) > 1 and value == first
+        before = outward or x + 4 + sum(map(_width, _short(name, 120))) > WIDTH
+        names.append(_text(x + (-4 if before else 4), y + 4, name, "end" if before else "start", "name", 120))
+    parts += names
     named: set[str] = set()
     for place, (label, stage, value) in enumerate(chart.rows):
-        y = TOP + row * place + 10
+        y = top + row * place + 10
         if label not in named:
             parts.append(_text(left - 8, y + 4, _short(label), "end", "label"))
         named.add(label)
@@ -230,7 +258,7 @@ def _x_axis(name: str, x: Scale, bottom: float, top: float | None = None) -> str
         at = x(tick)
         # The last label would be cut by the edge where it is long.
         last = at > WIDTH - RIGHT - 12 and len(_tick(tick)) > 4
-        columns += _text(WIDTH - 2 if last else at, bottom + 14, _tick(tick), "end" if last else "middle", "tick")
+        columns += _text(WIDTH - 2 if last else at, bottom + 15, _tick(tick), "end" if last else "middle", "tick")
         columns += "" if top is None else f'<path class="grid" d="M{at:.1f} {top}V{bottom}"/>'
     return columns + _text((x.start + x.end) / 2, bottom + 30, name, "middle", "axis")
 

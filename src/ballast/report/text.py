@@ -60,14 +60,22 @@ def code(text: object) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Return a figure for a table: ``digits`` decimals where it lies near 1, else as many significant digits."""
+    """Return a figure for a table: ``digits`` decimals where it lies near 1, fewer above, significant digits below."""
     if value is None or not math.isfinite(value):
         return "–"
-    if abs(value) < ROUNDING:
-        value = 0.0
-    if value == 0 or 0.001 <= abs(value) < 100:
-        return f"{value:.{digits}f}".replace("-", "−")
-    return f"{value:.{digits}g}".replace("-", "−")
+    size = 0.0 if abs(value) < ROUNDING else abs(value)
+    if size == 0:
+        text = f"{size:.{digits}f}"
+    elif size < 0.001:
+        text = f"{size:.{digits}g}"
+    else:
+        text = f"{size:,.{digits if size < 10 else digits - 1 if size < 100 else 0}f}"
+    return f"−{text}" if value < 0 and size else text
+
+
+def figure(value: float | None, *, share: bool) -> str:
+    """Return a figure of a metric: a share has three decimals however small it is."""
+    return f"{value:.3f}" if share and value is not None and 0 <= value <= 1 else number(value)
 
 
 def signed(value: float | None, digits: int = 3) -> str:

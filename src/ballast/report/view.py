@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from ballast.report import curves, results, weights
+from ballast.report import curves, weights
 from ballast.report.answer import answer
 from ballast.report.charts import BASE, Report, Section
+from ballast.report.drift import drift
 from ballast.report.figures import deciding, rows
 from ballast.report.gaps import gaps
+from ballast.report.others import everything
+from ballast.report.results import results
 from ballast.report.runs import FAILED, FINISHED, UNFINISHED
-from ballast.report.settings import settings
+from ballast.report.settings import settings, subject
 from ballast.report.source import Source
+from ballast.report.sweep import sweep
 from ballast.report.text import counted
 
 
@@ -27,9 +31,9 @@ def build(source: Source, *, metric: str | None = None) -> Report:
     decides = deciding(summary, metric)
     found: list[Section | None] = []
     if decides is not None:
-        found += [results.results(summary, decides), results.drift(summary, decides)]
-    found += [curves.pass_curves(source), results.everything(summary, decides), curves.training(source)]
-    found += [curves.rewards(source), results.sweep(summary), weights.weights(source.tokens)]
+        found += [results(source, decides), drift(summary, decides)]
+    found += [curves.pass_curves(source), everything(summary, decides), curves.training(source)]
+    found += [curves.rewards(source), sweep(summary), weights.weights(source.tokens)]
     found += [_open(source), settings(source)]
     labels = [row["label"] for row in rows(summary)]
     labels += [run.label for run in source.runs] + weights.labels(source.tokens)
@@ -46,7 +50,7 @@ def build(source: Source, *, metric: str | None = None) -> Report:
 
 def _status(source: Source) -> str:
     done = sum(run.status == FINISHED for run in source.runs)
-    parts = [f"{counted(done, 'run')} finished"]
+    parts = [f"{subject(source)}; {counted(done, 'run')} finished"]
     for status in (UNFINISHED, FAILED):
         if some := sum(run.status == status for run in source.runs):
             parts.append(f"{some} {status}")
