@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 from ballast.errors import BallastError, suggest
 from ballast.pipeline import group_checks, models, settings, sources
@@ -15,7 +15,7 @@ from ballast.recipe_source import Problem
 from ballast.records import RUN
 from ballast.stats import PAIR_FIELDS
 
-FIXED = ("model", "data", "objective", "reference", "groups", "seed")
+FIXED: dict[str, tuple[str, ...]] = dict.fromkeys(("model", "data", "objective", "reference", "groups", "seed"), ())
 """Sections that a resumed run may not change; training settings, evaluation and output may."""
 
 
@@ -181,21 +181,37 @@ def check_output(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
         )
 
 
-def check_resume(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
-    """A resumed run has a checkpoint to go on from, and goes on with what it began with."""
-    if recipe.output is None or "output" in broken:
-        return
-    if not any(Path(recipe.output).glob("checkpoint-*/trainer_state.json")):
-        yield Problem(("output",), f"{recipe.output}: has no checkpoint to resume from; start without --resume")
-        return
-    try:
-        begun = json.loads((Path(recipe.output) / RUN).read_text(encoding="utf-8"))["recipe"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    now = recipe.resolved()
-    for key in FIXED:
-        if key not in broken and begun.get(key) != now[key]:
-            yield Problem((key,), "differs from the run to be resumed, which would change midway; start a new output")
+def check_resume(fixed: Mapping[str, Sequence[str]]) -> Check:
+    """Return the check that a resumed run has a checkpoint to go on from, and goes on with what it began with.
+
+    Args:
+        fixed: sections that must not differ from the run's, each with its keys that may.
+    """
+
+    def check(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+        if recipe.output is None or "output" in broken:
+            return
+        if not any(Path(recipe.output).glob("checkpoint-*/trainer_state.json")):
+            yield Problem(("output",), f"{recipe.output}: has no checkpoint to resume from; start without --resume")
+            return
+        try:
+            begun = json.loads((Path(recipe.output) / RUN).read_text(encoding="utf-8"))["recipe"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        now = recipe.resolved()
+        for key, free in fixed.items():
+            if key not in broken and _without(begun.get(key), free) != _without(now[key], free):
+                yield Problem(
+                    (key,), "differs from the run to be resumed, which would change midway; start a new output"
+                )
+
+    return check
+
+
+def _without(section: Any, keys: Sequence[str]) -> Any:
+    if not isinstance(section, Mapping):
+        return section
+    return {key: value for key, value in section.items() if key not in keys}
 
 
 def _path(name: str) -> str:
@@ -236,6 +252,6 @@ ADVISE_CHECKS: tuple[Check, ...] = (
 )
 # The output first: in a run of several processes none can have made it before all have met to set up training.
 TRAIN_CHECKS: tuple[Check, ...] = (check_output, *_TRAIN)
-RESUME_CHECKS: tuple[Check, ...] = (*_TRAIN, check_resume)
+RESUME_CHECKS: tuple[Check, ...] = (*_TRAIN, check_resume(FIXED))
 TASK_CHECKS: tuple[Check, ...] = (check_evaluate, check_tasks)
 EVALUATE_CHECKS: tuple[Check, ...] = (check_model, *TASK_CHECKS)

@@ -123,22 +123,26 @@ def _check_options(recipe: Recipe) -> Iterable[Problem]:
 
 
 def _check_judged(recipe: Recipe) -> Iterable[Problem]:
+    options = _options(recipe)
+    if options is not None:
+        yield from check_verifier("groups", options.verifier, options.seconds)
+
+
+def check_verifier(section: str, name: str | None, seconds: float) -> Iterable[Problem]:
+    """A section that samples answers names a verifier, and there is one of that name."""
     from ballast.evaluation import verifier
 
-    options = _options(recipe)
-    if options is None:
-        return
-    if options.verifier is None:
+    if name is None:
         yield Problem(
-            ("groups", "verifier"),
+            (section, "verifier"),
             "is required and missing: without one no answer has a reward; name one, such as math, exact or "
             "your_module:function",
         )
         return
     try:
-        verifier(options.verifier, seconds=options.seconds)
+        verifier(name, seconds=seconds)
     except BallastError as error:
-        yield Problem(("groups", "verifier"), str(error).removeprefix(f"verifier {options.verifier!r}: "))
+        yield Problem((section, "verifier"), str(error).removeprefix(f"verifier {name!r}: "))
 
 
 def _check_surroundings(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -10,16 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ballast.errors import BallastError, suggest
-from ballast.pipeline import checks, models, settings, sources
+from ballast.pipeline import checks, group_checks, models, settings, sources
 from ballast.recipe import Check, ModelSection, Recipe
 from ballast.recipe_source import Problem
-from ballast.records import RUN
 from ballast.rl.options import ELSEWHERE, TRAINER, RLOptions
 
-FIXED = ("model", "data", "rl", "seed")
-"""Sections that a resumed run may not change."""
-MAY_CHANGE = ("steps", "save_steps")
-"""Options of ``rl`` that it may: a longer run begins like a shorter one."""
+FIXED: dict[str, tuple[str, ...]] = {"model": (), "data": (), "rl": ("steps", "save_steps"), "seed": ()}
+"""Sections that a resumed run may not change, and their keys that it may: a longer run begins like a shorter one."""
 FIELD_CHOICES: dict[str, tuple[Any, ...]] = {
     "importance_sampling_level": ("token", "sequence"),
     "scale_rewards": ("group", "batch", "none", True, False),
@@ -106,20 +102,11 @@ def _check_prompts(recipe: Recipe, options: RLOptions, broken: frozenset[str]) -
 
 
 def _check_reward(options: RLOptions) -> Iterable[Problem]:
-    from ballast.evaluation import verifier
     from ballast.rl.rewards import reward_verifier
 
-    if options.verifier is None:
-        yield Problem(
-            ("rl", "verifier"),
-            "is required and missing: without one no answer has a reward; name one, such as math, exact or "
-            "your_module:function",
-        )
-        return
-    try:
-        verifier(options.verifier, seconds=options.seconds)
-    except BallastError as error:
-        yield Problem(("rl", "verifier"), str(error).removeprefix(f"verifier {options.verifier!r}: "))
+    problems = list(group_checks.check_verifier("rl", options.verifier, options.seconds))
+    yield from problems
+    if problems or options.verifier is None:
         return
     try:
         reward_verifier(options.verifier, options.reward, seconds=options.seconds)
@@ -185,7 +172,7 @@ def _wrong_value(key: str, value: Any) -> str | None:
         low, high = FIELD_BOUNDS[key]
         if not low <= value <= high:
             return f"must be at least {low:g}{f' and at most {high:g}' if high < math.inf else ''}; got {value}"
-    return settings._out_of_range(key, value)
+    return settings.out_of_range(key, value)
 
 
 def _construct(recipe: Recipe, options: RLOptions) -> Iterable[Problem]:
@@ -200,30 +187,7 @@ def _construct(recipe: Recipe, options: RLOptions) -> Iterable[Problem]:
         yield Problem(("rl", *(["trainer", named] if named else [])), message)
 
 
-def check_resume(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
-    """A resumed run has a checkpoint to go on from, and goes on with what it began with."""
-    if recipe.output is None or "output" in broken:
-        return
-    if not any(Path(recipe.output).glob("checkpoint-*/trainer_state.json")):
-        yield Problem(("output",), f"{recipe.output}: has no checkpoint to resume from; start without --resume")
-        return
-    try:
-        begun = json.loads((Path(recipe.output) / RUN).read_text(encoding="utf-8"))["recipe"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    now = recipe.resolved()
-    for key in FIXED:
-        if key not in broken and _fixed(begun.get(key), key) != _fixed(now[key], key):
-            yield Problem((key,), "differs from the run to be resumed, which would change midway; start a new output")
-
-
-def _fixed(section: Any, key: str) -> Any:
-    if key != "rl" or not isinstance(section, dict):
-        return section
-    return {name: value for name, value in section.items() if name not in MAY_CHANGE}
-
-
 _RL = (checks.check_required("model", "output"), check_start, check_rl, checks.check_tasks)
 
 RL_CHECKS: tuple[Check, ...] = (checks.check_output, *_RL)
-RL_RESUME_CHECKS: tuple[Check, ...] = (*_RL, check_resume)
+RL_RESUME_CHECKS: tuple[Check, ...] = (*_RL, checks.check_resume(FIXED))

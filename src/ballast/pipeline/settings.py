@@ -122,10 +122,11 @@ def _problem(key: str, value: Any) -> str | None:
         return f"would be overridden here; {ELSEWHERE[key]}"
     if key not in hints:
         return f"unknown key{suggest(key, tuple(hints))}"
-    return wrong_type(value, hints[key]) or _out_of_range(key, value)
+    return wrong_type(value, hints[key]) or out_of_range(key, value)
 
 
-def _out_of_range(key: str, value: Any) -> str | None:
+def out_of_range(key: str, value: Any) -> str | None:
+    """Return what is wrong with a value that has the right type, None where nothing is."""
     if isinstance(value, float) and not math.isfinite(value):
         return f"must be finite; got {value}"
     if key not in BOUNDS or not isinstance(value, int | float):
