@@ -66,7 +66,7 @@ class Browser:
             message["sessionId"] = session
         os.write(self._write, json.dumps(message).encode() + b"\0")
         while True:
-            answer = self._next(30)
+            answer = self._next(120)
             if answer.get("id") == self._count:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']}")
@@ -76,7 +76,7 @@ class Browser:
     def wait(self, method: str, session: str) -> None:
         """Wait until the browser reports an event of a tab."""
         while not any(one.get("method") == method and one.get("sessionId") == session for one in self.events):
-            self.events.append(self._next(30))
+            self.events.append(self._next(120))
 
     def _next(self, seconds: float) -> dict[str, Any]:
         end = time.monotonic() + seconds

@@ -20,11 +20,13 @@ MEANING = (
 )
 SHORT_HEADS = ("p", "q", "H", "KL", "u")
 LEGEND = (
-    "Text and last columns: weight of each token, darkest where largest, struck out where 0; H, KL before it: picked "
+    "Text and last columns: weight of each token, strongest where largest, struck out where 0; H, KL before it: picked "
     "out by entropy, by KL. p, q: probability under the live model and the reference; H: entropy, KL: of live to "
     "reference, in nats; u: the reference's mass of tokens no more likely than this one."
 )
 SHADES = 9
+FIGURE, GAP, LABEL = 5, 2, 12
+"""Widths in the terminal: of a figure, between columns, of a label before it is folded."""
 
 
 @dataclass(frozen=True)
@@ -176,11 +178,13 @@ def terminal(record: Mapping[str, Any], *, say: Any) -> None:
     from rich.text import Text
 
     found = views(record)
+    # One width for the labels, so that a token stands below itself.
+    room = max((len(view.label) for view in found), default=0) + 2
     for place, row in enumerate(record["rows"]):
         say(Text(f"row {row['row']}", style="bold"))
         for view in found:
-            say(Text(f"{view.label}: ", style="italic") + _coloured(view.rows[place]))
-        say(_table(found, place))
+            say(Text.assemble((f"{view.label}:".ljust(room), "italic"), _coloured(view.rows[place])))
+        say(_Tables(found, place))
     notes = [f"{view.label}: {view.note}." for view in found if view.note]
     if record.get("same"):
         notes.append("Live and reference are the same model here, so every KL is 0: name a checkpoint with --model.")
@@ -200,17 +204,49 @@ def _style(token: Token) -> str:
     return "white on #b34700" if token.negative else STYLES[min(token.shade or 0, len(STYLES) - 1)]
 
 
+@dataclass(frozen=True)
+class _Tables:
+    """A row's tokens in figures: as many objectives side by side as the terminal has room for without cutting any."""
+
+    found: Sequence[ObjectiveView]
+    place: int
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        from rich.cells import cell_len
+
+        tokens = max(
+            (cell_len(line.token.text) for view in self.found for line in view.rows[self.place].lines), default=5
+        )
+        room = options.max_width - max(tokens, len("token")) - GAP - len(SHORT_HEADS) * (FIGURE + GAP)
+        part: list[ObjectiveView] = []
+        left = room
+        for view in self.found:
+            width = _width(view, self.place) + GAP
+            if part and width > left:
+                yield _table(part, self.place)
+                part, left = [], room
+            part.append(view)
+            left -= width
+        yield _table(part, self.place)
+
+
+def _width(view: ObjectiveView, place: int) -> int:
+    """Return the width of an objective's column; a long label is folded."""
+    marks = max((len(line.mark) + 1 for line in view.rows[place].lines if line.mark), default=0)
+    return max(FIGURE + marks, min(len(view.label), LABEL))
+
+
 def _table(found: Sequence[ObjectiveView], place: int) -> Any:
     from rich.box import SIMPLE
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=SIMPLE, pad_edge=False, collapse_padding=True)
-    table.add_column("token", no_wrap=True)
+    table.add_column("token", overflow="fold")
     for head in SHORT_HEADS:
-        table.add_column(head, justify="right", no_wrap=True)
+        table.add_column(head, justify="right", no_wrap=True, min_width=FIGURE)
     for view in found:
-        table.add_column(Text(view.label), justify="right")
+        table.add_column(Text(view.label), justify="right", width=_width(view, place), overflow="fold")
     for lines in zip(*(view.rows[place].lines for view in found), strict=True):
         shaded = [_shaded(line) for line in lines]
         table.add_row(Text(lines[0].token.text), *(Text(cell) for cell in lines[0].cells[1:-1]), *shaded)
