@@ -147,6 +147,10 @@ def tables() -> str:
             f"[page]({folder.name}/report.html).\n",
             overview(summary),
             "",
+            f"The sweep: {summary['choose_by']['task']} {summary['choose_by']['metric']}, mean of "
+            f"{len(summary['seeds']['tuning'])} seeds, the chosen rate in bold.\n",
+            sweep_table(summary),
+            "",
             claims_table(found),
             "",
         ]
@@ -186,6 +190,19 @@ def _cell(result: Mapping[str, Any] | None) -> str:
     one = result["over_seeds"] if len(result["values"]) > 1 else result["over_items"] or result["over_seeds"]
     half = "" if one["low"] is None else f" ±{(one['high'] - one['low']) / 2:.3f}"
     return f"{one['value']:.3f}{half}"
+
+
+def sweep_table(summary: Mapping[str, Any]) -> str:
+    """Return what chose the rates: one row for each objective, one column for each rate."""
+    rows = [row for row in summary["rows"] if row["tuning"]]
+    rates = sorted({one["rate"] for row in rows for one in row["tuning"]})
+    lines = ["| | " + " | ".join(f"{rate:g}" for rate in rates) + " |", "|---" * (len(rates) + 1) + "|"]
+    for row in rows:
+        scores = {one["rate"]: one["score"]["value"] for one in row["tuning"]}
+        cells = ["–" if rate not in scores else f"{scores[rate]:.3f}" for rate in rates]
+        bold = [f"**{cell}**" if rate == row["rate"] else cell for rate, cell in zip(rates, cells, strict=True)]
+        lines.append(f"| {row['label']} | " + " | ".join(bold) + " |")
+    return "\n".join(lines)
 
 
 def claims_table(found: Sequence[Mapping[str, Any]]) -> str:
