@@ -16,9 +16,9 @@ from ballast.report.render import html, markdown_text, tokens_html
 from ballast.report.source import load
 from ballast.report.view import build
 
-VOID = {"meta", "link", "br"}
+VOID = {"meta", "link", "br", "wbr"}
 KNOWN = """html head meta link title style body header footer section nav div p h1 h2 h3 ul li a table thead tbody tr th
-td small span b bdi pre figure figcaption svg g path text rect details summary"""
+td small span b bdi pre figure figcaption svg g path text rect details summary wbr"""
 NASTY = (
     "<script>alert(1)</script>",
     "</script><img src=x onerror=alert(1)>",
@@ -28,6 +28,8 @@ NASTY = (
     "\u202egnp.exe",
     "{{ 7 * 7 }}",
     "a | b\n# head",
+    "</style><style>*{display:none}</style>",
+    "</title></pre></details>`a` ``b & <b> 'c' \"d",
 )
 
 
@@ -286,6 +288,23 @@ def test_text_from_records_is_inert(nasty, tmp_path):
     assert "\u202e" not in text
     outside = re.sub(r"^(`{3,})yaml\n.*?^\1$", "", text, flags=re.DOTALL | re.MULTILINE)
     assert not re.search(r"(?<!\\)<\w|(?<!\\)\]\(|^# head", outside, re.MULTILINE)
+
+
+@pytest.mark.parametrize("nasty", NASTY)
+def test_text_from_a_record_of_tokens_is_inert(nasty):
+    record = report_records.tokens([(nasty, "a", nasty, "b", nasty)])
+    record |= {"live": nasty, "reference": nasty}
+    for one in record["objectives"]:
+        one |= {"label": f"{one['label']} {nasty}", "note": nasty}
+        one["rows"][0]["selected"] = [nasty] * len(one["rows"][0]["selected"])
+    page = tokens_html(record)
+    parsed = Page(page)
+    assert {tag for tag, _ in parsed.tags} <= set(re.findall(r"\w+", KNOWN))
+    assert not [name for _, given in parsed.tags for name in given if name.startswith("on")]
+    assert [tag for tag, _ in parsed.tags].count("style") == 1
+    assert "\u202e" not in page
+    classes = {given.get("class") for tag, given in parsed.tags if tag == "span"}
+    assert classes <= {"of", "none", "t negative", *(f"t w{shade}" for shade in range(10))}
 
 
 def test_a_page_of_tokens_has_one_table_for_each_objective_and_row():

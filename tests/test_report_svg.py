@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ballast.report import svg
+from ballast.report import marks, svg
 from ballast.report.charts import (
     BASE,
     RL,
@@ -26,7 +26,7 @@ from ballast.report.charts import (
 from ballast.report.scales import linear, logarithmic
 
 LABELS = ("sft", "dft", "prift-prob", "prift-mass", "eksft", "ift", "gft", "x", "ninth")
-STYLES = svg.styles_of(LABELS)
+STYLES = marks.styles_of(LABELS)
 
 
 def parsed(chart):
@@ -130,11 +130,11 @@ def test_text_in_charts_is_inert(nasty):
 
 
 def test_every_label_has_a_look_of_its_own_without_colour():
-    looks = {(str(svg.MARKS[STYLES[label] % 8](0, 0)), svg.dashes(label, STYLES)) for label in LABELS}
+    looks = {(str(marks.MARKS[STYLES[label] % 8](0, 0)), marks.dashes(label, STYLES)) for label in LABELS}
     assert len(looks) == len(LABELS)
-    assert svg.dashes("ninth", STYLES) != svg.dashes("sft", STYLES)
-    assert svg.css_class("ninth", STYLES) == svg.css_class("sft", STYLES)
-    assert svg.css_class(BASE, STYLES) == "s-base"
+    assert marks.dashes("ninth", STYLES) != marks.dashes("sft", STYLES)
+    assert marks.css_class("ninth", STYLES) == marks.css_class("sft", STYLES)
+    assert marks.css_class(BASE, STYLES) == "s-base"
 
 
 def palettes():

@@ -41,18 +41,26 @@ def _stage(source: Source, stage: str, metric: Metric | None) -> str:
     to_start = [behind[row["label"]] for row, _ in top if row["label"] in behind]
     against = _against_baseline(source.summary, order, top, metric)
     if start is not None and metric.sign * (_mean(start) - _mean(top[0][1])) > 0:
-        parts = [_start_ahead(name, start, to_start, top, metric), against]
-        return f"{LEADS[stage]}, {', and '.join(part for part in parts if part)}."
+        return f"{LEADS[stage]}, {_both(_start_ahead(name, start, to_start, top, metric), against)}."
     known = "" if start is None else f"{name}: {number(_mean(start))}"
     unsure = any(verdict(one) in UNSURE for one in to_start)
     beside = _compared(top, to_start, metric, name) if unsure else ""
-    compared = "".join(f", {part}" for part in (against, f"and {beside}" if beside and against else beside) if part)
+    together = _both(against, beside)
+    compared = f", {together}" if together else ""
     if len(order) == 1:
         alone = "there is no other objective here to compare it with"
         reached = f"{_labels(top)} reaches {_figure(top, metric, known)} in {metric.where}{compared}"
         return f"{LEADS[stage]}, {reached}; {alone}."
     verb = "is" if len(top) == 1 else "are"
     return f"{LEADS[stage]}, {_labels(top)} {verb} best by {metric.where} with {_figure(top, metric, known)}{compared}."
+
+
+def _both(first: str, second: str) -> str:
+    """Return two comparisons as one, with what the tests of both say said once."""
+    untested = f": {VERDICTS['untested']}"
+    if first.endswith(untested) and second.endswith(untested):
+        first = first.removesuffix(untested)
+    return ", and ".join(part for part in (first, second) if part)
 
 
 def _mean(found: Found) -> float:
@@ -112,7 +120,7 @@ def _against_baseline(summary: Mapping[str, Any], order: Pairs, top: Pairs, metr
         there = any(row["label"] == baseline for row, _ in order)
         why = f"no seed is shared with {baseline}" if there else f"{baseline} was not measured"
         following = f"before {others[0][0]['label']} with {number(_mean(others[0][1]))}; " if others else ""
-        return f"{following}{why}, so nothing is tested"
+        return f"{following}{why}, so no difference to it is tested"
     return _compared(top, differences, metric, baseline)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 SFT, RL = "after SFT", "after RL"
+STARTED = "before any training"
+"""Stage of the start itself."""
 BASE = "base"
 
 
@@ -130,4 +133,4 @@ class Report:
     sections: tuple[Section, ...]
     labels: tuple[str, ...]
     cautions: tuple[str, ...] = ()
-    tokens: dict | None = field(default=None, repr=False)
+    tokens: dict[str, Any] | None = field(default=None, repr=False)

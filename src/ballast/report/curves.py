@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -42,18 +43,26 @@ REWARDS: tuple[tuple[str, str, str], ...] = (
 
 MOST_POINTS = 15
 """Points of a line; steps are averaged in blocks where a run logged more."""
+WIDEST = 1.8
+"""How many times as high a chart may become for the line from random weights."""
 DOUBLED = "correct"
 """A curve that says what the reward says where rewards are 0 and 1."""
 
 
+STAGE_WORDS = {BEFORE: "in fine-tuning", AFTER: "in RL"}
+
+
 def training(source: Source) -> Section | None:
     """Return the curves of fine-tuning; None where no run logged two points."""
-    outside = {str(row["label"]) for row in rows(source.summary, "random")}
-    runs = source.reported(BEFORE)
-    charts, block = _charts([run for run in runs if run.label not in outside], TRAINING)
+    charts, block = _charts(source.reported(BEFORE), TRAINING)
+    if not charts:
+        return None
+    readable = [_readable(source, chart) for chart in charts]
     lead = f"{_means(block)} A gap is a value that was no finite number."
-    notes = tuple(note for label in sorted(outside) if (note := _left_out(runs, label)))
-    return Section("training", "Fine-tuning", lead, charts=charts, notes=notes, legend=True) if charts else None
+    # One note for a label says enough: its first chart is that of the loss.
+    notes = {line.label: _left_out(line, chart) for chart, left in reversed(readable) for line in left}
+    drawn = tuple(chart for chart, _ in readable)
+    return Section("training", "Fine-tuning", lead, charts=drawn, notes=tuple(notes.values()), legend=True)
 
 
 def rewards(source: Source) -> Section | None:
@@ -69,19 +78,41 @@ def labels_of(charts: Iterable[LineChart]) -> set[str]:
     return {line.label for chart in charts for line in chart.lines}
 
 
+def diverged(source: Source) -> list[str]:
+    """Return the labels, with their stage, of which a reported run logged a value that is no finite number."""
+    found: dict[str, None] = {}
+    for stage, keys in ((BEFORE, TRAINING), (AFTER, REWARDS)):
+        for run in source.reported(stage):
+            curves = [_curve(run.metrics, key) for key in ("loss", *(key for key, _, _ in keys))]
+            if any(value is None for curve in curves for value in curve.values()):
+                found[f"{run.label} {STAGE_WORDS[stage]}"] = None
+    return list(found)
+
+
 def _means(block: int) -> str:
     each = f"; a point is the mean of up to {block} logged steps" if block > 1 else ""
     return f"Means over seeds, the shade spans the seeds{each}."
 
 
-def _left_out(runs: Sequence[Run], label: str) -> str:
-    """Say where the curve from random weights goes, which would press all others flat."""
-    key, title, unit = TRAINING[0]
-    points = _line(label, [_curve(run.metrics, key) for run in runs if run.label == label])[0].points
-    if not points:
-        return ""
-    ends = f"{number(points[0][1])} to {number(points[-1][1])} {unit}"
-    return f"{label} is not drawn, it would press the others flat: its {title[0].lower()}{title[1:]} went from {ends}."
+def _readable(source: Source, chart: LineChart) -> tuple[LineChart, tuple[Line, ...]]:
+    """Return a chart without the lines from random weights where these would press the others flat, and those lines."""
+    outside = {str(row["label"]) for row in rows(source.summary, "random")}
+    others = tuple(line for line in chart.lines if line.label not in outside)
+    if not others or _span(chart.lines) <= WIDEST * _span(others):
+        return chart, ()
+    return replace(chart, lines=others), tuple(line for line in chart.lines if line.label in outside)
+
+
+def _span(lines: Iterable[Line]) -> float:
+    values = [value for line in lines for _, value in line.points if value is not None]
+    return max(values) - min(values)
+
+
+def _left_out(line: Line, chart: LineChart) -> str:
+    """Say where a line that is not drawn goes, at the example of one chart."""
+    known = [value for _, value in line.points if value is not None]
+    ends = f"from {number(known[0])} to {number(known[-1])}"
+    return f"{line.label} is left out where it would press the others flat; {chart.title}: {ends}."
 
 
 def _charts(runs: Sequence[Run], keys: Iterable[tuple[str, str, str]]) -> tuple[tuple[LineChart, ...], int]:
@@ -129,8 +160,8 @@ def _line(label: str, curves: Sequence[Mapping[float, float | None]]) -> tuple[L
     block = max(math.ceil(len(steps) / MOST_POINTS), 1)
     points: list[tuple[float, float | None]] = []
     band: list[tuple[float, float, float]] = []
-    for start in range(0, len(steps), block):
-        part = steps[start : start + block]
+    # Blocks of one size but for one step: a short one at the end would stand out by its noise.
+    for part in _blocks(steps, block):
         at = sum(part) / len(part)
         values = [_mean([curve[step] for step in part]) for curve in there]
         known = [value for value in values if value is not None]
@@ -140,6 +171,10 @@ def _line(label: str, curves: Sequence[Mapping[float, float | None]]) -> tuple[L
     # A shade would close over a gap.
     whole = len(band) == len(points)
     return Line(label, tuple(points), tuple(band) if whole else ()), block
+
+
+def _blocks(steps: Sequence[float], block: int) -> list[list[float]]:
+    return [part.tolist() for part in np.array_split(steps, math.ceil(len(steps) / block))] if steps else []
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -155,12 +190,17 @@ def pass_curves(source: Source) -> Section | None:
         for task in _sampled(source, stage)
         if (chart := _pass_chart(source, stage, task, f"pass@k on {task}, {name}")) is not None
     ]
+    if not charts:
+        return None
+    readable = [_readable(source, chart) for chart in charts]
     lead = (
         "The share of problems of which at least one of k samples is right, unbiased from the samples taken. Where "
         "lines meet at large k, the models solve as many problems and differ in how often they do."
     )
-    notes = ("The shade is the t interval over seeds, where there are several.",)
-    return Section("pass", "pass@k", lead, charts=tuple(charts), notes=notes, legend=True) if charts else None
+    notes = ["The shade is the t interval over seeds, where there are several."]
+    notes += [_left_out(line, chart) for chart, left in readable for line in left]
+    drawn = tuple(chart for chart, _ in readable)
+    return Section("pass", "pass@k", lead, charts=drawn, notes=tuple(notes), legend=True)
 
 
 def _results(source: Source, stage: str) -> list[tuple[str, Measured]]:

@@ -30,7 +30,8 @@ def gaps(source: Source) -> list[Gap]:
 def _missing(source: Source) -> Iterator[Gap]:
     missing = source.summary["missing"]
     if missing:
-        named = joined([str(name) for name in missing[:MANY]]) + (", …" if len(missing) > MANY else "")
+        more = [f"{len(missing) - MANY} more"] if len(missing) > MANY else []
+        named = joined([str(name) for name in missing[:MANY]] + more)
         yield Gap(counted(len(missing), "planned run"), f"{counted(len(missing), 'run')} not finished: {named}.")
     unfinished = [run.folder.name for run in source.runs if run.status == UNFINISHED]
     if unfinished and source.plan is None:

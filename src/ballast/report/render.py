@@ -13,10 +13,10 @@ from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from ballast import __version__
-from ballast.report import svg, tokens, weights
+from ballast.report import marks, svg, tokens, weights
 from ballast.report.charts import BASE, Report, Section
 from ballast.report.plain import plain_tables
 from ballast.report.text import inert, markdown
@@ -27,7 +27,7 @@ def html(report: Report) -> str:
     return _page("report.html.j2").render(
         report=report,
         answer=[_led(sentence) for sentence in report.answer],
-        styles=svg.styles_of(report.labels),
+        styles=marks.styles_of(report.labels),
         views=tokens.views(report.tokens) if report.tokens else (),
         **_common(),
     )
@@ -46,7 +46,7 @@ def tokens_html(record: Mapping[str, Any]) -> str:
         record=record,
         views=tokens.views(record),
         histograms=weights.weights(record),
-        styles=svg.styles_of(weights.labels(record)),
+        styles=marks.styles_of(weights.labels(record)),
         **_common(),
     )
 
@@ -67,10 +67,10 @@ def _common() -> dict[str, Any]:
         "version": __version__,
         "style": Markup(_template("style.css")),
         "draw": svg.draw,
-        "key": svg.key,
+        "key": marks.key,
         "labels_in": svg.labels_in,
         "stages_in": svg.stages_in,
-        "stage_key": svg.stage_key,
+        "stage_key": marks.stage_key,
         "base": BASE,
         "meaning": tokens.MEANING,
         "heads": tokens.HEADS,
@@ -95,6 +95,7 @@ def _environment(escapes: bool) -> Environment:
         "inert": inert,
         "inert_lines": lambda text: inert(text, keep="\n"),
         "md": markdown,
+        "breakable": _breakable,
         "fenced": _fenced,
         "plain_tables": plain_tables,
     }
@@ -104,6 +105,11 @@ def _environment(escapes: bool) -> Environment:
 
 def _template(name: str) -> str:
     return resources.files(__package__).joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _breakable(text: object) -> Markup:
+    """Return text for a page that may be broken behind underscores, as names of metrics are long."""
+    return Markup("_<wbr>").join(escape(part) for part in inert(text).split("_"))
 
 
 def _fenced(text: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ballast.compare.read import AFTER, BEFORE
-from ballast.report.charts import BASE, Cell, IntervalChart, Section, Table, Value
+from ballast.report.charts import BASE, STARTED, Cell, IntervalChart, Section, Table
 from ballast.report.figures import (
     COVERAGE,
     STAGES,
@@ -151,7 +151,8 @@ def _coverage(summary: Mapping[str, Any], metric: Metric) -> str:
     found: dict[str, list[str]] = {text: [] for text in (*COVERAGE.values(), "")}
     for stage, name in STAGES.items():
         for row, one in with_results(summary, stage, metric):
-            found[shown(one)[1]].append(f"{row['label']} {name}")
+            start = row["kind"] == "start" and stage == BEFORE
+            found[shown(one)[1]].append(BASE if start else f"{row['label']} {name}")
     without = found.pop("")
     covered = {text: cells for text, cells in found.items() if cells}
     if not covered:
@@ -165,6 +166,11 @@ def _coverage(summary: Mapping[str, Any], metric: Metric) -> str:
     return f"Small figures are {level} intervals for {most}{told}{''.join(f'; {other}' for other in others)}."
 
 
+def _named(label: str, stage: str) -> str:
+    """Return the name of a stage; the start itself is after nothing."""
+    return STARTED if label == BASE and stage == BEFORE else STAGES[stage]
+
+
 def _interval_charts(summary: Mapping[str, Any], metric: Metric) -> list[IntervalChart]:
     entries = [
         (str(row["label"]), stage, found)
@@ -172,11 +178,10 @@ def _interval_charts(summary: Mapping[str, Any], metric: Metric) -> list[Interva
         for stage in STAGES
         if (found := result(row, stage, metric)) is not None
     ]
-    drawn = [(label, STAGES[stage], bounded(shown(found)[0], metric)) for label, stage, found in entries]
+    drawn = [(label, _named(label, stage), bounded(shown(found)[0], metric)) for label, stage, found in entries]
     if not drawn:
         return []
-    starts: dict[str, Value] = {stage: value for label, stage, value in drawn if label == BASE}
-    lines = tuple((starts[name].value, LINES[stage]) for stage, name in STAGES.items() if name in starts)
+    lines = tuple((float(one["over_seeds"]["value"]), LINES[at]) for label, at, one in entries if label == BASE)
     charts = [IntervalChart(metric.where, f"{metric.name} {metric.arrow}", tuple(drawn), lines)]
     differences = [
         (label, STAGES[stage], apart(found["to_baseline"], metric))

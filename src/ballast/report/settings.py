@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -151,15 +152,17 @@ def _training(source: Source, label: str) -> dict[str, str]:
 
 
 def _shared(source: Source) -> dict[str, str]:
-    """Return the training settings that all methods have."""
+    """Return the training settings that more than half of the rows have; the others' are their own."""
     found = [_training(source, row["label"]) for row in rows(source.summary, "method", "random")]
     known = [given for given in found if given]
-    first = known[0] if known else {}
-    return {key: value for key, value in first.items() if all(given.get(key) == value for given in known)}
+    pairs = Counter(pair for given in known for pair in given.items())
+    return {key: value for (key, value), count in pairs.items() if 2 * count > len(known)}
 
 
 def _own(source: Source, row: Mapping[str, Any], shared: Mapping[str, str]) -> str:
-    own = {key: value for key, value in _training(source, row["label"]).items() if key not in shared}
+    given = _training(source, row["label"])
+    own = {key: value for key, value in given.items() if shared.get(key) != value}
+    own |= {key: "as by default" for key in shared if given and key not in given}
     return f"training: {_keys(own)}" if own else ""
 
 

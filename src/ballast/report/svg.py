@@ -6,14 +6,14 @@ escaped; a mark says what it is in its title, which browsers show on hovering an
 
 from __future__ import annotations
 
-import math
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from markupsafe import Markup, escape
 
 from ballast.report.charts import BASE, RL, SFT, Chart, DotChart, Histogram, IntervalChart, Line, LineChart, Value
+from ballast.report.marks import Styles, along, css_class, dashes, mark, path
 from ballast.report.scales import Scale, linear, logarithmic
 from ballast.report.text import number, one_line, rate
 
@@ -24,33 +24,11 @@ NAME = 13
 LETTER = 7.2
 """Width of a wide digit in the labels."""
 
-STYLES = 8
-"""Different looks; the ninth label takes the first one's colour with other dashes."""
-
 FEW = 4
 """Lines up to which shades are told apart."""
 
 MARKS_UP_TO = 24
 """Points of a line up to which each is marked."""
-
-Styles = Mapping[str, int]
-
-
-def styles_of(labels: Iterable[str]) -> dict[str, int]:
-    """Return the look of every label, by its place."""
-    return {label: place for place, label in enumerate(dict.fromkeys(labels)) if label != BASE}
-
-
-def css_class(label: str, styles: Styles) -> str:
-    """Return the class that gives a label its colour; the base is grey."""
-    return f"s{styles[label] % STYLES}" if label in styles else "s-base"
-
-
-def dashes(label: str, styles: Styles) -> str:
-    """Return a label's dashes, different where colours repeat."""
-    if label not in styles:
-        return "2 3"
-    return ("", "6 3", "2 2", "8 3 2 3")[styles[label] // STYLES % 4]
 
 
 def labels_in(charts: Iterable[Chart]) -> list[str]:
@@ -66,24 +44,11 @@ def draw(chart: Chart, styles: Styles) -> Markup:
     return DRAWN[type(chart)](chart, styles)
 
 
-def key(label: str, styles: Styles) -> Markup:
-    """Return a label's line and mark, for a legend."""
-    line = _path([(2, 7), (26, 7)], "line", dashes(label, styles))
-    body = f'<g class="{css_class(label, styles)}">{line}{_mark(label, styles, 14, 7, False)}</g>'
-    return Markup(f'<svg class="key" viewBox="0 0 28 14" width="28" height="14" aria-hidden="true">{body}</svg>')
-
-
-def stage_key(stage: str) -> Markup:
-    """Return the mark of a stage, for a legend: full after fine-tuning, hollow after RL."""
-    body = f'<g class="s-base">{_mark(BASE, {}, 7, 7, stage == RL)}</g>'
-    return Markup(f'<svg class="key" viewBox="0 0 14 14" width="14" height="14" aria-hidden="true">{body}</svg>')
-
-
 def stages_in(charts: Iterable[Chart]) -> list[str]:
     """Return the stages whose marks charts show, where there are two to be told apart."""
     found = {row[1] for chart in charts if isinstance(chart, IntervalChart) for row in chart.rows}
     found |= {dot.stage for chart in charts if isinstance(chart, DotChart) for dot in chart.dots}
-    return [stage for stage in (SFT, RL) if stage in found] if len(found) > 1 else []
+    return [SFT, RL] if {SFT, RL} <= found else []
 
 
 def _lines(chart: LineChart, styles: Styles) -> Markup:
@@ -105,7 +70,7 @@ def _lines(chart: LineChart, styles: Styles) -> Markup:
 def _band(line: Line, styles: Styles, x: Scale, y: Scale) -> str:
     upper = [(x(at), y(high)) for at, _, high in line.band]
     lower = [(x(at), y(low)) for at, low, _ in reversed(line.band)]
-    return f'<g class="{css_class(line.label, styles)}"><path class="band" d="{_d([*upper, *lower])}Z"/></g>'
+    return f'<g class="{css_class(line.label, styles)}"><path class="band" d="{along([*upper, *lower])}Z"/></g>'
 
 
 def _line(line: Line, styles: Styles, x: Scale, y: Scale) -> str:
@@ -115,11 +80,11 @@ def _line(line: Line, styles: Styles, x: Scale, y: Scale) -> str:
             pieces.append([])
         else:
             pieces[-1].append((x(at), y(value)))
-    drawn = "".join(_path(piece, "line", dashes(line.label, styles)) for piece in pieces if len(piece) > 1)
+    drawn = "".join(path(piece, "line", dashes(line.label, styles)) for piece in pieces if len(piece) > 1)
     lone = {piece[0] for piece in pieces if len(piece) == 1}
     few = len(line.points) <= MARKS_UP_TO
     marks = "".join(
-        _mark(line.label, styles, x(at), y(value), False, f"{line.label}: {number(value)} at {at:g}")
+        mark(line.label, styles, x(at), y(value), False, f"{line.label}: {number(value)} at {at:g}")
         for at, value in line.points
         if value is not None and (few or (x(at), y(value)) in lone)
     )
@@ -135,13 +100,13 @@ def _dots(chart: DotChart, styles: Styles) -> Markup:
     parts = [_axes(chart.x, chart.y, x_scale, y_scale)]
     if chart.mark:
         at = (x_scale(chart.mark[0]), y_scale(chart.mark[1]))
-        parts.append(f'<g class="s-base">{_mark(BASE, styles, *at, False, BASE)}</g>')
+        parts.append(f'<g class="s-base">{mark(BASE, styles, *at, False, BASE)}</g>')
     for label in dict.fromkeys(dot.label for dot in chart.dots):
         own = [dot for dot in chart.dots if dot.label == label]
         places = [(x_scale(dot.x.value), y_scale(dot.y.value)) for dot in own]
         if label == BASE and chart.mark:
             places.insert(0, (x_scale(chart.mark[0]), y_scale(chart.mark[1])))
-        joined = _path(places, "join", "") if len(places) > 1 else ""
+        joined = path(places, "join", "") if len(places) > 1 else ""
         marks = "".join(_dot(dot, styles, x_scale, y_scale) for dot in own)
         parts.append(f'<g class="{css_class(label, styles)}">{joined}{marks}</g>')
     return _svg(chart.title, parts)
@@ -151,28 +116,28 @@ def _dot(dot: Any, styles: Styles, x_scale: Scale, y_scale: Scale) -> str:
     x, y = x_scale(dot.x.value), y_scale(dot.y.value)
     whiskers = ""
     if dot.x.low is not None:
-        whiskers += _path([(x_scale(dot.x.low), y), (x_scale(dot.x.high), y)], "whisker", "")
+        whiskers += path([(x_scale(dot.x.low), y), (x_scale(dot.x.high), y)], "whisker", "")
     if dot.y.low is not None:
-        whiskers += _path([(x, y_scale(dot.y.low)), (x, y_scale(dot.y.high))], "whisker", "")
+        whiskers += path([(x, y_scale(dot.y.low)), (x, y_scale(dot.y.high))], "whisker", "")
     told = f"{dot.label}, {dot.stage}: {number(dot.y.value)} at {number(dot.x.value)}"
-    return whiskers + _mark(dot.label, styles, x, y, dot.stage == RL, told)
+    return whiskers + mark(dot.label, styles, x, y, dot.stage == RL, told)
 
 
 def _intervals(chart: IntervalChart, styles: Styles) -> Markup:
-    row = 20
+    row = 20.0
     left = 14 + max((sum(map(_width, _short(label))) for label, _, _ in chart.rows), default=0)
-    top = TOP + NAME * max(len(chart.lines) - 1, 0)
+    top: float = TOP + NAME * max(len(chart.lines) - 1, 0)
     bottom = top + row * len(chart.rows) + 6
     values = [*_extent(value for _, _, value in chart.rows), *(value for value, _ in chart.lines)]
     scale = linear(values, left, WIDTH - RIGHT, count=4)
     parts = [_x_axis(chart.x, scale, bottom, top - 8)]
     first = min((value for value, _ in chart.lines), default=0.0)
     names = []
-    for place, (value, name) in enumerate(chart.lines):
+    for place, (at, name) in enumerate(chart.lines):
         # Names of lines that lie close would run into each other on one height.
-        x, y = scale(value), TOP - 11 + NAME * place
+        x, y = scale(at), TOP - 11 + NAME * place
         parts.append(f'<path class="reference" d="M{x:.1f} {y:.1f}V{bottom}"/>')
-        outward = len(chart.lines) > 1 and value == first
+        outward = len(chart.lines) > 1 and at == first
         before = outward or x + 4 + sum(map(_width, _short(name, 120))) > WIDTH
         names.append(_text(x + (-4 if before else 4), y + 4, name, "end" if before else "start", "name", 120))
     parts += names
@@ -188,10 +153,10 @@ def _intervals(chart: IntervalChart, styles: Styles) -> Markup:
 
 def _interval(label: str, stage: str, value: Value, scale: Scale, y: float, styles: Styles) -> str:
     span = "" if value.low is None else f" ({number(value.low)} to {number(value.high)})"
-    whisker = "" if value.low is None else _path([(scale(value.low), y), (scale(value.high), y)], "whisker", "")
+    whisker = "" if value.low is None else path([(scale(value.low), y), (scale(value.high), y)], "whisker", "")
     told = f"{label}, {stage}: {number(value.value)}{span}"
-    mark = _mark(label, styles, scale(value.value), y, stage == RL, told)
-    return f'<g class="{css_class(label, styles)}">{whisker}{mark}</g>'
+    drawn = mark(label, styles, scale(value.value), y, stage == RL, told)
+    return f'<g class="{css_class(label, styles)}">{whisker}{drawn}</g>'
 
 
 def _histogram(chart: Histogram, styles: Styles) -> Markup:
@@ -288,39 +253,3 @@ def _short(text: str, room: float = 118) -> str:
 def _width(character: str) -> float:
     wide = character in "MW@%mw…—" or unicodedata.east_asian_width(character) in "WF"
     return 1.65 * LETTER if wide else LETTER
-
-
-def _d(points: list[tuple[float, float]]) -> str:
-    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-
-
-def _path(points: list[tuple[float, float]], kind: str, dash: str) -> str:
-    dashed = f' stroke-dasharray="{dash}"' if dash else ""
-    return f'<path class="{kind}"{dashed} d="{_d(points)}"/>'
-
-
-def _polygon(corners: int, turn: float, size: float) -> Callable[[float, float], str]:
-    angles = [turn + 2 * math.pi * corner / corners for corner in range(corners)]
-    return lambda x, y: _d([(x + size * math.sin(a), y - size * math.cos(a)) for a in angles]) + "Z"
-
-
-def _circle(x: float, y: float) -> str:
-    return f"M{x - 3.5:.1f} {y:.1f}a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0 -7 0Z"
-
-
-MARKS: tuple[Callable[[float, float], str], ...] = (
-    _circle,
-    _polygon(4, math.pi / 4, 4.4),
-    _polygon(3, 0, 4.8),
-    _polygon(4, 0, 4.8),
-    _polygon(3, math.pi, 4.8),
-    _polygon(5, 0, 4.6),
-    _polygon(6, 0, 4.4),
-    _polygon(3, math.pi / 2, 4.8),
-)
-
-
-def _mark(label: str, styles: Styles, x: float, y: float, hollow: bool, told: str = "") -> str:
-    shape = MARKS[styles.get(label, 0) % len(MARKS)](x, y)
-    title = f"<title>{escape(one_line(told))}</title>" if told else ""
-    return f'<path class="{"mark hollow" if hollow else "mark"}" d="{shape}">{title}</path>'

@@ -11,9 +11,11 @@ from ballast.report.text import number, rate
 
 
 def sweep(summary: Mapping[str, Any]) -> Section | None:
-    """Return the scores that chose the learning rates; None where every objective had one."""
+    """Return the scores that chose the learning rates; None where every objective had one, or none was run yet."""
     by, tuned = summary.get("choose_by"), [row for row in rows(summary) if row["tuning"]]
-    if by is None or not tuned:
+    if by is None or not any(
+        tried["failed"] or tried["score"]["value"] is not None for row in tuned for tried in row["tuning"]
+    ):
         return None
     places = tuple(sorted({tried["rate"] for row in tuned for tried in row["tuning"]}))
     lines = tuple((Cell(row["label"]), *(_tried(row, place) for place in places)) for row in tuned)

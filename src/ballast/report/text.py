@@ -60,14 +60,14 @@ def code(text: object) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Return a figure for a table: ``digits`` decimals where it lies near 1, fewer above, significant digits below."""
+    """Return a figure for a table: ``digits`` decimals where it lies near 1, fewer above and below."""
     if value is None or not math.isfinite(value):
         return "–"
     size = 0.0 if abs(value) < ROUNDING else abs(value)
     if size == 0:
         text = f"{size:.{digits}f}"
     elif size < 0.001:
-        text = f"{size:.{digits}g}"
+        text = f"{size:.{digits - 1}g}"
     else:
         text = f"{size:,.{digits if size < 10 else digits - 1 if size < 100 else 0}f}"
     return f"−{text}" if value < 0 and size else text

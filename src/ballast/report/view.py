@@ -14,7 +14,7 @@ from ballast.report.runs import FAILED, FINISHED, UNFINISHED
 from ballast.report.settings import settings, subject
 from ballast.report.source import Source
 from ballast.report.sweep import sweep
-from ballast.report.text import counted
+from ballast.report.text import counted, joined
 
 
 def build(source: Source, *, metric: str | None = None) -> Report:
@@ -65,6 +65,10 @@ def _cautions(source: Source) -> list[str]:
     cautions = []
     if source.summary["missing"]:
         cautions.append("Unfinished: the figures are of the runs that are done, and may change.")
+    diverged = curves.diverged(source)
+    if diverged:
+        told = f"{joined(diverged)} logged values that are no finite number, as training that diverges does"
+        cautions.append(f"{told}; the curves have gaps there.")
     versions = source.summary.get("provenance", {}).get("versions", ())
     if len(versions) > 1:
         cautions.append("The runs were made with different versions of the libraries below; see the settings.")
