@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import re
 from pathlib import Path
@@ -13,10 +15,34 @@ TIMES = re.compile(r"started|finished|seconds.*|versions|commits?|.*(runtime|per
 BINARY = (".bin", ".safetensors", ".md")
 
 
+HEAVY = (
+    "ballast.compare",
+    "ballast.evaluation.kinds",
+    "ballast.pipeline",
+    "ballast.rl.compat",
+    "ballast.rl.train",
+    "ballast.training",
+    "scipy.stats",
+)
+"""Modules that a comparison imports on its way."""
+
+
+def settle() -> None:
+    """Import what a comparison needs, and let the collector pass it over.
+
+    After every piece of work it would look through all of it, which takes longer than a piece of work this small.
+    """
+    for name in HEAVY:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+
+
 def write_inputs(folder: Path) -> None:
     """Write model and rows into a folder: ``model``, ``rows.jsonl``, ``validation.jsonl``, ``test.jsonl``."""
     from tiny import char_tokenizer, tiny_model
 
+    settle()
     tiny_model().save_pretrained(folder / "model")
     char_tokenizer().save_pretrained(folder / "model")
     for name, start, size in (("rows", 0, 12), ("validation", 30, 4), ("test", 60, 5)):
@@ -69,6 +95,14 @@ def matrix(folder: Path, output: str | Path = "out", **compare: Any) -> Any:
             "seed": 5,
         }
     )
+
+
+ONE = {"objectives": ["sft", "dft"], "rates": [1e-3], "choose_by": None, "seeds": 2}
+
+
+def one_rate(folder: Path, output: str | Path, **changes: Any) -> Any:
+    """The cheapest matrix: no tuning, every task reported."""
+    return matrix(folder, output, **{**ONE, **changes})
 
 
 THEN = {"rl": {"steps": 1, "prompts": 4, "group": 4, "max_new_tokens": 24, "learning_rate": 1e-2}}

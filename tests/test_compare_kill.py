@@ -1,83 +1,119 @@
 """A comparison that is killed at random moments ends with the records of one that was left alone."""
 
+import itertools
+import json
 import multiprocessing
 import random
+import signal
 import time
 from pathlib import Path
 
 import pytest
 
-from compare_tools import THEN, matrix, records_of, run_quietly, write_inputs
+from compare_tools import HEAVY, THEN, matrix, records_of, run_quietly, settle, write_inputs
 
-HEAVY = ("ballast.compare", "ballast.pipeline", "ballast.training", "ballast.rl.compat", "ballast.evaluation.kinds")
+STAGES = ("scoring", "base", "tuning", "report", "rl", "summary")
+"""What a comparison does, in its order."""
 
 
-def work(folder: Path, output: Path, changes: dict) -> None:
-    """What the killed process does."""
+def work(folder: Path, output: Path, log: Path, changes: dict, moment: tuple[str, float] | None) -> None:
+    """What the killed process does: it notes begin and end of every stage.
+
+    A moment is a stage and the seconds after its begin at which the system ends the process, as a kill does: no handler
+    runs. They are seconds of its own work, so that it is the same moment however busy the machine is.
+    """
     import torch
 
+    from ballast import pipeline
+    from ballast.compare import run
+    from ballast.compare.work import REINFORCE, Bench
+
     torch.set_num_threads(1)
+    settle()
+    armed = []
+
+    def note(*what):
+        with log.open("a") as file:
+            file.write(json.dumps([*what, time.process_time()]) + "\n")
+
+    def noted(stage_of, function):
+        def wrapped(*arguments, **options):
+            stage = stage_of(*arguments)
+            note(stage, "begin")
+            if moment is not None and moment[0] == stage and not armed:
+                armed.append(stage)
+                signal.setitimer(signal.ITIMER_PROF, max(moment[1], 1e-4))
+            result = function(*arguments, **options)
+            note(stage, "end")
+            return result
+
+        return wrapped
+
+    pipeline.run_score = noted(lambda *_: "scoring", pipeline.run_score)
+    run.measure_start = noted(lambda *_: "base", run.measure_start)
+    run.write_summary = noted(lambda *_: "summary", run.write_summary)
+    Bench.run = noted(lambda _, work: "rl" if work.kind == REINFORCE else work.cell.role, Bench.run)
     run_quietly(matrix(folder, output, **changes))
 
 
-@pytest.fixture(scope="module")
-def fresh():
-    """Return what starts a function in a process of its own, without importing everything again each time."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*HEAVY, "compare_tools"])
+class Runs:
+    """Runs of one comparison, each in a process of its own.
 
-    def start(*arguments):
-        process = context.Process(target=work, args=arguments)
+    They are forked from a process that has imported everything: imports take longer than all the rest.
+    """
+
+    def __init__(self, folder: Path, changes: dict) -> None:
+        self.folder, self.changes = folder, changes
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload([*HEAVY, "compare_tools"])
+        write_inputs(folder)
+
+    def whole(self, name: str) -> dict:
+        """Run to the end and return how long a piece of work took in each stage."""
+        code, noted = self._run(name, None)
+        assert code == 0
+        took = {}
+        for (stage, what, since), (_, _, until) in itertools.pairwise(noted):
+            if what == "begin":
+                took.setdefault(stage, until - since)
+        return took
+
+    def killed(self, name: str, moment: tuple[str, float]) -> str | None:
+        """Return the stage that a run was killed in, None where it was over before or stood between two."""
+        code, noted = self._run(name, moment)
+        assert code in (0, -signal.SIGPROF)
+        return noted[-1][0] if code and noted[-1][1] == "begin" else None
+
+    def _run(self, name: str, moment: tuple[str, float] | None) -> tuple[int, list]:
+        log = self.folder / f"{name}-{time.monotonic_ns()}.log"
+        process = self.context.Process(target=work, args=(self.folder, self.folder / name, log, self.changes, moment))
         process.start()
-        return process
-
-    return start
-
-
-def killed(fresh, moments, folder, output, changes):
-    """Start the comparison, kill it after so many seconds of its work, again and again; return how often it lived."""
-    lived = 0
-    for moment in moments:
-        process = fresh(folder, output, changes)
-        began = time.monotonic()
-        while not (output / "compare.json").exists() and process.is_alive() and time.monotonic() - began < 300:
-            time.sleep(0.01)
-        process.join(moment)
-        lived += process.exitcode is not None
-        process.kill()
         process.join()
-    return lived
+        return process.exitcode, [json.loads(line) for line in log.read_text().splitlines()]
 
 
-def check(fresh, tmp_path, moments_of, changes):
-    write_inputs(tmp_path)
-    alone = fresh(tmp_path, tmp_path / "alone", changes)
-    began = time.monotonic()
-    alone.join()
-    assert alone.exitcode == 0
-    took = time.monotonic() - began
-    lived = killed(fresh, moments_of(took), tmp_path, tmp_path / "killed", changes)
-    last = fresh(tmp_path, tmp_path / "killed", changes)
-    last.join()
-    assert last.exitcode == 0
+def check(tmp_path, changes, stages):
+    """Kill at a random moment of each of the stages, up to two works into those of many; return what was hit."""
+    rng = random.Random(seed := time.time_ns())
+    runs = Runs(tmp_path, changes)
+    took = runs.whole("alone")
+    landed = []
+    for stage in stages:
+        share = rng.uniform(0, 0.6 if stages.count(stage) == 1 else 2)
+        landed.append(runs.killed("killed", (stage, share * took[stage])))
+        print(f"seed {seed}: {share:.2f} of a work into {stage}: landed in {landed[-1]}")
+    runs.whole("killed")
     assert records_of(tmp_path / "killed") == records_of(tmp_path / "alone")
-    return lived
+    return landed
 
 
-def test_killed_twice(fresh, tmp_path):
-    """Once early, once late."""
-    rng = random.Random(time.time_ns())
-    changes = {"objectives": ["sft"], "seeds": 1, "then": THEN}
-    moments = [rng.uniform(0.05, 0.3), rng.uniform(0.05, 0.5)]
-    print("shares of an undisturbed run:", moments)
-    check(fresh, tmp_path, lambda took: [share * took for share in moments], changes)
+def test_killed_in_training_and_in_rl(tmp_path):
+    changes = {"objectives": ["sft"], "rates": [1e-3], "choose_by": None, "seeds": 1, "then": THEN}
+    assert check(tmp_path, changes, ["report", "rl"]) == ["report", "rl"]
 
 
 @pytest.mark.slow
-def test_killed_ten_times(fresh, tmp_path):
-    rng = random.Random(time.time_ns())
-    changes = {"then": THEN}
-    moments = [rng.uniform(0.02, 0.25) for _ in range(10)]
-    print("shares of an undisturbed run:", moments)
-    lived = check(fresh, tmp_path, lambda took: [share * took for share in moments], changes)
-    assert lived < 5, "most kills came too late to kill anything"
+def test_killed_ten_times_and_in_every_stage(tmp_path):
+    stages = ["scoring", "base", "tuning", "tuning", "report", "report", "rl", "rl", "rl", "summary"]
+    landed = check(tmp_path, {"then": THEN, "random": True}, stages)
+    assert set(landed) >= set(STAGES)

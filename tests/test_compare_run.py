@@ -10,13 +10,12 @@ import pytest
 from ballast import records
 from ballast.compare import Part, Plan, load_plan, summarise
 from ballast.compare.pool import Processes
-from ballast.compare.progress import Board
 from ballast.compare.read import read_runs
 from ballast.compare.run import _budget_steps
 from ballast.compare.store import Store, discard, read_run
 from ballast.compare.work import FINE_TUNE, REINFORCE, Bench, Work
 from ballast.errors import BallastError
-from compare_tools import THEN, matrix, records_of, run_quietly, timeless, write_inputs
+from compare_tools import THEN, matrix, one_rate, records_of, run_quietly, timeless, write_inputs
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +73,9 @@ def test_rates_are_those_that_validation_prefers(whole):
             [entry] = records.read_jsonl(output / "cells" / f"{row['label']}-lr{rate!r}-s1005" / "evals.jsonl")
             assert entry["tasks"][0]["metrics"]["nll"]["value"] == seen
         assert row["rate"] == min(scores, key=scores.get)
-    assert any(line.startswith("4/14 sft: learning rate 0.0") and "validation nll" in line for line in lines)
+    said = list(map(str, lines))
+    assert "base: is being measured" in said
+    assert any(line.startswith("4/14 sft: learning rate 0.0") and "validation nll" in line for line in said)
 
 
 def test_weights_of_tuning_runs_are_dropped_and_reported_ones_load(whole):
@@ -188,14 +189,6 @@ def test_two_processes_do_not_share_an_output(copy, folder):
         run_quietly(matrix(folder, copy, then=THEN))
 
 
-ONE = {"objectives": ["sft", "dft"], "rates": [1e-3], "choose_by": None, "seeds": 2}
-
-
-def one_rate(folder, output, **changes):
-    """The cheapest matrix: no tuning, every task reported."""
-    return matrix(folder, output, **{**ONE, **changes})
-
-
 @pytest.fixture(scope="module")
 def cheap(folder):
     return folder / "cheap", run_quietly(one_rate(folder, "cheap"))
@@ -221,6 +214,26 @@ def test_more_seeds_add_their_runs_only(cheap, folder, tmp_path):
     assert {name: now[name] for name in kept} == kept
 
 
+def test_parts_with_rates_to_choose_and_rl_merge_by_copying_cells_and_base(whole, folder, tmp_path):
+    output, summary, _ = whole
+    parts = [tmp_path / "part1", tmp_path / "part2"]
+    for number, part in enumerate(parts, start=1):
+        assert not run_quietly(matrix(folder, part, then=THEN), part=Part(number, 2))["complete"]
+        # A row is tuned, reported and followed by RL on one machine.
+        assert {path.name.split("-lr")[0] for path in (part / "cells").iterdir()} == {("sft", "prift-mass")[number - 1]}
+        assert len(list((part / "cells").glob("*/rl"))) == 2
+        assert [path.name for path in (part / "base" / "rl").iterdir()] == [f"s{4 + number}"]
+        assert (part / "base" / "evals.jsonl").exists() == (number == 1)
+    merged = tmp_path / "merged"
+    for part in parts:
+        for name in ("cells", "base"):
+            shutil.copytree(part / name, merged / name, dirs_exist_ok=True)
+    before = {path: path.stat().st_mtime_ns for path in merged.rglob("*.json*")}
+    assert timeless(run_quietly(matrix(folder, merged, then=THEN))) == timeless(summary)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert records_of(merged, *parts) == records_of(output)
+
+
 def test_parts_merge_by_copying_cells(cheap, folder, tmp_path):
     whole, summary = cheap
     parts = [tmp_path / "part1", tmp_path / "part2"]
@@ -233,43 +246,6 @@ def test_parts_merge_by_copying_cells(cheap, folder, tmp_path):
         shutil.copytree(part / "cells", merged / "cells", dirs_exist_ok=True)
     assert timeless(run_quietly(one_rate(folder, merged))) == timeless(summary)
     assert records_of(merged, *parts) == records_of(whole)
-
-
-def test_a_run_that_breaks_off_is_recorded_and_does_not_stop_the_others(folder, tmp_path, monkeypatch):
-    from ballast import pipeline
-
-    real, wanted = pipeline.run_train, "dft-lr0.001-s5"
-
-    def breaks(recipe, **options):
-        if recipe.output.endswith(wanted):
-            (Path(recipe.output) / "evals").mkdir(parents=True)
-            raise RuntimeError("out of\nluck")
-        return real(recipe, **options)
-
-    monkeypatch.setattr(pipeline, "run_train", breaks)
-    recipe = one_rate(folder, tmp_path / "out", then=THEN, seeds=1)
-    summary = run_quietly(recipe)
-    assert summary["failed"] == [{"run": f"cells/{wanted}", "error": "RuntimeError: out of luck"}]
-    assert summary["missing"] == [f"cells/{wanted}", f"cells/{wanted}/rl"]
-    assert "out of" in (tmp_path / "out" / "cells" / wanted / "error.txt").read_text()
-    assert not (tmp_path / "out" / "cells" / wanted / "rl").exists()
-    assert [sorted(row["stages"]) for row in summary["rows"]] == [["after_rl", "before_rl"]] * 2 + [[]]
-    monkeypatch.undo()
-    summary = run_quietly(recipe)
-    assert summary["complete"]
-    assert summary["failed"] == []
-    assert not (tmp_path / "out" / "cells" / wanted / "error.txt").exists()
-
-
-def test_unusable_input_stops_at_once_and_names_the_run(folder, tmp_path, monkeypatch):
-    from ballast import pipeline
-
-    def refuses(recipe, **_):
-        raise BallastError("no such thing")
-
-    monkeypatch.setattr(pipeline, "run_train", refuses)
-    with pytest.raises(BallastError, match=r"^sft-lr0\.001-s5: no such thing$"):
-        run_quietly(one_rate(folder, tmp_path / "out"))
 
 
 @pytest.mark.slow
@@ -336,60 +312,6 @@ def test_a_budget_of_tokens_becomes_steps(folder):
     assert _budget_steps(Plan(recipe.model_copy(update={"training": training}))) == 9
     assert _budget_steps(Plan(one_rate(folder, "budget", budget={"steps": 4}))) == 4
     assert _budget_steps(Plan(one_rate(folder, "budget"))) is None
-
-
-def works(folder):
-    plan = Plan(matrix(folder, "none", then=THEN))
-    cells = plan.report({"sft": 1e-3, "prift-mass": 1e-3})
-    return [Work(FINE_TUNE, cell.seed, cell) for cell in cells] + [Work(REINFORCE, 5), Work(REINFORCE, 5, cells[0])]
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
-def test_the_board_counts_and_foretells(folder):
-    clock, lines = Clock(), []
-    trained = works(folder)[:4]
-    totals = {("sft", "runs"): 2, ("prift-mass", "runs"): 2, ("sft", "rl"): 2, ("prift-mass", "rl"): 1}
-    board = Board(totals, {("sft", "runs"): 1}, say=lines.append, score=lambda work: "fine", clock=clock)
-    assert board.left() is None
-    board.began(trained[0])
-    clock.now = 10.0
-    board.ended(trained[0])
-    # One kind has been timed; the others are taken to be like it.
-    assert board.left() == pytest.approx(10.0 * 5)
-    board.began(trained[1])
-    clock.now = 14.0
-    assert board.left() == pytest.approx(10.0 * 5 - 4)
-    clock.now = 40.0
-    board.ended(trained[1])
-    assert board.left() == pytest.approx(30.0 + 3 * (10 + 30) / 2)
-    assert lines[0] == "2/7 sft-lr0.001-s5: fine (10 s; about 50 s left)"
-    board.began(trained[3])
-    board.failed(trained[3], "no luck")
-    # What should have followed it does not come either.
-    assert lines[-1] == "5/7 prift-mass-lr0.001-s6: failed: no luck"
-    assert board.left() == pytest.approx(2 * (10 + 30) / 2)
-
-
-def test_on_a_terminal_a_table_shows_every_row(folder):
-    from rich.console import Console
-
-    console = Console(width=100, record=True, force_terminal=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    board = Board({("sft", "runs"): 2, ("base", "rl"): 1}, {}, say=print, score=lambda work: "0.5 [of all]")
-    board.chose("sft", 3e-4, "")
-    with board.shown(console):
-        board.began(works(folder)[0])
-        board.ended(works(folder)[0])
-        board.began(works(folder)[4])
-        console.print(board.view())
-    text = console.export_text()
-    for part in ("sft", "1/2", "0.0003", "0.5 [of all]", "base", "0/1", "1 of 3 runs", "left", "now: base-s5, RL"):
-        assert part in text
 
 
 def test_a_bench_knows_its_works_by_their_folders(whole, folder):

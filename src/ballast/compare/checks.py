@@ -156,12 +156,12 @@ def _check_choice(recipe: Recipe, by: ChooseSection) -> Iterable[Problem]:
         yield Problem((*CHOOSE, "task"), f"no evaluation task is named {by.task!r}{suggest(by.task, tuple(tasks))}")
         return
     known = _metrics(tasks[by.task])
-    if not direction(by.metric):
-        remedy = "take accuracy, mean@N, pass@K or nll"
-        yield Problem((*CHOOSE, "metric"), f"neither more nor less of {by.metric!r} is better; {remedy}")
-    elif known is not None and by.metric not in known:
+    if known is not None and by.metric not in known:
         message = f"task {by.task!r} does not measure {by.metric!r}{suggest(by.metric, known)}"
         yield Problem((*CHOOSE, "metric"), message)
+    elif not direction(by.metric):
+        remedy = "take accuracy, mean@N, pass@K or nll"
+        yield Problem((*CHOOSE, "metric"), f"neither more nor less of {by.metric!r} is better; {remedy}")
     plan = Plan(recipe)
     if not plan.tasks(REPORT):
         yield Problem(("evaluation", "tasks"), f"{by.task!r} chooses the rate, and no other is there to report")

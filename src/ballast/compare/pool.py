@@ -7,14 +7,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 from queue import Queue
+from threading import Lock
 from typing import IO, Any, Protocol
 
 from ballast.compare.work import Bench, Work
 from ballast.errors import BallastError
+
+PROGRAM = ("-m", "ballast.compare.worker")
+"""What a process runs."""
 
 
 class Watcher(Protocol):
@@ -62,15 +66,17 @@ class Processes:
         self.bench, self.count, self.threads = bench, count, threads
         self._idle: Queue[_Process | None] = Queue()
         self._all: list[_Process] = []
+        self._lock, self._closed = Lock(), False
         for _ in range(count):
             self._idle.put(None)
 
     def each(self, works: Sequence[Work], watcher: Watcher) -> None:
         """As `Here.each`."""
         with ThreadPoolExecutor(self.count) as pool:
-            futures: list[Future[None]] = [pool.submit(self._one, work, watcher) for work in works]
+            futures: list[Future[None]] = []
             try:
-                for future in futures:
+                futures += [pool.submit(self._one, work, watcher) for work in works]
+                for future in as_completed(futures):
                     future.result()
             except BaseException:
                 for future in futures:
@@ -81,13 +87,16 @@ class Processes:
     def _one(self, work: Work, watcher: Watcher) -> None:
         process = self._idle.get()
         try:
-            if process is None:
-                process = _Process(self.bench, self.threads)
-                self._all.append(process)
+            process = process or self._start()
+            if process is None or self._closed:
+                return
             watcher.began(work)
             reply = process.ask(work)
+            if reply is None and self._closed:
+                # Ended from here: neither done nor broken off, so it leaves no record.
+                return
             if reply is None:
-                code = process.close()
+                code = process.code()
                 process = None
                 error = ProcessDiedError(f"its process ended with exit code {code}; out of memory?")
                 watcher.failed(work, self.bench.fail(work, error))
@@ -97,13 +106,27 @@ class Processes:
                 watcher.failed(work, reply["failed"])
             else:
                 watcher.ended(work)
+        except BaseException:
+            self.close()
+            raise
         finally:
             self._idle.put(process)
 
+    def _start(self) -> _Process | None:
+        """Return a new process, None where all of them are to end."""
+        with self._lock:
+            if self._closed:
+                return None
+            process = _Process(self.bench, self.threads)
+            self._all.append(process)
+            return process
+
     def close(self) -> None:
-        """End all processes."""
-        for process in self._all:
-            process.close()
+        """End all processes, and start no more."""
+        with self._lock:
+            self._closed = True
+            for process in self._all:
+                process.close()
 
 
 class _Process:
@@ -112,12 +135,14 @@ class _Process:
     def __init__(self, bench: Bench, threads: int | None) -> None:
         with (bench.store.root / "jobs.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "ballast.compare.worker"],
+                [sys.executable, *PROGRAM],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env={**os.environ, "PYTHONPATH": _path()},
                 text=True,
+                # The terminal's interrupt is for whoever asks, who then ends this process.
+                start_new_session=True,
             )
         context = {
             "recipe": bench.plan.recipe.resolved(),
@@ -131,7 +156,14 @@ class _Process:
         """Return what came of a piece of work, None where the process died."""
         self._send(work.to_dict())
         line = self._pipe(self._process.stdout).readline()
-        return json.loads(line) if line else None
+        return json.loads(line) if line.endswith("\n") else None
+
+    def code(self) -> int:
+        """Return the exit code of a process that answers no more."""
+        try:
+            return self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            return self.close()
 
     def close(self) -> int:
         """End the process and return its exit code."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import RLock
 from typing import Any
@@ -14,6 +15,7 @@ Slot = tuple[str, str]
 """A row's label, and what is counted of it: ``tuning``, ``runs`` or ``rl``."""
 
 HEADINGS = {"tuning": "choose rate", "runs": "runs", "rl": "RL"}
+NOUNS = {"tuning": "tuning", "runs": "reported runs", "rl": "RL"}
 
 
 def slot_of(work: Work) -> Slot:
@@ -25,12 +27,15 @@ def slot_of(work: Work) -> Slot:
 
 
 class Board:
-    """Counts what is done of each row, and estimates the time left from what was done in this process.
+    """Counts what is done of each row, and estimates the time left from how long works took.
 
     Args:
         totals: works of every row and kind.
         done: those of them that an earlier process did.
+        took: the seconds that some of those took; they count until this process has timed the like.
+        say: what prints lines.
         score: returns a line on what a piece of work scored.
+        jobs: works at a time.
     """
 
     def __init__(
@@ -38,6 +43,7 @@ class Board:
         totals: Mapping[Slot, int],
         done: Mapping[Slot, int],
         *,
+        took: Mapping[Slot, Sequence[float]] | None = None,
         say: Callable[[Any], Any],
         score: Callable[[Work], str],
         jobs: int = 1,
@@ -48,18 +54,18 @@ class Board:
         self.broken: dict[Slot, int] = {}
         self.rates: dict[str, float] = {}
         self.seconds: dict[Slot, list[float]] = {}
+        self._earlier = {slot: list(values) for slot, values in (took or {}).items() if values}
         self.running: dict[Work, float] = {}
         self.last: dict[str, str] = {}
         self._say, self._score, self._jobs, self._clock = say, score, jobs, clock
         self._lock = RLock()
-        self._live: Any = None
+        self._live = False
         self._began = clock()
 
     def began(self, work: Work) -> None:
         """A piece of work begins."""
         with self._lock:
             self.running[work] = self._clock()
-            self._refresh()
 
     def ended(self, work: Work) -> None:
         """A piece of work is done."""
@@ -89,25 +95,39 @@ class Board:
             self._tell(f"{label}: learning rate {rate:g}, {why}" if why else "")
 
     def left(self) -> float | None:
-        """Return an estimate of the seconds left, None before anything was measured.
+        """Return an estimate of the seconds left, None before anything was timed.
 
         A row's own mean where it has one, else that of the same kind of work, else that of all work.
         """
-        times = [value for values in self.seconds.values() for value in values]
-        if not times:
+        if not self._times():
             return None
-        left = sum(self._expected(slot) * self._open(slot) for slot in self.totals)
-        spent = sum(self._clock() - since for since in self.running.values())
-        return max(left - spent, 0.0) / self._jobs
+        with self._lock:
+            since = [(slot_of(work), self._clock() - began) for work, began in self.running.items()]
+            running = [max(self._expected(slot) - spent, 0.0) for slot, spent in since]
+            waiting = Counter({slot: self._open(slot) for slot in self.totals}) - Counter(slot for slot, _ in since)
+            # A work is not shared: the last ones leave processes idle.
+            count = max(1, min(self._jobs, len(running) + waiting.total()))
+            left = sum(running) + sum(self._expected(slot) * number for slot, number in waiting.items())
+            longest = max([*running, *map(self._expected, waiting)], default=0.0)
+        return max(left / count, longest)
 
     def left_text(self) -> str:
-        """Return the time left in words."""
+        """Return the time left in words, and what of it is a guess."""
         left = self.left()
-        return "time left unknown" if left is None else f"about {_clock_text(left)} left"
+        if left is None:
+            return "time left unknown"
+        timed = {kind for _, kind in self._times()}
+        untimed = {kind for (row, kind) in self.totals if self._open((row, kind)) and kind not in timed}
+        guess = ", ".join(f"{NOUNS[kind]} not timed yet" for kind in NOUNS if kind in untimed)
+        return f"about {_clock_text(left)} left{f' ({guess})' if guess else ''}"
+
+    def _times(self) -> dict[Slot, list[float]]:
+        return {**self._earlier, **self.seconds}
 
     def _expected(self, slot: Slot) -> float:
-        same = [value for (_, kind), values in self.seconds.items() if kind == slot[1] for value in values]
-        found = self.seconds.get(slot) or same or [value for values in self.seconds.values() for value in values]
+        times = self._times()
+        same = [value for (_, kind), values in times.items() if kind == slot[1] for value in values]
+        found = times.get(slot) or same or [value for values in times.values() for value in values]
         return sum(found) / len(found)
 
     def _open(self, slot: Slot) -> int:
@@ -117,15 +137,13 @@ class Board:
         return self._clock() - self.running.pop(work, self._clock())
 
     def _tell(self, text: str) -> None:
-        if self._live is not None:
-            self._refresh()
-        elif text:
-            done = sum(self.done.values()) + sum(self.broken.values())
-            self._say(f"{done}/{sum(self.totals.values())} {text}")
+        """Print a line, where no table shows what it says; what is told of a run may look like markup."""
+        from rich.text import Text
 
-    def _refresh(self) -> None:
-        if self._live is not None:
-            self._live.update(self.view())
+        if self._live or not text:
+            return
+        done = sum(self.done.values()) + sum(self.broken.values())
+        self._say(Text(f"{done}/{sum(self.totals.values())} {text}"))
 
     @contextmanager
     def shown(self, console: Any) -> Iterator[None]:
@@ -135,12 +153,13 @@ class Board:
             return
         from rich.live import Live
 
-        with Live(get_renderable=self.view, console=console, refresh_per_second=2, transient=True) as live:
-            self._live = live
+        # It asks for the view under a lock of its own, so nothing may be told to it under the lock here.
+        with Live(get_renderable=self.view, console=console, refresh_per_second=2, transient=True):
+            self._live = True
             try:
                 yield
             finally:
-                self._live = None
+                self._live = False
 
     def view(self) -> Any:
         """Return the table as it stands."""
@@ -161,10 +180,12 @@ class Board:
             done = sum(self.done.values()) + sum(self.broken.values())
             now = "; ".join(f"{work.name} ({self._clock() - since:.0f} s)" for work, since in self.running.items())
             elapsed = _clock_text(self._clock() - self._began)
-            line = Text(f"{done} of {total} runs, {elapsed} so far, {self.left_text()}")
-            return Group(
-                table, ProgressBar(total=total, completed=done, width=60), line, Text(f"now: {now}" if now else "")
+            line = Table.grid(padding=(0, 1))
+            line.add_row(
+                ProgressBar(total=total, completed=done, width=24),
+                Text(f"{done} of {total} runs, {elapsed} so far, {self.left_text()}"),
             )
+            return Group(table, line, Text(f"now: {now}" if now else "", overflow="ellipsis", no_wrap=True))
 
     def _count(self, slot: Slot) -> str:
         if slot not in self.totals:

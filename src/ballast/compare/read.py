@@ -12,7 +12,7 @@ import numpy as np
 
 from ballast import records
 from ballast.compare.plan import BASE
-from ballast.compare.store import MARK, RL, Store, read_run
+from ballast.compare.store import CELLS, MARK, RL, Store, read_run
 from ballast.errors import BallastError
 from ballast.evaluation.metrics import pass_at_k
 from ballast.evaluation.readiness import distinct_answers, mixed_share
@@ -89,7 +89,7 @@ def read_runs(store: Store) -> tuple[list[Run], list[Failure]]:
 
 
 def _start(store: Store) -> list[Run]:
-    entries = _lines(store.base / records.EVALS)
+    entries = read_lines(store.base / records.EVALS)
     return [_measured(store, store.base, _START, BEFORE, entries[0], entries[0])] if entries else []
 
 
@@ -102,19 +102,24 @@ def read_failure(folder: Path) -> dict[str, Any] | None:
         record = json.loads((folder / records.RUN).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return record if record.get("status") == FAILED else None
+    failed = isinstance(record, dict) and record.get("status") == FAILED and MARK in record
+    return record if failed else None
 
 
 def _folders(store: Store) -> Iterator[tuple[Path, dict[str, Any], str]]:
-    for folder in sorted((store.root / "cells").glob("*/")):
+    for folder in _below_it(store.root / CELLS):
         yield folder, {}, BEFORE
         yield folder / RL, {}, AFTER
-    for folder in sorted((store.base / RL).glob("*/")):
+    for folder in _below_it(store.base / RL):
         yield folder, {"label": BASE, "rate": None}, AFTER
 
 
+def _below_it(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.is_dir())
+
+
 def _run(store: Store, folder: Path, cell: Mapping[str, Any], stage: str, record: Mapping[str, Any]) -> Run:
-    entries = _lines(folder / records.EVALS)
+    entries = read_lines(folder / records.EVALS)
     if not entries:
         raise BallastError(f"{folder}: is finished but has no {records.EVALS}; remove the folder to have it done again")
     return _measured(store, folder, cell, stage, record, entries[-1])
@@ -164,7 +169,7 @@ def _items(
     values: dict[str, dict[str, np.ndarray]] = {}
     prompts: dict[str, tuple[str, ...]] = {}
     for name, task in tasks.items():
-        rows = _lines(folder / "evals" / records.file_name(model) / f"{records.file_name(name)}.jsonl")
+        rows = read_lines(folder / "evals" / records.file_name(model) / f"{records.file_name(name)}.jsonl")
         if not rows or not all(row.get("scores") for row in rows):
             continue
         scores = [list(map(float, row["scores"])) for row in rows]
@@ -192,7 +197,12 @@ def _distinct(metric: str, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
     return np.array([distinct_answers([one["text"] for one in row["completions"]], k) for row in rows])
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a JSONL file, none where there is no file.
+
+    Raises:
+        BallastError: it cannot be read.
+    """
     try:
         return records.read_jsonl(path)
     except (OSError, ValueError) as error:

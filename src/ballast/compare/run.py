@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +15,9 @@ from ballast.compare.cells import cell_recipe
 from ballast.compare.choose import chosen_rates, swept
 from ballast.compare.plan import RANDOM, REPORT, TUNING, Cell, Part, Plan
 from ballast.compare.pool import Here, Processes, runner
-from ballast.compare.progress import Board, slot_of
+from ballast.compare.progress import Board, Slot, slot_of
 from ballast.compare.read import read_runs
-from ballast.compare.store import Store
+from ballast.compare.store import Store, writing
 from ballast.compare.summary import summarise
 from ballast.compare.work import FINE_TUNE, REINFORCE, Bench, Work, make_random, measure_start
 from ballast.compare.worker import settle
@@ -66,7 +66,8 @@ def run_compare(
 def write_summary(store: Store, plan: Plan) -> dict[str, Any]:
     """Make ``summary.json`` of what lies in the output, and return it."""
     summary = summarise(plan, *read_runs(store))
-    records.write_json(store.summary, summary)
+    with writing(store.summary):
+        records.write_json(store.summary, summary)
     return summary
 
 
@@ -153,6 +154,8 @@ def _prepare(bench: Bench, part: Part, say: Say) -> None:
     if cached is not None:
         run_score(cached, say=say)
     if part.takes_base(plan) and plan.recipe.evaluation.base:
+        if not (store.base / records.EVALS).exists():
+            say("base: is being measured")
         measure_start(bench, progress=False)
     if any(row.label == RANDOM and row.random for row in plan.methods):
         for seed in plan.seeds:
@@ -164,8 +167,9 @@ def _board(bench: Bench, part: Part, say: Say, jobs: int) -> Board:
     plan, store = bench.plan, bench.store
     runs, failures = read_runs(store)
     rates = chosen_rates(plan, runs, failures)
-    totals: Counter[Any] = Counter()
-    done: Counter[Any] = Counter()
+    totals: Counter[Slot] = Counter()
+    done: Counter[Slot] = Counter()
+    took: defaultdict[Slot, list[float]] = defaultdict(list)
     tuning = [cell for row in plan.methods for cell in plan.tuning(row.label)]
     # Rates that are not chosen yet stand in by the first: the number of runs is the same.
     report = plan.report({row.label: rates.get(row.label, row.rates[0]) for row in plan.methods})
@@ -174,8 +178,10 @@ def _board(bench: Bench, part: Part, say: Say, jobs: int) -> Board:
     for work in works:
         totals[slot_of(work)] += 1
         known = work.cell is None or work.cell.role == TUNING or work.label in rates
-        done[slot_of(work)] += known and bench.is_done(work)
-    return Board(totals, done, say=say, score=lambda work: _score(bench, work), jobs=jobs)
+        if known and bench.is_done(work):
+            done[slot_of(work)] += 1
+            took[slot_of(work)] += [seconds for seconds in [bench.seconds(work)] if seconds is not None]
+    return Board(totals, done, took=took, say=say, score=lambda work: _score(bench, work), jobs=jobs)
 
 
 def _score(bench: Bench, work: Work) -> str:
@@ -196,16 +202,15 @@ def _number(value: float | None) -> str:
 def _write_plan(bench: Bench, rates: dict[str, float] | None = None) -> None:
     plan = bench.plan
     cells = [cell for row in plan.methods for cell in plan.tuning(row.label)] + plan.report(rates or {})
-    records.write_json(
-        bench.store.plan,
-        {
-            "recipe": plan.recipe.resolved(),
-            "versions": records.versions(),
-            "commit": records.git_commit(),
-            "steps": bench.steps,
-            "cells": [{"name": cell.name, **cell.record()} for cell in cells],
-        },
-    )
+    made = {
+        "recipe": plan.recipe.resolved(),
+        "versions": records.versions(),
+        "commit": records.git_commit(),
+        "steps": bench.steps,
+        "cells": [{"name": cell.name, **cell.record()} for cell in cells],
+    }
+    with writing(bench.store.plan):
+        records.write_json(bench.store.plan, made)
 
 
 def _budget_steps(plan: Plan) -> int | None:
@@ -250,14 +255,19 @@ def _alone(store: Store) -> Iterator[None]:
     """Keep other processes off the output: each would take the other's unfinished runs for its own leftovers."""
     from filelock import FileLock, Timeout
 
-    store.root.mkdir(parents=True, exist_ok=True)
+    with writing(store.root):
+        store.root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(store.root / ".lock", timeout=0)
     try:
-        with FileLock(store.root / ".lock", timeout=0):
-            for leftover in store.root.glob("*.tmp"):
-                leftover.unlink(missing_ok=True)
-            yield
+        lock.acquire()
     except Timeout as error:
         raise BallastError(
             f"{store.root}: another process is at work on this comparison; wait for it, or give each part an output of "
             "its own (--only 1/2 output=…) and copy the cells together"
         ) from error
+    try:
+        for leftover in store.root.glob("*.tmp"):
+            leftover.unlink(missing_ok=True)
+        yield
+    finally:
+        lock.release()

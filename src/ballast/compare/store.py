@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,22 @@ def mark_done(folder: Path, mark: Mapping[str, Any]) -> None:
     path = folder / records.RUN
     record = json.loads(path.read_text(encoding="utf-8"))
     records.write_json(path, {**record, MARK: dict(mark)})
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a file system that takes nothing more into one line.
+
+    Raises:
+        BallastError: naming what was to be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise BallastError(
+            f"{path}: cannot be written ({error}), and what is not written would be lost; what is done stays: put that "
+            "right and run the same command again"
+        ) from error
 
 
 def discard(folder: Path) -> None:

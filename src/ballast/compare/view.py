@@ -13,6 +13,8 @@ Form = Callable[[Mapping[str, Any], str], str]
 
 REPEATS = ("perplexity", "bits_per_character", "answer_tokens", "chance")
 """Metrics that tables leave out: they say another one again, or nothing of how good a model is."""
+NARROW, WIDE = 8, 18
+"""Characters of a label up to which columns stand apart by two spaces, and up to which it is shown in full."""
 DETAILS = ("mean@", "distinct@", "demonstrations_")
 """Beginnings of metrics that a terminal leaves out where the task has others that say more."""
 
@@ -56,10 +58,16 @@ def show(summary: Mapping[str, Any], *, say: Callable[[Any], Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    # On 80 columns a mean stands above its interval, and no number breaks.
+    narrow = max(len(row["label"]) for row in summary["rows"]) <= NARROW
     for sheet in sheets(summary, short=True):
-        view = Table(title=Text(sheet.title), title_justify="left", box=SIMPLE, pad_edge=False, collapse_padding=True)
-        for column in sheet.columns:
-            view.add_column(Text(column), overflow="fold")
+        title, padding = Text(sheet.title), (0, 1 if narrow else 0)
+        view = Table(
+            title=title, title_justify="left", box=SIMPLE, pad_edge=False, collapse_padding=True, padding=padding
+        )
+        view.add_column(max_width=WIDE, no_wrap=True)
+        for column in sheet.columns[1:]:
+            view.add_column(Text(column), min_width=5 if column in ("seeds", "p") else 6)
         for row in sheet.rows:
             view.add_row(*(Text(cell) for cell in row))
         say(view)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import shutil
@@ -14,12 +15,24 @@ from typing import Any
 from ballast import records
 from ballast.compare.cells import cell_recipe, rl_recipe, seeded
 from ballast.compare.plan import BASE, REPORT, TUNING, Cell, Plan
-from ballast.compare.read import FAILED, read_failure
-from ballast.compare.store import ERROR, MARK, Store, differing_key, discard, drop_weights, mark_done, read_run
+from ballast.compare.read import FAILED, read_failure, read_lines
+from ballast.compare.store import (
+    ERROR,
+    MARK,
+    Store,
+    differing_key,
+    discard,
+    drop_weights,
+    mark_done,
+    read_run,
+    writing,
+)
 from ballast.errors import BallastError
 from ballast.recipe import EvaluationSection, Recipe
 
 FINE_TUNE, REINFORCE = "train", "rl"
+FULL = os.strerror(errno.ENOSPC)
+"""What an error says where a disk is full, whichever library writes."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +108,12 @@ class Bench:
             )
         return True
 
+    def seconds(self, work: Work) -> float | None:
+        """Return how long a piece of work took, None where no record says so."""
+        record = read_run(work.folder(self.store)) or {}
+        laps = record.get("seconds")
+        return sum(laps.values()) if laps else None
+
     def run(self, work: Work) -> None:
         """Do a piece of work from the start, and mark it as done.
 
@@ -108,14 +127,21 @@ class Bench:
         _forget()
 
     def fail(self, work: Work, error: BaseException) -> str:
-        """Keep a record of work that broke off; return the error in one line."""
+        """Keep a record of work that broke off; return the error in one line.
+
+        Raises:
+            BallastError: the disk is full or takes no record, which would break off every other run too.
+        """
         folder = work.folder(self.store)
         message = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        discard(folder)
-        folder.mkdir(parents=True)
-        (folder / ERROR).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-        record = {"status": FAILED, "error": message, "recipe": self.recipe(work).resolved(), MARK: work.mark()}
-        records.write_json(folder / records.RUN, record)
+        with writing(folder):
+            discard(folder)
+            if FULL in message:
+                raise OSError(message)
+            folder.mkdir(parents=True)
+            (folder / ERROR).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+            record = {"status": FAILED, "error": message, "recipe": self.recipe(work).resolved(), MARK: work.mark()}
+            records.write_json(folder / records.RUN, record)
         _forget()
         return message
 
@@ -151,7 +177,7 @@ def measure_start(bench: Bench, *, progress: bool) -> None:
     plan, folder = bench.plan, bench.store.base
     recipe = start_recipe(plan)
     if (folder / records.EVALS).is_file():
-        found = records.read_jsonl(folder / records.EVALS)
+        found = read_lines(folder / records.EVALS)
         recorded = found[0].get("recipe") if found else None
         if recorded is not None and (key := differing_key(recorded, recipe.resolved())) is not None:
             raise BallastError(
@@ -160,6 +186,8 @@ def measure_start(bench: Bench, *, progress: bool) -> None:
             )
         return
     shutil.rmtree(folder / "evals", ignore_errors=True)
+    for leftover in folder.glob("*.tmp"):
+        leftover.unlink(missing_ok=True)
     assert recipe.model is not None
     section = models.resolve(recipe.model)
     tokenizer = models.load_tokenizer(section)
@@ -202,7 +230,8 @@ def make_random(plan: Plan, seed: int, folder: Path) -> None:
         model = AutoModelForCausalLM.from_config(
             config, trust_remote_code=section.trust_remote_code, dtype=torch.float32
         )
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary = folder.with_name(f".{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)
     models.load_tokenizer(section).save_pretrained(temporary)
     temporary.rename(folder)

@@ -60,11 +60,14 @@ def _listen(asked: Queue[dict[str, Any]]) -> None:
 
 def _answer(bench: Bench, work: Work) -> dict[str, Any]:
     try:
-        bench.run(work)
+        try:
+            bench.run(work)
+        except BallastError:
+            raise
+        except Exception as error:
+            return {"failed": bench.fail(work, error)}
     except BallastError as error:
         return {"unusable": str(error)}
-    except Exception as error:
-        return {"failed": bench.fail(work, error)}
     return {}
 
 
