@@ -74,6 +74,40 @@ def table(settings: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def rates_table(found: dict[str, dict[str, Any]]) -> str:
+    """Return the hit rates of both parts as Markdown."""
+    lines = [
+        "| part | settings | count | hits | rate | exact 95 % interval | `below` for all | `above` for all |",
+        "|---|--:|--:|--:|--:|---|--:|--:|",
+    ]
+    for part, one in found.items():
+        count = one["hit"] + one["miss"]
+        interval = f"{one['low']:.0%} to {one['high']:.0%}"
+        always = (f"{one['constant'][side]} of {count}" for side in ("below", "above"))
+        cells = (part, one["settings"], count, one["hit"], f"{one['rate']:.0%}", interval, *always)
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def flaws_table(settings: Sequence[dict[str, Any]]) -> str:
+    """Return how the suspects compare with the flaws that the generator wrote, as Markdown."""
+    lines = [
+        "| rows | flawed | suspect | precision | recall | flawed tokens named | called likely noise |",
+        "|---|--:|--:|--:|--:|--:|---|",
+    ]
+    for one in settings:
+        shares = (one[name] for name in ("row_precision", "row_recall", "token_recall"))
+        cells = (
+            f"{one['part']}: {one['name']}",
+            f"{one['flawed_rows']} of {one['rows']}",
+            str(one["suspect_rows"]),
+            *("–" if share is None else f"{share:.0%}" for share in shares),
+            "yes" if one["separable"] else "no",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _line(one: dict[str, Any]) -> str:
     cells = (
         f"{one['part']}: {one['name']}",

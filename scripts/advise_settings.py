@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from advise_judged import OBJECTIVES, TASKS, outcome, rates, table, truth
+from advise_judged import OBJECTIVES, TASKS, flaws_table, outcome, rates, rates_table, table, truth
 
 EVIDENCE = Path(__file__).parent.parent / "docs" / "evidence" / "advise"
 VERIFIER = "ballast.lab.arithmetic:verify"
@@ -323,9 +323,9 @@ def main() -> None:
     found = {"verdicts": verdicts, "flaws": flaws}[given.part]()
     (EVIDENCE / f"{given.part}.json").write_text(json.dumps(found, indent=1) + "\n")
     if given.part == "verdicts":
-        print(table(found["settings"]), json.dumps(found["rates"], indent=1), sep="\n\n")
+        print(table(found["settings"]), rates_table(found["rates"]), sep="\n\n")
     else:
-        print(*map(json.dumps, found), sep="\n")
+        print(flaws_table(found))
 
 
 def _cpu() -> float:

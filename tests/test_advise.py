@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -20,10 +20,10 @@ def test_gather_reads_rows_in_order():
         {"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8], "digest": "a"},
         {"input_ids": [5, 6, 7], "labels": [5, -100, 7], "digest": "b"},
     ]
-    cache = {"a": 2, "b": 1}
+    cache = {"a": 2, "b": 1, "none": 0}
 
     def lookup(digest):
-        size, first = cache[digest], {"a": 0.0, "b": 10.0}[digest]
+        size, first = cache[digest], {"a": 0.0, "b": 10.0, "none": 0.0}[digest]
         names = ("ref_logprob", "ref_entropy", "ref_mass", "ref_tied")
         return {name: np.arange(size, dtype=np.float32) + first + 100 * i for i, name in enumerate(names)}
 
@@ -41,6 +41,14 @@ def test_gather_reads_rows_in_order():
         gather(rows, lookup)
     with pytest.raises(BallastError, match="nothing to advise on"):
         gather([], lookup)
+    with pytest.raises(BallastError, match="nothing to advise on"):
+        gather([{"input_ids": [5, 6], "labels": [5, -100], "digest": "none"}], lookup)
+
+
+def test_a_row_without_trained_tokens_has_no_mean():
+    tokens = replace(scored([2, 3]), ids=(np.arange(3), np.arange(4), np.arange(2)))
+    assert tokens.lengths.tolist() == [2, 3, 0]
+    assert tokens.row_means(np.ones(5)).tolist() == [1, 1, 0]
 
 
 def test_support_against_loops():
@@ -77,11 +85,19 @@ def test_ties_decide_what_is_below():
     assert support(tokens, threshold=0.3).tied == 0.0
 
 
+def test_what_reaches_the_threshold_is_supported():
+    found = support(scored([4], mass=0.5, tied=0.25), threshold=0.5)
+    assert (found.typical_row["supported"], found.below_mass) == (1.0, 0.0)
+    found = support(scored([4], mass=0.25, tied=0.25), threshold=0.5)
+    assert (found.below_mass, found.tied) == (1.0, 1.0)
+
+
 @pytest.mark.parametrize(
     ("q", "entropy", "expected"),
     [
         (0.001, 0.5, True),
         (0.001, 1.2, False),
+        (0.001, 1.0, True),
         (0.1, 0.1, False),
         (math.exp(-3.5), 0.5, True),
         (math.exp(-3.4), 0.5, False),
@@ -99,6 +115,9 @@ def test_suspects_are_the_first_of_each_row_the_most_surprising_first():
     assert first.probability == pytest.approx(1e-4)
     assert first.excess == pytest.approx(-math.log(1e-4) - 0.2)
     assert suspects(scored([5])) == []
+    # A less likely token where the start is less sure surprises less.
+    tokens = scored([5, 5], q_at={(0, 3): 5e-4, (1, 3): 1e-3}, entropy_at={(0, 3): 1.0, (1, 3): 0.1})
+    assert [one.row for one in suspects(tokens)] == [1, 0]
 
 
 def test_outliers_by_robust_deviation():
@@ -114,8 +133,20 @@ def test_outliers_by_robust_deviation():
     assert found[1].worst[0].place == 1
     assert found[0].tokens == 6
     assert outliers(scored([6] * 30)) == []
-    few = scored([6] * 10, q_at={(row, 0): 0.9 - 0.002 * row for row in range(9)} | {(9, 0): 0.01})
-    assert outliers(few) == []
+
+
+@pytest.mark.parametrize(("rows", "found"), [(19, []), (20, [19])])
+def test_outliers_need_rows_to_lie_outside_of(rows, found):
+    q = {(row, 0): 0.9 - 0.002 * row for row in range(rows - 1)} | {(rows - 1, 0): 0.01}
+    assert [one.row + 20 - rows for one in outliers(scored([6] * rows, q_at=q))] == found
+
+
+def test_an_outlier_lies_more_than_three_and_a_half_deviations_below():
+    # Median 0.8, median deviation 0.01.
+    q = [0.79] * 10 + [0.8] + [0.81] * 12 + [0.8 - 0.01 * times / 0.6745 for times in (3.4, 3.6)]
+    found = outliers(scored([1] * 25, q_at={(row, 0): value for row, value in enumerate(q)}))
+    assert [one.row for one in found] == [24]
+    assert found[0].deviation == pytest.approx(-3.6)
 
 
 def by_name(tokens, *specs):
@@ -232,6 +263,32 @@ def test_the_rule(tokens, name, expects):
     assert (found.name, found.expects) == (name, expects)
     assert found.reasons
     assert expects == "unknown" or expects in found.meaning or "no difference" in found.meaning
+
+
+@pytest.mark.parametrize(
+    ("supported", "against", "loss", "name", "expects"),
+    [
+        (0.85, 0.005, 0.2, "strong", "above"),
+        (0.85, 0.005, 0.199, "strong", "equal"),
+        (0.849, 0.0, 0.9, "unknown", "unknown"),
+        (1.0, 0.0051, 0.9, "unknown", "unknown"),
+        (0.6, 0.015, 0.9, "unknown", "unknown"),
+        (0.599, 0.0, 0.0, "weak", "below"),
+        (1.0, 0.0151, 0.0, "weak", "below"),
+    ],
+)
+def test_the_rules_limits(supported, against, loss, name, expects):
+    row = {"supported": supported, "contradicted": against, "probability": 0.5}
+    found = regime(replace(support(scored([4] * 20)), typical_row=row, contradicted_loss=loss))
+    assert (found.name, found.expects) == (name, expects)
+    assert found.reasons[0].startswith(f"{supported:.1%} of the median row's tokens")
+    assert found.reasons[1:] == (
+        f"{against:.1%} of them are contradicted",
+        f"{loss:.1%} of sft's loss lies on contradicted tokens",
+    )
+    assert regime(replace(support(scored([4] * 19)), typical_row=row)).reasons == (
+        "there are 19 rows, of which none can be called typical; the rule needs 20",
+    )
 
 
 def test_flaws_stand_out_where_the_prior_is_strong_alone():

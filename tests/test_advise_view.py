@@ -6,7 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
-from ballast.advise import RULE, advise
+from ballast.advise import RULE, TESTED, advise
 from ballast.objectives import list_objectives, objective
 from ballast.pipeline.advice_view import SHOWN, view
 from ballast.pipeline.advise import CONTEXT, Advised
@@ -61,7 +61,7 @@ def test_the_verdict_is_first_then_what_it_rests_on():
     assert places == sorted(places)
     assert places[0] == 0
     assert "expect prift-mass above sft." in text
-    assert f"The rule: {RULE}." in text
+    assert f"The rule: {RULE}. It was {TESTED}." in text
     for reason in one.advice.regime.reasons:
         assert reason in text
     for line in one.advice.not_known:
@@ -144,6 +144,7 @@ def test_the_json_is_whole():
     assert set(told) >= {"support", "regime", "kept", "outliers", "suspects", "suspect_rows", "separable", "not_known"}
     assert told["rule"]["strong_supported"] == RULE.strong_supported
     assert told["rule"]["text"] == str(RULE)
+    assert told["rule"]["tested"] == {"hits": TESTED.hits, "misses": TESTED.misses}
     assert (
         sorted(row["row"] for row in told["outliers"])
         == sorted(token["row"] for token in told["suspects"])

@@ -2,13 +2,14 @@
 
 from ballast.advise.advice import Advice, advise
 from ballast.advise.kept import Kept, kept
-from ballast.advise.regime import RULE, Regime, regime
+from ballast.advise.regime import RULE, TESTED, Regime, regime
 from ballast.advise.support import Support, support
 from ballast.advise.suspects import SuspectRow, SuspectToken, contradicted, outliers, suspects
 from ballast.advise.tokens import ScoredTokens, gather
 
 __all__ = [
     "RULE",
+    "TESTED",
     "Advice",
     "Kept",
     "Regime",

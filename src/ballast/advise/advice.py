@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ballast.advise.kept import Kept, kept
-from ballast.advise.regime import RULE, STRONG, Regime, regime
+from ballast.advise.regime import RULE, STRONG, TESTED, Regime, regime
 from ballast.advise.support import THRESHOLD, Support, support
 from ballast.advise.suspects import SuspectRow, SuspectToken, contradicted, outliers, suspects
 from ballast.advise.tokens import ScoredTokens
@@ -41,7 +41,7 @@ class Advice:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the advice as plain values, rows and tokens by number alone."""
-        return {**asdict(self), "rule": {"text": str(RULE), **asdict(RULE)}}
+        return {**asdict(self), "rule": {"text": str(RULE), **asdict(RULE), "tested": asdict(TESTED)}}
 
 
 def advise(

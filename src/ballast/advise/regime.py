@@ -46,6 +46,26 @@ RULE = Rule(
 
 
 @dataclass(frozen=True)
+class Tested:
+    """How the rule did on settings of the lab that it was not chosen on: docs/evidence/advise/verdicts.json.
+
+    Settings where training showed nothing count as neither.
+    """
+
+    hits: int
+    misses: int
+
+    def __str__(self) -> str:
+        return (
+            f"right on {self.hits} of {self.hits + self.misses} settings of the lab that it was not chosen on, all of "
+            "one small model and 2 seeds each: weak evidence"
+        )
+
+
+TESTED = Tested(hits=5, misses=2)
+
+
+@dataclass(frozen=True)
 class Regime:
     """What the rule says.
 

@@ -21,13 +21,13 @@ NARROWEST = 12
 
 def view(advised: Advised) -> Iterator[Any]:
     """Yield what rich prints: the regime first, then what it rests on; text of the data is shown as it is, inert."""
-    from ballast.advise import RULE
+    from ballast.advise import RULE, TESTED
     from ballast.advise.suspects import CONFIDENT, EXCESS
 
     advice = advised.advice
     yield _plain(f"Prior: {advice.regime.name}. {_sentence(advice.regime.meaning)}", style="bold")
     yield _plain(f"Because {'; '.join(advice.regime.reasons)}.")
-    yield _plain(f"The rule: {RULE}.")
+    yield _plain(f"The rule: {RULE}. It was {TESTED}.")
     yield _plain(
         f"Contradicted: the start is sure (entropy up to {CONFIDENT:g} nat) of something else (−log q at least "
         f"{EXCESS:g} nats above its entropy)."
