@@ -91,14 +91,14 @@ class Browser:
         line, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(line)
 
-    def open(self, path: Path, *, width: int, height: int = 900, dark: bool = False) -> Page:
-        """Show a file and return the page when it has loaded."""
+    def open(self, path: Path, *, width: int, height: int = 900, dark: bool = False, media: str = "screen") -> Page:
+        """Show a file and return the page when it has loaded; `media` may be ``print``."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable", session)
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        self.call("Emulation.setEmulatedMedia", session, features=scheme)
+        self.call("Emulation.setEmulatedMedia", session, media=media, features=scheme)
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.call("Emulation.setDeviceMetricsOverride", session, **size)
         address = path.resolve().as_uri()

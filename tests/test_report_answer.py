@@ -198,8 +198,34 @@ def test_the_same_difference_on_every_seed_has_no_test():
 def test_equal_to_the_baseline_is_no_better():
     first = told({"sft": [0.5, 0.6, 0.7], "dft": [0.5, 0.6, 0.7], "eksft": [0.1, 0.2, 0.3]})[0]
     assert "sft and dft are best" in first
-    start = told({"dft": [0.4, 0.4, 0.4]}, baseline="dft")[0]
-    assert "no objective is ahead" not in start, "as good as the start"
+    for level in (0.5, 0.4, 0.7):
+        start = told({"dft": [level] * 3}, baseline="dft", start=level)[0]
+        assert "dft reaches" in start, "as good as the start, whatever the rounding"
+        assert "no better than the start over 3 seeds, Holm-adjusted p = 1.000: within noise" in start
+
+
+def test_what_other_items_could_undo_is_said_of_the_start_too():
+    made = source(FIRST)
+    [row] = [row for row in made.summary["rows"] if row["label"] == "dft"]
+    wide = {"value": 0.32, "low": -0.01, "high": 0.65, "n": 3}
+    row["stages"][BEFORE]["tasks"]["test"]["accuracy"]["to_start"]["over_both"] = wide
+    assert answer(made, ACCURACY)[0].endswith(
+        "beyond noise, and 0.320 (−0.010 to +0.650) higher than the start over 3 seeds, Holm-adjusted p = 0.003: "
+        "beyond the noise of seeds on these items, but other items could undo it."
+    )
+
+
+def test_the_fifth_gap_is_the_last_that_is_named():
+    made = source({"sft": [0.5], "dft": [0.7]})
+    assert answer(made, ACCURACY)[2] == (
+        "Not measured: the state after reinforcement learning, other seeds, other learning rates, drift from the start "
+        "and forgetting; more below."
+    )
+
+
+def test_small_shares_have_three_decimals():
+    first = told({"sft": [0.0004], "dft": [0.0008]}, start=0.0002)[0]
+    assert "dft is best by accuracy on test with 0.001 (the start: 0.000), 0.0004 higher than sft" in first
 
 
 def test_nothing_measured_is_said():

@@ -98,6 +98,47 @@ def test_short_labels_of_rows_are_not_broken(browser, pages, width):
     assert browser.open(pages["wide"], width=width).evaluate(tall) == []
 
 
+BROKEN = """[...document.querySelectorAll('th, td, th *, td *')].flatMap(cell => [...cell.childNodes]
+    .filter(node => node.nodeType === 3)
+    .flatMap(node => [...node.data.matchAll(/[A-Za-z0-9.@]+/g)].filter(word => {
+        const range = document.createRange();
+        range.setStart(node, word.index);
+        range.setEnd(node, word.index + word[0].length);
+        return word[0].length < 16 && new Set([...range.getClientRects()].map(r => Math.round(r.top))).size > 1;
+    }).map(word => word[0])))"""
+
+
+@pytest.mark.parametrize("width", WIDTHS.values())
+@pytest.mark.parametrize("name", ["report", "inspect", "wide"])
+def test_no_word_of_a_table_is_broken(browser, pages, name, width):
+    page = browser.open(pages[name], width=width)
+    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert page.evaluate(BROKEN) == []
+
+
+def test_tables_and_charts_lie_on_the_paper(browser, pages):
+    paper = browser.open(pages["report"], width=718, media="print")
+    assert paper.evaluate("document.documentElement.scrollWidth") <= 718
+    wide = "Math.max(...[...document.querySelectorAll('table, figure')].map(e => e.getBoundingClientRect().right))"
+    assert paper.evaluate(wide) <= 718
+    assert paper.evaluate("getComputedStyle(document.querySelector('nav')).display") == "none"
+
+
+def test_the_start_stands_out_of_the_table(browser, pages):
+    for dark in (False, True):
+        page = browser.open(pages["report"], width=1280, dark=dark)
+        colour = "getComputedStyle(document.querySelector('tr{} > td')).backgroundColor"
+        assert page.evaluate(colour.format(".start")) != page.evaluate(colour.format(":not(.start)"))
+        shown = "document.querySelector('tr.start th bdi').textContent"
+        assert page.evaluate(shown) == "base"
+
+
+def test_a_broken_word_would_be_told(browser, tmp_path):
+    cell = "<th style='overflow-wrap:anywhere;width:1px'>rate</th><td>3e-4</td>"
+    (tmp_path / "bad.html").write_text(f"<table style='table-layout:fixed;width:30px'><tr>{cell}</tr></table>")
+    assert "rate" in browser.open(tmp_path / "bad.html", width=390).evaluate(BROKEN)
+
+
 def test_the_browser_would_have_told(browser, tmp_path):
     """That the checks above can fail: a page that asks for an image, logs and throws."""
     bad = "<body style='width:900px'><img src='http://e.example/x.png'><script>console.error('a'); throw 1</script>"

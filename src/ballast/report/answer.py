@@ -10,7 +10,7 @@ from ballast.report.figures import VERDICTS, Metric, Row, apart, best_of, bounde
 from ballast.report.gaps import gaps
 from ballast.report.pairs import against_start, start_result
 from ballast.report.source import Source
-from ballast.report.text import counted, interval, joined, number, p_value, signed
+from ballast.report.text import ROUNDING, counted, figure, interval, joined, number, p_value, signed
 
 LEADS = {BEFORE: "After fine-tuning", AFTER: "After reinforcement learning"}
 STARTS = {BEFORE: "the start", AFTER: "RL from the start itself"}
@@ -40,9 +40,9 @@ def _stage(source: Source, stage: str, metric: Metric | None) -> str:
     behind = against_start(source, stage, metric)
     to_start = [behind[row["label"]] for row, _ in top if row["label"] in behind]
     against = _against_baseline(source.summary, order, top, metric)
-    if start is not None and metric.sign * (_mean(start) - _mean(top[0][1])) > 0:
+    if start is not None and metric.sign * (_mean(start) - _mean(top[0][1])) > ROUNDING:
         return f"{LEADS[stage]}, {_both(_start_ahead(name, start, to_start, top, metric), against)}."
-    known = "" if start is None else f"{name}: {number(_mean(start))}"
+    known = "" if start is None else f"{name}: {figure(_mean(start), share=metric.share)}"
     unsure = any(verdict(one) in UNSURE for one in to_start)
     beside = _compared(top, to_start, metric, name) if unsure else ""
     together = _both(against, beside)
@@ -73,20 +73,24 @@ def _labels(pairs: Pairs) -> str:
 
 def _figure(top: Pairs, metric: Metric, *beside: str) -> str:
     """Return the best mean, with its interval where one objective has it alone."""
-    value = bounded(shown(top[0][1])[0], metric)
     if len(top) > 1:
-        return f"{number(value.value)} each{_bracket(*beside)}"
-    return f"{number(value.value)}{_bracket(interval(value.low, value.high), *beside)}"
+        return f"{figure(_mean(top[0][1]), share=metric.share)} each{_bracket(*beside)}"
+    return _spanned(top[0][1], metric, *beside)
+
+
+def _spanned(found: Found, metric: Metric, *beside: str) -> str:
+    """Return a mean, with its interval and what else belongs beside it in brackets."""
+    value = bounded(shown(found)[0], metric)
+    span = interval(value.low, value.high, show=lambda bound: figure(bound, share=metric.share))
+    return f"{figure(value.value, share=metric.share)}{_bracket(span, *beside)}"
 
 
 def _start_ahead(name: str, start: Found, to_start: Sequence[Found], top: Pairs, metric: Metric) -> str:
     """Say that training did not pay: the start is better than the best that came of it."""
-    own = bounded(shown(start)[0], metric)
-    ahead = f"{number(own.value)}{_bracket(interval(own.low, own.high))} in {metric.where}"
     verb = "comes" if len(top) == 1 else "come"
     behind = _compared(top, to_start, metric)
     return (
-        f"no objective is ahead of {name}, which reaches {ahead}; "
+        f"no objective is ahead of {name}, which reaches {_spanned(start, metric)} in {metric.where}; "
         f"{_labels(top)} {verb} next with {_figure(top, metric)}{f', {behind}' if behind else ''}"
     )
 
@@ -119,14 +123,16 @@ def _against_baseline(summary: Mapping[str, Any], order: Pairs, top: Pairs, metr
     if len(differences) < len(top):
         there = any(row["label"] == baseline for row, _ in order)
         why = f"no seed is shared with {baseline}" if there else f"{baseline} was not measured"
-        following = f"before {others[0][0]['label']} with {number(_mean(others[0][1]))}; " if others else ""
+        following = (
+            f"before {others[0][0]['label']} with {figure(_mean(others[0][1]), share=metric.share)}; " if others else ""
+        )
         return f"{following}{why}, so no difference to it is tested"
     return _compared(top, differences, metric, baseline)
 
 
 def _size(difference: Found, *, turned: bool = False) -> tuple[str, str]:
     value = shown(difference)[0].value
-    return ("", "") if value == 0 else (number(abs(value)), "higher" if (value > 0) != turned else "lower")
+    return ("", "") if abs(value) < ROUNDING else (number(abs(value)), "higher" if (value > 0) != turned else "lower")
 
 
 def _difference(difference: Found, metric: Metric, *, turned: bool = False) -> str:
