@@ -232,8 +232,41 @@ def test_objectives_of_others_are_asked_too():
     one = kept(scored([4], mass=0.5), [Surprise(2.0)])[0]
     assert (one.known, one.weight_mean) == ("first step", 0.25)
     assert kept(scored([4], mass=0.5), [Surprise(0.0)])[0].known == "always"
-    by_live_entropy = objective("reweight", rule="entropy", signal="live", max_entropy=0.5)
-    assert kept(scored([4]), [by_live_entropy])[0].known == "first step"
+
+
+@pytest.mark.parametrize(("entropy", "limit"), [(0.2, 0.5), (1.3, 1.0)])
+def test_a_gate_on_the_model_in_training_moves_with_it(entropy, limit):
+    # The first token is let through and may be stopped later, the second the other way round.
+    by_live_entropy = objective("reweight", rule="entropy", signal="live", max_entropy=limit)
+    assert kept(scored([4], entropy=entropy), [by_live_entropy])[0].known == "first step"
+
+
+def test_a_gate_on_live_ties_moves_with_them():
+    by_live_ties = objective("reweight", rule="mass", signal="live", ties="inclusive", threshold=0.5)
+    # The moved mass stays above with the ties that were, in one way it falls below with those that move with it.
+    assert kept(scored([4], mass=0.1, tied=0.45), [by_live_ties])[0].known == "first step"
+
+
+@dataclass(frozen=True)
+class Signed(Objective):
+    """Somebody's objective that pushes the second token away."""
+
+    name = "signed"
+    source = "test"
+
+    def weight(self, stats: TokenStats):
+        return 1.0 - 2.0 * (stats.require("position") == 2).to(stats.require("logprob").dtype)
+
+
+def test_weights_below_0_count_by_their_size():
+    found = kept(scored([4]), [Signed()])[0]
+    assert (found.weight_mean, found.effective_tokens) == (0.5, 4.0)
+
+
+def test_of_no_loss_no_share_is_contradicted():
+    found = by_name(scored([4], q=1.0), "sft")["sft"]
+    assert (found.effective_tokens, found.contradicted_share) == (4.0, None)
+    assert support(scored([4], q=1.0)).contradicted_loss == 0.0
 
 
 def test_a_gate_that_drops_all_keeps_nothing():
@@ -293,10 +326,29 @@ def test_the_rules_limits(supported, against, loss, name, expects):
 
 def test_flaws_stand_out_where_the_prior_is_strong_alone():
     objectives = [objective("sft")]
-    strong, weak = (advise.advise(rows_with(count, [3]), objectives) for count in (6, 40))
-    assert (strong.separable, weak.separable) == (True, False)
-    assert (strong.suspect_rows, weak.suspect_rows) == (6 / 40, 1.0)
-    assert not any("label noise" in line for line in strong.not_known)
-    assert any("label noise" in line for line in weak.not_known)
-    assert any("who is wrong" in line for line in strong.not_known)
-    json.dumps(strong.to_dict(), allow_nan=False)
+    cases = {"strong": rows_with(6, [3]), "weak": rows_with(40, [3]), "unknown": rows_with(40, [3], length=100)}
+    for name, tokens in cases.items():
+        found = advise.advise(tokens, objectives)
+        assert found.regime.name == name
+        assert found.separable == (name == "strong")
+        assert any("label noise" in line for line in found.not_known) != found.separable
+        assert found.suspect_rows == (6 / 40 if name == "strong" else 1.0)
+        json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_what_is_not_known_is_said():
+    found = advise.advise(rows_with(6, [3]), [objective("sft"), objective("dft"), objective("gft")])
+    dft, gft, *rest = found.not_known
+    assert (dft, gft) == tuple(f"{one.name}: {one.note}" for one in found.kept[1:])
+    assert [line.split(",")[0] for line in rest] == [
+        "who is wrong where the start contradicts the data",
+        "whether answers are right that the start finds likely",
+        "how much of the gain is left after RL",
+    ]
+
+
+def test_the_gate_of_the_advice_is_that_of_prift_mass():
+    tokens = scored([4] * 30, mass=0.4, tied=0.2)
+    assert advise.advise(tokens, []).regime.expects == "below"
+    assert advise.advise(tokens, [], threshold=0.3).regime.expects == "equal"
+    assert advise.advise(tokens, [], ties="inclusive").regime.expects == "equal"

@@ -93,6 +93,18 @@ def test_the_terminal_says_the_same(lab_advice):
     assert before == {path: path.stat().st_mtime_ns for path in (folder / "cache").iterdir()}
 
 
+def test_what_plays_no_part_changes_nothing(lab_advice):
+    _, advice, words, folder = lab_advice
+    (folder / "other.jsonl").write_text('{"question": "1"}\n')
+    training = ("training.shuffle_dataset=true", "training.packing=true", "seed=3")
+    done = run("advise", *words, *training, f"data.eval={folder}/other.jsonl", f"output={folder}/out", "--json")
+    assert done.exit_code == 0, done.output
+    assert advice["outliers"]
+    assert advice["suspects"]
+    assert json.loads(done.stdout) == advice
+    assert not (folder / "out").exists()
+
+
 @pytest.fixture(scope="module")
 def prototype(tmp_path_factory):
     folder = tmp_path_factory.mktemp("advise")
@@ -131,6 +143,18 @@ def test_a_recipe_for_groups_is_advised_on_its_demonstrations(prototype):
     done = run("advise", "model=model", "data.train=rows.jsonl", "objective=gft", "groups={verifier: exact}", "--json")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["support"]["rows"] == 24
+
+
+def test_numbers_of_rows_that_were_dropped_or_split_are_explained(prototype):
+    rows = [{"prompt": f"{i}+{i}=", "completion": str(2 * i)} for i in range(24)]
+    rows[3]["prompt"] = "1" * 40
+    Path("long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ("advise", "model=model", "data.train=long.jsonl", "training.max_length=20", "--json")
+    for changed in ((), ("training.packing=true", "training.packing_strategy=bfd_split")):
+        done = run(*words, *changed)
+        assert done.exit_code == 0, done.output
+        (note,) = json.loads(done.stdout)["notes"]
+        assert "row numbers count what is left" in note
 
 
 def test_text_of_the_data_is_inert(prototype):

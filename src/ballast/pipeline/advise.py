@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ballast.pipeline import models
 from ballast.pipeline.prepare import Ready, Say, ready
 from ballast.pipeline.score import score
-from ballast.recipe import EvaluationSection, Recipe
+from ballast.recipe import Recipe
 from ballast.recipe_source import Problem
 
 if TYPE_CHECKING:
@@ -108,14 +108,10 @@ def _objectives(recipe: Recipe) -> list[Objective]:
 
 
 def _scoring_only(recipe: Recipe, folder: str | None) -> Recipe:
-    reference = recipe.reference
-    if folder is not None:
-        reference = type(reference)(cache=folder)
-    # Rows in the order of their source, so that their numbers mean something.
-    training = {name: value for name, value in recipe.training.items() if name != "shuffle_dataset"}
-    without = {"objective": None, "groups": None, "evaluation": EvaluationSection(), "output": None}
+    """Return the recipe without what plays no part here; scores go to `folder`, by default to the recipe's cache."""
+    reference = recipe.reference if folder is None else type(recipe.reference)(cache=folder)
     data = recipe.data.model_copy(update={"eval": ()})
-    return recipe.model_copy(update={**without, "reference": reference, "training": training, "data": data})
+    return recipe.model_copy(update={"objective": None, "groups": None, "reference": reference, "data": data})
 
 
 def _notes(made: Ready) -> tuple[str, ...]:
