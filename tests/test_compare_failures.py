@@ -179,6 +179,7 @@ def test_an_interrupt_is_nobodys_failure(folder, tmp_path, monkeypatch):
 STUB = """
 import json, os, sys, time
 sys.stdin.readline()
+print("{}", flush=True)
 for line in sys.stdin:
     how = HOW[json.loads(line)["seed"]]
     if how == "hangs":
@@ -233,12 +234,12 @@ def lives(pid):
 
 def test_several_processes_answer_for_their_own_works(stubs):
     processes, works = stubs({5: {}, 6: {"failed": "no luck"}, 7: "half", 8: {}}, 2)
-    told = Told()
+    told, log = Told(), processes.bench.store.root / "jobs.log"
     processes.each(works, told)
     assert told.ends == {
         5: None,
         6: "no luck",
-        7: "ProcessDiedError: its process ended with exit code 3; out of memory?",
+        7: f"ProcessDiedError: its process ended with exit code 3; out of memory? {log} may say more",
         8: None,
     }
     processes.close()
@@ -266,6 +267,18 @@ def test_what_stops_all_leaves_no_process_and_no_failure(stubs, how, interrupted
     # Nothing is started after that.
     processes.each(works, told)
     assert told.ends == {}
+
+
+def test_a_process_that_does_not_start_is_no_fault_of_the_run(stubs, monkeypatch):
+    processes, works = stubs({5: {}}, 2)
+    monkeypatch.setattr(pool, "PROGRAM", ("-c", "import sys; sys.exit('no such module')"))
+    told, log = Told(), processes.bench.store.root / "jobs.log"
+    with pytest.raises(BallastError) as caught:
+        processes.each(works, told)
+    assert str(caught.value).startswith(f"--jobs 2: a process ended with exit code 1 before its first run; see {log}")
+    assert log.read_text() == "no such module\n"
+    assert told.ends == {}
+    assert not (processes.bench.store.root / "cells").exists()
 
 
 def test_processes_are_out_of_reach_of_the_terminals_interrupt(stubs):

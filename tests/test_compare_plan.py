@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 
 from ballast.compare.cells import cell_recipe, rl_recipe, seeded
-from ballast.compare.choose import choose_rate, chosen_rates
+from ballast.compare.choose import choose_rate, chosen_rates, swept
 from ballast.compare.plan import REPORT, TUNING, Cell, Part, Plan, direction
 from ballast.compare.read import BEFORE, Failure, Run
 from ballast.compare.store import Store, differing_key
 from ballast.errors import BallastError
-from ballast.recipe import Recipe, TaskSection
+from ballast.recipe import Recipe, ReferenceSection, TaskSection
 
 TASKS = [
     {"name": "validation", "data": "lab:validation"},
@@ -86,6 +86,8 @@ def test_random_weights_are_trained_with_the_baselines_objective_at_its_largest_
     assert recipe.model.path == "out/cache/random-s7"
     assert recipe.reference.cache is None
     assert [one.random for one in made.methods] == [False, False, True]
+    named = plan(baseline="dft", random=True).methods[-1]
+    assert (named.section.name, named.rates) == ("dft", (3e-4,))
 
 
 def store_at(path):
@@ -134,7 +136,7 @@ def test_a_part_is_read_and_must_have_something_to_do():
     ("metric", "sign"),
     [
         *(("accuracy", 1), ("mean@8", 1), ("pass@16", 1), ("accuracy_per_token", 1)),
-        *(("nll", -1), ("perplexity", -1), ("base_kl", -1)),
+        *(("nll", -1), ("perplexity", -1), ("base_kl", -1), ("forgetting", -1)),
         *(("entropy", 0), ("answer_tokens", 0), ("accuracy2", 0), ("pass@", 0)),
     ],
 )
@@ -184,6 +186,10 @@ def test_a_rate_at_which_a_run_broke_off_or_scored_nothing_is_not_chosen():
     rest = [run for run in runs if run.path != failure.path]
     assert chosen_rates(made, rest, [failure]) == {"sft": 1e-4}
     assert chosen_rates(made, [*rest, tuned(broken, None)]) == {"sft": 1e-4}
+    # One that broke off at a seed of an earlier recipe counts no more.
+    old = dataclasses.replace(failure, seed=9999)
+    assert chosen_rates(made, runs, [old]) == {"sft": 3e-4}
+    assert swept(made, "sft", 3e-4, runs, [old])["failed"] == []
     none = [Failure(f"cells/{cell.name}", **cell.record(), stage=BEFORE, error="no") for cell in cells]
     assert chosen_rates(made, [], none) == {}
 
@@ -200,6 +206,25 @@ def test_a_cell_is_the_recipe_with_its_objective_rate_seed_tasks_and_output():
     assert recipe.reference.use == "auto"
     assert cell_recipe(made, Cell("sft", 1e-4, 8, REPORT), store_at("out")).reference.cache == "out/cache/reference"
     assert Recipe.model_validate(recipe.resolved()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("objective", "named", "made"),
+    [
+        ("dft", {}, {"cache": "out/cache/reference"}),
+        ("prift-mass", {}, {"cache": "out/cache/reference"}),
+        ("prift-mass", {"cache": "elsewhere"}, {"cache": "elsewhere"}),
+        ("prift-mass", {"model": "other"}, {"model": "other"}),
+        # Whole distributions are kept in no cache.
+        ("eksft", {"cache": "elsewhere"}, {"use": "auto"}),
+        ("eksft", {}, {"use": "auto"}),
+    ],
+)
+def test_the_reference_is_the_cache_where_it_serves(objective, named, made):
+    base = plan(objectives=[objective])
+    asked = Plan(base.recipe.model_copy(update={"reference": ReferenceSection(**named)}))
+    recipe = cell_recipe(asked, Cell(objective, 1e-4, 7, REPORT), store_at("out"))
+    assert recipe.reference == ReferenceSection(**made)
 
 
 @pytest.mark.parametrize("length", [{"max_steps": 3}, {"num_train_epochs": 1}])
@@ -265,3 +290,7 @@ def test_runs_are_the_same_wherever_they_lie_and_differ_by_the_first_key():
     other["evaluation"]["tasks"][0]["limit"] = 3
     assert differing_key(other, there) == "evaluation.tasks.0.limit"
     assert differing_key({**here, "model": {**here["model"], "path": "other"}}, there) == "model.path"
+    assert differing_key(here, {**there, "training": {**there["training"], "seq": 1}}) == "training.seq"
+    assert differing_key({**here, "training": {**here["training"], "seq": 1}}, there) == "training.seq"
+    # A section that was not known yet when the run was made.
+    assert differing_key({key: value for key, value in here.items() if value is not None}, there) is None

@@ -60,8 +60,8 @@ def test_lines_count_what_is_done_and_foretell(clock):
     assert shown.left() == pytest.approx(2 * (10 + 30) / 2)
     assert list(map(str, lines)) == [
         "1/7 sft: learning rate 0.001, the best of all",
-        "2/7 sft-lr0.001-s5: fine (10 s; about 50 s left (RL not timed yet))",
-        "3/7 dft-lr0.001-s5: fine (30 s; about 1 min 30 s left (RL not timed yet))",
+        "2/7 sft-lr0.001-s5: fine (10 s; about 50 s left (RL untimed))",
+        "3/7 dft-lr0.001-s5: fine (30 s; about 1 min 30 s left (RL untimed))",
         "5/7 dft-lr0.001-s6: failed: no luck",
     ]
 
@@ -72,7 +72,7 @@ def test_a_time_that_ran_over_is_no_time_saved(clock):
     shown.began(RUNS[2])
     clock.now += 60.0
     assert shown.left() == pytest.approx(20.0)
-    assert shown.left_text() == "about 20 s left (RL not timed yet)"
+    assert shown.left_text() == "about 20 s left (RL untimed)"
 
 
 def test_several_at_a_time_share_what_can_be_shared(clock):
@@ -98,17 +98,34 @@ def test_what_an_earlier_process_took_counts_until_the_like_is_timed(clock):
     done = {("sft", "tuning"): 2, ("sft", "runs"): 1}
     shown = board(totals, done, took=took, clock=clock)
     assert shown.left() == pytest.approx(20 + 2 * (4 + 6 + 20) / 3)
-    assert shown.left_text().endswith("(RL not timed yet)")
+    assert shown.left_text().endswith("(RL untimed)")
     timed(shown, clock, RUNS[0], 50.0)
     assert shown.left() == pytest.approx(2 * (4 + 6 + 50) / 3)
     timed(shown, clock, RL, 7.0)
     assert (shown.left(), shown.left_text()) == (pytest.approx(7.0), "about 7 s left")
 
 
+def test_a_row_is_taken_to_be_like_others_at_the_same_kind_of_work(clock):
+    shown = board({("sft", "tuning"): 1, ("sft", "runs"): 1, ("dft", "runs"): 2}, clock=clock)
+    timed(shown, clock, TUNE, 100.0)
+    timed(shown, clock, RUNS[0], 10.0)
+    assert shown.left() == pytest.approx(2 * 10.0)
+
+
+def test_rl_that_breaks_off_takes_nothing_with_it(clock):
+    shown = board({("sft", "runs"): 2, ("sft", "rl"): 2, ("base", "rl"): 2}, clock=clock)
+    timed(shown, clock, RUNS[0], 10.0)
+    shown.began(RL)
+    shown.failed(RL, "no luck")
+    shown.failed(BASE_RL, "no luck")
+    assert shown.broken == {("sft", "rl"): 1, ("base", "rl"): 1}
+    assert shown.left() == pytest.approx(3 * 10.0)
+
+
 def test_nothing_is_left_in_the_end(clock):
     shown = board({("sft", "runs"): 1, ("base", "rl"): 1}, clock=clock)
     timed(shown, clock, RUNS[0], 3723.0)
-    assert shown.left_text() == "about 1 h 02 min left (RL not timed yet)"
+    assert shown.left_text() == "about 1 h 02 min left (RL untimed)"
     timed(shown, clock, BASE_RL, 1.0)
     assert shown.left_text() == "about 0 s left"
 
@@ -145,7 +162,7 @@ def test_on_a_terminal_a_table_shows_every_row_instead_of_lines(terminal, clock)
     assert rows["sft"] == ["sft", "1/1", "1/2", "0.0003", "0.5", "[of", "all]"]
     assert rows["dft"] == ["dft", "0/2", "(1", "failed)", "failed:", "out", "of", "luck"]
     assert rows["base"] == ["base", "0/1"]
-    for part in ("━ 3 of 6 runs, 32 s so far, about 1 min 28 s left (RL not timed yet)", "now: base-s5, RL (2 s)"):
+    for part in ("\n3 of 6 runs, 32 s so far, about 1 min 28 s left (RL untimed)", "now: base-s5, RL (2 s)"):
         assert part in text
     assert said == []
 

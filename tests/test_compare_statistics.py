@@ -152,6 +152,12 @@ def test_over_both_is_over_seeds_where_items_do_not_differ():
     assert over_both(table) == over_seeds(table.mean(axis=1))
 
 
+def test_over_both_needs_two_of_each():
+    for table in (np.random.default_rng(5).random((1, 9)), np.random.default_rng(6).random((9, 1))):
+        found = over_both(table)
+        assert (found.value, found.low, found.method) == (pytest.approx(table.mean()), None, "none")
+
+
 def test_the_same_run_twice_is_no_more_items():
     run = np.random.default_rng(4).random((1, 50))
     assert over_items(np.repeat(run, 4, axis=0)) == over_items(run)

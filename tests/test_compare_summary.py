@@ -185,6 +185,56 @@ def test_runs_on_other_items_do_not_pair(runs):
         summarise(plan(), moved)
 
 
+def test_runs_of_one_row_on_other_items_do_not_make_a_table(runs):
+    moved = [
+        dataclasses.replace(one, prompts={"test": ("q",) * ITEMS}) if (one.label, one.seed) == ("sft", 8) else one
+        for one in runs
+    ]
+    with pytest.raises(BallastError, match=r"^cells/sft-lr0.0003-s8: .* measured on other items than cells/sft-"):
+        summarise(plan(), moved)
+
+
+def test_a_run_that_kept_no_scores_leaves_its_row_without_intervals_over_items(runs):
+    bare = [
+        dataclasses.replace(one, items={}, prompts={}) if (one.label, one.seed) == ("dft", 8) else one for one in runs
+    ]
+    summary = summarise(plan(), bare)
+    found = result(summary, "dft")
+    assert (found["over_items"], found["over_both"], found["over_seeds"]["n"]) == (None, None, 3)
+    assert (found["to_baseline"]["over_items"], found["to_baseline"]["seeds"]) == (None, [7, 8, 9])
+    assert result(summary, "ift") == result(summarise(plan(), runs), "ift")
+
+
+def test_each_metric_is_a_family_of_its_own(runs):
+    two = []
+    for one in runs:
+        tasks = dict(one.tasks)
+        if "test" in tasks:
+            metrics = tasks["test"]["metrics"]
+            halved = {**metrics["accuracy"], "value": metrics["accuracy"]["value"] / 2 + one.seed / 1e3}
+            tasks["test"] = {**tasks["test"], "metrics": {**metrics, "half": halved}}
+        two.append(dataclasses.replace(one, tasks=tasks))
+    summary = summarise(plan(), two)
+    assert result(summary, "dft") == result(summarise(plan(), runs), "dft")
+    found = [result(summary, label, metric="half")["to_baseline"] for label in ("dft", "ift")]
+    assert [one["p_holm"] for one in found] == holm([one["p"] for one in found])
+
+
+def test_what_is_described_of_a_task_is_the_same_for_every_seed(runs):
+    [about, _] = summarise(plan(), runs)["tasks"]
+    assert about["settings"] == {"samples": 1}
+    assert (about["kind"], about["n"], about["metrics"]) == ("generate", ITEMS, {"accuracy": {"better": "higher"}})
+
+
+def test_a_start_that_is_not_asked_for_is_not_missing(runs):
+    made = plan()
+    evaluation = made.recipe.evaluation.model_copy(update={"base": False})
+    made = Plan(made.recipe.model_copy(update={"evaluation": evaluation}))
+    summary = summarise(made, [one for one in runs if one.role != START])
+    assert summary["complete"]
+    assert result(summary, "dft")["to_start"] is None
+
+
 def after_rl(runs, gain=1.0):
     reported = [one for one in runs if one.role == REPORT]
     best = [run(Cell(one.label, one.rate, one.seed, REPORT), [gain] * ITEMS, stage=AFTER) for one in reported]
@@ -229,6 +279,8 @@ def test_random_weights_are_no_method(runs):
     summary = summarise(made, [*runs, *report])
     assert summary["complete"]
     assert [row["kind"] for row in summary["rows"]] == ["start", "method", "method", "method", "random"]
+    followed = summarise(plan(random=True, then={"rl": {}}), [*runs, *report, *after_rl(runs)])
+    assert followed["missing"] == []
     assert result(summary, "random")["to_baseline"] is None
     assert result(summary, "dft") == result(summarise(plan(), runs), "dft")
 
@@ -276,12 +328,41 @@ def test_notes_say_how_rates_were_chosen_and_what_is_missing(runs):
     assert "Not done yet: 3 runs (cells/ift-lr0.0003-s8, cells/ift-lr0.0003-s9, base)" in said
 
 
-def test_tables_fit_a_terminal(runs):
+@pytest.mark.parametrize("label", ["dft", "prift-mass", "a-label-of-twenty-six-signs"])
+def test_tables_fit_a_terminal_and_break_no_number(runs, label):
     from rich.console import Console
 
+    made = plan(objectives=["sft", {"name": "dft", "label": label}, "ift"], then={"rl": {"steps": 1}})
+    renamed = [dataclasses.replace(one, label=label) if one.label == "dft" else one for one in runs]
+    summary = summarise(made, [*renamed, *after_rl(renamed, gain=0.25)])
     console = Console(width=80, record=True, file=StringIO())
-    show(summarise(plan(), runs), say=console.print)
-    text = console.export_text()
-    assert "test: accuracy" in text
-    assert "…" not in text
-    assert max(map(len, text.splitlines())) <= 80
+    show(summary, say=console.print)
+    lines = [line.rstrip() for line in console.export_text().splitlines()]
+    assert "test: accuracy (12 items, higher is better)" in lines
+    assert max(map(len, lines)) <= 80
+    [row] = [place for place, line in enumerate(lines) if line.startswith(f" {label[:17]}") and "0.0003" in line][:1]
+    shown = label if len(label) <= 18 else f"{label[:17]}…"
+    found, after = result(summary, label), result(summary, label, stage=AFTER)
+    difference = found["to_baseline"]["over_seeds"]
+    half = (difference["high"] - difference["low"]) / 2
+    words = lines[row].split(), lines[row + 1].split()
+    assert words[0][:5] == [shown, "0.0003", "3", f"{found['over_seeds']['value']:.3f}", f"{difference['value']:+.3f}"]
+    assert words[0][-1] == f"{after['gain']['over_seeds']['value']:+.3f}"
+    assert f"±{half:.3f}" == words[1][1]
+
+
+def test_small_p_values_and_rows_without_results(runs):
+    nats = {("ift", 7): 0.999, ("ift", 8): 1.1, ("ift", 9): 1.2, ("sft", 7): 0.1, ("sft", 8): 0.2, ("sft", 9): 0.3}
+    reported = [
+        dataclasses.replace(one, tasks={**one.tasks, "text": entropy(nats[one.label, one.seed])})
+        for one in runs
+        if (one.label, one.seed) in nats
+    ]
+    summary = summarise(plan(), [*reported, *(one for one in runs if one.role in (TUNING, START))])
+    found = result(summary, "ift", "text", "entropy")["to_baseline"]
+    shown = list(sheets(summary))[1].rows
+    assert [row[0] for row in shown] == [BASE, "sft", "ift"]
+    assert found["p_holm"] < 0.001
+    assert shown[-1][-1] == "<.001"
+    found["p_holm"] = 0.0042
+    assert list(sheets(summary))[1].rows[-1][-1] == "0.004"

@@ -10,7 +10,7 @@ from typing import Any
 
 from ballast.compare.cells import LENGTH, has_length, method_recipe, on_groups
 from ballast.compare.plan import REPORT, RESERVED, TUNING, Plan, direction, label_of
-from ballast.compare.store import BASE, CACHE, CELLS, PLAN, SUMMARY
+from ballast.compare.store import BASE, CACHE, CELLS, JOBS_LOG, PLAN, SUMMARY
 from ballast.errors import BallastError, suggest
 from ballast.objectives import Objective
 from ballast.pipeline import checks, group_checks, rl_checks, settings
@@ -18,7 +18,7 @@ from ballast.recipe import Check, Recipe, TaskSection, check_group_options
 from ballast.recipe_sections import BudgetSection, ChooseSection, CompareSection, MethodSection
 from ballast.recipe_source import Problem
 
-OWN_FILES = (PLAN, SUMMARY, CELLS, BASE, CACHE, "report.html", "report.md", "jobs.log")
+OWN_FILES = (PLAN, SUMMARY, CELLS, BASE, CACHE, "report.html", "report.md", JOBS_LOG)
 ROW_CHECKS: tuple[Check, ...] = (
     check_group_options,
     checks.check_reference,

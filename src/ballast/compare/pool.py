@@ -88,8 +88,16 @@ class Processes:
         process = self._idle.get()
         try:
             process = process or self._start()
-            if process is None or self._closed:
+            if process is None:
                 return
+            ready = process.wait()
+            if self._closed:
+                return
+            if not ready:
+                raise BallastError(
+                    f"--jobs {self.count}: a process ended with exit code {process.code()} before its first run; see "
+                    f"{self.bench.store.jobs_log}, or take --jobs 1, which starts none"
+                )
             watcher.began(work)
             reply = process.ask(work)
             if reply is None and self._closed:
@@ -98,7 +106,8 @@ class Processes:
             if reply is None:
                 code = process.code()
                 process = None
-                error = ProcessDiedError(f"its process ended with exit code {code}; out of memory?")
+                log = self.bench.store.jobs_log
+                error = ProcessDiedError(f"its process ended with exit code {code}; out of memory? {log} may say more")
                 watcher.failed(work, self.bench.fail(work, error))
             elif "unusable" in reply:
                 raise BallastError(f"{work.name}: {reply['unusable']}")
@@ -133,7 +142,7 @@ class _Process:
     """One process that does works as it is asked; it ends when this process does."""
 
     def __init__(self, bench: Bench, threads: int | None) -> None:
-        with (bench.store.root / "jobs.log").open("ab") as log:
+        with bench.store.jobs_log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, *PROGRAM],
                 stdin=subprocess.PIPE,
@@ -151,11 +160,17 @@ class _Process:
             "threads": threads,
         }
         self._send(context)
+        self._ready = False
+
+    def wait(self) -> bool:
+        """Return whether the process has imported what it needs, when it has: a run's seconds begin there."""
+        self._ready = self._ready or bool(self._read())
+        return self._ready
 
     def ask(self, work: Work) -> dict[str, Any] | None:
         """Return what came of a piece of work, None where the process died."""
         self._send(work.to_dict())
-        line = self._pipe(self._process.stdout).readline()
+        line = self._read()
         return json.loads(line) if line.endswith("\n") else None
 
     def code(self) -> int:
@@ -177,6 +192,9 @@ class _Process:
             pipe.flush()
         except BrokenPipeError:  # it died; the answer that never comes says so
             pass
+
+    def _read(self) -> str:
+        return self._pipe(self._process.stdout).readline()
 
     @staticmethod
     def _pipe(pipe: IO[str] | None) -> IO[str]:

@@ -15,7 +15,7 @@ Slot = tuple[str, str]
 """A row's label, and what is counted of it: ``tuning``, ``runs`` or ``rl``."""
 
 HEADINGS = {"tuning": "choose rate", "runs": "runs", "rl": "RL"}
-NOUNS = {"tuning": "tuning", "runs": "reported runs", "rl": "RL"}
+NOUNS = {"tuning": "tuning", "runs": "runs", "rl": "RL"}
 
 
 def slot_of(work: Work) -> Slot:
@@ -105,11 +105,10 @@ class Board:
             since = [(slot_of(work), self._clock() - began) for work, began in self.running.items()]
             running = [max(self._expected(slot) - spent, 0.0) for slot, spent in since]
             waiting = Counter({slot: self._open(slot) for slot in self.totals}) - Counter(slot for slot, _ in since)
-            # A work is not shared: the last ones leave processes idle.
-            count = max(1, min(self._jobs, len(running) + waiting.total()))
             left = sum(running) + sum(self._expected(slot) * number for slot, number in waiting.items())
+            # A work is not shared: the last ones leave processes idle.
             longest = max([*running, *map(self._expected, waiting)], default=0.0)
-        return max(left / count, longest)
+        return max(left / self._jobs, longest)
 
     def left_text(self) -> str:
         """Return the time left in words, and what of it is a guess."""
@@ -118,8 +117,8 @@ class Board:
             return "time left unknown"
         timed = {kind for _, kind in self._times()}
         untimed = {kind for (row, kind) in self.totals if self._open((row, kind)) and kind not in timed}
-        guess = ", ".join(f"{NOUNS[kind]} not timed yet" for kind in NOUNS if kind in untimed)
-        return f"about {_clock_text(left)} left{f' ({guess})' if guess else ''}"
+        guess = " and ".join(noun for kind, noun in NOUNS.items() if kind in untimed)
+        return f"about {_clock_text(left)} left{f' ({guess} untimed)' if guess else ''}"
 
     def _times(self) -> dict[Slot, list[float]]:
         return {**self._earlier, **self.seconds}
@@ -180,12 +179,11 @@ class Board:
             done = sum(self.done.values()) + sum(self.broken.values())
             now = "; ".join(f"{work.name} ({self._clock() - since:.0f} s)" for work, since in self.running.items())
             elapsed = _clock_text(self._clock() - self._began)
-            line = Table.grid(padding=(0, 1))
-            line.add_row(
-                ProgressBar(total=total, completed=done, width=24),
-                Text(f"{done} of {total} runs, {elapsed} so far, {self.left_text()}"),
-            )
-            return Group(table, line, Text(f"now: {now}" if now else "", overflow="ellipsis", no_wrap=True))
+            lines = Table.grid()
+            lines.add_row(ProgressBar(total=total, completed=done, width=60))
+            lines.add_row(Text(f"{done} of {total} runs, {elapsed} so far, {self.left_text()}"))
+            lines.add_row(Text(f"now: {now}" if now else "", overflow="ellipsis", no_wrap=True))
+            return Group(table, lines)
 
     def _count(self, slot: Slot) -> str:
         if slot not in self.totals:

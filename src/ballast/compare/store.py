@@ -15,7 +15,7 @@ from ballast.errors import BallastError
 
 PLAN, SUMMARY = "compare.json", "summary.json"
 CELLS, BASE, CACHE, RL = "cells", "base", "cache", "rl"
-ERROR = "error.txt"
+ERROR, JOBS_LOG = "error.txt", "jobs.log"
 MARK = "cell"
 """Key of ``run.json`` that is written last, when evaluations and answers are there: a run with it is done."""
 
@@ -45,6 +45,11 @@ class Store:
     def cache(self) -> Path:
         """Statistics of the reference, shared by all runs."""
         return self.root / CACHE / "reference"
+
+    @property
+    def jobs_log(self) -> Path:
+        """What the processes that do the runs print."""
+        return self.root / JOBS_LOG
 
     def random(self, seed: int) -> Path:
         """The randomly initialised model of a seed."""

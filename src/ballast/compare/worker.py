@@ -1,6 +1,7 @@
 """A process that does works of a comparison as lines of JSON ask for them; ``python -m ballast.compare.worker``.
 
-The first line on stdin says what is compared, every further one is a piece of work, answered by one line on stdout.
+The first line on stdin says what is compared, every further one is a piece of work; each is answered by one line on
+stdout, the first one when everything is imported.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ def main() -> None:
     context = asked.get()
     bench = Bench(Plan(Recipe.model_validate(context["recipe"])), Store(Path(context["root"])), context["steps"])
     settle(context["threads"])
+    reply: dict[str, Any] = {}
     while True:
-        reply = _answer(bench, Work.from_dict(asked.get()))
         answers.write(json.dumps(reply) + "\n")
         answers.flush()
+        reply = _answer(bench, Work.from_dict(asked.get()))
 
 
 def settle(threads: int | None) -> None:
@@ -42,6 +44,7 @@ def settle(threads: int | None) -> None:
     import torch
     import transformers
 
+    import ballast.training  # noqa: F401  # what every run needs, before any is timed
     from ballast.pipeline import quiet
 
     quiet()
