@@ -26,6 +26,9 @@ BEFORE, AFTER = "before_rl", "after_rl"
 STAGES = {BEFORE: "", AFTER: ", after RL"}
 GREEDY, SAMPLED, ENTROPY = ("greedy", "accuracy"), ("ready", "pass@1"), ("ready", "entropy")
 LEVEL = 0.05
+STYLES = ("steps", "words", "answer")
+OPENINGS = {"s": "words", "#": "answer"}
+"""The lab's styles of an answer, and what two of them begin with; the third begins with a number."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,50 @@ def difference(higher: Sequence[Any], lower: Sequence[Any], task: str, metric: s
     }
 
 
+def styles(output: Path, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return how each row answers: of every style its share of the answers, and how many of these are right."""
+    found = []
+    for row in summary["rows"]:
+        for stage, one in row["stages"].items():
+            for task in ("greedy", "ready"):
+                paths = [path for run in one["runs"] for path in (output / run / "evals").glob(f"*/{task}.jsonl")]
+                answers = [_answers(json.loads(line)) for path in paths for line in path.read_text().splitlines()]
+                scores: dict[str, list[float]] = {style: [] for style in STYLES}
+                for style, score in (answer for item in answers for answer in item):
+                    scores[style].append(score)
+                total = sum(map(len, scores.values()))
+                shares = {style: {"share": len(of) / total, "right": _mean(of)} for style, of in scores.items()}
+                found.append({"label": row["label"], "stage": stage, "task": task, "styles": shares})
+    return found
+
+
+def _answers(item: Mapping[str, Any]) -> list[tuple[str, float]]:
+    texts = [completion["text"] for completion in item["completions"]]
+    return [(OPENINGS.get(text[:1], STYLES[0]), score) for text, score in zip(texts, item["scores"], strict=True)]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def styles_table(found: Sequence[Mapping[str, Any]]) -> str:
+    """Return one row for each label: how it answers greedily and sampled, before and after RL."""
+    heads = ("greedy", "sampled", "greedy after RL", "sampled after RL")
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    cells = {(one["label"], one["stage"], one["task"]): one["styles"] for one in found}
+    for label in dict.fromkeys(one["label"] for one in found):
+        places = [(label, stage, task) for stage in (BEFORE, AFTER) for task in ("greedy", "ready")]
+        lines.append(f"| {label} | " + " | ".join(_shares(cells.get(place)) for place in places) + " |")
+    return "\n".join(lines)
+
+
+def _shares(of: Mapping[str, Mapping[str, float | None]] | None) -> str:
+    if of is None:
+        return "–"
+    parts = [(style, one["share"], one["right"]) for style, one in of.items()]
+    return ", ".join(f"{style} {share:.2f} ({right:.2f})" for style, share, right in parts if right is not None)
+
+
 def keep(output: Path) -> Path:
     """Put a comparison's summary, report and claims into docs/evidence, under its recipe's name."""
     from ballast.compare import load_plan, write_summary
@@ -121,6 +168,7 @@ def keep(output: Path) -> Path:
         shutil.copy(page, folder / page.name)
     (folder / "summary.json").write_text(json.dumps(_rounded(summary), separators=(",", ":")) + "\n")
     write_json(folder / "claims.json", claims(output, summary))
+    write_json(folder / "styles.json", _rounded(styles(output, summary)))
     return folder
 
 
@@ -152,6 +200,9 @@ def tables() -> str:
             sweep_table(summary),
             "",
             claims_table(found),
+            "",
+            "How they answer: each style's share of the answers, and in brackets how many of these are right.\n",
+            styles_table(json.loads((folder / "styles.json").read_text())),
             "",
         ]
     return "\n".join(parts)

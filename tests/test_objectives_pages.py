@@ -47,11 +47,3 @@ def test_the_check_notices(spoil, message, tmp_path):
     done = _check(folder)
     assert done.returncode == 1
     assert message in done.stderr
-
-
-def test_links_between_pages_lead_somewhere():
-    import re
-
-    for page in PAGES.glob("*.md"):
-        for target in re.findall(r"\]\(((?!https?:)[^)]+)\)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"

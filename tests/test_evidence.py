@@ -1,0 +1,100 @@
+"""The committed evidence: tables say what the records say, claims agree with the summary, verdicts with the figures."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+import evidence  # noqa: E402
+
+KEPT = sorted(path.parent for path in evidence.EVIDENCE.glob("*/claims.json"))
+
+
+def read(folder, name):
+    return json.loads((folder / name).read_text(encoding="utf-8"))
+
+
+def test_both_priors_are_kept():
+    assert {"strong-prior-noisy", "weak-prior-noisy"} <= {folder.name for folder in KEPT}
+
+
+def test_the_tables_are_those_of_the_records():
+    page = evidence.PAGE.read_text(encoding="utf-8")
+    assert page == evidence.page_with(evidence.tables(), page)
+
+
+@pytest.mark.parametrize("folder", KEPT, ids=lambda folder: folder.name)
+def test_a_comparison_is_whole(folder):
+    summary = read(folder, "summary.json")
+    assert summary["complete"]
+    assert not summary["failed"]
+    methods = [row for row in summary["rows"] if row["kind"] == "method"]
+    assert len(methods) == 7
+    for row in methods:
+        assert len(row["tuning"]) >= 3
+        assert all(len(one["seeds"]) == 2 for one in row["tuning"])
+        assert [len(found["seeds"]) for found in row["stages"].values()] == [5, 5]
+    assert all(commit is None or not commit.endswith("+") for commit in summary["provenance"]["commits"])
+    for name in ("report.html", "report.md", "summary.json"):
+        text = (folder / name).read_text(encoding="utf-8")
+        assert "/root" not in text
+        assert "/home" not in text
+
+
+@pytest.mark.parametrize("folder", KEPT, ids=lambda folder: folder.name)
+def test_claims_against_the_baseline_are_the_summarys_differences(folder):
+    summary, found = read(folder, "summary.json"), read(folder, "claims.json")
+    rows = {row["label"]: row for row in summary["rows"]}
+    checked = 0
+    for one in found:
+        (label, stage), (other, other_stage), (task, metric) = one["higher"], one["lower"], one["metric"]
+        if other != summary["baseline"] or stage != other_stage:
+            continue
+        known = rows[label]["stages"][stage]["tasks"][task][metric]["to_baseline"]
+        assert one["values"] == pytest.approx(known["values"], abs=1e-6)
+        for key in ("over_seeds", "over_both"):
+            if known[key] is not None:
+                wanted = [known[key][part] for part in ("value", "low", "high")]
+                assert [one[key][part] for part in ("value", "low", "high")] == pytest.approx(wanted, abs=1e-6)
+        checked += 1
+    assert checked >= 8
+
+
+@pytest.mark.parametrize("folder", KEPT, ids=lambda folder: folder.name)
+def test_verdicts_follow_from_the_figures(folder):
+    found = read(folder, "claims.json")
+    assert len(found) == len(evidence.CLAIMS)
+    tested = sorted(one["p"] for one in found if one["p"] is not None)
+    for one in found:
+        assert one["verdict"] == evidence.judge(one)
+        if one["p"] is not None:
+            # Holm by hand: the largest of what this p and the smaller ones make, each times those that are left.
+            smaller = [min(1.0, p * (len(tested) - place)) for place, p in enumerate(tested) if p <= one["p"]]
+            assert one["p_holm"] == pytest.approx(max(smaller))
+
+
+def made(p, seeds, both):
+    def bounds(pair):
+        return {"value": sum(pair) / 2, "low": pair[0], "high": pair[1]}
+
+    return {"p_holm": p, "over_seeds": bounds(seeds), "over_both": both and bounds(both)}
+
+
+@pytest.mark.parametrize(
+    ("difference", "verdict"),
+    [
+        (made(0.01, (0.1, 0.3), (0.05, 0.35)), "held"),
+        (made(0.01, (0.1, 0.3), None), "held"),
+        (made(0.01, (0.1, 0.3), (-0.05, 0.45)), "held, on these items"),
+        (made(0.01, (-0.3, -0.1), (-0.35, -0.05)), "the reverse"),
+        (made(0.05, (0.1, 0.3), (0.05, 0.35)), "not shown"),
+        (made(None, (0.1, 0.3), None), "not shown"),
+    ],
+)
+def test_judging(difference, verdict):
+    assert evidence.judge(difference) == verdict
