@@ -2,22 +2,16 @@
 
 import json
 import math
-import os
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
-from ballast.cli import app
 from ballast.errors import BallastError
 from ballast.evaluation import Task, evaluate, generation, kinds
 from ballast.evaluation.readiness import distinct_answers, groups, mixed_share
-from ballast.pipeline.readiness import read_source
-from ballast.recipe import DataSection
 from tiny import char_tokenizer, tiny_model
 
 SUMS = [{"prompt": f"{a}+{b}=", "completion": f"{a + b}!", "answer": str(a + b)} for a in range(3) for b in range(3)]
@@ -209,7 +203,7 @@ def test_rows_beside_end_at_the_limit(models, tokenizer):
         ({"temperature": 0}, "at temperature 0"),
         ({"kind": "generate"}, "group is of kind readiness, generate would ignore it"),
         ({"kind": "nll", "group": None}, "demonstrations is of kind readiness, nll would ignore it"),
-        ({"demonstrations": [{"prompt": "1"}]}, "demonstrations: row 1: no 'completion'"),
+        ({"demonstrations": [{"prompt": "1"}]}, "demonstrations: row 1: no 'completion' .*; name others in a task"),
         ({"demonstrations": []}, "demonstrations: no rows"),
         ({"demonstrations": "absent.jsonl"}, "absent.jsonl"),
         ({"demonstrations": [{"prompt": "1", "completion": "2" * 200}]}, "demonstrations: row 1: .* exceed"),
@@ -233,114 +227,3 @@ def test_bad_tasks_are_named(models, tokenizer, values, words):
 def test_a_base_is_needed(models, tokenizer):
     with pytest.raises(BallastError, match="base_kl needs the base model"):
         evaluate(models[0], tokenizer, [task()])
-
-
-RECIPE = """\
-model: model
-data: {train: taught.jsonl}
-evaluation:
-  tasks:
-    - {name: sums, data: rows.jsonl, limit: 4, max_new_tokens: 3}
-    - {kind: nll, name: texts, data: texts.jsonl}
-"""
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("readiness")
-    for name, seed in (("model", 1), ("tuned", 2)):
-        tiny_model(seed, initializer_range=0.2).save_pretrained(folder / name)
-        char_tokenizer(chat_template="{% for m in messages %}{{ m['content'] }}{% endfor %}").save_pretrained(
-            folder / name
-        )
-    for name, rows in (("rows", SUMS), ("taught", SUMS), ("texts", TEXTS)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    turns = [{"role": "user", "content": "1+1="}, {"role": "assistant", "content": "2"}]
-    (folder / "chat.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
-    (folder / "recipe.yaml").write_text(RECIPE)
-    here = Path.cwd()
-    os.chdir(folder)
-    yield folder
-    os.chdir(here)
-
-
-def run(*words):
-    return CliRunner().invoke(app, ["evaluate", *words])
-
-
-def test_the_command_makes_a_task_of_the_recipe(workspace):
-    done = run("recipe.yaml", "--readiness", "--group", "4", "--samples", "5", "--model", "tuned", "--json")
-    assert done.exit_code == 0, done.output
-    (task,) = json.loads(done.stdout)[0]["tasks"]
-    assert (task["kind"], task["settings"]["samples"], task["settings"]["group"]) == ("readiness", 5, 4)
-    sources = {name: task["settings"][name] for name in ("data", "demonstrations", "forgetting")}
-    assert sources == {"data": "rows.jsonl", "demonstrations": "data.train", "forgetting": "texts.jsonl"}
-    assert task["counts"] | {"budget_tokens": 60, "demonstrations_rows": 4, "forgetting_rows": 2} == task["counts"]
-    assert task["metrics"]["base_kl"]["value"] > 0
-    assert task["metrics"]["demonstrations_kl"]["value"] > 0
-
-
-def test_the_command_says_what_was_spent_and_what_it_means(workspace):
-    done = run("recipe.yaml", "--readiness")
-    assert done.exit_code == 0, done.output
-    words = " ".join(done.stdout.split())
-    assert "base: 4 prompts × 8 samples × at most 3 tokens" in words
-    assert "base: in groups of 8, 0% have mixed rewards, and so a gradient in GRPO; in 100% no answer is right" in words
-    assert "mixed@8" in words
-
-
-def test_a_task_of_the_kind_is_taken_as_it_is(workspace):
-    tasks = "evaluation.tasks=[{kind: readiness, name: own, data: rows.jsonl, max_new_tokens: 2, limit: 2, group: 2}]"
-    done = run("model=model", tasks, "--readiness", "--json")
-    assert done.exit_code == 0, done.output
-    (task,) = json.loads(done.stdout)[0]["tasks"]
-    assert (task["name"], task["settings"]["samples"]) == ("own", 2)
-    over = json.loads(run("model=model", tasks, "--readiness", "--group", "3", "--json").stdout)
-    assert (over[0]["tasks"][0]["settings"]["group"], over[0]["tasks"][0]["settings"]["samples"]) == (3, 3)
-    # The start against itself.
-    assert task["metrics"]["base_kl"]["value"] == pytest.approx(0, abs=1e-6)
-
-
-def test_conversations_are_demonstrations_too(workspace):
-    (row,) = read_source("data.train", DataSection(train=("chat.jsonl",)))
-    assert [[turn["content"] for turn in row[name]] for name in ("prompt", "completion")] == [["1+1="], ["2"]]
-    done = run("recipe.yaml", "data.train=chat.jsonl", "--readiness", "--json")
-    assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)[0]["tasks"][0]["counts"]["demonstrations_rows"] == 1
-
-
-def test_a_dry_run_shows_the_task(workspace):
-    done = run("recipe.yaml", "--readiness", "--group", "4", "--dry-run")
-    assert done.exit_code == 0
-    assert "kind: readiness" in done.stdout
-    assert "group: 4" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (("recipe.yaml", "--group", "4"), "--group and --samples belong to --readiness"),
-        (("recipe.yaml", "--samples", "4"), "--group and --samples belong to --readiness"),
-        (("recipe.yaml", "--readiness", "--group", "1"), "a group of one answer"),
-        (("recipe.yaml", "--readiness", "--samples", "2"), "pass@8 cannot be estimated from 2 samples"),
-        (("recipe.yaml", "--readiness", "evaluation.tasks.0.kind=nll"), "none generates answers"),
-        (("model=model", "--readiness"), "evaluation.tasks"),
-        (("recipe.yaml", "--readiness", "data.train=texts.jsonl"), "demonstrations: row 1: no 'prompt'"),
-        (("recipe.yaml", "--readiness", "data.train=absent.jsonl"), "absent.jsonl"),
-        (("recipe.yaml", "evaluation.tasks.0.group=4"), "group is of kind readiness"),
-        (
-            ("recipe.yaml", "evaluation.tasks=[{kind: readiness, data: rows.jsonl, forgetting: gone.jsonl}]"),
-            "gone.jsonl: no such file",
-        ),
-        (
-            ("model=model", "evaluation.tasks=[{kind: readiness, data: rows.jsonl, demonstrations: data.train}]"),
-            "it names none",
-        ),
-        (("recipe.yaml", "evaluation.tasks.0.kind=readyness"), "did you mean 'readiness'"),
-    ],
-)
-def test_bad_input_is_one_line(workspace, words, expected):
-    done = run(*words)
-    assert done.exit_code == 2, done.output
-    assert expected in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1

@@ -81,7 +81,10 @@ def check_beside(beside: Mapping[str, Rows]) -> None:
         for index, row in enumerate(rows):
             for column in COLUMNS[name]:
                 if not row.get(column):
-                    raise BallastError(f"{name}: row {index + 1}: no {column!r} (columns: {', '.join(map(str, row))})")
+                    raise BallastError(
+                        f"{name}: row {index + 1}: no {column!r} (columns: {', '.join(map(str, row))}); name others in "
+                        f"a task of kind readiness, or leave {name} out of it"
+                    )
 
 
 def beside(

@@ -67,8 +67,10 @@ def _made(recipe: Recipe) -> TaskSection:
 
 
 def _is_text(task: TaskSection) -> bool:
-    """Whether a task reads plain texts that need no renaming."""
-    return task.kind == "nll" and not (task.model_extra or {}).keys() & {"columns", "split"}
+    """Whether a task reads plain texts that need no renaming; one of kind ``nll`` may also read demonstrations."""
+    if task.kind != "nll" or (task.model_extra or {}).keys() & {"columns", "split"}:
+        return False
+    return "text" in sources.load(task.data, limit=1).column_names
 
 
 def _changed(task: TaskSection, given: Mapping[str, int]) -> TaskSection:
