@@ -13,6 +13,7 @@ from ballast import token_stats
 from ballast.head import LMHead
 from ballast.stats import DIFFERENTIABLE_FIELDS
 from head_inputs import FIELDS, SETTINGS, inputs, leaves
+from head_meter import Meter as Products
 
 TOLERANCE = {"rtol": 1e-10, "atol": 1e-12}
 
@@ -149,6 +150,7 @@ def test_never_more_than_one_chunk_of_logits_in_forward_and_backward(fields):
     few, many = _metered(20, "chunked", fields), _metered(80, "chunked", fields)
     assert many.largest == 4 * 131
     assert many.peak == few.peak > 0
+    assert _metered(5, "chunked", fields, chunk=50).largest == 5 * 131
 
 
 def test_the_meter_sees_all_logits_of_the_dense_backend():
@@ -159,22 +161,36 @@ def test_the_meter_sees_all_logits_of_the_dense_backend():
 
 def test_a_frozen_head_forms_no_head_gradient():
     states, head, targets, _ = inputs(6, 5, 31, dtype=torch.float32)
-    shapes = []
-
-    class Shapes(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            result = func(*args, **(kwargs or {}))
-            if isinstance(result, torch.Tensor):
-                shapes.append(tuple(result.shape))
-            return result
-
     for frozen in (False, True):
         head.weight.requires_grad_(not frozen)
         value = token_stats(states, head, targets, backend="chunked", chunk=2).logprob.sum()
-        shapes.clear()
-        with Shapes():
+        with Products(31) as meter:
             value.backward()
-        assert ((31, 5) in shapes) == (not frozen)
+        assert ((31, 2, 5) in meter.products) == (not frozen)
+        assert meter.products.count((2, 5, 31)) == 3
+
+
+@pytest.mark.parametrize(("field", "forward", "backward"), [("mass", 3, 3), ("ref_logprob", 6, 3), ("kl", 6, 6)])
+def test_a_reference_is_projected_where_it_is_read(field, forward, backward):
+    states, head, targets, reference = inputs(6, 5, 31)
+    given = {"fields": ("logprob", field), "reference": reference, "backend": "chunked", "chunk": 2}
+    with Products(31) as meter:
+        stats = token_stats(states, head, targets, **given)
+    assert len(meter.products) == forward
+    with Products(31) as meter:
+        (stats.logprob.sum() + (stats.kl.sum() if field == "kl" else 0)).backward()
+    assert sum(sizes[-1] == 31 for sizes in meter.products) == backward
+
+
+def test_autocast_leaves_the_gradient_of_a_float64_head_as_it_is():
+    results = []
+    for lowered in (False, True):
+        states, head, targets, _ = inputs(6)
+        with torch.autocast("cpu", torch.bfloat16, enabled=lowered):
+            stats = token_stats(states, head, targets, fields=("logprob", "entropy"), backend="chunked", chunk=2)
+        results.append(torch.autograd.grad((stats.logprob + stats.entropy).sum(), leaves(states, head)))
+    for plain, under in zip(*results, strict=True):
+        assert torch.equal(plain, under)
 
 
 def test_auto_holds_small_logits_whole_and_cuts_large_ones(monkeypatch):

@@ -76,15 +76,18 @@ def test_equals_full_logits_where_one_statistic_alone_has_a_gradient(only):
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("name", ["sft", "anchored"])
-def test_equals_full_logits_where_the_product_goes_in_strips(monkeypatch, softcap, name):
-    import ballast.head.tiles as tiles
+@pytest.mark.parametrize(("threads", "widths"), [(1, {10, 7}), (2, {20, 17})])
+def test_equals_full_logits_where_the_product_goes_in_strips(monkeypatch, softcap, name, threads, widths):
+    import ballast.head.projection as projection
 
-    monkeypatch.setattr(tiles, "CPU_STRIP", 10)
+    monkeypatch.setattr(projection, "CPU_STRIP", 10)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     given_inputs = inputs(6, vocab=37, dtype=torch.float32, bias=True, softcap=softcap)
     strips = []
     monkeypatch.setattr(torch, "addmm", _spy(torch.addmm, strips))
     _assert_same(given_inputs, TOKEN_CASES[name], {"rtol": 1e-4, "atol": 1e-5}, chunk=4)
-    assert {10, 7} <= {len(bias) for bias in strips}
+    # Besides those of the fused loss there are the whole ones that it is compared with.
+    assert {len(bias) for bias in strips} - {37} == widths
 
 
 def _spy(function, seen):

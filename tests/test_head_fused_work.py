@@ -7,6 +7,7 @@ import torch
 
 from ballast import fused_loss, objective, token_stats
 from ballast.head import LMHead, fused_pass
+from ballast.head.folds import row_blocks
 from ballast.head.tiles import CPU_TILE_LIMIT, SMALL_TILE, TILE_LIMIT, tile_rows
 from ballast.stats import FIELDS, LAYOUT_FIELDS, LIVE_FIELDS, PAIR_FIELDS
 from head_inputs import inputs, leaves
@@ -39,10 +40,17 @@ def test_three_products_a_tile():
     assert meter.products == [project, states, head] * 2 + last
 
 
-@pytest.mark.parametrize(("name", "products"), [("sft", 3), ("reweight-mass-live", 3), ("reweight-mass-reference", 4)])
-def test_products_in_all(name, products):
+@pytest.mark.parametrize(
+    ("name", "projections"), [("sft", 1), ("reweight-mass-live", 1), ("reweight-mass-reference", 2)]
+)
+def test_products_in_all(name, projections):
     # A live reference is projected once a tile; the refused second projection of the model would be one more.
-    assert len(_metered(12, TOKEN_CASES[name]).products) == 3 * products
+    products = _metered(12, TOKEN_CASES[name]).products
+    projected = [sizes for sizes in products if sizes[-1] == VOCAB]
+    assert len(projected) == 3 * projections
+    assert {sizes[0] for sizes in projected} == {4}
+    # Of a tile without gradient there is nothing to multiply.
+    assert len(products) - len(projected) <= 3 * 2
 
 
 def test_the_pair_of_models_is_projected_once_each():
@@ -122,6 +130,16 @@ def test_tile_rows():
     assert on_cpu(7, 2**27, 8) == 1
     assert elsewhere(4096, 151_936, 4096) == 1366 <= TILE_LIMIT // 151_936
     assert elsewhere(512, 65_536, 512) == 256
+
+
+def test_passes_over_a_small_tile_go_in_smaller_blocks():
+    def rows_of_blocks(rows, vocab):
+        return [part.stop - part.start for part in row_blocks(torch.empty(1, 1).expand(rows, vocab))]
+
+    assert rows_of_blocks(1024, 2**10) == [256] * 4
+    assert rows_of_blocks(1025, 2**10)[:2] == [512, 512]
+    assert rows_of_blocks(3, 2**20) == [1, 1, 1]
+    assert rows_of_blocks(200, 2**10) == [256]
 
 
 COLUMNS = tuple(name for name in FIELDS if name not in (*LIVE_FIELDS, *PAIR_FIELDS, *LAYOUT_FIELDS, "origin"))

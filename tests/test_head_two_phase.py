@@ -118,7 +118,8 @@ def test_only_tokens_with_gradient_are_projected_again_and_only_those_with_a_kl_
 
 def test_one_tile_is_projected_once():
     _, kinds = _metered(_some, FIELDS, chunk=None)
-    assert kinds[HIDDEN, VOCAB] == kinds[HIDDEN + 1, VOCAB] == kinds[VOCAB, HIDDEN] == 8
+    assert kinds[HIDDEN, VOCAB] == kinds[HIDDEN + 1, VOCAB] == 8
+    assert kinds[VOCAB, HIDDEN] == 4
 
 
 @pytest.mark.parametrize("chunk", [2, None])

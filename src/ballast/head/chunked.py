@@ -9,7 +9,8 @@ import torch
 
 from ballast.head.folds import KL_FIELDS, SMALLEST_LOG, Scratch, divergences, gradient_of_logprobs, marginal
 from ballast.head.lm_head import LMHead
-from ballast.stats import DIFFERENTIABLE_FIELDS
+from ballast.head.projection import Projection, autocast_dtype
+from ballast.stats import DIFFERENTIABLE_FIELDS, PAIR_FIELDS, REFERENCE_FIELDS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,14 +29,11 @@ class _Plan:
     autocast: torch.dtype | None
     """The dtype that autocast projects in; kept because the backward runs outside of autocast's context."""
 
-    def logits(self, head: LMHead, hidden_CH: Tensor) -> Tensor:
-        with torch.autocast(hidden_CH.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            return head.logits(hidden_CH)
+    def projection(self, head: LMHead, rows: int) -> Projection:
+        return Projection(head, min(self.chunk, rows), self.autocast)
 
-
-def autocast_dtype(device: str) -> torch.dtype | None:
-    """Return the dtype that autocast projects in on this type of device, None where it is off."""
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    def reference(self, rows: int) -> Projection | None:
+        return None if self.ref_head is None else self.projection(self.ref_head, rows)
 
 
 def chunked(
@@ -49,7 +47,8 @@ def chunked(
 ) -> dict[str, Tensor]:
     """Return the fields, each ``[N]``, from ``chunk`` rows of logits at a time."""
     device = hidden_NH.device.type
-    ref_hidden, ref_head = reference if reference is not None else (None, None)
+    in_use = any(name in (*PAIR_FIELDS, *REFERENCE_FIELDS) for name in fields)
+    ref_hidden, ref_head = reference if reference is not None and in_use else (None, None)
     plan = _Plan(fields, chunk, ref_head, vocab_size, autocast_dtype(device))
     with torch.autocast(device, enabled=False):
         outputs = _Statistics.apply(  # type: ignore[no-untyped-call]
@@ -74,10 +73,11 @@ class _Statistics(torch.autograd.Function):
         head = LMHead(weight, bias, softcap, scale)
         dtype = torch.promote_types(weight.dtype, torch.float32)
         values = {name: hidden.new_empty(len(hidden), dtype=dtype) for name in (*plan.fields, "top", "normaliser")}
-        scratch = Scratch()
+        scratch, own, other = Scratch(), plan.projection(head, len(hidden)), plan.reference(len(hidden))
         for part in chunks(len(hidden), plan.chunk):
-            ref_part = None if ref is None else ref[part]
-            tile = _forward_chunk(head, hidden[part], targets[part], ref_part, plan, scratch)
+            logits_CV = own.logits(hidden[part])
+            ref_CV = None if other is None or ref is None else other.logits(ref[part])
+            tile = _forward_chunk(logits_CV, ref_CV, targets[part], plan, scratch)
             for name, value in values.items():
                 value[part] = tile[name]
         kept = (values.get("entropy"), values.get("kl"), values["top"], values["normaliser"])
@@ -101,14 +101,15 @@ class _Statistics(torch.autograd.Function):
         grad_hidden = torch.zeros_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=sums) if wants_weight else None
         grad_bias = torch.zeros_like(bias, dtype=sums) if wants_bias else None
-        scratch = Scratch()
+        scratch, own = Scratch(), plan.projection(head, len(hidden))
+        other = None if incoming.keys().isdisjoint(KL_FIELDS) else plan.reference(len(hidden))
         for part in chunks(len(hidden), plan.chunk):
             here = {name: value[part] for name, value in known.items() if value is not None}
-            ref_part = None if ref is None else ref[part]
-            grad_CV = _backward_chunk(head, hidden[part], targets[part], ref_part, plan, here, scratch)
+            grad_CV, ref_CV = own.logits(hidden[part]), None if other is None else other.logits(ref[part])
+            _backward_chunk(grad_CV, ref_CV, targets[part], plan, head.softcap, here, scratch)
             if grad_bias is not None:
                 grad_bias += grad_CV.sum(0)
-            grad_CV = grad_CV.to(plan.autocast or weight.dtype)
+            grad_CV = own.operand(grad_CV)
             if grad_hidden is not None:
                 grad_hidden[part] = grad_CV @ weight.to(grad_CV.dtype)
             if grad_weight is not None:
@@ -132,36 +133,31 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _forward_chunk(
-    head: LMHead, hidden: Tensor, targets: Tensor, ref: Tensor | None, plan: _Plan, scratch: Scratch
+    logits_CV: Tensor, ref_CV: Tensor | None, targets_C: Tensor, plan: _Plan, scratch: Scratch
 ) -> dict[str, Tensor]:
     leave: Leave = "anything" if set(KL_FIELDS).isdisjoint(plan.fields) else "logprobs"
-    logp_CV = plan.logits(head, hidden)
-    values = marginal(logp_CV, targets, plan.fields, "", leave, scratch)
-    if ref is None or plan.ref_head is None:
+    values = marginal(logits_CV, targets_C, plan.fields, "", leave, scratch)
+    if ref_CV is None:
         return values
-    logq_CV = plan.logits(plan.ref_head, ref)
-    values |= marginal(logq_CV, targets, plan.fields, "ref_", leave, scratch)
+    values |= marginal(ref_CV, targets_C, plan.fields, "ref_", leave, scratch)
     if leave == "anything":
         return values
-    return values | divergences(logp_CV, logq_CV, plan.fields, plan.vocab_size, scratch)
+    return values | divergences(logits_CV, ref_CV, plan.fields, plan.vocab_size, scratch)
 
 
 def _backward_chunk(
-    head: LMHead,
-    hidden: Tensor,
-    targets: Tensor,
-    ref: Tensor | None,
+    logits_CV: Tensor,
+    ref_CV: Tensor | None,
+    targets_C: Tensor,
     plan: _Plan,
+    softcap: float | None,
     known: dict[str, Tensor],
     scratch: Scratch,
-) -> Tensor:
-    """Return the gradient of the projection ``h Wᵀ + b``, ``[C, V]``, given what `gradient_of_logprobs` knows."""
+) -> None:
+    """Turn logits into the gradient of the projection ``h Wᵀ + b``, given what `gradient_of_logprobs` knows."""
     # In two steps, as in the forward: the sum of both would be rounded at the size of the logits.
-    logp_CV = plan.logits(head, hidden).sub_(known["top"][:, None]).sub_(known["normaliser"][:, None])
+    logits_CV.sub_(known["top"][:, None]).sub_(known["normaliser"][:, None])
     if not known.keys().isdisjoint(("entropy", *KL_FIELDS)):
-        logp_CV.clamp_(min=SMALLEST_LOG)
-    logq_CV = None
-    if ref is not None and plan.ref_head is not None and not known.keys().isdisjoint(KL_FIELDS):
-        logq_CV = plan.logits(plan.ref_head, ref).log_softmax(-1).clamp_(min=SMALLEST_LOG)
-    gradient_of_logprobs(logp_CV, logq_CV, targets, known, plan.vocab_size, head.softcap, scratch)
-    return logp_CV
+        logits_CV.clamp_(min=SMALLEST_LOG)
+    logq_CV = None if ref_CV is None else ref_CV.log_softmax(-1).clamp_(min=SMALLEST_LOG)
+    gradient_of_logprobs(logits_CV, logq_CV, targets_C, known, plan.vocab_size, softcap, scratch)

@@ -54,10 +54,24 @@ def row_blocks(rows_CV: Tensor) -> Iterator[slice]:
     A product wants many rows at once, to read the weight rarely; the passes over its result want few on a CPU, to
     stay in the cache.
     """
-    limit = CPU_BLOCK_LOGITS if rows_CV.device.type == "cpu" else BLOCK_LOGITS
+    on_cpu = rows_CV.device.type == "cpu"
+    limit = CPU_BLOCK_LOGITS if on_cpu else BLOCK_LOGITS
+    if on_cpu and rows_CV.numel() <= 2 * limit:
+        # Temporaries as large as a small tile outgrow what the allocator keeps, and are paged in anew by every call.
+        limit //= 2
     rows = max(1, limit // rows_CV.shape[1])
     for start in range(0, len(rows_CV), rows):
         yield slice(start, start + rows)
+
+
+def packed(rows_CV: Tensor, order_K: Tensor, scratch: Scratch) -> Tensor:
+    """Move these rows, whose indices ascend, to the front in place, and return them ``[K, V]``."""
+    packed_KV = rows_CV[: len(order_K)]
+    for rows in row_blocks(packed_KV):
+        # No row is written over before it is read: each moves forwards, if at all.
+        here_BV = packed_KV[rows]
+        here_BV.copy_(torch.index_select(rows_CV, 0, order_K[rows], out=scratch.like(here_BV, 0)))
+    return packed_KV
 
 
 def marginal(

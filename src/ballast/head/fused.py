@@ -13,8 +13,8 @@ import torch
 
 from ballast.errors import BallastError
 from ballast.head.attached import Formed, attach, checked_denominator, joined, per_token_slopes
-from ballast.head.chunked import autocast_dtype
 from ballast.head.inputs import as_head, check, checked_columns, frozen
+from ballast.head.projection import autocast_dtype
 from ballast.head.tiles import Gradients, Needed, Tiles, checked_rows, parts
 from ballast.stats import DIFFERENTIABLE_FIELDS, LIVE_FIELDS, PAIR_FIELDS, REFERENCE_FIELDS, TokenStats
 

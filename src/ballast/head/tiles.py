@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from ballast.head.chunked import add_product, chunks
-from ballast.head.folds import KL_FIELDS, Scratch, divergences, gradient_of_exponentials, gradient_of_logprobs, marginal
-from ballast.head.lm_head import LMHead
+from ballast.head.folds import (
+    KL_FIELDS,
+    Scratch,
+    divergences,
+    gradient_of_exponentials,
+    gradient_of_logprobs,
+    marginal,
+    packed,
+)
+from ballast.head.projection import Projection
 from ballast.stats import PAIR_FIELDS, REFERENCE_FIELDS
 
 if TYPE_CHECKING:
@@ -19,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ballast.head.folds import Leave
+    from ballast.head.lm_head import LMHead
 
     Part = slice | Tensor
     """Which rows: some in a row, or their indices."""
@@ -32,8 +41,8 @@ CPU_TILE_LIMIT = 2**26
 SMALL_TILE = 2**23
 """Logits (32 MiB) below which a tile is not cut for being large beside the head's weight."""
 
-CPU_STRIP = 4096
-"""Vocabulary rows that a product in float32 goes over at a time on a CPU: its packed operand then fits the cache."""
+LEAST_SPARED = 1 / 8
+"""Share of a tile's rows without gradient from which on the others are moved together, which copies them."""
 
 
 def tile_rows(rows: int, head: LMHead, ref_head: LMHead | None = None) -> int:
@@ -68,55 +77,6 @@ def parts(count: int, rows: int, order: Tensor | None) -> Iterator[Part]:
     """Yield what makes up all tokens, or those in `order`, `rows` at a time."""
     for part in chunks(count, rows):
         yield part if order is None else order[part]
-
-
-class Projection:
-    """Logits of some rows at a time, in the head's own dtype as `LMHead.logits`, in memory of its own."""
-
-    def __init__(self, head: LMHead, rows: int, low: torch.dtype | None) -> None:
-        # Autocast leaves float64 as it is.
-        dtype = head.weight.dtype if low is None or head.weight.dtype == torch.float64 else low
-        self.weight = head.weight.detach().to(dtype)
-        self.bias = None if head.bias is None else head.bias.detach().to(dtype)
-        self.softcap, self.scale, self.dtype = head.softcap, head.scale, dtype
-        self._projected_CV = self.weight.new_empty(rows, len(self.weight))
-        self.wide = torch.promote_types(dtype, torch.float32)
-        self._logits_CV = self._projected_CV
-        if self.wide != dtype:
-            self._logits_CV = torch.empty_like(self._projected_CV, dtype=self.wide)
-
-    def logits(self, hidden_CH: Tensor) -> Tensor:
-        """Return the logits ``[C, V]`` in float32 or better; the next call overwrites them."""
-        projected_CV = self._projected_CV[: len(hidden_CH)]
-        self._project(hidden_CH.to(self.dtype), projected_CV)
-        logits_CV = self._logits_CV[: len(hidden_CH)]
-        if logits_CV.dtype != projected_CV.dtype:
-            logits_CV.copy_(projected_CV)
-        if self.scale != 1.0:
-            logits_CV.mul_(self.scale)
-        if self.softcap is not None:
-            logits_CV.div_(self.softcap).tanh_().mul_(self.softcap)
-        return logits_CV
-
-    def _project(self, hidden_CH: Tensor, out_CV: Tensor) -> None:
-        vocab = len(self.weight)
-        in_strips = self.dtype == torch.float32 and out_CV.device.type == "cpu"
-        width = CPU_STRIP if in_strips else vocab
-        for start in range(0, vocab, width):
-            strip = slice(start, start + width)
-            if self.bias is None:
-                torch.mm(hidden_CH, self.weight[strip].T, out=out_CV[:, strip])
-            else:
-                torch.addmm(self.bias[strip], hidden_CH, self.weight[strip].T, out=out_CV[:, strip])
-
-    def operand(self, grad_CV: Tensor) -> Tensor:
-        """Return a gradient of these logits in the dtype that its products are taken in.
-
-        That is the projection's own, but float32 for float16: a probability below 6e-8 is 0 there.
-        """
-        if grad_CV.dtype == self.dtype or self.dtype == torch.float16:
-            return grad_CV
-        return self._projected_CV[: len(grad_CV)].copy_(grad_CV)
 
 
 @dataclass(frozen=True)
@@ -252,8 +212,15 @@ class Tiles:
         return values
 
     def form(self, slopes: dict[str, Tensor], gradients: Gradients, part: Part) -> None:
-        """Add to the gradients those of the tile last folded, given the gradient of each of its statistics, ``[C]``."""
-        if not slopes:
+        """Add to the gradients those of the tile last folded, given the gradient of each of its statistics, ``[C]``.
+
+        Overwrites the tile. Rows without any gradient are left out of the products where that spares something.
+        """
+        order = _carriers(slopes)
+        if order is not None:
+            slopes, part = {name: slope[order] for name, slope in slopes.items()}, _rows_of(part, order)
+            self._keep(order)
+        if not slopes or not len(self._tile_CV):
             return
         incoming = {name: slope * self._projection.scale for name, slope in slopes.items()}
         known = self._known | incoming
@@ -270,3 +237,24 @@ class Tiles:
                 self._scratch,
             )
         gradients.add(self._tile_CV, self._projection, self._hidden_CH, part)
+
+    def _keep(self, order: Tensor) -> None:
+        """Leave these rows alone in the tile."""
+        self._tile_CV = packed(self._tile_CV, order, self._scratch)
+        self._ref_CV = None if self._ref_CV is None else packed(self._ref_CV, order, self._scratch)
+        self._hidden_CH, self._targets_C = self._hidden_CH[order], self._targets_C[order]
+        self._known = {name: value[order] for name, value in self._known.items()}
+
+
+def _carriers(slopes: dict[str, Tensor]) -> Tensor | None:
+    """Return the rows that have a gradient, None for all of them or where leaving out the others is not worth it."""
+    masks = [slope != 0 for slope in slopes.values()]
+    # On an accelerator the look would wait for the device.
+    if not masks or masks[0].device.type != "cpu":
+        return None
+    order = torch.stack(masks).any(0).nonzero().squeeze(1)
+    return order if len(masks[0]) - len(order) >= LEAST_SPARED * len(masks[0]) else None
+
+
+def _rows_of(part: Part, order: Tensor) -> Tensor:
+    return order + part.start if isinstance(part, slice) else part[order]

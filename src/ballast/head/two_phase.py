@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from ballast.head.attached import Formed, attach, checked_denominator, joined, per_token_slopes
-from ballast.head.chunked import autocast_dtype
 from ballast.head.folds import KL_FIELDS
 from ballast.head.inputs import check, checked_columns, frozen
+from ballast.head.projection import autocast_dtype
 from ballast.head.tiles import Gradients, Needed, Tiles, checked_rows, parts
 from ballast.stats import DIFFERENTIABLE_FIELDS, TokenStats
 
