@@ -23,6 +23,7 @@ from ballast import fused_loss, token_stats
 from ballast.head import LMHead, fused_pass
 from ballast.objectives import Objective
 from harness import Times, child, interleaved, peak_bytes, ratios, record, resident_bytes, spread, table
+from profiles import operators, profiled, summary
 
 SIZES = ("512x512x65536", "1024x896x151936")
 KINDS = ("logprob", "statistics", "entropy", "kl")
@@ -251,18 +252,9 @@ def measure_memory(name: str, size: str, kind: str, device: str) -> dict[str, in
         before = torch.cuda.memory_allocated()
         run(name, given, kind)
         return {"extra": torch.cuda.max_memory_allocated() - before - gradients, "gradients": gradients}
-    before, slack = resident_bytes(), _high_water() - resident_bytes()
+    before, slack = resident_bytes(), peak_bytes() - resident_bytes()
     run(name, given, kind)
-    return {"extra": _high_water() - before - gradients, "gradients": gradients, "slack": slack}
-
-
-def _high_water() -> int:
-    """Return the peak of resident memory; `peak_bytes` of a child begins with its parent's on Linux."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return peak_bytes()
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
+    return {"extra": peak_bytes() - before - gradients, "gradients": gradients, "slack": slack}
 
 
 def measure(size: str, kind: str, names: list[str], arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
@@ -285,6 +277,15 @@ def measure(size: str, kind: str, names: list[str], arguments: argparse.Namespac
     return table(["case", "ms", *bases, "extra memory, MiB"], lines), results
 
 
+def measure_profiles(
+    size: str, kind: str, names: list[str], arguments: argparse.Namespace
+) -> tuple[str, dict[str, Any]]:
+    """Return the tables that say where each case's time goes, and their figures."""
+    given = make_inputs(size, kind, arguments.device)
+    found = {name: profiled(lambda name=name: run(name, given, kind)) for name in names}
+    return f"{summary(found)}\n\n{operators(found)}", dict(found)
+
+
 def _cells(times: Times, against: dict[str, Any], extra: float | None, device: str) -> list[str]:
     clock = "wall" if device == "cuda" else "processor"
     milliseconds = f"{1000 * statistics.median(getattr(times, clock)):.0f}"
@@ -302,6 +303,9 @@ def main() -> None:
     parser.add_argument("--memory-runs", type=int, default=3, help="processes per case; 0 leaves memory out")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument(
+        "--profile", action="store_true", help="show where the time goes, operator by operator, instead"
+    )
     parser.add_argument("--memory-of", choices=[*CASES], help="measure one case's memory in this process, as JSON")
     parser.add_argument("--out", type=Path, help="write the record here, as JSON")
     arguments = parser.parse_args()
@@ -309,6 +313,8 @@ def main() -> None:
     if arguments.memory_of:
         print(json.dumps(measure_memory(arguments.memory_of, arguments.sizes[0], arguments.kinds[0], arguments.device)))
         return
+    if arguments.profile and arguments.device != "cpu":
+        parser.error("--profile shows processor time: leave --device out")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         print("cuda: not measured, there is no such device")
         return
@@ -317,7 +323,10 @@ def main() -> None:
     for size in arguments.sizes:
         for kind in arguments.kinds:
             names = [name for name in arguments.cases if name not in skipped and kind in CASES[name].kinds]
-            shown, results[f"{size} {kind}"] = measure(size, kind, names, arguments)
+            measured = (
+                measure_profiles(size, kind, names) if arguments.profile else measure(size, kind, names, arguments)
+            )
+            shown, results[f"{size} {kind}"] = measured
             print(f"\n{size}, {kind}\n\n{shown}", flush=True)
             record("head", vars(arguments), results, arguments.out)
     for name, reason in skipped.items():

@@ -24,6 +24,7 @@ from harness import (
     spread,
     table,
 )
+from profiles import operators, profiled, summary
 
 
 def make_cases(size: Size, rows: int, tokens_per_batch: int, folder: Path) -> tuple[dict[str, Callable[[], Any]], int]:
@@ -76,6 +77,9 @@ def main() -> None:
     parser.add_argument("--tokens-per-batch", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--profile", action="store_true", help="show where the time goes, operator by operator, instead"
+    )
     parser.add_argument("--out", type=Path, help="write the record here, as JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -83,6 +87,10 @@ def main() -> None:
     for name in arguments.size:
         with tempfile.TemporaryDirectory() as scratch:
             cases, tokens = make_cases(SIZES[name], arguments.rows, arguments.tokens_per_batch, Path(scratch))
+            if arguments.profile:
+                results[name] = {case: profiled(cases[case]) for case in ("forward", "scoring")}
+                print(f"\n{name}\n\n{summary(results[name])}\n\n{operators(results[name])}", flush=True)
+                continue
             times: dict[str, Times] = interleaved(cases, arguments.rounds)
         # Throughput is the inverse of time: the forward's time over scoring's.
         against = ratios(times["forward"], times["scoring"])
@@ -93,7 +101,8 @@ def main() -> None:
         lines.append([name, *speeds, *shown, f"{1000 * again:.0f}"])
         print(lines[-1], flush=True)
     header = ["model", "forward, tokens/s", "scoring, tokens/s", "ratio, processor time", "wall time", "again, ms"]
-    print(f"\n{table(header, lines)}")
+    if lines:
+        print(f"\n{table(header, lines)}")
     record("scoring", vars(arguments), results, arguments.out)
 
 
