@@ -1,16 +1,20 @@
 """A comparison that is killed at random moments ends with the records of one that was left alone."""
 
+import contextlib
 import itertools
 import json
 import multiprocessing
+import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from compare_tools import HEAVY, THEN, matrix, records_of, run_quietly, settle, write_inputs
+from compare_tools import HEAVY, THEN, matrix, one_rate, records_of, run_quietly, settle, write_inputs
 
 STAGES = ("scoring", "base", "tuning", "report", "rl", "summary")
 """What a comparison does, in its order."""
@@ -117,3 +121,46 @@ def test_killed_ten_times_and_in_every_stage(tmp_path):
     stages = ["scoring", "base", "tuning", "tuning", "report", "report", "rl", "rl", "rl", "summary"]
     landed = check(tmp_path, {"then": THEN, "random": True}, stages)
     assert set(landed) >= set(STAGES)
+
+
+def children(pid):
+    """Return the processes that a process started, as the system knows them."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            found += [int(stat.parent.name)] if int(fields[1]) == pid and fields[0] != "Z" else []
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs a system that lists processes in files")
+def test_interrupted_with_several_processes(tmp_path):
+    """As Ctrl-C does: to the whole group. Nothing lives on, nothing counts as failed, and the rest is done later."""
+    write_inputs(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(one_rate(tmp_path, "out", then=THEN).to_yaml())
+    run_quietly(one_rate(tmp_path, "alone", then=THEN))
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ballast.cli", "compare", str(tmp_path / "recipe.yaml"), "--jobs", "2"],
+        env={**os.environ, "PYTHONPATH": path},
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and not list((tmp_path / "out" / "cells").glob("*/metrics.jsonl")):
+        time.sleep(0.05)
+    started = children(process.pid)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate()
+    assert (process.returncode, said.splitlines()[-1]) == (130, "interrupted")
+    # Two that run, and one that judges answers, which looks after its parent now and then.
+    assert len(started) >= 2
+    until = time.monotonic() + 30
+    while (alive := [pid for pid in started if Path(f"/proc/{pid}").exists()]) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not alive
+    assert not list((tmp_path / "out").rglob("error.txt"))
+    assert run_quietly(one_rate(tmp_path, "out", then=THEN), jobs=2)["complete"]
+    assert records_of(tmp_path / "out") == records_of(tmp_path / "alone")

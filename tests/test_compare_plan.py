@@ -292,5 +292,8 @@ def test_runs_are_the_same_wherever_they_lie_and_differ_by_the_first_key():
     assert differing_key({**here, "model": {**here["model"], "path": "other"}}, there) == "model.path"
     assert differing_key(here, {**there, "training": {**there["training"], "seq": 1}}) == "training.seq"
     assert differing_key({**here, "training": {**here["training"], "seq": 1}}, there) == "training.seq"
+    made = plan(random=True)
+    here, there = (cell_recipe(made, Cell("random", 3e-4, 8, REPORT), store_at(path)).resolved() for path in ("a", "b"))
+    assert differing_key(here, there) is None
     # A section that was not known yet when the run was made.
     assert differing_key({key: value for key, value in here.items() if value is not None}, there) is None

@@ -351,6 +351,24 @@ def test_tables_fit_a_terminal_and_break_no_number(runs, label):
     assert f"±{half:.3f}" == words[1][1]
 
 
+def test_wide_numbers_stay_whole_too(runs):
+    from rich.console import Console
+
+    wide = [
+        dataclasses.replace(one, tasks={**one.tasks, "text": entropy(1e4 * one.seed + len(one.path))})
+        if one.role == REPORT
+        else one
+        for one in [*runs, *after_rl(runs)]
+    ]
+    summary = summarise(plan(then={"rl": {"steps": 1}}), wide)
+    console = Console(width=80, record=True, soft_wrap=True, file=StringIO())
+    show(summary, say=console.print)
+    words = console.export_text().split()
+    over = result(summary, "ift", "text", "entropy")["over_seeds"]
+    assert f"{over['value']:.3f}" in words
+    assert f"±{(over['high'] - over['low']) / 2:.3f}" in words
+
+
 def test_small_p_values_and_rows_without_results(runs):
     nats = {("ift", 7): 0.999, ("ift", 8): 1.1, ("ift", 9): 1.2, ("sft", 7): 0.1, ("sft", 8): 0.2, ("sft", 9): 0.3}
     reported = [

@@ -79,12 +79,11 @@ def read_runs(store: Store) -> tuple[list[Run], list[Failure]]:
     """
     runs: list[Run] = []
     failures: list[Failure] = []
-    for folder, cell, stage in _folders(store):
+    for folder, stage in _folders(store):
         if (record := read_run(folder)) is not None:
-            runs.append(_run(store, folder, {**cell, **record[MARK]}, stage, record))
+            runs.append(_run(store, folder, record[MARK], stage, record))
         elif (failed := read_failure(folder)) is not None:
-            where = {**cell, **failed[MARK]}
-            failures.append(Failure(_below(store, folder), **_cell(where), stage=stage, error=failed["error"]))
+            failures.append(Failure(_below(store, folder), **_cell(failed[MARK]), stage=stage, error=failed["error"]))
     return [*_start(store), *runs], failures
 
 
@@ -106,12 +105,12 @@ def read_failure(folder: Path) -> dict[str, Any] | None:
     return record if failed else None
 
 
-def _folders(store: Store) -> Iterator[tuple[Path, dict[str, Any], str]]:
+def _folders(store: Store) -> Iterator[tuple[Path, str]]:
     for folder in _below_it(store.root / CELLS):
-        yield folder, {}, BEFORE
-        yield folder / RL, {}, AFTER
+        yield folder, BEFORE
+        yield folder / RL, AFTER
     for folder in _below_it(store.base / RL):
-        yield folder, {"label": BASE, "rate": None}, AFTER
+        yield folder, AFTER
 
 
 def _below_it(folder: Path) -> list[Path]:

@@ -139,12 +139,12 @@ def _placeless(recipe: Mapping[str, Any]) -> dict[str, Any]:
     path = Path(str(model.get("path")))
     if path.parent.name == CACHE:
         model["path"] = path.name
-    # Sections that a version before this one did not know.
-    return {key: value for key, value in plain.items() if value is not None}
+    return plain
 
 
 def _difference(found: Any, wanted: Any, where: str = "") -> str | None:
     if isinstance(found, dict) and isinstance(wanted, dict):
+        # A key that is not there is one that is none: a version before this one did not know it.
         keys = dict.fromkeys([*wanted, *found])
         parts = (_difference(found.get(key), wanted.get(key), f"{where}.{key}".lstrip(".")) for key in keys)
         return next((part for part in parts if part is not None), None)

@@ -66,8 +66,10 @@ def show(summary: Mapping[str, Any], *, say: Callable[[Any], Any]) -> None:
             title=title, title_justify="left", box=SIMPLE, pad_edge=False, collapse_padding=True, padding=padding
         )
         view.add_column(max_width=WIDE, no_wrap=True)
-        for column in sheet.columns[1:]:
-            view.add_column(Text(column), min_width=5 if column in ("seeds", "p") else 6)
+        for column, *cells in list(zip(sheet.columns, *sheet.rows, strict=True))[1:]:
+            view.add_column(
+                Text(column), min_width=max(len(word) for cell in (column, *cells) for word in cell.split())
+            )
         for row in sheet.rows:
             view.add_row(*(Text(cell) for cell in row))
         say(view)
