@@ -75,6 +75,7 @@ def test_support_against_loops():
     assert found.probability[0.5] == pytest.approx(np.median(q))
     assert found.mass[0.9] == pytest.approx(np.quantile(tokens.mass, 0.9))
     assert found.nll == pytest.approx(-tokens.logprob.mean())
+    assert found.entropy == pytest.approx(tokens.entropy.mean())
 
 
 def test_ties_decide_what_is_below():
@@ -111,7 +112,9 @@ def test_contradicted_is_unlikely_and_confident(q, entropy, expected):
 def test_suspects_are_the_first_of_each_row_the_most_surprising_first():
     tokens = scored([5, 5, 5], q_at={(0, 3): 1e-3, (0, 1): 0.01, (2, 2): 1e-4, (2, 4): 1e-9})
     assert [(one.row, one.place) for one in suspects(tokens)] == [(2, 3), (0, 2)]
+    tokens = replace(tokens, mass=tokens.mass - 0.3, tied=tokens.tied + 0.1)
     first = suspects(tokens)[0]
+    assert (first.mass, first.entropy) == (0.7, 0.2)
     assert first.probability == pytest.approx(1e-4)
     assert first.excess == pytest.approx(-math.log(1e-4) - 0.2)
     assert suspects(scored([5])) == []

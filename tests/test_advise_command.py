@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from ballast import lab
-from ballast.advise import RULE
+from ballast.advise import RULE, SuspectToken
 from ballast.cli import app
+from ballast.pipeline.advise import texts
+from scored import scored
 from tiny import char_tokenizer, tiny_model
 
 
@@ -74,7 +77,7 @@ def test_figures_are_those_of_the_cache(lab_advice):
     q = np.exp(np.concatenate([cache.lookup(digest.hex())["ref_logprob"] for digest in cache._rows]).astype(float))
     assert advice["support"]["tokens"] == cache.tokens == len(q)
     assert advice["support"]["mean_probability"] == pytest.approx(q.mean(), rel=1e-6)
-    assert {one["name"] for one in advice["kept"]} >= {"sft", "dft", "prift-prob", "prift-mass", "eksft", "ift", "gft"}
+    assert {one["name"] for one in advice["kept"]} == {"sft", "dft", "prift-prob", "prift-mass", "eksft", "ift", "gft"}
 
 
 def test_the_terminal_says_the_same(lab_advice):
@@ -134,6 +137,7 @@ def test_without_a_cache_nothing_is_left_behind(prototype):
     advice = json.loads(done.stdout)
     assert advice["support"]["threshold"] == 0.2
     assert "scored for this once" in done.stderr
+    assert "holds" not in done.stderr
     assert sorted(Path().rglob("*")) == before
     gate = next(one for one in advice["kept"] if one["name"] == "prift-mass")
     assert gate["zero_share"] == pytest.approx(advice["support"]["below_mass"])
@@ -143,18 +147,64 @@ def test_a_recipe_for_groups_is_advised_on_its_demonstrations(prototype):
     done = run("advise", "model=model", "data.train=rows.jsonl", "objective=gft", "groups={verifier: exact}", "--json")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["support"]["rows"] == 24
+    stored = run("advise", "model=model", "data.train=rows.jsonl", "objective=gft", "groups={file: stored}", "--json")
+    assert stored.exit_code == 0, stored.output
+    assert json.loads(stored.stdout) == json.loads(done.stdout)
 
 
-def test_numbers_of_rows_that_were_dropped_or_split_are_explained(prototype):
-    rows = [{"prompt": f"{i}+{i}=", "completion": str(2 * i)} for i in range(24)]
-    rows[3]["prompt"] = "1" * 40
+def test_an_adapter_is_part_of_the_start(prototype):
+    from peft import LoraConfig, get_peft_model
+
+    get_peft_model(tiny_model(0), LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained("adapter")
+    done = run("advise", "model={path: model, adapter: adapter}", "data.train=rows.jsonl", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["start"] == "model with adapter"
+
+
+@pytest.mark.parametrize(
+    ("row", "training"),
+    [
+        ({"prompt": "1" * 40, "completion": "2"}, ("training.max_length=20",)),
+        (
+            {"prompt": "1", "completion": "2" * 30},
+            ("training.max_length=20", "training.packing=true", "training.packing_strategy=bfd_split"),
+        ),
+    ],
+)
+def test_numbers_of_rows_that_were_dropped_or_split_are_explained(prototype, row, training):
+    rows = [row, *({"prompt": f"{i}+{i}=", "completion": str(2 * i)} for i in range(24))]
     Path("long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = ("advise", "model=model", "data.train=long.jsonl", "training.max_length=20", "--json")
-    for changed in ((), ("training.packing=true", "training.packing_strategy=bfd_split")):
-        done = run(*words, *changed)
-        assert done.exit_code == 0, done.output
-        (note,) = json.loads(done.stdout)["notes"]
-        assert "row numbers count what is left" in note
+    done = run("advise", "model=model", "data.train=long.jsonl", *training, "--json")
+    assert done.exit_code == 0, done.output
+    (note,) = json.loads(done.stdout)["notes"]
+    assert "row numbers count what is left" in note
+
+
+@pytest.mark.parametrize(("ties", "below"), [("strict", 1.0), ("inclusive", 0.0)])
+def test_ties_of_the_recipe_count(prototype, ties, below):
+    # All tokens alike: none is less likely than another.
+    flat = tiny_model(0)
+    flat.lm_head.weight.data.zero_()
+    flat.save_pretrained("flat")
+    char_tokenizer().save_pretrained("flat")
+    words = ("model=flat", "data.train=rows.jsonl", f"objective={{name: prift-mass, ties: {ties}}}", "--json")
+    advice = json.loads(run("advise", *words).stdout)
+    gate = next(one for one in advice["kept"] if one["name"] == "prift-mass")
+    assert advice["support"]["below_mass"] == gate["zero_share"] == below
+
+
+def test_texts_of_tokens_are_as_they_stand_in_the_row():
+    """A tokenizer that drops the space before the first word shows it before later ones."""
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel({"▁two": 0, "▁and": 1, "<unk>": 2}, unk_token="<unk>"))
+    backend.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    tokens = scored([19])
+    tokens = replace(tokens, ids=(np.array([0, 1] * 10),))
+    shown = [SuspectToken(0, place, 0.1, 0.1, 0.1) for place in (1, 19)]
+    assert texts(tokens, shown, tokenizer) == {(0, 1): ("two", " and"), (0, 19): (" ".join(["and two"] * 8), " and")}
 
 
 def test_text_of_the_data_is_inert(prototype):
@@ -182,6 +232,7 @@ def test_text_of_the_data_is_inert(prototype):
         (("model=model", "data.train=rows.jsonl", "objective=prift-mas"), "did you mean 'prift-mass'"),
         (("model=model", "data.train=rows.jsonl", "training.max_length=3"), "max_length"),
         (("model=model", "groups={file: stored}", "objective=gft"), "data.train: is required"),
+        (("model=model", "groups={file: stored}", "objective=gft", "data={trian: rows.jsonl}"), "data.trian"),
         (("model=model", "data.train=rows.jsonl", "reference.cache=rows.jsonl"), "is a file"),
     ],
 )

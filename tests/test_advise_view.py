@@ -39,7 +39,7 @@ def flawed(count, *, rows=60):
     return scored([20] * rows, q_at=wiggle | {(row, 18): 1e-4 for row in range(count)})
 
 
-@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("width", [72, 80, 120])
 def test_nothing_is_torn_apart(width):
     lines = printed(advised(flawed(12), before="x" * 40), width).splitlines()
     assert max(map(len, lines)) <= width
@@ -47,7 +47,7 @@ def test_nothing_is_torn_apart(width):
     assert len(table) == len(OBJECTIVES)
     for name, *_, known in table:
         # The words of the last column stand whole in the line of their objective.
-        assert known in {"always", "step", "gold", "inputs", "unknown"}, name
+        assert known in {"always", "first", "step", "step,", "gold", "inputs", "unknown"}, name
     assert not any(len(line.split()) == 1 and len(line.strip()) == 1 for line in lines)
 
 
@@ -112,7 +112,7 @@ def test_rows_and_tokens_as_they_are_listed():
     assert token.place > CONTEXT
     assert "1 …12+3= '7' 0.0001 1 0.20" in text
     assert "likely label noise" in text
-    near = flat(printed(advised(rows_with(1, [3]))))
+    near = flat(printed(advised(rows_with(1, [CONTEXT - 1]))))
     assert "1 12+3= '7' 0.0001 1 0.20" in near
 
 

@@ -15,8 +15,7 @@ SHOWN = 10
 """Rows and tokens listed; all of them are in the JSON."""
 
 FOLDED = ("holds", "text", "worst tokens (q)")
-"""Columns that give way where the terminal is narrow, down to `NARROWEST`, below which words break into letters."""
-NARROWEST = 12
+"""Columns that give way where the terminal is narrow."""
 
 
 def view(advised: Advised) -> Iterator[Any]:
@@ -135,8 +134,7 @@ def _table(*headings: str) -> Table:
 
     table = Table(box=SIMPLE, pad_edge=False)
     for heading in headings:
-        folded = heading in FOLDED
-        table.add_column(heading, overflow="fold", no_wrap=not folded, min_width=NARROWEST if folded else None)
+        table.add_column(heading, overflow="fold", no_wrap=heading not in FOLDED)
     return table
 
 

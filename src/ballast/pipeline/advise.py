@@ -91,7 +91,7 @@ def run_advise(recipe: Recipe, *, say: Say = print) -> Advised:
     advice = advise(tokens, objectives, threshold=gate.threshold, ties=gate.ties)  # type: ignore[attr-defined]
     shown = [*advice.suspects, *(token for row in advice.outliers for token in row.worst)]
     start = f"{made.model.path}" + (f" with {made.model.adapter}" if made.model.adapter else "")
-    return Advised(advice, recipe.data.train, start, _texts(tokens, shown, made.tokenizer), _notes(made))
+    return Advised(advice, recipe.data.train, start, texts(tokens, shown, made.tokenizer), _notes(made))
 
 
 def _silent(_: str) -> None:
@@ -111,7 +111,7 @@ def _scoring_only(recipe: Recipe, folder: str | None) -> Recipe:
     """Return the recipe without what plays no part here; scores go to `folder`, by default to the recipe's cache."""
     reference = recipe.reference if folder is None else type(recipe.reference)(cache=folder)
     data = recipe.data.model_copy(update={"eval": ()})
-    return recipe.model_copy(update={"objective": None, "groups": None, "reference": reference, "data": data})
+    return recipe.model_copy(update={"groups": None, "reference": reference, "data": data})
 
 
 def _notes(made: Ready) -> tuple[str, ...]:
@@ -122,9 +122,10 @@ def _notes(made: Ready) -> tuple[str, ...]:
     return (number,) if moved else ()
 
 
-def _texts(
+def texts(
     tokens: ScoredTokens, shown: Sequence[SuspectToken], tokenizer: Any
 ) -> dict[tuple[int, int], tuple[str, str]]:
+    """Return for tokens, by row and place, the text of up to `CONTEXT` tokens before and their own as it follows."""
     found = {}
     for token in shown:
         ids = tokens.ids[token.row]
