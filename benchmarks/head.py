@@ -323,10 +323,8 @@ def main() -> None:
     for size in arguments.sizes:
         for kind in arguments.kinds:
             names = [name for name in arguments.cases if name not in skipped and kind in CASES[name].kinds]
-            measured = (
-                measure_profiles(size, kind, names) if arguments.profile else measure(size, kind, names, arguments)
-            )
-            shown, results[f"{size} {kind}"] = measured
+            take = measure_profiles if arguments.profile else measure
+            shown, results[f"{size} {kind}"] = take(size, kind, names, arguments)
             print(f"\n{size}, {kind}\n\n{shown}", flush=True)
             record("head", vars(arguments), results, arguments.out)
     for name, reason in skipped.items():
