@@ -83,6 +83,18 @@ def comparison(folder: Path, *, leave_out: Callable[[str], bool] = lambda path: 
     return folder
 
 
+def with_random(folder: Path) -> Path:
+    """Write a comparison with a row from random weights, whose loss is far off, and with rewards that are 0 or 1."""
+    made = comparison(folder, random=True, leave_out=lambda path: path.endswith("/rl") and "random" in path)
+    for path in made.glob("**/metrics.jsonl"):
+        logs = [json.loads(line) for line in path.read_text().splitlines()]
+        if path.parent.name.startswith("random"):
+            logs = [{**log, "nll": log["nll"] + 5} if "nll" in log else log for log in logs]
+        logs = [{**log, "correct": log["reward"]} if "reward" in log else log for log in logs]
+        path.write_text("".join(json.dumps(log) + "\n" for log in logs))
+    return made
+
+
 def run(
     folder: Path,
     label: str = "sft",
@@ -258,4 +270,4 @@ def _task(name: str, skill: float, seed: int, folder: Path, model: str, plan: Pl
     return {**shared, "settings": sections[name], "metrics": {key: one.to_dict() for key, one in found.items()}}
 
 
-__all__ = ["ITEMS", "SAMPLES", "TUNING", "change", "comparison", "recipe", "run", "tokens"]
+__all__ = ["ITEMS", "SAMPLES", "TUNING", "change", "comparison", "recipe", "run", "tokens", "with_random"]

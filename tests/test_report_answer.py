@@ -123,10 +123,21 @@ def test_two_that_share_the_best_mean_are_both_named():
 
 
 def test_means_that_differ_by_rounding_alone_are_shared():
-    first, _, _ = told({"sft": [0.1, 0.1, 0.1], "dft": [0.7, 0.7, 0.8], "eksft": [0.8, 0.7, 0.7]})
+    first, _, _ = told({"sft": [0.1, 0.1, 0.1], "dft": [0.3, 0.6, 0.9], "eksft": [0.9, 0.6, 0.3]}, start=0.0)
+    assert sum([0.3, 0.6, 0.9]) != sum([0.9, 0.6, 0.3])
     assert "dft and eksft are best" in first
     near, _, _ = told({"sft": [0.1, 0.1, 0.1], "dft": [0.7, 0.7, 0.8], "eksft": [0.8, 0.7, 0.7001]})
     assert "eksft is best" in near
+
+
+def test_ties_without_a_baseline_or_a_pair_for_each_claim_no_test():
+    shared = {"dft": [0.7, 0.7, 0.8], "eksft": [0.8, 0.7, 0.7], "ift": [0.6, 0.6, 0.6]}
+    assert "before ift with 0.600; sft was not measured" in told(shared)[0]
+    made = source(shared, start=0.72)
+    [row] = [row for row in made.summary["rows"] if row["label"] == "eksft"]
+    row["stages"][BEFORE]["tasks"]["test"]["accuracy"]["to_start"] = None
+    assert "than the start" in told(shared, start=0.72)[0]
+    assert "than the start" not in answer(made, ACCURACY)[0]
 
 
 def test_a_start_that_is_better_than_all_is_said_first():

@@ -9,8 +9,8 @@ from scipy import stats
 
 import report_records
 from ballast.compare.statistics import holm, over_both, over_items
-from ballast.report import curves, figures, settings
-from ballast.report.charts import BASE, RL, SFT, Line, LineChart
+from ballast.report import figures, settings
+from ballast.report.charts import RL, SFT
 from ballast.report.figures import Metric
 from ballast.report.others import everything
 from ballast.report.pairs import against_start
@@ -26,18 +26,7 @@ ACCURACY = Metric("greedy", "accuracy", 1)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Four rows, RL after three of them, random weights."""
-    made = report_records.comparison(
-        tmp_path_factory.mktemp("sections") / "lab",
-        random=True,
-        leave_out=lambda path: path.endswith("/rl") and "random" in path,
-    )
-    for path in made.glob("**/metrics.jsonl"):
-        logs = [json.loads(line) for line in path.read_text().splitlines()]
-        if path.parent.name.startswith("random"):
-            logs = [{**log, "nll": log["nll"] + 5} if "nll" in log else log for log in logs]
-        logs = [{**log, "correct": log["reward"]} if "reward" in log else log for log in logs]
-        path.write_text("".join(json.dumps(log) + "\n" for log in logs))
-    return made
+    return report_records.with_random(tmp_path_factory.mktemp("sections") / "lab")
 
 
 @pytest.fixture(scope="module")
@@ -202,82 +191,6 @@ def test_pass_at_k_is_ordered_by_k():
     assert shown == ordered + ordered
 
 
-def test_random_weights_are_left_out_where_they_press_the_others_flat(source):
-    training = section(build(source), "training")
-    drawn = {chart.title: [line.label for line in chart.lines] for chart in training.charts}
-    assert drawn["Negative log-likelihood of what is trained on"] == ["sft", "prift-mass", "eksft"]
-    assert drawn["Entropy on what is trained on"] == ["sft", "prift-mass", "eksft", "random"]
-    logged = [run.metrics for run in source.reported(BEFORE) if run.label == "random"]
-    ends = [sum(logs[at]["nll"] for logs in logged) / 3 for at in (0, 5)]
-    assert training.notes == (
-        "random is left out where it would press the others flat; Negative log-likelihood of what is trained on: "
-        f"from {ends[0]:.3f} to {ends[1]:.3f}.",
-    )
-
-
-@pytest.mark.parametrize(("height", "kept"), [(1.7, True), (1.9, False)])
-def test_how_far_is_too_far_is_relative(source, height, kept):
-    others = Line("sft", ((1.0, 0.0), (2.0, 1.0)))
-    chart = LineChart("t", "x", "y", (others, Line("random", ((1.0, 0.5), (2.0, height)))))
-    shown, left = curves._readable(source, chart)
-    assert [line.label for line in shown.lines] == ["sft", "random"][: 1 + kept]
-    assert [line.label for line in left] == ["random"][kept:]
-    alone = LineChart("t", "x", "y", (Line("random", ((1.0, 0.5), (2.0, 9.0))),))
-    assert curves._readable(source, alone) == (alone, ())
-
-
-def test_a_curve_of_rewards_is_not_drawn_twice(source):
-    titles = [chart.title for chart in section(build(source), "rl").charts]
-    assert titles == ["Reward of the samples", "Prompts whose answers differ in reward"]
-
-
-def test_many_steps_are_means_of_blocks_of_one_size(source):
-    [chart, _] = section(build(source), "rl").charts
-    logs = [[log["reward"] for log in run.metrics] for run in source.reported(AFTER) if run.label == "sft"]
-    assert len(logs[0]) == 30
-    [line] = [line for line in chart.lines if line.label == "sft"]
-    blocks = np.array(logs).reshape(3, 15, 2).mean(axis=2)
-    assert [at for at, _ in line.points] == [1.5 + 2 * place for place in range(15)]
-    assert [value for _, value in line.points] == pytest.approx(blocks.mean(axis=0))
-    assert [low for _, low, _ in line.band] == pytest.approx(blocks.min(axis=0))
-    assert [high for _, _, high in line.band] == pytest.approx(blocks.max(axis=0))
-    assert "a point is the mean of up to 2 logged steps" in section(build(source), "rl").lead
-    assert "logged steps" not in section(build(source), "training").lead
-
-
-@pytest.mark.parametrize(
-    ("logged", "sizes"), [(15, [1] * 15), (16, [2] * 8), (40, [3] * 12 + [2] * 2), (31, [3] * 9 + [2] * 2)]
-)
-def test_blocks_differ_by_one_step_at_most(logged, sizes):
-    line, block = curves._line("sft", [{float(step): 1.0 for step in range(logged)}])
-    assert len(line.points) == len(sizes)
-    assert block == max(sizes)
-    assert sorted(map(len, curves._blocks(list(range(logged)), block)), reverse=True) == sizes
-
-
-def test_a_value_that_is_no_number_is_a_gap_of_its_block_and_told(source, folder, tmp_path):
-    run = report_records.run(tmp_path / "run")
-    logs = [{"step": step, "nll": 1.0, "loss": 1.0} for step in range(1, 31)]
-    logs[4]["nll"] = float("nan")
-    (run / "metrics.jsonl").write_text("".join(json.dumps(log) + "\n" for log in logs))
-    report = build(load([run]))
-    [line] = section(report, "training").charts[0].lines
-    assert [place for place, (_, value) in enumerate(line.points) if value is None] == [2]
-    assert line.band == ()
-    assert report.cautions == (
-        "sft in fine-tuning logged values that are no finite number, as training that diverges does; "
-        "the curves have gaps there.",
-    )
-    assert build(source).cautions == ()
-
-
-def test_the_base_after_fine_tuning_is_in_no_chart_of_rl(source, tmp_path):
-    bare = replace(source, runs=tuple(run for run in source.runs if run.label != BASE))
-    before, after = section(build(bare), "pass").charts
-    assert "base" in [line.label for line in before.lines]
-    assert "base" not in [line.label for line in after.lines]
-
-
 def test_rates_show_every_score_and_mark_the_one_taken(source):
     made = sweep(source.summary)
     [table] = made.tables
@@ -338,3 +251,43 @@ def test_shares_are_known_by_their_names(name, share):
     assert Metric("task", name, 1).share == share
     cut = figures.bounded(figures.Value(0.5, -0.2, 1.3), Metric("task", name, 1))
     assert (cut.low, cut.high) == (0.0, 1.0 if share else 1.3)
+
+
+def changed(source, change):
+    """The source with its summary's rows and tasks changed in place by a function."""
+    summary = json.loads(json.dumps(source.summary))
+    change(summary)
+    return replace(source, summary=summary)
+
+
+def test_objectives_that_share_the_best_mean_share_the_star(source):
+    def equal(summary):
+        accuracy = [row["stages"][BEFORE]["tasks"]["greedy"]["accuracy"] for row in summary["rows"]]
+        accuracy[3]["over_seeds"]["value"] = accuracy[2]["over_seeds"]["value"]
+
+    [table] = results(changed(source, equal), ACCURACY).tables
+    assert [row[0].text for row in table.rows if row[1].best] == ["prift-mass", "eksft"]
+
+
+def test_seeds_that_differ_stand_in_the_cells_alone(source):
+    def fewer(summary):
+        for row in summary["rows"][:2]:
+            row["stages"][AFTER]["seeds"] = [42]
+            found = row["stages"][AFTER]["tasks"]["greedy"]["accuracy"]
+            found["over_seeds"]["low"] = found["over_both"] = None
+
+    made = results(changed(source, fewer), ACCURACY)
+    assert "each" not in made.notes[3]
+    assert made.notes[3].endswith("; of base, base after RL and sft after RL for other items with these runs.")
+    rows = {row[0].text: row for row in made.tables[0].rows}
+    assert rows["sft"][2].detail.endswith(", 1 seed")
+    assert rows["eksft"][2].detail.endswith(", 3 seeds")
+    assert "seed" not in rows["base"][2].detail
+
+
+def test_one_seed_leaves_nothing_to_test(tmp_path):
+    made = load([report_records.comparison(tmp_path / "lab", seeds=1)])
+    notes = results(made, ACCURACY).notes
+    assert notes[-1].endswith("with one seed, or no spread over seeds, none can be tested.")
+    assert not [note for note in notes if "Holm" in note]
+    assert results(made, ACCURACY).tables[0].rows[2][4].note == ""

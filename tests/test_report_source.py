@@ -98,6 +98,9 @@ def test_an_rl_run_by_itself_is_told_from_what_it_started_with(run):
     assert [(one.stage, one.status) for one in source.runs] == [("after_rl", "finished")]
     assert build(source).answer[0].startswith("After fine-tuning nothing has been measured")
     assert build(source).answer[1].startswith("After reinforcement learning, sft reaches")
+    [table] = build(source).sections[0].tables
+    assert table.columns == ("", "after RL", "gain by RL", "rate")
+    assert [row[2].text for row in table.rows] == ["–", "–"], "no fine-tuning to gain over"
 
 
 def test_a_diverged_run_has_gaps_in_its_curves(run):
