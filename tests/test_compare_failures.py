@@ -117,9 +117,21 @@ def test_a_disk_that_fills_up_at_the_last_record_leaves_a_run_to_be_done_again(d
         write(path, value)
 
     monkeypatch.setattr(records, "write_json", full)
-    assert "sft-lr0.001-s5: cannot be written (OSError: [Errno 28] No space" in one_line(small(folder, copy))
+    assert "sft-lr0.001-s5: cannot be written ([Errno 28] No space" in one_line(small(folder, copy))
     monkeypatch.undo()
     assert timeless(run_quietly(small(folder, copy))) == timeless(done[1])
+
+
+def test_a_disk_that_is_full_from_the_start_is_one_line_and_another_error_is_not(folder, tmp_path, monkeypatch):
+    def fills(*_, **__):
+        raise errors.pop()
+
+    errors = [RuntimeError("of another\nkind"), *FULL]
+    monkeypatch.setattr(pipeline, "run_score", fills)
+    for _ in FULL:
+        assert one_line(small(folder, tmp_path / "out")).startswith(f"{tmp_path / 'out'}: cannot be written (")
+    with pytest.raises(RuntimeError, match="of another\nkind"):
+        run_quietly(small(folder, tmp_path / "out"))
 
 
 @pytest.mark.parametrize("name", ["summary.json", "compare.json"])
@@ -279,6 +291,13 @@ def test_a_process_that_does_not_start_is_no_fault_of_the_run(stubs, monkeypatch
     assert log.read_text() == "no such module\n"
     assert told.ends == {}
     assert not (processes.bench.store.root / "cells").exists()
+
+
+def test_a_log_that_cannot_be_written_is_one_line(stubs):
+    processes, works = stubs({5: {}}, 1)
+    processes.bench.store.jobs_log.mkdir()
+    with pytest.raises(BallastError, match=r"jobs\.log: cannot be written \("):
+        processes.each(works, Told())
 
 
 def test_processes_are_out_of_reach_of_the_terminals_interrupt(stubs):

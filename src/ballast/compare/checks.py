@@ -25,6 +25,8 @@ ROW_CHECKS: tuple[Check, ...] = (
     group_checks.check_groups,
     settings.check_training,
 )
+LABEL = 100
+"""Letters of a label: names of folders end at 255 bytes."""
 ROWS, CHOOSE = ("compare", "objectives"), ("compare", "choose_by")
 
 
@@ -50,8 +52,8 @@ def _check_labels(section: CompareSection) -> Iterable[Problem]:
     labels = [label_of(one) for one in section.objectives]
     for index, label in enumerate(labels):
         where = (*ROWS, index, *(["label"] if section.objectives[index].label else []))
-        if not re.fullmatch(r"\w[\w.-]*", label):
-            yield Problem(where, f"label {label!r} cannot name a folder; use letters, digits and . _ -")
+        if not re.fullmatch(rf"\w[\w.-]{{,{LABEL - 1}}}", label):
+            yield Problem(where, f"label {label!r} cannot name a folder; use up to {LABEL} letters, digits and . _ -")
         elif label.casefold() in RESERVED:
             yield Problem(where, f"label {label!r} names a row of its own; choose another")
         elif label.casefold() in [other.casefold() for other in labels[:index]]:

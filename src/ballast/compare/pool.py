@@ -14,6 +14,7 @@ from queue import Queue
 from threading import Lock
 from typing import IO, Any, Protocol
 
+from ballast.compare.store import writing
 from ballast.compare.work import Bench, Work
 from ballast.errors import BallastError
 
@@ -142,7 +143,9 @@ class _Process:
     """One process that does works as it is asked; it ends when this process does."""
 
     def __init__(self, bench: Bench, threads: int | None) -> None:
-        with bench.store.jobs_log.open("ab") as log:
+        with writing(bench.store.jobs_log):
+            log = bench.store.jobs_log.open("ab")
+        with log:
             self._process = subprocess.Popen(
                 [sys.executable, *PROGRAM],
                 stdin=subprocess.PIPE,

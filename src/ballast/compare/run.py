@@ -17,7 +17,7 @@ from ballast.compare.plan import RANDOM, REPORT, TUNING, Cell, Part, Plan
 from ballast.compare.pool import Here, Processes, runner
 from ballast.compare.progress import Board, Slot, slot_of
 from ballast.compare.read import read_runs
-from ballast.compare.store import Store, writing
+from ballast.compare.store import Store, room, writing
 from ballast.compare.summary import summarise
 from ballast.compare.work import FINE_TUNE, REINFORCE, Bench, Work, make_random, measure_start
 from ballast.compare.worker import settle
@@ -57,7 +57,8 @@ def run_compare(
         bench = Bench(plan, store, _budget_steps(plan))
         _write_plan(bench)
         board = _board(bench, part, say, jobs)
-        _prepare(bench, part, say)
+        with room(store.root):
+            _prepare(bench, part, say)
         with board.shown(console), runner(bench, jobs, threads) as run:
             _run(bench, part, board, run)
         return write_summary(store, plan)

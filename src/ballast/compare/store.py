@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +18,8 @@ from ballast.errors import BallastError
 PLAN, SUMMARY = "compare.json", "summary.json"
 CELLS, BASE, CACHE, RL = "cells", "base", "cache", "rl"
 ERROR, JOBS_LOG = "error.txt", "jobs.log"
+FULL = os.strerror(errno.ENOSPC)
+"""What an error says where a disk is full, whichever library writes."""
 MARK = "cell"
 """Key of ``run.json`` that is written last, when evaluations and answers are there: a run with it is done."""
 
@@ -100,10 +104,29 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise BallastError(
-            f"{path}: cannot be written ({error}), and what is not written would be lost; what is done stays: put that "
-            "right and run the same command again"
-        ) from error
+        raise _unwritable(path, error) from error
+
+
+@contextmanager
+def room(path: Path) -> Iterator[None]:
+    """Turn a full disk into one line, whichever library finds it full.
+
+    Raises:
+        BallastError: naming the folder that is written to.
+    """
+    try:
+        yield
+    except Exception as error:
+        if FULL in str(error):
+            raise _unwritable(path, error) from error
+        raise
+
+
+def _unwritable(path: Path, error: Exception) -> BallastError:
+    return BallastError(
+        f"{path}: cannot be written ({' '.join(str(error).split())}), and what is not written would be lost; what is "
+        "done stays: put that right and run the same command again"
+    )
 
 
 def discard(folder: Path) -> None:

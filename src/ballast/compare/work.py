@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import gc
-import os
 import shutil
 import traceback
 from collections.abc import Callable, Mapping
@@ -18,6 +16,7 @@ from ballast.compare.plan import BASE, REPORT, TUNING, Cell, Plan
 from ballast.compare.read import FAILED, read_failure, read_lines
 from ballast.compare.store import (
     ERROR,
+    FULL,
     MARK,
     Store,
     differing_key,
@@ -25,14 +24,13 @@ from ballast.compare.store import (
     drop_weights,
     mark_done,
     read_run,
+    room,
     writing,
 )
 from ballast.errors import BallastError
 from ballast.recipe import EvaluationSection, Recipe
 
 FINE_TUNE, REINFORCE = "train", "rl"
-FULL = os.strerror(errno.ENOSPC)
-"""What an error says where a disk is full, whichever library writes."""
 
 
 @dataclass(frozen=True)
@@ -134,10 +132,10 @@ class Bench:
         """
         folder = work.folder(self.store)
         message = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        with writing(folder):
+        with writing(folder), room(folder):
             discard(folder)
             if FULL in message:
-                raise OSError(message)
+                raise error
             folder.mkdir(parents=True)
             (folder / ERROR).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
             record = {"status": FAILED, "error": message, "recipe": self.recipe(work).resolved(), MARK: work.mark()}
