@@ -123,8 +123,9 @@ def test_two_that_share_the_best_mean_are_both_named():
 
 
 def test_means_that_differ_by_rounding_alone_are_shared():
-    first, _, _ = told({"sft": [0.1, 0.1, 0.1], "dft": [0.3, 0.6, 0.9], "eksft": [0.9, 0.6, 0.3]}, start=0.0)
-    assert sum([0.3, 0.6, 0.9]) != sum([0.9, 0.6, 0.3])
+    up, down = [0.1, 0.2, 0.3], [0.3, 0.2, 0.1]
+    assert over_seeds(up).value != over_seeds(down).value
+    first, _, _ = told({"sft": [0.1, 0.1, 0.1], "dft": up, "eksft": down}, start=0.0)
     assert "dft and eksft are best" in first
     near, _, _ = told({"sft": [0.1, 0.1, 0.1], "dft": [0.7, 0.7, 0.8], "eksft": [0.8, 0.7, 0.7001]})
     assert "eksft is best" in near

@@ -175,3 +175,37 @@ def test_curves_of_seeds_are_averaged_where_all_have_them():
     broken, _ = curves._line("sft", [first, second, {1.0: None, 3.0: 1.0}])
     assert broken.points == ((1.0, None), (3.0, 3.0))
     assert broken.band == (), "a shade would close over the gap"
+
+
+def with_scores(source, by_seed, status="finished"):
+    """The source with fine-tuning by sft alone, its samples scored so."""
+    runs = [run for run in source.reported(BEFORE) if run.label == "sft"]
+    made = []
+    for run, scores in zip(runs, by_seed, strict=True):
+        [measured] = run.measured.values()
+        given = replace(measured, scores={"sampled": scores})
+        made.append(replace(run, measured={"trained": given}, status=status if run is runs[-1] else "finished"))
+    return replace(source, runs=tuple(made), start=None)
+
+
+def test_pass_at_k_counts_whole_scores_at_powers_of_two_and_the_largest(source):
+    half = ((1.0, 0.5, 0.0, 0.0, 0.0, 0.9), (0.5, 0.5, 0.5, 0.5, 0.5, 0.5))
+    all_right = ((1.0,) * 6, (1.0,) * 6)
+    [chart] = curves.pass_curves(with_scores(source, [half, all_right, all_right])).charts
+    assert chart.places == (1.0, 2.0, 4.0, 6.0)
+    [line] = chart.lines
+    # Of six samples one is right: k of them hold it with a chance of k / 6; the other problem is never solved.
+    assert [value for _, value in line.points] == pytest.approx([(k / 6 / 2 + 2) / 3 for k in (1, 2, 4, 6)])
+    assert [high for _, _, high in line.band] == [1.0] * 4
+    assert all(0.0 <= low < value for (_, low, _), (_, value) in zip(line.band, line.points, strict=True))
+    wrong = ((0.0,) * 6, (0.0,) * 6)
+    [chart] = curves.pass_curves(with_scores(source, [half, wrong, wrong])).charts
+    assert [low for _, low, _ in chart.lines[0].band] == [0.0] * 4
+
+
+def test_unfinished_runs_are_in_no_curve_of_pass_at_k(source):
+    right, wrong = ((1.0, 1.0),), ((0.0, 0.0),)
+    [chart] = curves.pass_curves(with_scores(source, [right, right, wrong], "unfinished")).charts
+    assert [value for _, value in chart.lines[0].points] == [1.0, 1.0]
+    [chart] = curves.pass_curves(with_scores(source, [right, right, wrong])).charts
+    assert [value for _, value in chart.lines[0].points] == pytest.approx([2 / 3, 2 / 3])

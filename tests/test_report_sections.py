@@ -126,6 +126,12 @@ def test_the_main_table_has_the_start_to_beat_beside_the_baseline(source):
     assert rows["eksft"][3].text == f"+{gains['eksft']['gain']['over_seeds']['value']:.3f}"
     assert (rows["sft"][7].text, rows["sft"][7].detail) == ("3e-4", "highest tried")
 
+    def without(summary):
+        summary["rows"][3]["stages"][AFTER]["tasks"]["greedy"]["accuracy"]["gain"] = None
+
+    [bare] = results(changed(source, without), ACCURACY).tables
+    assert bare.rows[3][3].text == "–", "what it gained over the start is no gain by RL"
+
 
 def test_the_words_of_the_table_are_explained(source):
     notes = results(source, ACCURACY).notes
