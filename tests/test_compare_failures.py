@@ -9,12 +9,13 @@ import pytest
 
 from ballast import pipeline, records
 from ballast.compare import Plan, pool
+from ballast.compare.plan import REPORT, TUNING, Cell
 from ballast.compare.pool import Here, Processes
 from ballast.compare.read import read_runs
 from ballast.compare.store import Store, discard
 from ballast.compare.work import FINE_TUNE, Bench, Work
 from ballast.errors import BallastError
-from compare_tools import THEN, one_rate, records_of, run_quietly, timeless, write_inputs
+from compare_tools import THEN, matrix, one_rate, records_of, run_quietly, timeless, write_inputs
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,29 @@ def test_unusable_input_stops_at_once_and_names_the_run(folder, tmp_path, monkey
     monkeypatch.setattr(pipeline, "run_train", refuses)
     with pytest.raises(BallastError, match=r"^sft-lr0\.001-s5: no such thing$"):
         run_quietly(one_rate(folder, tmp_path / "out"))
+
+
+def test_what_an_error_says_is_cut_to_a_line(folder, tmp_path):
+    bench = Bench(Plan(small(folder, tmp_path / "out")), Store(tmp_path / "out"))
+    [cell] = bench.plan.report({"sft": 1e-3})
+    said = bench.fail(Work(FINE_TUNE, cell.seed, cell), ValueError("word\n" * 500))
+    assert len(said) == 500
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("role", "keep", "kept"), [(TUNING, False, False), (TUNING, True, True), (REPORT, False, True)]
+)
+def test_weights_of_runs_that_choose_are_kept_where_asked(folder, tmp_path, monkeypatch, role, keep, kept):
+    def trains(recipe, **_):
+        records.write_json(Path(recipe.output) / "run.json", {"status": "finished"})
+        (Path(recipe.output) / "model.safetensors").touch()
+
+    monkeypatch.setattr(pipeline, "run_train", trains)
+    bench = Bench(Plan(matrix(folder, tmp_path / "out", keep_tuning=keep)), Store(tmp_path / "out"))
+    cell = Cell("sft", 1e-3, 5, role)
+    bench.run(Work(FINE_TUNE, 5, cell))
+    assert (bench.store.cell(cell.name) / "model.safetensors").exists() == kept
 
 
 FULL = [

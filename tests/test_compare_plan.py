@@ -9,6 +9,7 @@ from ballast.compare.choose import choose_rate, chosen_rates, swept
 from ballast.compare.plan import REPORT, TUNING, Cell, Part, Plan, direction
 from ballast.compare.read import BEFORE, Failure, Run
 from ballast.compare.store import Store, differing_key
+from ballast.compare.work import start_recipe
 from ballast.errors import BallastError
 from ballast.recipe import Recipe, ReferenceSection, TaskSection
 
@@ -254,6 +255,12 @@ def test_samples_are_drawn_anew_for_every_seed_and_alike_for_every_method():
     assert one.evaluation == other.evaluation
     assert seeded((TaskSection(data="lab:test", samples=2, temperature=1.0),), 5)[0].settings()["seed"] == 5
     assert seeded((TaskSection(data="lab:test", kind="readiness"),), 5)[0].settings()["seed"] == 5
+
+
+def test_the_start_is_asked_everything_with_the_samples_of_the_first_seed():
+    recipe = start_recipe(plan())
+    assert [task.settings()["name"] for task in recipe.evaluation.tasks] == ["validation", "test", "text"]
+    assert [task.settings().get("seed") for task in recipe.evaluation.tasks] == [None, 107, None]
 
 
 def test_rl_starts_from_the_run_and_is_measured_on_what_is_reported():

@@ -113,6 +113,7 @@ def test_runs_that_are_not_done_are_none(store):
     write(store.cell("running"), status="running")
     records.write_json(store.cell("broken") / "run.json", {"status": "failed", "error": "boom", "cell": CELL})
     records.write_json(store.cell("list") / "run.json", [1])
+    records.write_json(store.cell("train") / "run.json", {"status": "failed", "error": "of no comparison"})
     store.cell("empty").mkdir()
     (store.root / "cells" / "note.txt").touch()
     runs, [failure] = read_runs(store)

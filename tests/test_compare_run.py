@@ -13,7 +13,7 @@ from ballast.compare.pool import Processes
 from ballast.compare.read import read_runs
 from ballast.compare.run import _budget_steps
 from ballast.compare.store import Store, discard, read_run
-from ballast.compare.work import FINE_TUNE, REINFORCE, Bench, Work
+from ballast.compare.work import FINE_TUNE, REINFORCE, Bench, Work, make_random
 from ballast.errors import BallastError
 from compare_tools import THEN, matrix, one_rate, records_of, run_quietly, timeless, write_inputs
 
@@ -303,6 +303,9 @@ def test_random_weights_are_drawn_once_by_seed(folder, tmp_path):
     discard(tmp_path / "out" / "cells" / "random-lr0.001-s5")
     assert timeless(run_quietly(recipe)) == timeless(summary)
     assert path.read_bytes() == drawn
+    written = path.stat().st_mtime_ns
+    make_random(Plan(recipe), 5, path.parent)
+    assert path.stat().st_mtime_ns == written
 
 
 def test_a_budget_of_tokens_becomes_steps(folder):
@@ -320,6 +323,9 @@ def test_a_bench_knows_its_works_by_their_folders(whole, folder):
     cell = next(cell for cell in bench.plan.report({"sft": 3e-2}) if cell.label == "sft")
     for work in (Work(FINE_TUNE, 5, cell), Work(REINFORCE, 5, cell), Work(REINFORCE, 5)):
         assert Work.from_dict(json.loads(json.dumps(work.to_dict()))) == work
+    laps = read_run(output / "base" / "rl" / "s5")["seconds"]
+    assert bench.seconds(Work(REINFORCE, 5)) == pytest.approx(sum(laps.values()))
+    assert bench.seconds(Work(REINFORCE, 99)) is None
     assert bench.is_done(Work(REINFORCE, 5))
     assert not bench.is_done(Work(REINFORCE, 99))
     assert not bench.is_done(Work(FINE_TUNE, 5, dataclasses.replace(cell, seed=99)))
