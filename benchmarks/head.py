@@ -260,9 +260,8 @@ def measure_memory(name: str, size: str, kind: str, device: str) -> dict[str, in
 def measure(size: str, kind: str, names: list[str], arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """Return the table of one size and kind, and its figures."""
     given = make_inputs(size, kind, arguments.device)
-    times = interleaved(
-        {name: lambda name=name: run(name, given, kind) for name in names}, arguments.rounds, arguments.warmup
-    )
+    warmup = arguments.warmup if arguments.rounds else 0
+    times = interleaved({name: lambda name=name: run(name, given, kind) for name in names}, arguments.rounds, warmup)
     options = ["--sizes", size, "--kinds", kind, "--device", arguments.device, "--threads", str(arguments.threads)]
     memory: dict[str, list[dict[str, int]]] = {
         name: [child(__file__, *options, "--memory-of", name) for _ in range(arguments.memory_runs)] for name in names
@@ -270,11 +269,11 @@ def measure(size: str, kind: str, names: list[str], arguments: argparse.Namespac
     lines, results = [], {}
     for name in names:
         extra = statistics.median(taken["extra"] for taken in memory[name]) if memory[name] else None
-        against = {base: ratios(times[name], times[base]) for base in (FULL, BARE, "TRL") if base in names}
+        bases = [base for base in (FULL, BARE, "TRL") if base in names and arguments.rounds]
+        against = {base: ratios(times[name], times[base]) for base in bases}
         results[name] = {"seconds": times[name], "ratios": against, "memory": memory[name], "extra": extra}
         lines.append([name, *_cells(times[name], against, extra, arguments.device)])
-    bases = [f"to {base}" for base in (FULL, BARE, "TRL") if base in names]
-    return table(["case", "ms", *bases, "extra memory, MiB"], lines), results
+    return table(["case", "ms", *(f"to {base}" for base in bases), "extra memory, MiB"], lines), results
 
 
 def measure_profiles(
@@ -288,7 +287,8 @@ def measure_profiles(
 
 def _cells(times: Times, against: dict[str, Any], extra: float | None, device: str) -> list[str]:
     clock = "wall" if device == "cuda" else "processor"
-    milliseconds = f"{1000 * statistics.median(getattr(times, clock)):.0f}"
+    taken = getattr(times, clock)
+    milliseconds = f"{1000 * statistics.median(taken):.0f}" if taken else "not measured"
     memory = "not measured" if extra is None else f"{extra / 2**20:.0f}"
     return [milliseconds, *(spread(ratio[clock]) for ratio in against.values()), memory]
 
@@ -298,7 +298,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=[*SIZES], help="tokens x hidden size x vocabulary")
     parser.add_argument("--kinds", choices=KINDS, nargs="+", default=[*KINDS])
     parser.add_argument("--cases", choices=[*CASES], nargs="+", default=[*CASES])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=7, help="0 leaves time out")
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--memory-runs", type=int, default=3, help="processes per case; 0 leaves memory out")
     parser.add_argument("--threads", type=int, default=1)
