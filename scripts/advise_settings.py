@@ -155,8 +155,8 @@ def build(setting: Setting, folder: Path) -> dict[str, Any]:
 
 def measure(setting: Setting, seeds: range) -> dict[str, Any]:
     """Train with each objective and seed, and return accuracies, the start's too, and the paired differences."""
+    from ballast.config.recipe import Recipe
     from ballast.pipeline import run_evaluate, run_train
-    from ballast.recipe import Recipe
 
     kept = EVIDENCE / f"{setting.name}.json"
     record = json.loads(kept.read_text()) if kept.exists() else {"setting": asdict(setting), "runs": {}}
@@ -218,8 +218,8 @@ def difference(runs: dict[str, Any]) -> dict[str, Any]:
 def verdicts() -> dict[str, Any]:
     """Return what the rule says of every setting, beside what training showed, and how often it hit."""
     from ballast.advise import RULE
+    from ballast.config.recipe import Recipe
     from ballast.pipeline import run_advise
-    from ballast.recipe import Recipe
 
     found = []
     for setting in SETTINGS:
@@ -259,8 +259,8 @@ FLAWS = (
 
 def flaws() -> list[dict[str, Any]]:
     """Return precision and recall of the suspects against the wrong results that the generator wrote."""
+    from ballast.config.recipe import Recipe
     from ballast.pipeline import run_advise
-    from ballast.recipe import Recipe
 
     found = []
     for setting in FLAWS:

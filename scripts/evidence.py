@@ -73,9 +73,9 @@ def judge(difference: Mapping[str, Any]) -> str:
 
 def claims(output: Path, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the claims with their paired differences; p is adjusted by Holm over all claims of a comparison."""
-    from ballast.compare.read import read_runs
     from ballast.compare.statistics import holm
-    from ballast.compare.store import Store
+    from ballast.records.folder import Store
+    from ballast.records.runs import read_runs
 
     runs = {run.path: run for run in read_runs(Store(output))[0]}
     stages = {(row["label"], stage): found for row in summary["rows"] for stage, found in row["stages"].items()}
@@ -156,8 +156,8 @@ def _shares(of: Mapping[str, Mapping[str, float | None]] | None) -> str:
 def keep(output: Path) -> Path:
     """Put a comparison's summary, report and claims into docs/evidence, under its recipe's name."""
     from ballast.compare import load_plan, write_summary
-    from ballast.compare.store import Store
-    from ballast.records import write_json
+    from ballast.records.folder import Store
+    from ballast.records.write import write_json
     from ballast.report import HTML, MARKDOWN, write_report
 
     summary = write_summary(Store(output), load_plan(output))

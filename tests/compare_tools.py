@@ -19,7 +19,7 @@ HEAVY = (
     "ballast.compare",
     "ballast.evaluation.kinds",
     "ballast.pipeline",
-    "ballast.rl.compat",
+    "ballast.rl.trl",
     "ballast.rl.train",
     "ballast.training",
     "scipy.stats",
@@ -54,7 +54,7 @@ def write_inputs(folder: Path) -> None:
 
 def matrix(folder: Path, output: str | Path = "out", **compare: Any) -> Any:
     """Return the recipe of a comparison on the inputs in a folder; keywords change its ``compare`` section."""
-    from ballast.recipe import Recipe
+    from ballast.config.recipe import Recipe
 
     section = {
         "objectives": ["sft", "prift-mass"],

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 
 from ballast import objective
 from ballast.head import Formed, fused_pass, two_phase
-from ballast.training.compat import add_statistics
+from ballast.training.trl import add_statistics
 from tiny import tiny_model
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ballast.evaluation.verifiers import Verifier
+from ballast.verifiers.registry import Verifier
 from tiny import char_tokenizer, tiny_model
 from training_tools import config
 

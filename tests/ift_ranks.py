@@ -15,8 +15,8 @@ from torch.distributed.fsdp import fully_shard
 
 import ballast
 from ballast.head import two_phase
-from ballast.training.compat import add_statistics
 from ballast.training.reduction import token_layout
+from ballast.training.trl import add_statistics
 from ift_tools import all_weights, double, trained
 
 CHECKPOINTING = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}

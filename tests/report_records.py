@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ballast import records
 from ballast.compare.plan import REPORT, TUNING, Cell, Plan
-from ballast.compare.store import MARK, Store
+from ballast.config.recipe import Recipe
 from ballast.evaluation import metrics
-from ballast.recipe import Recipe
+from ballast.records import write as records
+from ballast.records.folder import MARK, Store
 
 ITEMS, SAMPLES = 24, 4
 SKILL = {"base": 0.35, "sft": 0.45, "prift-mass": 0.75, "eksft": 0.40, "random": 0.05}

@@ -22,13 +22,13 @@ def tiny_run(tmp_path, *, rows=ROWS, model=None, tokenizer=None, peft_config=Non
     from datasets import Dataset
     from transformers import PrinterCallback, ProgressCallback
 
-    from ballast.rl import compat
+    from ballast.rl import trl
 
     options = RLOptions(**{**TINY, **changes})
     tokenizer = tokenizer or tiny_tokenizer(chat_template=CHAT_TEMPLATE)
     verify = verify or reward_verifier(options.verifier, options.reward)
     prompts = Prompts.of(Dataset.from_list(rows), tokenizer, options, verify)
-    args = compat.config(options, output_dir=str(tmp_path / "out"), seed=seed)
+    args = trl.config(options, output_dir=str(tmp_path / "out"), seed=seed)
     run = Run(model or tiny_policy(), tokenizer, prompts, verify, options, args, peft_config=peft_config)
     for callback in (PrinterCallback, ProgressCallback):
         run.trainer.remove_callback(callback)
@@ -37,7 +37,7 @@ def tiny_run(tmp_path, *, rows=ROWS, model=None, tokenizer=None, peft_config=Non
 
 def logged(run):
     """Return the lines of the run's steps, without times."""
-    from ballast.rl.compat import metric_line
+    from ballast.rl.trl import metric_line
 
     lines = [metric_line(entry) for entry in run.trainer.state.log_history]
     return [

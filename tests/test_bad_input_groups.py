@@ -241,7 +241,7 @@ CASES = [
 def test_bad_groups_are_refused_in_one_line_and_leave_nothing(case, workspace, monkeypatch):
     case.break_it()
     if case.command != "sample":
-        monkeypatch.setattr("ballast.pipeline.models.load_model", None)  # refused before a weight is read
+        monkeypatch.setattr("ballast.models.load_model", None)  # refused before a weight is read
     before = sorted(path for path in workspace.rglob("*") if "lock" not in path.name and "__pycache__" not in str(path))
     done = CliRunner().invoke(app, case.arguments())
     assert done.exit_code == 2, (done.exit_code, done.output, done.exception)

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from ballast import records
 from ballast.cli import app
+from ballast.config.recipe import load_recipe
 from ballast.errors import BallastError
-from ballast.recipe import load_recipe
+from ballast.records import write as records
 from tiny import CHAT_TEMPLATE, char_tokenizer, tiny_model
 
 RECIPE = """\

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from ballast import records
 from ballast.cli import app
+from ballast.records import write as records
 
 BASE = (
     "model=lab",

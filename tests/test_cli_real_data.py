@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from ballast import records
 from ballast.cli import app
 from ballast.objectives import list_objectives
+from ballast.records import write as records
 
 SETTINGS = (
     "data.train=svamp.jsonl",

@@ -7,8 +7,8 @@ import pytest
 
 from ballast.compare import COMPARE_CHECKS
 from ballast.compare.checks import check_choice, check_place, check_rows, check_section, check_then
-from ballast.recipe import load_recipe
-from ballast.recipe_source import RecipeError
+from ballast.config.recipe import load_recipe
+from ballast.config.source import RecipeError
 
 BASE = """\
 model: lab

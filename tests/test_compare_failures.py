@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from ballast import pipeline, records
+from ballast import pipeline
 from ballast.compare import Plan, pool
+from ballast.compare.jobs import FINE_TUNE, Bench, Work
 from ballast.compare.plan import REPORT, TUNING, Cell
 from ballast.compare.pool import Here, Processes
-from ballast.compare.read import read_runs
-from ballast.compare.store import Store, discard
-from ballast.compare.work import FINE_TUNE, Bench, Work
 from ballast.errors import BallastError
+from ballast.records import write as records
+from ballast.records.folder import Store, discard
+from ballast.records.runs import read_runs
 from compare_tools import THEN, matrix, one_rate, records_of, run_quietly, timeless, write_inputs
 
 

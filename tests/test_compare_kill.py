@@ -30,7 +30,7 @@ def work(folder: Path, output: Path, log: Path, changes: dict, moment: tuple[str
 
     from ballast import pipeline
     from ballast.compare import run
-    from ballast.compare.work import REINFORCE, Bench
+    from ballast.compare.jobs import REINFORCE, Bench
 
     torch.set_num_threads(1)
     settle()

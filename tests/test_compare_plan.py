@@ -6,12 +6,12 @@ import pytest
 
 from ballast.compare.cells import cell_recipe, rl_recipe, seeded
 from ballast.compare.choose import choose_rate, chosen_rates, swept
+from ballast.compare.jobs import start_recipe
 from ballast.compare.plan import REPORT, TUNING, Cell, Part, Plan, direction
-from ballast.compare.read import BEFORE, Failure, Run
-from ballast.compare.store import Store, differing_key
-from ballast.compare.work import start_recipe
+from ballast.config.recipe import Recipe, ReferenceSection, TaskSection
 from ballast.errors import BallastError
-from ballast.recipe import Recipe, ReferenceSection, TaskSection
+from ballast.records.folder import Store, differing_key
+from ballast.records.runs import BEFORE, Failure, Run
 
 TASKS = [
     {"name": "validation", "data": "lab:validation"},

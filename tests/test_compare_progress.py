@@ -7,9 +7,9 @@ import pytest
 import rich.live
 from rich.console import Console
 
+from ballast.compare.jobs import FINE_TUNE, REINFORCE, Work
 from ballast.compare.plan import REPORT, TUNING, Cell
 from ballast.compare.progress import Board
-from ballast.compare.work import FINE_TUNE, REINFORCE, Work
 
 RUNS = [Work(FINE_TUNE, seed, Cell(label, 1e-3, seed, REPORT)) for seed in (5, 6) for label in ("sft", "dft")]
 TUNE = Work(FINE_TUNE, 1005, Cell("sft", 1e-3, 1005, TUNING))

@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from ballast import records
-from ballast.compare.read import AFTER, BEFORE, START, per_item, read_runs
-from ballast.compare.store import Store, mark_done, read_run
 from ballast.errors import BallastError
+from ballast.records import write as records
+from ballast.records.folder import Store, mark_done, read_run
+from ballast.records.runs import AFTER, BEFORE, START, per_item, read_runs
 
 CELL = {"label": "sft", "rate": 1e-3, "seed": 7, "role": "report"}
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from ballast import records
 from ballast.compare import Part, Plan, load_plan, summarise
+from ballast.compare.jobs import FINE_TUNE, REINFORCE, Bench, Work, make_random
 from ballast.compare.pool import Processes
-from ballast.compare.read import read_runs
 from ballast.compare.run import _budget_steps
-from ballast.compare.store import Store, discard, read_run
-from ballast.compare.work import FINE_TUNE, REINFORCE, Bench, Work, make_random
 from ballast.errors import BallastError
+from ballast.records import write as records
+from ballast.records.folder import Store, discard, read_run
+from ballast.records.runs import read_runs
 from compare_tools import THEN, matrix, one_rate, records_of, run_quietly, timeless, write_inputs
 
 

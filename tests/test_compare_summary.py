@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from ballast.compare.plan import BASE, REPORT, TUNING, Cell, Plan
-from ballast.compare.read import AFTER, BEFORE, START, Failure, Run
 from ballast.compare.statistics import holm, over_both, over_items, over_seeds, paired_p
 from ballast.compare.summary import summarise
 from ballast.compare.view import markdown, notes, sheets, show
+from ballast.config.recipe import Recipe
 from ballast.errors import BallastError
 from ballast.evaluation.metrics import mean
-from ballast.recipe import Recipe
+from ballast.records.runs import AFTER, BEFORE, START, Failure, Run
 
 SEEDS, ITEMS = (7, 8, 9), 12
 LABELS = ("sft", "dft", "ift")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from datasets import Dataset, DatasetDict
 
-from ballast import compat
-from ballast.data import PrepareOptions, prepare
+from ballast.data import PrepareOptions, prepare, trl
 from ballast.errors import BallastError
 from data_rows import PLAIN_TEMPLATE, rows, tokenizer
 
@@ -68,9 +67,9 @@ def test_tokenizers_that_lack_something():
     _fails("neither pad nor eos token", rows("messages"), no_end)
     only_end = tokenizer()
     only_end.pad_token = None
-    assert compat.training_tokenizer(only_end, PrepareOptions()).pad_token == only_end.eos_token
+    assert trl.training_tokenizer(only_end, PrepareOptions()).pad_token == only_end.eos_token
     with pytest.raises(BallastError, match="a str is not supported"):
-        compat.training_tokenizer("gpt2", PrepareOptions())
+        trl.training_tokenizer("gpt2", PrepareOptions())
 
 
 def test_templates_without_generation_markers():

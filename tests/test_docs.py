@@ -13,7 +13,7 @@ from typer.main import get_command
 from ballast import lab, pipeline
 from ballast.cli import app
 from ballast.compare import COMPARE_CHECKS
-from ballast.recipe import load_recipe
+from ballast.config.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md")])

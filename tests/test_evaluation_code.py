@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ballast.errors import BallastError
-from ballast.evaluation.code import CodeLimits, assemble, run_program, run_programs
+from ballast.verifiers.code import CodeLimits, assemble, run_program, run_programs
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX resource limits")
 

@@ -97,7 +97,7 @@ def test_streams_that_do_not_fit(model, tokenizer, streams, words):
 @pytest.mark.parametrize("adapter", [False, True])
 def test_the_model_in_training_generates_and_goes_on_training(tokenizer, adapter):
     """Patched by the trainer, in train mode with dropout, with checkpointed gradients and hooks for them."""
-    from ballast.training.compat import add_statistics
+    from ballast.training.trl import add_statistics
 
     model = tiny_model(5, initializer_range=0.2, attention_dropout=0.5)
     plain = texts(generate(model, tokenizer, PROMPTS, SAMPLED))

@@ -3,9 +3,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ballast.errors import BallastError
-from ballast.evaluation.expression import evaluate_expression
-from ballast.evaluation.verifiers import VERIFIERS, Verifier, check_rows, last_number, score_answers, verifier
-from ballast.evaluation.worker import VerifierTimeout
+from ballast.verifiers.expression import evaluate_expression
+from ballast.verifiers.registry import VERIFIERS, Verifier, check_rows, last_number, score_answers, verifier
+from ballast.verifiers.worker import VerifierTimeout
 
 
 @pytest.mark.parametrize(

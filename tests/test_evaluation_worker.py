@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from ballast.errors import BallastError
-from ballast.evaluation import worker
-from ballast.evaluation.verifiers import MATH, check_rows, score_answers, verifier
-from ballast.evaluation.worker import VerifierTimeout, VerifierUnavailable, VerifierWorker
+from ballast.verifiers import worker
+from ballast.verifiers.registry import MATH, check_rows, score_answers, verifier
+from ballast.verifiers.worker import VerifierTimeout, VerifierUnavailable, VerifierWorker
 
 SLOW = "$9^{9^{9^{9}}}$"
 MODULE = """
@@ -273,7 +273,8 @@ def test_a_signal_ends_what_outlives_the_parent_in_one_long_operation(module):
 def test_a_worker_ends_with_its_parent(module, tmp_path):
     code = f"""
         import sys; sys.path.insert(0, {str(tmp_path)!r})
-        from ballast.evaluation import worker, verifier
+        from ballast.evaluation import verifier
+        from ballast.verifiers import worker
         import threading, os
         own = verifier("{module}:wild", seconds=60)
         own("fine", {{}})

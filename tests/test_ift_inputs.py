@@ -15,9 +15,9 @@ from ballast import token_stats
 from ballast.data import Collator
 from ballast.head import Formed
 from ballast.objectives import Objective
-from ballast.training.compat import add_statistics
 from ballast.training.inputs import settle_inputs
 from ballast.training.reduction import token_layout
+from ballast.training.trl import add_statistics
 from ift_tools import double, tokens, trained, trainer_of
 from tiny import tiny_model
 from training_tools import dataset

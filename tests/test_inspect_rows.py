@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 import ballast
 from ballast.cli import app
+from ballast.config.recipe import Recipe
 from ballast.errors import BallastError
-from ballast.recipe import Recipe
+from ballast.pipeline.inspect import inspect_rows, parse_objective, parse_rows, run_inspect
 from ballast.report import tokens
-from ballast.report.inspection import inspect_rows, parse_objective, parse_rows, run_inspect
 from tiny import CHAT_TEMPLATE, char_tokenizer, tiny_model
 
 EVIL = "<b>x</b> \u202e [red]y[/red] \x1b[31mz"
@@ -208,8 +208,8 @@ def test_a_row_that_is_cut_shows_what_is_left(workspace):
 
 def test_the_page_and_the_record_are_written_and_shown_in_a_report(workspace, tmp_path):
     import report_records
+    from ballast.report.build import build
     from ballast.report.source import load
-    from ballast.report.view import build
 
     run = report_records.run(tmp_path / "run")
     page, record = tmp_path / "tokens.html", run / "tokens.json"

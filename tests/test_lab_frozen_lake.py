@@ -17,9 +17,10 @@ from scipy.stats import ttest_rel
 import ballast
 from ballast.cli import app
 from ballast.errors import BallastError
-from ballast.lab import frozen_lake, frozen_lake_figures
-from ballast.lab.frozen_lake_map import ACTIONS, MAPS, Lake, environment, lake
-from ballast.lab.frozen_lake_training import (
+from ballast.lab.frozen_lake import experiment as frozen_lake
+from ballast.lab.frozen_lake import figures as frozen_lake_figures
+from ballast.lab.frozen_lake.map import ACTIONS, MAPS, Lake, environment, lake
+from ballast.lab.frozen_lake.training import (
     METHODS,
     OPTIMISERS,
     Policies,

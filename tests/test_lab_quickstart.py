@@ -8,8 +8,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from ballast import BallastError
-from ballast.lab import quickstart
+from ballast import BallastError, quickstart
 
 
 @pytest.fixture

@@ -222,7 +222,7 @@ def test_no_story_of_svamp_is_on_two_sides(svamp, splitter):
 
 
 def test_generated_problems_are_right_and_repeatable(splitter):
-    from ballast.evaluation.expression import evaluate_expression
+    from ballast.verifiers.expression import evaluate_expression
 
     rows, left_out = splitter.generated_rows(400, 0, [])
     assert rows == splitter.generated_rows(400, 0, [])[0] != splitter.generated_rows(400, 1, [])[0]

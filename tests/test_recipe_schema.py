@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ballast.recipe import Problem, Recipe, RecipeError, load_recipe
+from ballast.config.recipe import Problem, Recipe, RecipeError, load_recipe
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 

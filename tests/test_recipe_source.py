@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from ballast.config.source import Problem, RecipeError, load_source, parse_override, read_yaml, replaced
 from ballast.errors import BallastError
-from ballast.recipe_source import Problem, RecipeError, load_source, parse_override, read_yaml, replaced
 
 
 def _write(folder: Path, text: str) -> Path:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from ballast.compare.statistics import holm, over_seeds, paired_p
-from ballast.report.answer import answer
 from ballast.report.figures import Metric
+from ballast.report.sections.answer import answer
 from ballast.report.source import Source
 
 BEFORE, AFTER = "before_rl", "after_rl"

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import report_records
-from ballast.report import curves
-from ballast.report.charts import BASE, Line, LineChart
+from ballast.report.build import build
+from ballast.report.charts.data import BASE, Line, LineChart
 from ballast.report.gaps import gaps
+from ballast.report.sections import curves
 from ballast.report.source import load
-from ballast.report.view import build
 
 BEFORE, AFTER = "before_rl", "after_rl"
 

@@ -6,9 +6,9 @@ import shutil
 import pytest
 
 import report_records
+from ballast.report.build import build
 from ballast.report.render import html, markdown_text
 from ballast.report.source import load
-from ballast.report.view import build
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
+from ballast.config.recipe import Recipe
 from ballast.objectives import objective
-from ballast.recipe import Recipe
 from ballast.report.looks import write_tokens
 
 

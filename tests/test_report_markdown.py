@@ -7,11 +7,11 @@ from markdown_it import MarkdownIt
 from ruamel.yaml import YAML
 
 import report_records
-from ballast.report.plain import plain_tables
+from ballast.report.build import build
+from ballast.report.charts.tables import plain_tables
 from ballast.report.render import html, markdown_text
 from ballast.report.runs import read_runs
 from ballast.report.source import Source, load
-from ballast.report.view import build
 
 NASTY = (
     "a | b",

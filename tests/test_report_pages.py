@@ -12,9 +12,9 @@ import pytest
 import report_records
 from ballast.errors import BallastError
 from ballast.report import write_report
+from ballast.report.build import build
 from ballast.report.render import html, markdown_text, tokens_html
 from ballast.report.source import load
-from ballast.report.view import build
 
 VOID = {"meta", "link", "br", "wbr"}
 KNOWN = """html head meta link title style body header footer section nav div p h1 h2 h3 ul li a table thead tbody tr th
@@ -258,7 +258,7 @@ def test_markdown_tables_have_as_many_cells_in_every_row(report):
 
 
 def test_the_recipe_in_the_report_loads_as_the_recipe_that_was_run(report, folder, tmp_path):
-    from ballast.recipe import load_recipe
+    from ballast.config.recipe import load_recipe
 
     [settings] = [section for section in report.sections if section.id == "settings"]
     [(heading, text)] = settings.code
@@ -344,7 +344,7 @@ def test_importing_the_report_loads_no_torch():
     import subprocess
     import sys
 
-    modules = "ballast.report.source, ballast.report.render, ballast.report.view, ballast.report.inspection"
+    modules = "ballast.report.source, ballast.report.render, ballast.report.build, ballast.pipeline.inspect"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 

@@ -9,15 +9,16 @@ from scipy import stats
 
 import report_records
 from ballast.compare.statistics import holm, over_both, over_items
-from ballast.report import figures, settings
-from ballast.report.charts import RL, SFT
+from ballast.report import figures
+from ballast.report.build import build
+from ballast.report.charts.data import RL, SFT
 from ballast.report.figures import Metric
 from ballast.report.others import everything
 from ballast.report.pairs import against_start
-from ballast.report.results import results
+from ballast.report.sections import settings
+from ballast.report.sections.results import results
 from ballast.report.source import load
 from ballast.report.sweep import sweep
-from ballast.report.view import build
 
 BEFORE, AFTER = "before_rl", "after_rl"
 ACCURACY = Metric("greedy", "accuracy", 1)

@@ -8,11 +8,11 @@ import pytest
 from typer.testing import CliRunner
 
 import report_records
-from ballast import records
 from ballast.cli import app
 from ballast.errors import BallastError
+from ballast.records import write as records
+from ballast.report.build import build
 from ballast.report.source import load
-from ballast.report.view import build
 
 
 @pytest.fixture

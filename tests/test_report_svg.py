@@ -10,8 +10,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ballast.report import marks, svg
-from ballast.report.charts import (
+from ballast.report import marks
+from ballast.report.charts import svg
+from ballast.report.charts.data import (
     BASE,
     RL,
     SFT,
@@ -23,7 +24,7 @@ from ballast.report.charts import (
     LineChart,
     Value,
 )
-from ballast.report.scales import linear, logarithmic
+from ballast.report.charts.scales import linear, logarithmic
 
 LABELS = ("sft", "dft", "prift-prob", "prift-mass", "eksft", "ift", "gft", "x", "ninth")
 STYLES = marks.styles_of(LABELS)

@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from ballast.cli import app
+from ballast.config.recipe import load_recipe
 from ballast.errors import BallastError
 from ballast.pipeline import run_rl
-from ballast.recipe import load_recipe
 from rl_tools import ROWS, tiny_policy, tiny_tokenizer
 
 RL = {"verifier": "exact", "steps": 1, "prompts": 2, "group": 2, "max_new_tokens": 4}
@@ -40,7 +40,7 @@ def workspace(prototype, tmp_path, monkeypatch) -> Path:
     shutil.copytree(prototype, folder)
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.setattr("ballast.pipeline.models.load_model", None)
+    monkeypatch.setattr("ballast.models.load_model", None)
     return folder
 
 
@@ -160,7 +160,7 @@ def test_vllm_needs_an_accelerator_or_a_server(workspace, monkeypatch):
 
     if torch.accelerator.is_available():
         pytest.skip("there is an accelerator")
-    monkeypatch.setattr("ballast.rl.compat.vllm_is_installed", lambda: True)
+    monkeypatch.setattr("ballast.rl.trl.vllm_is_installed", lambda: True)
     shared = Case("", "", ("rl.use_vllm=true",)).arguments()
     done = CliRunner().invoke(app, [shared[0], "--dry-run", *shared[1:]])
     assert (done.exit_code, "rl.use_vllm: vLLM would share this machine's accelerator" in done.stderr) == (2, True)

@@ -4,9 +4,9 @@ from dataclasses import fields
 
 import pytest
 
+from ballast.config.recipe import Recipe, load_recipe
+from ballast.config.source import RecipeError
 from ballast.errors import BallastError
-from ballast.recipe import Recipe, load_recipe
-from ballast.recipe_source import RecipeError
 from ballast.rl import RLOptions
 from ballast.rl.options import ELSEWHERE, LOSS_TYPES, TRAINER
 
@@ -72,7 +72,7 @@ def test_the_recipe_of_the_lab_is_read():
 
 
 def test_what_may_be_passed_on_and_what_has_another_place_are_fields_of_trl():
-    from ballast.rl.compat import NAMES, config_hints
+    from ballast.rl.trl import NAMES, config_hints
 
     names = set(config_hints())
     assert set(TRAINER) | set(ELSEWHERE) | set(NAMES.values()) <= names
@@ -82,7 +82,7 @@ def test_what_may_be_passed_on_and_what_has_another_place_are_fields_of_trl():
 
 
 def test_settings_reach_trl_and_what_costs_time_is_off():
-    from ballast.rl.compat import config
+    from ballast.rl.trl import config
 
     options = RLOptions(
         steps=7, prompts=4, group=6, micro_batch=8, max_new_tokens=9, learning_rate=3e-4, temperature=0.7, top_p=0.9,
@@ -105,7 +105,7 @@ def test_settings_reach_trl_and_what_costs_time_is_off():
 def test_every_kind_of_loss_is_one_that_trl_knows():
     import inspect
 
-    from ballast.rl.compat import GRPOTrainer
+    from ballast.rl.trl import GRPOTrainer
 
     source = inspect.getsource(GRPOTrainer._compute_loss)
     assert all(f'"{name}"' in source for name in LOSS_TYPES)

@@ -7,8 +7,8 @@ import pytest
 from ballast.errors import BallastError
 from ballast.evaluation import GenerationOptions, generate, verifier
 from ballast.evaluation.generation import end_ids, read_completion
-from ballast.evaluation.verifiers import score_answers
 from ballast.rl.rewards import ANSWERED, WRONG, Rewards, reward_verifier
+from ballast.verifiers.registry import score_answers
 from tiny import char_tokenizer, tiny_model
 
 ROW = {"prompt": "12+7=?", "answer": "19"}
@@ -39,7 +39,7 @@ def test_reft_with_math_verify_reads_what_math_verify_reads():
 
 
 def test_every_verifier_of_ballast_says_what_an_answer_is():
-    from ballast.evaluation.verifiers import VERIFIERS
+    from ballast.verifiers.registry import VERIFIERS
 
     assert set(ANSWERED) == set(VERIFIERS)
 

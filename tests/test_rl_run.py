@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from ballast import records
 from ballast.cli import app
+from ballast.config.recipe import load_recipe
 from ballast.errors import BallastError
 from ballast.pipeline import run_rl
-from ballast.recipe import load_recipe
+from ballast.records import write as records
 from rl_tools import ROWS, tiny_policy, tiny_tokenizer
 
 LORA = "model.lora={r: 4, target_modules: [q_proj, v_proj]}"

@@ -8,9 +8,9 @@ import torch
 
 from ballast.evaluation import Verifier
 from ballast.evaluation.generation import encode_prompt, end_ids
-from ballast.rl.compat import metric_line
 from ballast.rl.options import LOSS_TYPES
 from ballast.rl.prompts import order
+from ballast.rl.trl import metric_line
 from rl_tools import ROWS, logged, tiny_policy, tiny_run, tiny_tokenizer
 from tiny import CHAT_TEMPLATE, char_tokenizer
 

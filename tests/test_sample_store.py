@@ -15,11 +15,11 @@ import pytest
 from typer.testing import CliRunner
 
 from ballast.cli import app
+from ballast.config.recipe import load_recipe
 from ballast.errors import BallastError
 from ballast.groups import Group, GroupOptions, Member, store
 from ballast.groups.store import GroupFolder, Part, StoreSettings, data_digest, kept_options, read_groups
 from ballast.pipeline import run_sample
-from ballast.recipe import load_recipe
 from ballast.reference import tokenizer_fingerprint
 from tiny import CHAT_TEMPLATE, char_tokenizer
 
@@ -99,11 +99,11 @@ def test_sampling_fills_the_folder_and_says_what_is_in_it(said):
 
 
 def test_what_is_read_is_what_the_trainer_would_sample(sampled):
+    from ballast import models
+    from ballast.config.recipe import ModelSection
     from ballast.data import PrepareOptions
     from ballast.groups import GroupRows, sample_groups
     from ballast.lab import base_path, split
-    from ballast.pipeline import models
-    from ballast.recipe import ModelSection
 
     options = GroupOptions(verifier="ballast.lab.arithmetic:verify", own=2, max_new_tokens=24)
     from datasets import Dataset

@@ -83,7 +83,7 @@ def test_columns_of_a_chat_template_mean_nothing_beside_text(tmp_path):
 def test_an_answer_that_the_template_leaves_no_token_of_is_refused():
     from datasets import Dataset
 
-    from ballast.data.prepare import PrepareOptions
+    from ballast.data.options import PrepareOptions
     from ballast.groups import GroupOptions, GroupRows
     from tiny import char_tokenizer
 

@@ -62,7 +62,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 def _print_versions(wanted: bool) -> None:
     if wanted:
-        from ballast.records import versions
+        from ballast.records.write import versions
 
         print(", ".join(f"{name} {number}" for name, number in versions().items()))
         raise typer.Exit
@@ -309,7 +309,7 @@ def inspect(
     over: Annotated[int, typer.Option("--over", min=0, help="First rows whose weights the histograms count.")] = 64,
 ) -> None:
     """Show what objectives make of every token of some rows: weight, probabilities, entropy, KL, selection."""
-    from ballast.report import inspection
+    from ballast.pipeline import inspect as inspection
 
     recipe = _recipe(words, inspection.INSPECT_CHECKS)
     inspection.run_inspect(
@@ -325,8 +325,8 @@ def quickstart(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of data order and samples.")] = 42,
 ) -> None:
     """Fine-tune with seven objectives on the embedded lab and compare them: minutes on two cores, no download."""
-    from ballast.lab.quickstart import run_quickstart
     from ballast.pipeline import quiet
+    from ballast.quickstart import run_quickstart
 
     quiet()
     run_quickstart(output=output, seed=seed, say=_console().print)
@@ -353,15 +353,15 @@ def frozen_lake(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the initial policies.")] = 0,
 ) -> None:
     """Compare SFT, IFT, ORPO and DPO with the optimal policy of a small game: about a minute on one core."""
-    from ballast.lab.frozen_lake import run_frozen_lake
+    from ballast.lab.frozen_lake.experiment import run_frozen_lake
 
     run_frozen_lake(seeds=seeds, steps=steps, output=output, seed=seed, say=_console().print)
 
 
 def _recipe(words: list[str] | None, checks: Any) -> Any:
     """Read ``[RECIPE] [KEY=VALUE]...``: the first word is a recipe when it is a file or has no ``=``."""
+    from ballast.config.recipe import load_recipe
     from ballast.pipeline import quiet
-    from ballast.recipe import load_recipe
 
     quiet()
     words = list(words or ())

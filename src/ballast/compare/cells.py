@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ballast.compare.plan import REPORT, Cell, Plan
-from ballast.compare.store import Store
+from ballast.config.recipe import EvaluationSection, ModelSection, Recipe, ReferenceSection, TaskSection
+from ballast.config.sections import MethodSection, ObjectiveSection
 from ballast.objectives import Objective
-from ballast.recipe import EvaluationSection, ModelSection, Recipe, ReferenceSection, TaskSection
-from ballast.recipe_sections import MethodSection, ObjectiveSection
+from ballast.records.folder import Store
 from ballast.stats import GROUP_FIELDS, PAIR_FIELDS
 
 LENGTH = ("max_steps", "num_train_epochs")

@@ -10,13 +10,16 @@ from typing import Any
 
 from ballast.compare.cells import LENGTH, has_length, method_recipe, on_groups
 from ballast.compare.plan import REPORT, RESERVED, TUNING, Plan, direction, label_of
-from ballast.compare.store import BASE, CACHE, CELLS, JOBS_LOG, PLAN, SUMMARY
+from ballast.config import training as settings
+from ballast.config.recipe import Check, Recipe, TaskSection, check_group_options
+from ballast.config.sections import BudgetSection, ChooseSection, CompareSection, MethodSection
+from ballast.config.source import Problem
 from ballast.errors import BallastError, suggest
 from ballast.objectives import Objective
-from ballast.pipeline import checks, group_checks, rl_checks, settings
-from ballast.recipe import Check, Recipe, TaskSection, check_group_options
-from ballast.recipe_sections import BudgetSection, ChooseSection, CompareSection, MethodSection
-from ballast.recipe_source import Problem
+from ballast.pipeline.checks import common as checks
+from ballast.pipeline.checks import groups as group_checks
+from ballast.pipeline.checks import rl as rl_checks
+from ballast.records.folder import BASE, CACHE, CELLS, JOBS_LOG, PLAN, SUMMARY
 
 OWN_FILES = (PLAN, SUMMARY, CELLS, BASE, CACHE, "report.html", "report.md", JOBS_LOG)
 ROW_CHECKS: tuple[Check, ...] = (

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ballast.compare.plan import TUNING, Plan
-from ballast.compare.read import Failure, Run
 from ballast.compare.statistics import over_seeds
+from ballast.records.runs import Failure, Run
 
 
 def choose_rate(scores: Mapping[float, Sequence[float]], sign: int) -> float:

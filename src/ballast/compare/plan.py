@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
+from ballast.config.recipe import Recipe, TaskSection
+from ballast.config.sections import CompareSection, MethodSection
 from ballast.errors import BallastError
-from ballast.recipe import Recipe, TaskSection
-from ballast.recipe_sections import CompareSection, MethodSection
 
 TUNING, REPORT = "tuning", "report"
 BASE, RANDOM = "base", "random"

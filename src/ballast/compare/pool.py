@@ -14,9 +14,9 @@ from queue import Queue
 from threading import Lock
 from typing import IO, Any, Protocol
 
-from ballast.compare.store import writing
-from ballast.compare.work import Bench, Work
+from ballast.compare.jobs import Bench, Work
 from ballast.errors import BallastError
+from ballast.records.folder import writing
 
 PROGRAM = ("-m", "ballast.compare.worker")
 """What a process runs."""

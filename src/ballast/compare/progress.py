@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from threading import RLock
 from typing import Any
 
-from ballast.compare.work import REINFORCE, Work
+from ballast.compare.jobs import REINFORCE, Work
 
 Slot = tuple[str, str]
 """A row's label, and what is counted of it: ``tuning``, ``runs`` or ``rl``."""

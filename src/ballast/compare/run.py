@@ -5,26 +5,25 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ballast import records
 from ballast.compare.cells import cell_recipe
 from ballast.compare.choose import chosen_rates, swept
+from ballast.compare.jobs import FINE_TUNE, REINFORCE, Bench, Work, make_random, measure_start
 from ballast.compare.plan import RANDOM, REPORT, TUNING, Cell, Part, Plan
 from ballast.compare.pool import Here, Processes, runner
 from ballast.compare.progress import Board, Slot, slot_of
-from ballast.compare.read import read_runs
-from ballast.compare.store import Store, room, writing
 from ballast.compare.summary import summarise
-from ballast.compare.work import FINE_TUNE, REINFORCE, Bench, Work, make_random, measure_start
 from ballast.compare.worker import settle
+from ballast.config.recipe import Recipe
 from ballast.errors import BallastError
-from ballast.recipe import Recipe
-
-Say = Callable[[Any], Any]
+from ballast.protocols import Say
+from ballast.records import write as records
+from ballast.records.folder import Store, room, writing
+from ballast.records.runs import read_runs
 
 SMALL = 100 * 2**20
 """Bytes of weights below which a model only waits for further threads."""
@@ -243,7 +242,7 @@ def _jobs(threads: int | None) -> int:
 
 
 def _is_small(plan: Plan) -> bool:
-    from ballast.pipeline import models
+    from ballast import models
 
     assert plan.recipe.model is not None
     folder = Path(models.resolve(plan.recipe.model).path)

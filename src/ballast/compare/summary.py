@@ -12,11 +12,11 @@ import numpy as np
 
 from ballast.compare.choose import chosen_rates, swept
 from ballast.compare.plan import BASE, RANDOM, REPORT, TUNING, Method, Plan, direction
-from ballast.compare.read import AFTER, BEFORE, START, Failure, Run
 from ballast.compare.statistics import holm, over_both, over_items, over_seeds, paired_p
 from ballast.errors import BallastError
 from ballast.evaluation.metrics import LEVEL, Estimate
 from ballast.evaluation.metrics import mean as item_mean
+from ballast.records.runs import AFTER, BEFORE, START, Failure, Run
 
 FORMAT = 1
 WORDS = {1: "higher", -1: "lower", 0: None}

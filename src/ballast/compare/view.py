@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ballast.compare.read import AFTER, BEFORE
+from ballast.records.runs import AFTER, BEFORE
 
 Form = Callable[[Mapping[str, Any], str], str]
 """Writes an estimate, with the sign format of its value."""

@@ -14,11 +14,11 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
+from ballast.compare.jobs import Bench, Work
 from ballast.compare.plan import Plan
-from ballast.compare.store import Store
-from ballast.compare.work import Bench, Work
+from ballast.config.recipe import Recipe
 from ballast.errors import BallastError
-from ballast.recipe import Recipe
+from ballast.records.folder import Store
 
 
 def main() -> None:

@@ -3,8 +3,9 @@
 from ballast.data.collate import Collator
 from ballast.data.digest import row_digest
 from ballast.data.load import load_rows
+from ballast.data.options import PrepareOptions
 from ballast.data.packing import align, attach, pack
-from ballast.data.prepare import Prepared, PrepareOptions, PrepareReport, prepare
+from ballast.data.prepare import Prepared, PrepareReport, prepare
 
 __all__ = [
     "Collator",

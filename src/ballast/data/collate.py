@@ -32,7 +32,7 @@ class Collator:
 
     @cached_property
     def _base(self) -> Any:
-        from ballast.compat import trl_collator
+        from ballast.data.trl import trl_collator
 
         return trl_collator(
             self.pad_token_id,

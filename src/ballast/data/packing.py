@@ -12,7 +12,7 @@ from ballast.errors import BallastError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from ballast.data.prepare import PrepareOptions
+    from ballast.data.options import PrepareOptions
 
 Lookup = Callable[[str], Mapping[str, np.ndarray]]
 
@@ -90,7 +90,7 @@ def pack(dataset: Dataset, options: PrepareOptions) -> Dataset:
     Raises BallastError for ``packing_strategy="wrapped"`` with cached columns: it cuts rows, so a token would lose the
     context that its cached value was computed in.
     """
-    from ballast.compat import trl_pack
+    from ballast.data.trl import trl_pack
 
     if options.shuffle_dataset:
         dataset = dataset.shuffle(seed=options.seed)

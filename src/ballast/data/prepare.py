@@ -2,46 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ballast import compat
+from ballast.data import trl
 from ballast.data.digest import DIGEST_VERSION, row_digest
 from ballast.data.formats import check_rows, require_format
+from ballast.data.options import PrepareOptions
 from ballast.data.refusals import refuse_data, refuse_foreign_ids, refuse_options, refuse_untrainable
 from ballast.errors import BallastError
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class PrepareOptions:
-    """What decides tokens, labels and packing; names and defaults are those of ``trl.SFTConfig``."""
-
-    max_length: int | None = 1024
-    truncation_mode: str = "keep_start"
-    packing: bool = False
-    packing_strategy: str = "bfd"
-    completion_only_loss: bool | None = None
-    assistant_only_loss: bool = False
-    dataset_text_field: str = "text"
-    eos_token: str | None = None
-    pad_token: str | None = None
-    chat_template_path: str | None = None
-    num_proc: int | None = None
-    shuffle_dataset: bool = False
-    seed: int = 42
-
-    @classmethod
-    def from_training_args(cls, args: Any, *, packing: bool | None = None) -> PrepareOptions:
-        """Read the options from a ``trl.SFTConfig``; ``packing`` overrides its own (evaluation may pack otherwise)."""
-        names = {option.name: option.name for option in fields(cls)} | {"num_proc": "dataset_num_proc"}
-        options = cls(**{ours: getattr(args, theirs) for ours, theirs in names.items()})
-        return options if packing is None else replace(options, packing=packing)
 
 
 @dataclass(frozen=True)
@@ -102,15 +77,15 @@ def prepare(
     layout = require_format(dataset.column_names, options.dataset_text_field, name)
     dataset = dataset.select_columns(layout.present(dataset.column_names))
     check_rows(dataset, layout, lambda index: f"{name}: row {index + 1}")
-    ready = compat.training_tokenizer(tokenizer, options)
+    ready = trl.training_tokenizer(tokenizer, options)
     if layout.name == "tokenised":
         refuse_foreign_ids(dataset, ready, name)
     refuse_untrainable(layout, dataset[0], ready, options)
-    rules = compat.trl_loss_rules(dataset[0], ready, options)
+    rules = trl.trl_loss_rules(dataset[0], ready, options)
     return _prepare(dataset, ready, options, rules, name)
 
 
-def _prepare(dataset: Dataset, tokenizer: Any, options: PrepareOptions, rules: compat.LossRules, name: str) -> Prepared:
+def _prepare(dataset: Dataset, tokenizer: Any, options: PrepareOptions, rules: trl.LossRules, name: str) -> Prepared:
     rows_in = len(dataset)
     dataset = _with_assistant(dataset, options)
     whole = _tokenize(dataset, tokenizer, options, rules, name) if len(dataset) else dataset
@@ -118,7 +93,7 @@ def _prepare(dataset: Dataset, tokenizer: Any, options: PrepareOptions, rules: c
         raise BallastError(f"{name}: assistant_only_loss=True, but no row has a message of the assistant")
     lengths = _lengths(whole)
     split, over_long = _cuts(lengths, options)
-    rows = compat.trl_prepare(whole, tokenizer, options, rules, max_length=options.max_length) if over_long else whole
+    rows = trl.trl_prepare(whole, tokenizer, options, rules, max_length=options.max_length) if over_long else whole
     kept, tokens, trained = _finish(rows, split, options.num_proc, name)
     if not len(kept):
         raise BallastError(_nothing_left(whole, options, name))
@@ -151,9 +126,9 @@ def _speaks(row: dict[str, Any]) -> bool:
     return any("assistant" in (turn.get("role"), turn.get("from")) for turns in columns for turn in turns)
 
 
-def _tokenize(dataset: Dataset, tokenizer: Any, options: PrepareOptions, rules: compat.LossRules, name: str) -> Dataset:
+def _tokenize(dataset: Dataset, tokenizer: Any, options: PrepareOptions, rules: trl.LossRules, name: str) -> Dataset:
     try:
-        return compat.trl_prepare(dataset, tokenizer, options, rules, name=name)
+        return trl.trl_prepare(dataset, tokenizer, options, rules, name=name)
     except BallastError:
         raise
     except Exception as error:  # a template may raise anything; find the row it raised on
@@ -167,7 +142,7 @@ def _tokenize(dataset: Dataset, tokenizer: Any, options: PrepareOptions, rules: 
         raise BallastError(f"{name}: row {row + 1}: cannot be tokenised: {reason}") from error
 
 
-def _first_failing(dataset: Dataset, tokenizer: Any, options: PrepareOptions, rules: compat.LossRules) -> int:
+def _first_failing(dataset: Dataset, tokenizer: Any, options: PrepareOptions, rules: trl.LossRules) -> int:
     """Index of the first row that TRL cannot tokenise, by bisection over beginnings of the data."""
     from datasets import disable_progress_bars, enable_progress_bars, is_progress_bar_enabled
 
@@ -178,7 +153,7 @@ def _first_failing(dataset: Dataset, tokenizer: Any, options: PrepareOptions, ru
         while fails - works > 1:
             middle = (works + fails) // 2
             try:
-                compat.trl_prepare(dataset.select(range(middle)), tokenizer, options, rules)
+                trl.trl_prepare(dataset.select(range(middle)), tokenizer, options, rules)
                 works = middle
             except Exception:
                 fails = middle
@@ -249,12 +224,12 @@ def _finish_batch(batch: dict[str, list], split: int | None, version: str) -> di
     return out
 
 
-def _prompts_not_prefix(whole: Dataset, tokenizer: Any, rules: compat.LossRules, options: PrepareOptions) -> int:
+def _prompts_not_prefix(whole: Dataset, tokenizer: Any, rules: trl.LossRules, options: PrepareOptions) -> int:
     """How many rows' tokenised prompts are no prefix of the whole row: TRL then trains from where they diverge."""
     if "prompt" not in whole.column_names:
         return 0
     flags = whole.map(
-        compat.prompt_is_prefix,
+        trl.prompt_is_prefix,
         fn_kwargs={"tokenizer": tokenizer, "chat_template": rules.chat_template},
         remove_columns=whole.column_names,
         num_proc=options.num_proc if len(whole) >= 1000 else None,

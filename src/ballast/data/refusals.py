@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ballast import compat
+from ballast.data import trl
 from ballast.data.formats import Format
 from ballast.errors import BallastError, suggest
 
 if TYPE_CHECKING:
-    from ballast.data.prepare import PrepareOptions
+    from ballast.data.options import PrepareOptions
 
 _CHOICES = {"truncation_mode": ("keep_start", "keep_end"), "packing_strategy": ("bfd", "bfd_split", "wrapped")}
 
@@ -74,7 +74,7 @@ def refuse_untrainable(layout: Format, first: Mapping[str, Any], tokenizer: Any,
     ``first`` is the first row; ``tokenizer`` has the options' tokens and template already.
     """
     tokenised = layout.name == "tokenised"
-    conversational = layout.name == "conversations" or (not tokenised and compat.is_conversational(first))
+    conversational = layout.name == "conversations" or (not tokenised and trl.is_conversational(first))
     if conversational and not tokenizer.chat_template:
         raise BallastError(
             "the rows are chat messages, but the tokenizer has no chat template; give chat_template_path=your.jinja"

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ballast.errors import BallastError
-from ballast.evaluation.scoring import BATCH_TOKENS, Progress, ScoredSequence, batches, context_length, inference
+from ballast.evaluation.scoring import BATCH_TOKENS, ScoredSequence, batches, context_length, inference
+from ballast.protocols import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor

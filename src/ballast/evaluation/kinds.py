@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ballast.errors import BallastError
-from ballast.evaluation import choice, code, likelihood, metrics, readiness, verifiers
+from ballast.evaluation import choice, likelihood, metrics, readiness
 from ballast.evaluation.generation import Completion, encode_prompts, generate, own_sequences
-from ballast.evaluation.scoring import Progress, sequence_statistics
+from ballast.evaluation.scoring import sequence_statistics
 from ballast.evaluation.tasks import Task, estimates
+from ballast.protocols import Progress
+from ballast.verifiers import code
+from ballast.verifiers import registry as verifiers
 
 Rows = Sequence[Mapping[str, Any]]
 

@@ -11,7 +11,8 @@ import numpy as np
 from ballast.errors import BallastError
 from ballast.evaluation.generation import encode_prompt
 from ballast.evaluation.metrics import Estimate, bits_per_character, token_nll
-from ballast.evaluation.scoring import BATCH_TOKENS, Progress, ScoredSequence, context_length, sequence_statistics
+from ballast.evaluation.scoring import BATCH_TOKENS, ScoredSequence, context_length, sequence_statistics
+from ballast.protocols import Progress
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Shapes: ``B`` rows, ``T`` positions, ``N`` scored tokens of a batch, ``H`` hidde
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ballast.errors import BallastError
+from ballast.protocols import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ballast.head import LMHead
-
-Progress = Callable[[int, int], None]
-"""Called with (rows done, rows in all)."""
 
 BATCH_TOKENS = 16384
 """Padded tokens of one batch, unless the caller says otherwise."""

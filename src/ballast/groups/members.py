@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ballast import compat
-from ballast.data.prepare import PrepareOptions, prepare
+from ballast.data import trl
+from ballast.data.options import PrepareOptions
+from ballast.data.prepare import prepare
 from ballast.errors import BallastError
 from ballast.evaluation.generation import encode_prompt
-from ballast.evaluation.verifiers import Verifier, check_rows, score_answers, verifier
 from ballast.groups.options import GroupOptions
+from ballast.verifiers.registry import Verifier, check_rows, score_answers, verifier
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -101,7 +102,7 @@ class GroupRows:
             raise BallastError("groups.verifier is missing: without one no answer has a reward; name one, such as math")
         refuse_preparation(prepared)
         self.options = options
-        self.tokenizer = compat.training_tokenizer(tokenizer, prepared)
+        self.tokenizer = trl.training_tokenizer(tokenizer, prepared)
         self.verify: Verifier = verifier(str(options.verifier), seconds=options.seconds)
         self.rows: list[dict[str, Any]] = list(dataset.with_format(None))
         check_prompts(self.rows, options)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ballast.evaluation.generation import Completion, GenerationOptions, generate
-from ballast.evaluation.verifiers import score_answers
 from ballast.groups.members import Group, GroupRows, Member
+from ballast.verifiers.registry import score_answers
 
 
 @dataclass(frozen=True)

@@ -256,7 +256,7 @@ def read_groups(path: str | Path, tokenizer: Any, *, max_length: int | None = No
     if (path / MANIFEST).exists():
         groups = _read_sampled(path, tokenizer)
     else:
-        from ballast.groups.brought import read_brought
+        from ballast.groups.read import read_brought
 
         groups = read_brought(path, tokenizer)
     _check(groups, tokenizer, max_length, path)

@@ -2,7 +2,7 @@
 
 from ballast.pipeline.advice_view import view
 from ballast.pipeline.advise import run_advise
-from ballast.pipeline.checks import (
+from ballast.pipeline.checks.common import (
     ADVISE_CHECKS,
     EVALUATE_CHECKS,
     RESUME_CHECKS,
@@ -11,11 +11,11 @@ from ballast.pipeline.checks import (
     TASK_CHECKS,
     TRAIN_CHECKS,
 )
+from ballast.pipeline.checks.rl import RL_CHECKS, RL_RESUME_CHECKS
 from ballast.pipeline.evaluate import run_evaluate, table
 from ballast.pipeline.prepare import quiet
 from ballast.pipeline.readiness import readiness_lines, with_readiness
 from ballast.pipeline.rl import run_rl
-from ballast.pipeline.rl_checks import RL_CHECKS, RL_RESUME_CHECKS
 from ballast.pipeline.sample import run_sample
 from ballast.pipeline.score import run_score
 from ballast.pipeline.train import run_train

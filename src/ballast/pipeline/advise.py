@@ -8,11 +8,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ballast.pipeline import models
-from ballast.pipeline.prepare import Ready, Say, ready
+from ballast import models
+from ballast.config.recipe import Recipe
+from ballast.config.source import Problem
+from ballast.pipeline.prepare import Ready, ready
 from ballast.pipeline.score import score
-from ballast.recipe import Recipe
-from ballast.recipe_source import Problem
+from ballast.protocols import Say
 
 if TYPE_CHECKING:
     from ballast.advise import Advice, ScoredTokens, SuspectToken

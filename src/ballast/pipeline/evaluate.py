@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ballast import models
+from ballast.config.recipe import DataSection, ModelSection, Recipe, TaskSection
 from ballast.errors import BallastError
-from ballast.pipeline import models, sources
-from ballast.pipeline.prepare import Say
+from ballast.pipeline import sources
 from ballast.pipeline.readiness import read_source
-from ballast.recipe import DataSection, ModelSection, Recipe, TaskSection
-from ballast.records import EVALS, append_jsonl, file_name
+from ballast.protocols import Say
+from ballast.records.write import EVALS, append_jsonl, file_name
 
 if TYPE_CHECKING:
     from ballast.evaluation import Task, TaskResult
@@ -116,7 +117,7 @@ def load_task(section: TaskSection, data: DataSection | None = None) -> Task:
         BallastError: an option, the verifier or a row cannot be used.
     """
     from ballast.evaluation import Task
-    from ballast.evaluation.run import check_rows, load_rows_beside, load_task_rows
+    from ballast.evaluation.evaluate import check_rows, load_rows_beside, load_task_rows
 
     settings = section.settings()
     if problem := sources.check_source(section.data):

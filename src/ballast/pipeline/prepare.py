@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ballast import models
+from ballast.config import training as settings
+from ballast.config.recipe import ModelSection, Recipe
 from ballast.errors import BallastError
-from ballast.pipeline import groups, models, settings, sources
-from ballast.recipe import ModelSection, Recipe
+from ballast.pipeline import inputs as groups
+from ballast.pipeline import sources
+from ballast.protocols import Say
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -16,8 +19,6 @@ if TYPE_CHECKING:
 
     from ballast.data import Prepared, PrepareOptions, PrepareReport
     from ballast.training import TrainingConfig
-
-Say = Callable[[str], Any]
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ballast.config.recipe import DataSection, Recipe, TaskSection
 from ballast.errors import BallastError
 from ballast.pipeline import sources
-from ballast.recipe import DataSection, Recipe, TaskSection
 
 if TYPE_CHECKING:
     from ballast.evaluation import TaskResult

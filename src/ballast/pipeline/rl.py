@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ballast import records
+from ballast import models
+from ballast.config.recipe import ModelSection, Recipe
 from ballast.errors import BallastError
-from ballast.pipeline import checks, models, rl_checks, sources
+from ballast.pipeline import sources
+from ballast.pipeline.checks import common as checks
+from ballast.pipeline.checks import rl as rl_checks
 from ballast.pipeline.evaluate import Measured, check_prompts, measure, table
-from ballast.pipeline.prepare import Say
 from ballast.pipeline.run_folder import Clock, no_empty_folder, now, save_final, write_evals
-from ballast.recipe import ModelSection, Recipe
+from ballast.protocols import Say
+from ballast.records import write as records
 from ballast.rl.options import RLOptions
 
 if TYPE_CHECKING:
@@ -60,7 +63,7 @@ def run_rl(
     Raises:
         BallastError: the input cannot be used; nothing has been written then.
     """
-    from ballast.rl import compat
+    from ballast.rl import trl
     from ballast.rl.card import append_settings
 
     clock = Clock()
@@ -91,7 +94,7 @@ def run_rl(
     clock.lap("save")
     if not main:
         return record
-    compat.without_reference_adapter(folder)
+    trl.without_reference_adapter(folder)
     append_settings(folder, made.options, record["start"])
     finished = {**record, "status": "finished", "finished": now(), "train": totals, "seconds": clock.laps}
     finished |= {**counts, "reward": _reward(folder)}
@@ -108,7 +111,7 @@ def run_rl(
 
 def _ready(recipe: Recipe, start: str | Path | None, resume: bool) -> _Ready:
     """Read and check everything but the weights."""
-    from ballast.rl import compat
+    from ballast.rl import trl
     from ballast.rl.rewards import reward_verifier
 
     for check in (rl_checks.check_rl, *(() if resume else (checks.check_output,))):
@@ -122,7 +125,7 @@ def _ready(recipe: Recipe, start: str | Path | None, resume: bool) -> _Ready:
     models.check_vocabulary(section.path, config, tokenizer)
     verify = reward_verifier(str(options.verifier), options.reward, seconds=options.seconds)
     prompts = _prompts(recipe, options, tokenizer, verify, config)
-    args = compat.config(options, output_dir=str(recipe.output), seed=recipe.seed, model_init=_reference(section))
+    args = trl.config(options, output_dir=str(recipe.output), seed=recipe.seed, model_init=_reference(section))
     return _Ready(recipe, options, section, tokenizer, prompts, verify, args)
 
 
@@ -178,7 +181,7 @@ def _writer(path: Path, say: Say | None) -> Any:
     """Return a callback that keeps the metrics file in step with the trainer's log, and says how it goes."""
     from transformers import TrainerCallback
 
-    from ballast.rl.compat import metric_line
+    from ballast.rl.trl import metric_line
 
     class Writer(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

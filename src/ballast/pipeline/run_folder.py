@@ -11,8 +11,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ballast import records
 from ballast.pipeline.evaluate import Measured
+from ballast.records import write as records
 
 FINAL = ".final"
 """Where the final model is written before it is moved to its place."""

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from ballast import models
+from ballast.config.recipe import Recipe
 from ballast.errors import BallastError
 from ballast.groups.options import GroupOptions
-from ballast.pipeline import models
-from ballast.pipeline.prepare import Ready, Say, ready
-from ballast.recipe import Recipe
+from ballast.pipeline.prepare import Ready, ready
+from ballast.protocols import Say
 
 if TYPE_CHECKING:
     from ballast.groups import GroupRows, SampledGroups

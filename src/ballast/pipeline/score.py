@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from ballast import models
+from ballast.config.recipe import Recipe
 from ballast.errors import BallastError
-from ballast.pipeline import models
-from ballast.pipeline.prepare import Ready, Say, ready
-from ballast.recipe import Recipe
+from ballast.pipeline.prepare import Ready, ready
+from ballast.protocols import Say
 
 if TYPE_CHECKING:
     from ballast.reference import CacheKey, ReferenceCache

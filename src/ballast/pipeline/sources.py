@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ballast.recipe import DataSection
+from ballast.config.recipe import DataSection
 
 if TYPE_CHECKING:
     from datasets import Dataset

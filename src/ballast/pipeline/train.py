@@ -6,14 +6,16 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from ballast import records
+from ballast import models
+from ballast.config.recipe import ModelSection, Recipe
 from ballast.errors import BallastError
-from ballast.pipeline import groups, models
+from ballast.pipeline import inputs as groups
 from ballast.pipeline.evaluate import BASE, TRAINED, Measured, check_prompts, measure, table
-from ballast.pipeline.prepare import Ready, Say, ready
+from ballast.pipeline.prepare import Ready, ready
 from ballast.pipeline.run_folder import Clock, no_empty_folder, now, save_final, write_evals
 from ballast.pipeline.score import score
-from ballast.recipe import ModelSection, Recipe
+from ballast.protocols import Say
+from ballast.records import write as records
 
 
 def run_train(recipe: Recipe, *, resume: bool = False, say: Say = print, progress: bool = True) -> dict[str, Any]:

@@ -16,16 +16,16 @@ def write_report(
     Args:
         folders: a comparison's output, or one or several outputs of ``ballast train``, or a folder of such.
         output: where the two files go; the first folder by default.
-        metric: see `ballast.report.view.build`.
+        metric: see `ballast.report.build.build`.
 
     Raises:
         BallastError: there is nothing to report on, or a record cannot be used; nothing is written then.
     """
     from ballast.errors import BallastError
     from ballast.files import write_atomically
+    from ballast.report.build import build
     from ballast.report.render import html, markdown_text
     from ballast.report.source import load
-    from ballast.report.view import build
 
     paths = [Path(folder) for folder in folders]
     place = paths[0] if output is None else Path(output)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ballast.compare.read import AFTER
-from ballast.report.charts import Dot, DotChart, Section, Value
+from ballast.records.runs import AFTER
+from ballast.report.charts.data import Dot, DotChart, Section, Value
 from ballast.report.figures import STAGES, Metric, Row, apart, bounded, metrics, result, rows, shown, stages
 
 MOVED = ("base_kl", "demonstrations_kl")

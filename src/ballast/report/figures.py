@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ballast.compare.read import AFTER, BEFORE
 from ballast.errors import BallastError, suggest
-from ballast.report.charts import RL, SFT, Value
+from ballast.records.runs import AFTER, BEFORE
+from ballast.report.charts.data import RL, SFT, Value
 from ballast.report.text import ROUNDING
 
 STAGES = {BEFORE: SFT, AFTER: RL}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ballast.compare.read import AFTER
+from ballast.records.runs import AFTER
 from ballast.report.figures import metrics, rows, stages
 from ballast.report.runs import FAILED, UNFINISHED
 from ballast.report.source import Source

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ballast.config.recipe import Recipe
 from ballast.errors import BallastError
 from ballast.objectives import Objective
-from ballast.recipe import Recipe
 from ballast.report.source import TOKENS
 from ballast.stats import GROUP_FIELDS
 
@@ -20,8 +20,8 @@ def write_tokens(recipe: Recipe, objectives: Sequence[Objective], folder: str | 
     Objectives on groups have no weights of a row by itself and are left out; one that stands twice is shown once.
     A file that is there is kept: somebody chose its rows.
     """
-    from ballast.records import write_json
-    from ballast.report.inspection import inspect_rows
+    from ballast.pipeline.inspect import inspect_rows
+    from ballast.records.write import write_json
 
     path = Path(folder) / TOKENS
     alone: list[Objective] = []

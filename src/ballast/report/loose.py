@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from ballast.compare import read
 from ballast.compare.plan import BASE, REPORT, Method
-from ballast.compare.read import BEFORE
 from ballast.compare.summary import summarise
+from ballast.config.recipe import Recipe, TaskSection
+from ballast.config.sections import CompareSection, MethodSection
 from ballast.errors import BallastError
-from ballast.recipe import Recipe, TaskSection
-from ballast.recipe_sections import CompareSection, MethodSection
+from ballast.records import runs as read
+from ballast.records.runs import BEFORE
 from ballast.report.runs import FINISHED, Measured, Run
 
 OWN_TO_A_RUN = ("output", "seed", "compare")

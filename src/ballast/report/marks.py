@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from markupsafe import Markup, escape
 
-from ballast.report.charts import BASE, RL
+from ballast.report.charts.data import BASE, RL
 from ballast.report.text import one_line
 
 STYLES = 8

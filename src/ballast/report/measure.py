@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from ballast import models
+from ballast.config.recipe import ModelSection, Recipe
+from ballast.config.training import training_config
 from ballast.errors import BallastError
-from ballast.pipeline import models
-from ballast.pipeline.settings import training_config
-from ballast.recipe import ModelSection, Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ballast.compare.read import BEFORE
-from ballast.report.charts import Cell, Section, Table
+from ballast.records.runs import BEFORE
+from ballast.report.charts.data import Cell, Section, Table
 from ballast.report.figures import STAGES, Metric, best_of, metrics, ranked, result, rows, stages
-from ballast.report.results import NONE, cell
+from ballast.report.sections.results import NONE, cell
 
 
 def everything(summary: Mapping[str, Any], deciding: Metric | None) -> Section | None:

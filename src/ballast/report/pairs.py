@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from ballast.compare.plan import BASE
-from ballast.compare.read import BEFORE, per_item
 from ballast.compare.statistics import holm, over_both, over_items, over_seeds, paired_p
+from ballast.records.runs import BEFORE, per_item
 from ballast.report.figures import Metric, Row, result, rows, with_results
 from ballast.report.runs import Measured
 from ballast.report.source import Source

@@ -16,9 +16,10 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from ballast import __version__
-from ballast.report import marks, svg, tokens, weights
-from ballast.report.charts import BASE, Report, Section
-from ballast.report.plain import plain_tables
+from ballast.report import marks, tokens, weights
+from ballast.report.charts import svg
+from ballast.report.charts.data import BASE, Report, Section
+from ballast.report.charts.tables import plain_tables
 from ballast.report.text import inert, markdown
 
 

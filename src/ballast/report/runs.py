@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ballast import records
 from ballast.compare.plan import BASE, REPORT
-from ballast.compare.read import AFTER, BEFORE
-from ballast.compare.store import MARK, RL
 from ballast.errors import BallastError
-from ballast.report.reading import REMEDY, finite, read_lines, read_object
-from ballast.report.reading import field as at
+from ballast.records import write as records
+from ballast.records.folder import MARK, RL
+from ballast.records.runs import AFTER, BEFORE
+from ballast.records.schema import REMEDY, finite, read_lines, read_object
+from ballast.records.schema import field as at
 
 FINISHED, UNFINISHED, FAILED = "finished", "unfinished", "failed"
 STARTS = (BASE, "before rl")

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ballast.compare import store
 from ballast.compare.plan import BASE, TUNING, Cell, Plan
-from ballast.compare.read import read_runs as read_results
 from ballast.compare.summary import summarise
+from ballast.config.recipe import Recipe
 from ballast.errors import BallastError
-from ballast.recipe import Recipe
+from ballast.records import folder as store
+from ballast.records.runs import read_runs as read_results
+from ballast.records.schema import REMEDY, read_object
+from ballast.records.schema import field as at
 from ballast.report import loose
-from ballast.report.reading import REMEDY, read_object
-from ballast.report.reading import field as at
 from ballast.report.runs import FINISHED, Measured, Run, check_estimate, is_run, read_measured, read_runs
 
 TOKENS = "tokens.json"

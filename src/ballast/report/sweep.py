@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ballast.report.charts import Cell, Line, LineChart, Section, Table
+from ballast.report.charts.data import Cell, Line, LineChart, Section, Table
 from ballast.report.figures import Row, rows
 from ballast.report.text import number, rate
 

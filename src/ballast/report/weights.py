@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ballast.report.charts import Histogram, Section
+from ballast.report.charts.data import Histogram, Section
 from ballast.report.text import counted
 
 

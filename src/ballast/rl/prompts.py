@@ -10,8 +10,8 @@ import numpy as np
 
 from ballast.errors import BallastError
 from ballast.evaluation.generation import encode_prompt
-from ballast.evaluation.verifiers import Verifier, check_rows
 from ballast.rl.options import RLOptions
+from ballast.verifiers.registry import Verifier, check_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset

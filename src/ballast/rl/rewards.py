@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ballast.errors import BallastError
-from ballast.evaluation.expression import evaluate_expression
 from ballast.evaluation.generation import Completion
-from ballast.evaluation.verifiers import Verifier, last_number, normalised, score_answers, verifier
-from ballast.evaluation.worker import judge
+from ballast.verifiers.expression import evaluate_expression
+from ballast.verifiers.registry import Verifier, last_number, normalised, score_answers, verifier
+from ballast.verifiers.worker import judge
 
 Row = Mapping[str, Any]
 Answered = Callable[[str, Row, float], float]
@@ -19,7 +19,7 @@ Answered = Callable[[str, Row, float], float]
 
 WRONG = 0.1
 """Reward of an answer that is there and wrong. Source: ReFT, arXiv:2401.08967, section 3.2."""
-MATH = "ballast.rl._math:answered"
+MATH = "ballast.verifiers.math:answered"
 
 
 def _first_line(completion: str) -> str:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from ballast.evaluation.generation import end_ids, read_completion
-from ballast.evaluation.verifiers import Verifier
-from ballast.rl import compat
+from ballast.rl import trl
 from ballast.rl.options import RLOptions
 from ballast.rl.prompts import Prompts, order
 from ballast.rl.rewards import Rewards
+from ballast.verifiers.registry import Verifier
 
 
 class Run:
@@ -40,7 +40,7 @@ class Run:
             prompts: what is answered.
             verify: what answers are worth, of `reward_verifier`.
             options: how many, how long.
-            args: of `ballast.rl.compat.config`.
+            args: of `ballast.rl.trl.config`.
             peft_config: a new adapter to train.
             callbacks: of transformers' trainer.
 
@@ -48,13 +48,13 @@ class Run:
             ValueError: TRL refuses the settings together.
         """
         ends = end_ids(model, tokenizer)
-        self._defaults = compat.take_generation_defaults(model, ends)
+        self._defaults = trl.take_generation_defaults(model, ends)
         self.rewards = Rewards(
             verify, prompts.rows, lambda row, ids: read_completion(tokenizer, prompts.ids[row], ids, ends)
         )
         rounds = -(-options.steps // options.iterations)
         places = order(len(prompts), rounds * options.prompts, args.seed)
-        self.trainer = compat.trainer(
+        self.trainer = trl.trainer(
             model,
             tokenizer,
             args,
@@ -67,13 +67,13 @@ class Run:
     def train(self, *, resume: bool = False) -> dict[str, float]:
         """Train, or go on from the last checkpoint, and return TRL's totals."""
         # What happened since the trainer was made must not change the samples; a checkpoint brings its own state.
-        compat.seed(self.trainer.args)
+        trl.seed(self.trainer.args)
         result = self.trainer.train(resume_from_checkpoint=resume or None)
         self._defaults.pad_token_id = self.trainer.model.generation_config.pad_token_id
-        compat.give_generation_defaults(self.trainer.model, self._defaults)
+        trl.give_generation_defaults(self.trainer.model, self._defaults)
         return dict(result.metrics)
 
     def counts(self) -> dict[str, int]:
         """Return how many answers were judged since the start or the resuming, and what went wrong, over all ranks."""
         own = {"answers": self.rewards.answers, **self.rewards.counts}
-        return {name: sum(found[name] for found in compat.gathered(own)) for name in own}
+        return {name: sum(found[name] for found in trl.gathered(own)) for name in own}

@@ -9,7 +9,7 @@ import torch
 
 from ballast.groups import GroupOptions
 from ballast.objectives import Objective, objective
-from ballast.training.compat import SFTConfig
+from ballast.training.trl import SFTConfig
 
 
 @dataclass

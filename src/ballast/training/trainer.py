@@ -13,9 +13,8 @@ from ballast.data import Collator, PrepareOptions, pack, prepare
 from ballast.errors import BallastError
 from ballast.head import trained_positions
 from ballast.objectives import objective as build_objective
+from ballast.records.model_card import append_objective
 from ballast.stats import GROUP_FIELDS
-from ballast.training.card import append_objective
-from ballast.training.compat import AdaptedTrainer, add_statistics, check_head, load_model, with_adapter
 from ballast.training.config import TrainingConfig
 from ballast.training.groups import GROUP, RowCollator, run_groups
 from ballast.training.inputs import input_change, settle_inputs
@@ -24,6 +23,7 @@ from ballast.training.metrics import MetricSums
 from ballast.training.reduction import count, token_layout
 from ballast.training.reference import check_needs, run_reference, score_missing
 from ballast.training.refusals import refuse_arguments, refuse_parts
+from ballast.training.trl import AdaptedTrainer, add_statistics, check_head, load_model, with_adapter
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ballast.objectives import Objective
     from ballast.reference import LiveReference, ReferenceCache
     from ballast.stats import TokenStats
-    from ballast.training.compat import StatisticsOutput
+    from ballast.training.trl import StatisticsOutput
 
 
 class Trainer(AdaptedTrainer):

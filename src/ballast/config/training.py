@@ -1,0 +1,179 @@
+"""The recipe's ``training`` section as a `TrainingConfig`: names, types and ranges, checked before anything loads."""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from functools import cache
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+
+from ballast.config.recipe import Recipe
+from ballast.config.source import Problem
+from ballast.errors import BallastError, suggest
+
+if TYPE_CHECKING:
+    from ballast.training import TrainingConfig
+
+ELSEWHERE = {
+    "output_dir": "set `output` at the top level",
+    "seed": "set `seed` at the top level",
+    "objective": "set `objective` at the top level",
+    "reference": "set `reference` at the top level",
+    "groups": "set `groups` at the top level",
+    "resume_from_checkpoint": "use `ballast train --resume`",
+    "model_init_kwargs": "set them under `model`",
+    "trust_remote_code": "set `model.trust_remote_code`",
+    "do_train": "`ballast train` trains",
+    "do_eval": "set `data.eval` and `training.eval_strategy`",
+    "do_predict": "use `ballast evaluate`",
+}
+
+# What a wrong value would do only after the weights are loaded, or never say: (smallest, is that one allowed).
+BOUNDS: dict[str, tuple[float, bool]] = {
+    "learning_rate": (0, True),
+    "weight_decay": (0, True),
+    "adam_epsilon": (0, True),
+    "max_grad_norm": (0, True),
+    "warmup_steps": (0, True),
+    "num_train_epochs": (0, False),
+    "per_device_train_batch_size": (1, True),
+    "per_device_eval_batch_size": (1, True),
+    "gradient_accumulation_steps": (1, True),
+    "max_length": (2, True),
+    "pad_to_multiple_of": (1, True),
+    "dataloader_num_workers": (0, True),
+    "dataset_num_proc": (1, True),
+    "save_total_limit": (1, True),
+}
+
+
+def check_training(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+    """Yield what is wrong with the names, types and values of the training section."""
+    if "training" in broken or not recipe.training:
+        return
+    problems = [
+        Problem(("training", key), message)
+        for key, value in recipe.training.items()
+        if (message := _problem(key, value)) is not None
+    ]
+    yield from problems
+    elsewhere = broken & {"objective", "reference", "groups", "seed", "output"}
+    if not problems and not elsewhere and _buildable(recipe):
+        yield from _construct(recipe)
+
+
+def training_config(recipe: Recipe, **changes: Any) -> TrainingConfig:
+    """Return the `TrainingConfig` that the recipe describes; ``changes`` are set over it."""
+    import torch
+
+    from ballast.training import TrainingConfig
+
+    settings: dict[str, Any] = {"output_dir": recipe.output or ".", "seed": recipe.seed, **recipe.training}
+    settings.setdefault("disable_tqdm", not sys.stderr.isatty())
+    if not torch.accelerator.is_available():
+        settings.setdefault("dataloader_pin_memory", False)
+    if recipe.objective is not None:
+        settings["objective"] = recipe.objective.build()
+    if recipe.groups is not None:
+        settings["groups"] = dict(recipe.groups)
+    with warnings.catch_warnings():
+        # Names that TRL itself still uses; nothing that a recipe could do about.
+        warnings.simplefilter("ignore", FutureWarning)
+        return TrainingConfig(**{**settings, **changes})
+
+
+def _buildable(recipe: Recipe) -> bool:
+    """Whether the sections that the settings go with are right; what is wrong with them is reported with them."""
+    try:
+        recipe.group_options()
+        return recipe.objective is None or recipe.objective.build() is not None
+    except (BallastError, TypeError):
+        return False
+
+
+def _construct(recipe: Recipe) -> Iterable[Problem]:
+    """Let transformers, TRL and ballast look at the settings together, without those already found at fault."""
+    from ballast.data import PrepareOptions
+    from ballast.data.refusals import refuse_options
+    from ballast.training.refusals import refuse_arguments
+
+    left = dict(recipe.training)
+    while True:
+        try:
+            args = training_config(recipe.model_copy(update={"training": left}))
+            refuse_arguments(args)
+            refuse_options(PrepareOptions.from_training_args(args))
+            return
+        except (ValueError, TypeError, ImportError, NotImplementedError) as error:
+            message = " ".join(str(error).split())
+        named = next((key for key in sorted(left, key=len, reverse=True) if key in message), None)
+        yield Problem(("training", *([named] if named else [])), message.removeprefix(f"training.{named} is "))
+        if named is None:
+            return
+        del left[named]
+
+
+def _problem(key: str, value: Any) -> str | None:
+    hints = _hints()
+    if key in ELSEWHERE:
+        return f"would be overridden here; {ELSEWHERE[key]}"
+    if key not in hints:
+        return f"unknown key{suggest(key, tuple(hints))}"
+    return wrong_type(value, hints[key]) or out_of_range(key, value)
+
+
+def out_of_range(key: str, value: Any) -> str | None:
+    """Return what is wrong with a value that has the right type, None where nothing is."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"must be finite; got {value}"
+    if key not in BOUNDS or not isinstance(value, int | float):
+        return None
+    smallest, allowed = BOUNDS[key]
+    if value > smallest or (allowed and value == smallest):
+        return None
+    return f"must be {'at least' if allowed else 'above'} {smallest:g}; got {value}"
+
+
+def wrong_type(value: Any, hint: Any) -> str | None:
+    """Return how a value fails a type hint, without conversion; None where it fits or the hint cannot be checked."""
+    from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
+
+    choices = _choices(hint)
+    if choices and isinstance(value, str):
+        return None if value in choices else f"{value!r} is not allowed{suggest(value, choices)}"
+    try:
+        adapter = (
+            TypeAdapter(hint) if _plain(hint) else TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+        )
+        adapter.validate_python(value, strict=True)
+    except PydanticSchemaGenerationError:
+        return None
+    except ValidationError as error:
+        wanted = sorted({details["msg"].removeprefix("Input should be ") for details in error.errors()})
+        return f"should be {' or '.join(wanted)}; got {value!r}"
+    return None
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    """Return the values of the enumeration in a hint such as ``SchedulerType | str``."""
+    kinds = [kind for kind in (hint, *get_args(hint)) if isinstance(kind, type) and issubclass(kind, Enum)]
+    return tuple(str(member.value) for kind in kinds for member in kind)
+
+
+def _plain(hint: Any) -> bool:
+    return all(
+        getattr(kind, "__module__", "builtins") in ("builtins", "typing", "types") for kind in (hint, *get_args(hint))
+    )
+
+
+@cache
+def _hints() -> Mapping[str, Any]:
+    from dataclasses import fields
+
+    from ballast.training import TrainingConfig
+
+    hints = get_type_hints(TrainingConfig)
+    return {field.name: hints[field.name] for field in fields(TrainingConfig) if field.init}

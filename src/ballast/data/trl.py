@@ -1,0 +1,194 @@
+"""Every contact with TRL: what it decides about rows, tokens, labels and batches is asked of it, not copied."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from ballast.errors import BallastError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+    from ballast.data.options import PrepareOptions
+
+
+# -- data: tokens, labels, truncation, packing, collation --
+
+
+@dataclass(frozen=True)
+class LossRules:
+    """What TRL's trainer decides on construction about which tokens are trained, and under which chat template."""
+
+    chat_template: str | None
+    completion_only_loss: bool
+    notes: tuple[str, ...] = ()
+
+
+def training_tokenizer(tokenizer: PreTrainedTokenizerBase, options: PrepareOptions) -> PreTrainedTokenizerBase:
+    """Return a copy of ``tokenizer`` with the eos token, chat template and pad token that TRL's trainer would set.
+
+    Raises BallastError for a vision processor, a token outside the vocabulary, or a template that is no Jinja file.
+    """
+    from transformers import PreTrainedTokenizerBase
+
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise BallastError(
+            f"a {type(tokenizer).__name__} is not supported, vision processors included; pass the text tokenizer itself"
+        )
+    ready = copy.deepcopy(tokenizer)
+    vocabulary = ready.get_vocab()
+    for option in ("eos_token", "pad_token"):
+        token = getattr(options, option)
+        if token is not None and token not in vocabulary:
+            raise BallastError(f"{option}={token!r} is not in the tokenizer's vocabulary; name one of its tokens")
+    if options.eos_token is not None:
+        ready.eos_token = options.eos_token
+    if options.chat_template_path is not None:
+        ready.chat_template = _read_template(options.chat_template_path)
+    pad_token = options.pad_token or ready.pad_token or ready.eos_token
+    if pad_token is not None and pad_token in vocabulary:
+        ready.pad_token = pad_token
+    return ready
+
+
+def _read_template(path: str) -> str:
+    if not path.endswith((".jinja", ".j2")):
+        raise BallastError(
+            f"chat_template_path={path!r} is no .jinja file; taking the template of another tokenizer can add tokens "
+            "and resize the model: run trl.clone_chat_template yourself and pass the resulting model and tokenizer"
+        )
+    if not os.path.isfile(path):
+        raise BallastError(f"chat_template_path={path!r}: no such file")
+    return Path(path).read_text(encoding="utf-8")
+
+
+def is_conversational(row: Mapping[str, Any]) -> bool:
+    """Whether TRL reads the row as a list of chat messages."""
+    from trl.data_utils import is_conversational as trl_is_conversational
+
+    return trl_is_conversational(dict(row))
+
+
+def trl_loss_rules(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, options: PrepareOptions) -> LossRules:
+    """Decide from the first row, as TRL's trainer does, which tokens are trained and under which template.
+
+    Raises BallastError where ``assistant_only_loss`` cannot work: plain rows, or a template without generation markers.
+    """
+    from trl.chat_template_utils import (
+        get_training_chat_template,
+        has_generation_markers,
+        is_chat_template_stop_token_trained,
+    )
+
+    completion_only = options.completion_only_loss
+    if completion_only is None:
+        completion_only = "prompt" in row and "completion" in row
+    if not options.assistant_only_loss:
+        return LossRules(None, completion_only)
+    if not is_conversational(row):
+        raise BallastError(
+            "assistant_only_loss=True needs chat messages, but the rows are plain; use prompt/completion rows with "
+            "completion_only_loss, or give 'messages'"
+        )
+    template = None
+    if not has_generation_markers(tokenizer.chat_template):
+        try:
+            template = get_training_chat_template(tokenizer)
+        except ValueError:
+            raise BallastError(
+                "assistant_only_loss=True, but the chat template has no {% generation %} markers and TRL knows no "
+                "training version of it, so no token would be trained; put {% generation %}...{% endgeneration %} "
+                "round the assistant's text (chat_template_path=your.jinja) or set assistant_only_loss=False"
+            ) from None
+    notes: tuple[str, ...] = ()
+    if not is_chat_template_stop_token_trained(tokenizer, chat_template=template):
+        notes = ("the chat template leaves the assistant's end-of-turn token untrained: the model may not stop",)
+    return LossRules(template, completion_only, notes)
+
+
+def trl_prepare(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    options: PrepareOptions,
+    rules: LossRules,
+    *,
+    max_length: int | None = None,
+    name: str = "train",
+) -> Dataset:
+    """Return ``dataset`` with the ``input_ids`` and ``labels`` of TRL's own preparation, never packed.
+
+    ``max_length=None`` leaves the rows whole; a number has TRL truncate them and drop those left fully masked. Rows
+    that are tokenised already are only truncated.
+    """
+    from trl import SFTTrainer
+
+    trainer = SimpleNamespace(
+        _tokenizer=tokenizer, chat_template=rules.chat_template, completion_only_loss=rules.completion_only_loss
+    )
+    arguments = SimpleNamespace(
+        dataset_num_proc=options.num_proc,
+        dataset_text_field=options.dataset_text_field,
+        assistant_only_loss=options.assistant_only_loss,
+        max_length=max_length,
+        truncation_mode=options.truncation_mode,
+        shuffle_dataset=False,
+    )
+    with _quiet("trl.trainer.sft_trainer", "transformers.tokenization_utils_base"):
+        return SFTTrainer._prepare_dataset(trainer, dataset, tokenizer, arguments, False, None, name)
+
+
+def prompt_is_prefix(row: Mapping[str, Any], tokenizer: Any, chat_template: str | None) -> dict[str, bool]:
+    """Whether a tokenised row begins with its prompt as tokenised alone; else TRL trains from where they part."""
+    from trl.data_utils import _tokenize, common_prefix_length
+
+    options: dict[str, Any] = {"chat_template": chat_template}
+    if is_conversational(row):
+        tools = row.get("tools")
+        options |= {"tools": json.loads(tools) if isinstance(tools, str) else tools, "add_generation_prompt": True}
+        options |= row.get("chat_template_kwargs") or {}
+    prompt_ids = _tokenize(tokenizer, row["prompt"], **options)["input_ids"]
+    return {"prompt_is_prefix": common_prefix_length(prompt_ids, row["input_ids"]) == len(prompt_ids)}
+
+
+def trl_pack(dataset: Dataset, length: int, strategy: str, num_proc: int | None = None) -> Dataset:
+    """Pack every list column of ``dataset`` with ``trl.pack_dataset``."""
+    from trl import pack_dataset
+
+    return pack_dataset(dataset, length, strategy, {"num_proc": num_proc, "desc": "Packing"})
+
+
+def trl_collator(
+    pad_token_id: int, *, padding_free: bool, pad_to_multiple_of: int | None, return_position_ids: bool
+) -> Any:
+    """TRL's own collator for token ids and labels."""
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    return DataCollatorForLanguageModeling(
+        pad_token_id=pad_token_id,
+        padding_free=padding_free,
+        pad_to_multiple_of=pad_to_multiple_of,
+        return_position_ids=return_position_ids,
+    )
+
+
+@contextlib.contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Hold back loggers' warnings: what they say once about one row, the report counts over all of them."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)

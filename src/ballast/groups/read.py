@@ -1,0 +1,74 @@
+"""Groups from a file of one's own: one answer a row, with its prompt, its origin and its reward."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ballast.data.load import load_rows
+from ballast.data.options import PrepareOptions
+from ballast.data.prepare import prepare
+from ballast.errors import BallastError
+from ballast.groups.members import ORIGINS, Group, Member
+
+COLUMNS = ("prompt", "origin", "response", "reward")
+
+
+def read_brought(path: str | Path, tokenizer: Any) -> list[Group]:
+    """Return the groups of a Parquet or JSONL file, or of a folder of them, in the order of their first rows.
+
+    Rows with the same prompt are one group. Prompt and response are both text, or both messages, and are tokenised as a
+    demonstration is: a response ends with the end-of-text token.
+
+    Raises:
+        BallastError: naming the file and the column or row that cannot be used.
+    """
+    rows = load_rows(str(path)).with_format(None)
+    if lacking := [name for name in COLUMNS if name not in rows.column_names]:
+        raise BallastError(
+            f"{path}: no column {lacking[0]!r} (columns: {', '.join(rows.column_names)}); groups of one's own have "
+            f"{', '.join(COLUMNS)}"
+        )
+    plain = list(rows.select_columns(list(COLUMNS)))
+    for index, row in enumerate(plain):
+        if problem := _row_problem(row):
+            raise BallastError(f"{path}: row {index + 1}: {problem}")
+    found: dict[str, list[Member]] = {}
+    for row, (ids, start) in zip(plain, _tokenise(plain, tokenizer, path), strict=True):
+        member = Member(ids, start, row["origin"], float(row["reward"]), _text(row["response"]))
+        found.setdefault(json.dumps(row["prompt"], sort_keys=True), []).append(member)
+    return [Group(number, tuple(members)) for number, members in enumerate(found.values())]
+
+
+def _row_problem(row: Mapping[str, Any]) -> str | None:
+    prompt, response, reward = row["prompt"], row["response"], row["reward"]
+    if not isinstance(prompt, (str, list)) or not prompt:
+        return "the prompt is empty, or neither text nor messages"
+    if type(response) is not type(prompt) or not response:
+        return f"the response is empty, or not {'text' if isinstance(prompt, str) else 'messages'} like the prompt"
+    if row["origin"] not in ORIGINS:
+        return f"origin {row['origin']!r} is none of {', '.join(ORIGINS)}"
+    if isinstance(reward, bool) or not isinstance(reward, (int, float)) or not math.isfinite(reward):
+        return f"reward {reward!r} is no finite number"
+    return None
+
+
+def _tokenise(rows: list[dict[str, Any]], tokenizer: Any, path: str | Path) -> list[tuple[tuple[int, ...], int]]:
+    from datasets import Dataset
+
+    flat = Dataset.from_list([{"prompt": row["prompt"], "completion": row["response"]} for row in rows])
+    ready = prepare(flat, tokenizer, PrepareOptions(max_length=None), name=str(path)).dataset
+    if len(ready) != len(rows):
+        raise BallastError(f"{path}: {len(rows) - len(ready)} responses have no token to train on; remove them")
+    pairs = zip(ready["input_ids"], ready["labels"], strict=True)
+    return [
+        (tuple(ids), next(place for place, label in enumerate(labels) if label != -100 and place))
+        for ids, labels in pairs
+    ]
+
+
+def _text(response: Any) -> str:
+    return response if isinstance(response, str) else str(response[-1].get("content") or "")

@@ -1,0 +1,248 @@
+"""Models and tokenizers as a recipe names them: safetensors only, no remote code unless asked, nothing random."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ballast.config.recipe import ModelSection
+from ballast.errors import BallastError, suggest
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+LAB = "lab"
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def resolve(section: ModelSection) -> ModelSection:
+    """Return the section with ``lab`` replaced by the folder of the embedded base."""
+    if section.path != LAB:
+        return section
+    from ballast.lab import base_path
+
+    return section.model_copy(update={"path": str(base_path())})
+
+
+def section_of(path: str, like: ModelSection | None = None) -> ModelSection:
+    """Return the section for a model given by its path: a model, or a folder with a PEFT adapter on top of its base.
+
+    ``like`` gives dtype and loading options, and the base of an adapter that was trained from it.
+
+    Raises:
+        BallastError: the adapter's configuration cannot be read.
+    """
+    start = like or ModelSection(path=path)
+    folder = Path(path)
+    if not (folder / ADAPTER_CONFIG).is_file() or (folder / "config.json").is_file():
+        return start.model_copy(update={"path": path, "revision": None, "adapter": None, "lora": None})
+    try:
+        base = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError) as error:
+        raise BallastError(f"{folder / ADAPTER_CONFIG}: not a PEFT adapter configuration") from error
+    return start.model_copy(update={"path": like.path if like else base, "adapter": path, "lora": None})
+
+
+def check_folder(path: str) -> str | None:
+    """Return what makes a local folder unusable as a model, or None; a path that is no folder is taken for a hub id."""
+    folder = Path(path).expanduser()
+    if folder.is_file():
+        return f"{path}: is a file; name the folder that holds config.json and the weights"
+    if not folder.is_dir():
+        looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
+        return f"{path}: no such folder" if looks_local and "/" in path else None
+    if not (folder / "config.json").is_file():
+        if (folder / ADAPTER_CONFIG).is_file():
+            return f"{path}: holds a PEFT adapter, not a model; set model.path to its base and model.adapter to this"
+        return f"{path}: has no config.json, so it is not a model in transformers format"
+    if not any(folder.glob("*.safetensors")):
+        if pickled := sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern)):
+            return (
+                f"{path}: weights are pickled ({pickled[0]}), which can run code on loading; convert them with "
+                "model.save_pretrained(folder), which writes safetensors"
+            )
+        return f"{path}: has no weights (*.safetensors)"
+    return None
+
+
+def load_config(section: ModelSection) -> Any:
+    """Return the transformers configuration; no weight is read.
+
+    Raises:
+        BallastError: the model cannot be found, or is no causal language model.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if problem := check_folder(section.path):
+        raise BallastError(problem)
+    try:
+        config = AutoConfig.from_pretrained(section.path, **_where(section))
+    except (OSError, ValueError, KeyError) as error:
+        raise BallastError(_unloadable(section.path, "config", error)) from error
+    remote = "AutoModelForCausalLM" in getattr(config, "auto_map", {})
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not remote:
+        raise BallastError(f"{section.path}: a {config.model_type} model is no causal language model")
+    return config
+
+
+def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of the adapter where it has one, else of the model; a missing pad token is settled later.
+
+    Raises:
+        BallastError: the tokenizer is missing or broken.
+    """
+    from transformers import AutoTokenizer
+
+    beside = section.adapter and (Path(section.adapter) / "tokenizer_config.json").is_file()
+    path, options = (section.adapter, {}) if beside else (section.path, _where(section))
+    try:
+        return AutoTokenizer.from_pretrained(path, **options)
+    except Exception as error:  # every tokenizer backend has errors of its own
+        raise BallastError(_unloadable(section.path, "tokenizer", error)) from error
+
+
+def check_vocabulary(path: str, config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer with ids that the model has no row for.
+
+    Raises:
+        BallastError: naming the largest id and the model's size.
+    """
+    size = getattr(config.get_text_config(), "vocab_size", None)
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if size is not None and largest >= size:
+        raise BallastError(
+            f"{path}: the tokenizer has ids up to {largest}, the model only {size} rows: it belongs to another model, "
+            "and ids beyond would fail in the middle of a run; put the model's own tokenizer into the folder"
+        )
+
+
+def load_model(section: ModelSection, *, trainable: bool = False) -> PreTrainedModel:
+    """Return the causal language model in eval mode, with its adapter where the section names one.
+
+    Args:
+        trainable: let the adapter that the section names go on training.
+
+    Raises:
+        BallastError: weights are missing or pickled, or do not fit the configuration.
+    """
+    from transformers import AutoModelForCausalLM
+
+    options = {"dtype": section.dtype, "attn_implementation": section.attn_implementation, "use_safetensors": True}
+    given = {key: value for key, value in options.items() if value is not None}
+    if problem := check_folder(section.path):
+        raise BallastError(problem)
+    try:
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            section.path, output_loading_info=True, **_where(section), **given
+        )
+    except Exception as error:  # safetensors, torch and transformers each raise their own
+        raise BallastError(_unloadable(section.path, "model", error)) from error
+    if missing := sorted(loaded["missing_keys"]):
+        raise BallastError(
+            f"{section.path}: the weights lack {missing[0]!r}{_more(missing)}, which would be random numbers; "
+            "the file belongs to another model or was cut short"
+        )
+    return (_with_adapter(model, section, trainable) if section.adapter else model).eval()
+
+
+def lora_config(section: ModelSection) -> LoraConfig | None:
+    """Return the LoRA configuration that the section describes, or None.
+
+    Raises:
+        BallastError: for the first unknown or unusable key.
+    """
+    if section.lora is None:
+        return None
+    if problems := lora_problems(section.lora):
+        key, message = problems[0]
+        raise BallastError(f"model.lora.{key}: {message}")
+    from peft import LoraConfig
+
+    return LoraConfig(task_type="CAUSAL_LM", **section.lora)
+
+
+def lora_problems(lora: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return (key, message) for everything wrong with a mapping of LoraConfig fields."""
+    from dataclasses import fields
+
+    from peft import LoraConfig
+
+    known = tuple(field.name for field in fields(LoraConfig) if field.init and field.name != "task_type")
+    problems = [(key, f"unknown key{suggest(key, known)}") for key in lora if key not in known]
+    rank = lora.get("r", 8)
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        problems.append(("r", f"must be a whole number of at least 1; got {rank!r}"))
+    for key in ("target_modules", "modules_to_save"):
+        named = lora.get(key) or ()
+        if "lm_head" in ([named] if isinstance(named, str) else named):
+            problems.append(
+                (key, "adapters on lm_head are not supported: the loss reads the head's own weight; leave it out")
+            )
+    if not problems:
+        try:
+            LoraConfig(task_type="CAUSAL_LM", **lora)
+        except (TypeError, ValueError, ImportError) as error:
+            problems.append(("", " ".join(str(error).split())))
+    return problems
+
+
+def try_lora(section: ModelSection, config: Any) -> None:
+    """Put the LoRA settings on a model without weights, to see that its modules have the names they target.
+
+    Raises:
+        BallastError: PEFT refuses them.
+    """
+    import torch
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(config, trust_remote_code=section.trust_remote_code)
+            get_peft_model(empty, lora_config(section))
+    except ValueError as error:
+        raise BallastError(" ".join(str(error).split())) from error
+
+
+def check_adapter(path: str) -> str | None:
+    """Return what makes a local folder unusable as a PEFT adapter, or None."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return None if path.count("/") == 1 and not path.startswith((".", "/", "~")) else f"{path}: no such folder"
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return f"{path}: has no {ADAPTER_CONFIG}, so it is not a PEFT adapter"
+    if not (folder / "adapter_model.safetensors").is_file():
+        return f"{path}: has no adapter_model.safetensors"
+    return None
+
+
+def _with_adapter(model: Any, section: ModelSection, trainable: bool) -> Any:
+    from peft import PeftModel
+
+    if problem := check_adapter(str(section.adapter)):
+        raise BallastError(problem)
+    try:
+        return PeftModel.from_pretrained(model, str(section.adapter), is_trainable=trainable, use_safetensors=True)
+    except Exception as error:  # peft, safetensors and torch each raise their own
+        raise BallastError(_unloadable(str(section.adapter), "adapter", error)) from error
+
+
+def _where(section: ModelSection) -> dict[str, Any]:
+    options: dict[str, Any] = {"trust_remote_code": section.trust_remote_code}
+    return options if section.revision is None else {**options, "revision": section.revision}
+
+
+def _unloadable(path: str, what: str, error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    reason = " ".join(lines[0].split())
+    if Path(path).expanduser().exists():
+        return f"{path}: cannot load the {what}: {reason}"
+    return f"{path}: cannot load the {what}: no such folder here, and not to be had from the hub ({reason})"
+
+
+def _more(items: list[str]) -> str:
+    return f" and {len(items) - 1} more" if len(items) > 1 else ""

@@ -1,0 +1,260 @@
+"""What can be known to be wrong before a weight is read or a file written; each check yields all that it finds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from ballast import models
+from ballast.config import training as settings
+from ballast.config.recipe import Check, ModelSection, Recipe, TaskSection
+from ballast.config.source import Problem
+from ballast.errors import BallastError, suggest
+from ballast.pipeline import sources
+from ballast.pipeline.advise import check_has_demonstrations, check_reference_is_start
+from ballast.pipeline.checks import groups as group_checks
+from ballast.records.write import RUN
+from ballast.stats import PAIR_FIELDS
+
+FIXED: dict[str, tuple[str, ...]] = dict.fromkeys(("model", "data", "objective", "reference", "groups", "seed"), ())
+"""Sections that a resumed run may not change; training settings, evaluation and output may."""
+
+
+def check_required(*keys: str) -> Check:
+    """Return a check that top-level keys are there."""
+    remedies = {
+        "model": "name the model to start from: model=PATH, or model=lab",
+        "objective": "choose one, such as objective=prift-mass; `ballast objectives` lists them",
+        "output": "name the folder for checkpoints and the run record: output=runs/first",
+    }
+
+    def check(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+        for key in keys:
+            if key not in broken and getattr(recipe, key) is None:
+                yield Problem((key,), f"is required and missing; {remedies[key]}")
+
+    return check
+
+
+def check_model(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+    """The model's folder, configuration and tokenizer; its adapter or LoRA settings."""
+    if recipe.model is None or "model" in broken:
+        return
+    section = recipe.model
+    lora = models.lora_problems(section.lora) if section.lora is not None else []
+    for key, message in lora:
+        yield Problem(("model", "lora", *([key] if key else [])), message)
+    if section.adapter and (problem := models.check_adapter(section.adapter)):
+        yield Problem(("model", "adapter"), problem)
+    try:
+        section = models.resolve(section)
+        config = models.load_config(section)
+        models.check_vocabulary(section.path, config, models.load_tokenizer(section))
+    except BallastError as error:
+        yield Problem(("model",), str(error))
+        return
+    try:
+        if section.lora is not None and not lora:
+            models.try_lora(section, config)
+    except BallastError as error:
+        yield Problem(("model", "lora"), str(error))
+
+
+def check_data(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+    """Sources that are named but not there, and no source at all."""
+    if "data" in broken:
+        return
+    if not recipe.data.train and not (recipe.groups or {}).get("file"):
+        yield Problem(("data", "train"), "is required and missing; name the demonstrations: data.train=rows.jsonl")
+    for key in ("train", "eval"):
+        listed = getattr(recipe.data, key)
+        for index, source in enumerate(listed):
+            if problem := sources.check_source(source):
+                yield Problem(("data", key, *([index] if len(listed) > 1 else [])), problem)
+
+
+def check_reference(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+    """Whether the reference can give what the objective needs."""
+    if broken & {"objective", "reference", "model", "training"}:
+        return
+    reference, section = recipe.reference, recipe.model
+    has_adapter = section is not None and (section.lora is not None or section.adapter is not None)
+    if reference.use == "adapter-off" and not has_adapter:
+        yield Problem(
+            ("reference",),
+            "adapter-off needs an adapter to switch off, or the model would be its own reference; set model.lora",
+        )
+    if reference.model and (problem := models.check_folder(_path(reference.model))):
+        yield Problem(("reference", "model"), problem)
+    yield from _check_needs(recipe)
+    training = recipe.training
+    if reference.cache and training.get("packing") is True and training.get("packing_strategy") == "wrapped":
+        yield Problem(
+            ("training", "packing_strategy"),
+            "'wrapped' cuts rows, so cached values would belong to other contexts; use 'bfd' or 'bfd_split'",
+        )
+
+
+def _check_needs(recipe: Recipe) -> Iterable[Problem]:
+    if recipe.objective is None:
+        return
+    try:
+        objective = recipe.objective.build()
+    except BallastError:
+        return
+    full = [name for name in objective.needs if name in PAIR_FIELDS]
+    if recipe.reference.cache and full:
+        yield Problem(
+            ("reference", "cache"),
+            f"objective {objective.name} needs {full[0]!r}, a divergence over the whole vocabulary, which one number "
+            "per token cannot give; use reference: model, or adapter-off under model.lora",
+        )
+
+
+def check_score(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+    """Whether there is a place for the scores."""
+    if "reference" not in broken and recipe.reference.cache is None:
+        yield Problem(("reference", "cache"), "is required and missing; name the folder to fill: reference.cache=PATH")
+
+
+def check_tasks(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+    """Every task's options, verifier and rows."""
+    from ballast.pipeline.evaluate import load_task
+
+    if "evaluation" in broken:
+        return
+    names: set[str] = set()
+    for index, section in enumerate(recipe.evaluation.tasks):
+        where = ("evaluation", "tasks", index)
+        name = section.settings()["name"]
+        if name in names:
+            yield Problem(where, f"a second task named {name!r}; one result would hide the other; give it another name")
+        names.add(name)
+        wrong = list(_wrong_options(section))
+        yield from (Problem((*where, key), message) for key, message in wrong)
+        try:
+            if not wrong:
+                load_task(section, recipe.data)
+        except BallastError as error:
+            yield Problem(where, str(error).removeprefix(f"task {name!r}: "))
+
+
+def _wrong_options(section: TaskSection) -> Iterable[tuple[str, str]]:
+    from ballast.evaluation import Task
+
+    hints = get_type_hints(Task) | {"k": int | list[int]}
+    for key, value in (section.model_extra or {}).items():
+        message = settings.wrong_type(value, hints[key]) if key in hints else f"unknown key{suggest(key, tuple(hints))}"
+        if message is not None:
+            yield key, message
+
+
+def check_evaluate(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+    """Whether there is something to measure."""
+    if "evaluation" not in broken and not recipe.evaluation.tasks:
+        yield Problem(("evaluation", "tasks"), "is empty, so there is nothing to measure; name at least one task")
+
+
+def check_cache_place(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+    """A cache is a folder of its own."""
+    if "reference" in broken or recipe.reference.cache is None:
+        return
+    cache = Path(recipe.reference.cache)
+    if cache.is_file():
+        yield Problem(("reference", "cache"), f"{cache}: is a file; a cache is a folder")
+    elif recipe.output and "output" not in broken and _inside(cache, Path(recipe.output)):
+        yield Problem(
+            ("reference", "cache"),
+            f"lies inside the output {recipe.output}, which would then look like an earlier run; put it beside",
+        )
+
+
+def check_output(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+    """A new run starts in a new or empty folder."""
+    if recipe.output is None or "output" in broken:
+        return
+    output = Path(recipe.output)
+    if output.exists() and not output.is_dir():
+        yield Problem(("output",), f"{output}: is a file; name a folder")
+    elif output.is_dir() and any(output.iterdir()):
+        yield Problem(
+            ("output",), f"{output}: is not empty, two runs would mix; choose another folder, or go on with --resume"
+        )
+
+
+def check_resume(fixed: Mapping[str, Sequence[str]]) -> Check:
+    """Return the check that a resumed run has a checkpoint to go on from, and goes on with what it began with.
+
+    Args:
+        fixed: sections that must not differ from the run's, each with its keys that may.
+    """
+
+    def check(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+        if recipe.output is None or "output" in broken:
+            return
+        if not any(Path(recipe.output).glob("checkpoint-*/trainer_state.json")):
+            yield Problem(("output",), f"{recipe.output}: has no checkpoint to resume from; start without --resume")
+            return
+        try:
+            begun = json.loads((Path(recipe.output) / RUN).read_text(encoding="utf-8"))["recipe"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        now = recipe.resolved()
+        for key, free in fixed.items():
+            if key not in broken and _without(begun.get(key), free) != _without(now[key], free):
+                yield Problem(
+                    (key,), "differs from the run to be resumed, which would change midway; start a new output"
+                )
+
+    return check
+
+
+def _without(section: Any, keys: Sequence[str]) -> Any:
+    if not isinstance(section, Mapping):
+        return section
+    return {key: value for key, value in section.items() if key not in keys}
+
+
+def _path(name: str) -> str:
+    return models.resolve(ModelSection(path=name)).path
+
+
+def _inside(inner: Path, outer: Path) -> bool:
+    return outer.resolve() in (inner.resolve(), *inner.resolve().parents)
+
+
+_COMMON = (
+    check_model,
+    check_data,
+    check_reference,
+    group_checks.check_groups,
+    settings.check_training,
+    check_cache_place,
+)
+_TRAIN = (check_required("model", "objective", "output"), *_COMMON, check_tasks)
+
+SCORE_CHECKS: tuple[Check, ...] = (check_required("model"), *_COMMON, check_score)
+SAMPLE_CHECKS: tuple[Check, ...] = (
+    check_required("model"),
+    check_model,
+    check_data,
+    group_checks.check_sampling,
+    settings.check_training,
+)
+ADVISE_CHECKS: tuple[Check, ...] = (
+    check_required("model"),
+    check_model,
+    check_data,
+    check_has_demonstrations,
+    check_reference,
+    check_reference_is_start,
+    settings.check_training,
+    check_cache_place,
+)
+# The output first: in a run of several processes none can have made it before all have met to set up training.
+TRAIN_CHECKS: tuple[Check, ...] = (check_output, *_TRAIN)
+RESUME_CHECKS: tuple[Check, ...] = (*_TRAIN, check_resume(FIXED))
+TASK_CHECKS: tuple[Check, ...] = (check_evaluate, check_tasks)
+EVALUATE_CHECKS: tuple[Check, ...] = (check_model, *TASK_CHECKS)

@@ -1,0 +1,230 @@
+"""`ballast quickstart`: the embedded base, fine-tuned with each objective on flawed demonstrations, in one table."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ballast.errors import BallastError
+from ballast.records.write import write_json
+
+OBJECTIVES = ("sft", "dft", "prift-prob", "prift-mass", "eksft", "ift", "gft")
+RESULTS = "results.json"
+OUTPUT = Path("runs", "quickstart")
+"""Where runs go unasked, with a number behind it where there are some already."""
+
+RECIPE: Mapping[str, Any] = {
+    "model": {"path": "lab"},
+    "data": {"train": "lab:train"},
+    "training": {
+        "num_train_epochs": 6,
+        "per_device_train_batch_size": 32,
+        "learning_rate": 2e-4,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.1,
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+        "logging_steps": 8,
+    },
+    "evaluation": {
+        "tasks": [
+            {"name": "greedy", "data": "lab:test", "verifier": "ballast.lab.arithmetic:verify", "max_new_tokens": 64},
+            {
+                "name": "sampled",
+                "data": "lab:test",
+                "verifier": "ballast.lab.arithmetic:verify",
+                "max_new_tokens": 64,
+                "limit": 150,
+                "samples": 8,
+                "temperature": 1.0,
+                "entropy": True,
+                "base_kl": True,
+            },
+            {"name": "forgetting", "kind": "nll", "data": "lab:forgetting"},
+        ]
+    },
+}
+
+
+OWN: Mapping[str, Mapping[str, Any]] = {
+    # A step of GFT trains on five answers for each prompt, so an epoch of it is work for five.
+    "gft": {
+        "training": {**RECIPE["training"], "num_train_epochs": 1, "logging_steps": 1},
+        "groups": {"verifier": "ballast.lab.arithmetic:verify", "own": 4, "max_new_tokens": 64},
+    },
+}
+"""What the recipe of one objective has instead."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table: its heading, and the task and metric that fill it."""
+
+    heading: str
+    task: str
+    metric: str
+    digits: int
+
+
+COLUMNS = (
+    Column("accuracy, greedy", "greedy", "accuracy", 3),
+    Column("mean@8", "sampled", "mean@8", 3),
+    Column("pass@8", "sampled", "pass@8", 3),
+    Column("entropy", "sampled", "entropy", 3),
+    Column("KL to base", "sampled", "base_kl", 3),
+    Column("forgetting", "forgetting", "nll", 3),
+)
+
+LEGEND = """\
+4-term problems never seen in training; 300 answered greedily, 150 with 8 samples each at temperature 1.
+±: half of the 95 % interval over the problems, for this one seed; another seed moves every row.
+entropy: nats per token on the model's own samples.   KL to base: nats per token, same samples.
+forgetting: nats per token on the pretraining text's other styles; lower is better, the base's row is the start.
+gft: one epoch with five answers for each prompt, four of them the model's own; the others: six epochs of one.
+Nothing here is after reinforcement learning, which is what eksft is for."""
+
+
+def run_quickstart(
+    *,
+    output: Path | None = None,
+    seed: int = 42,
+    say: Callable[[Any], Any] = print,
+    objectives: tuple[str, ...] = OBJECTIVES,
+) -> dict[str, Any]:
+    """Score the lab's demonstrations, fine-tune the base with each objective, measure, and print a table.
+
+    Args:
+        output: new or empty folder for checkpoints, run records, `RESULTS` and the report; by default `OUTPUT`.
+        seed: of the order of the rows and of the samples.
+        say: what prints lines and the table.
+        objectives: names of the objectives to train with.
+
+    Returns:
+        What `RESULTS` holds: per row of the table its metrics with intervals and its seconds.
+
+    Raises:
+        BallastError: if the folder is there and not empty.
+    """
+    from ballast.report import write_report
+
+    folder = _free() if output is None else output
+    if _taken(folder):
+        raise BallastError(f"--output {folder}: is not an empty folder, two runs would mix; name a new one")
+    _settle()
+    started = time.monotonic()
+    rows = _rows(folder, objectives, seed, say)
+    results = {"seed": seed, "recipe": dict(RECIPE), "rows": rows, "seconds": round(time.monotonic() - started, 1)}
+    write_json(folder / RESULTS, results)
+    _look(folder, objectives, seed)
+    page, _ = write_report([folder])
+    say(table(rows))
+    say(LEGEND)
+    say(f"{results['seconds']:.0f} s in all. Recipes of one's own: docs/recipe.md; rates, seeds, RL: docs/compare.md.")
+    say(f"report: {page}")
+    return results
+
+
+def _free() -> Path:
+    """Return the first of ``runs/quickstart``, ``runs/quickstart-2``, … that holds nothing."""
+    names = itertools.chain([OUTPUT], (OUTPUT.with_name(f"{OUTPUT.name}-{n}") for n in itertools.count(2)))
+    return next(folder for folder in names if not _taken(folder))
+
+
+def _taken(folder: Path) -> bool:
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+
+
+def _look(folder: Path, objectives: tuple[str, ...], seed: int) -> None:
+    """Let the report show some rows token by token; the first of them has a wrong result in it."""
+    from ballast.objectives import objective
+    from ballast.report.looks import write_tokens
+
+    write_tokens(_recipe({"use": "auto"}, seed), [objective(name) for name in objectives], folder)
+
+
+def _settle() -> None:
+    """Leave out the bars of preparing 256 rows over and over, and threads that so small a model only waits for."""
+    import datasets
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _rows(folder: Path, objectives: tuple[str, ...], seed: int, say: Callable[[Any], Any]) -> list[dict[str, Any]]:
+    from ballast.pipeline import run_score, run_train
+
+    started = time.monotonic()
+    cache = folder / "reference"
+    run_score(_recipe({"use": "auto", "cache": str(cache)}, seed), say=lambda _: None)
+    say(f"scored the demonstrations under the base, once ({time.monotonic() - started:.1f} s)")
+    rows: list[dict[str, Any]] = []
+    for name in objectives:
+        started = time.monotonic()
+        recipe = _recipe(_reference(name, cache), seed, objective=name, output=folder / name, base=not rows)
+        record = run_train(recipe, say=lambda _: None, progress=False)
+        seconds = round(time.monotonic() - started, 1)
+        say(f"trained and measured {name} ({seconds:.0f} s)")
+        for measured in record["evals"]:
+            label = name if measured["model"] == "trained" else "base"
+            rows.append({"name": label, "tasks": {task["name"]: task["metrics"] for task in measured["tasks"]}})
+        rows[-1]["seconds"] = seconds
+    return rows
+
+
+def _reference(name: str, cache: Path) -> dict[str, Any]:
+    """Return the cache; a live copy of the base for whole distributions; none for answers that no cache can hold."""
+    from ballast.objectives import objective
+    from ballast.stats import GROUP_FIELDS, PAIR_FIELDS
+
+    needs = set(objective(name).needs)
+    if needs & set(GROUP_FIELDS):
+        return {"use": "auto"}
+    return {"use": "model"} if needs & set(PAIR_FIELDS) else {"use": "auto", "cache": str(cache)}
+
+
+def _recipe(
+    reference: dict[str, Any],
+    seed: int,
+    *,
+    objective: str | None = None,
+    output: Path | None = None,
+    base: bool = False,
+) -> Any:
+    from ballast.config.recipe import Recipe
+
+    tasks = [{**task, "seed": seed} if task["name"] == "sampled" else task for task in RECIPE["evaluation"]["tasks"]]
+    named = {} if objective is None else {"objective": {"name": objective}, "output": str(output)}
+    evaluation = {"tasks": tasks, "base": base}
+    changes = {"reference": reference, "evaluation": evaluation, "seed": seed, **named}
+    return Recipe.model_validate({**RECIPE, **OWN.get(objective or "", {}), **changes})
+
+
+def table(rows: list[dict[str, Any]]) -> Any:
+    """Return the rows as a rich table, each value with half its interval; the base first."""
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    view = Table(box=SIMPLE, pad_edge=False, collapse_padding=True)
+    view.add_column("", no_wrap=True)
+    for column in COLUMNS:
+        view.add_column(column.heading)
+    for row in sorted(rows, key=lambda row: row["name"] != "base"):
+        view.add_row(row["name"], *(_cell(row["tasks"][column.task].get(column.metric), column) for column in COLUMNS))
+    return view
+
+
+def _cell(estimate: Mapping[str, Any] | None, column: Column) -> str:
+    if estimate is None:
+        return "–"
+    value = f"{estimate['value']:.{column.digits}f}"
+    if estimate.get("low") is None:
+        return value
+    return f"{value} [dim]±{(estimate['high'] - estimate['low']) / 2:.{column.digits}f}[/dim]"

@@ -1,0 +1,238 @@
+"""The trainer's contact with TRL: its private attributes and hooks under names of ours.
+
+`ballast.data.trl` holds the part that the data needs. Everything read here was checked against TRL 1.16.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.utils import ModelOutput
+from trl import SFTConfig, SFTTrainer
+
+from ballast.errors import BallastError
+from ballast.files import write_atomically
+from ballast.head import backbone, backbone_hidden, lm_head, trained_positions, unwrapped
+from ballast.reference.providers import evaluating
+from ballast.training.inputs import changed_inputs
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor
+
+    from ballast.head import Formed, LMHead
+    from ballast.stats import TokenStats
+    from ballast.training.inputs import Prepare
+
+    Statistics = Callable[[Tensor, LMHead, Tensor], Formed]
+
+__all__ = [
+    "AdaptedTrainer",
+    "SFTConfig",
+    "StatisticsOutput",
+    "add_statistics",
+    "check_head",
+    "load_model",
+    "with_adapter",
+]
+
+
+@dataclass
+class StatisticsOutput(ModelOutput):
+    """What a model's forward returns when it is asked for statistics instead of logits.
+
+    Attributes:
+        loss: differentiable.
+        stats: statistics of the tokens that were computed, without gradient.
+        computed: which tokens these are, ``[N]`` of bool; None where all were.
+        aux_loss: the router's, of a mixture of experts.
+    """
+
+    loss: Tensor | None = None
+    stats: TokenStats | None = None
+    computed: Tensor | None = None
+    aux_loss: Tensor | None = None
+
+
+def add_statistics(model: torch.nn.Module) -> None:
+    """Let ``model(..., labels=labels, statistics=f)`` return ``f(hidden_NH, head, targets_N)`` instead of logits.
+
+    The backbone and the head run inside the model's own forward, so the hooks of DDP and FSDP see them. Without
+    `statistics` the forward is what it was, so that generation and evaluation by others are unchanged. With
+    ``prepare=f`` besides, the backbone reads ``f(embeddings, arg_max, labels)`` in place of its own embeddings.
+    """
+    causal = unwrapped(model)
+    original = causal.forward
+
+    # Keep the original signature: `generate` checks its arguments against it.
+    @functools.wraps(type(causal).forward)
+    def forward(
+        self: Any, *args: Any, statistics: Statistics | None = None, prepare: Prepare | None = None, **kwargs: Any
+    ) -> Any:
+        if statistics is None:
+            return original(*args, **kwargs)
+        labels_BT = kwargs.pop("labels")
+        kwargs["use_cache"] = False
+        if prepare is not None:
+            kwargs = changed_inputs(self, kwargs, labels_BT, prepare)
+        outputs = backbone(self)(*args, **kwargs)
+        mask, targets_N = trained_positions(labels_BT)
+        hidden_NH = outputs.last_hidden_state[:, :-1][mask]
+        found = statistics(hidden_NH, lm_head(self), targets_N)
+        router_logits = outputs.router_logits if kwargs.get("output_router_logits") else None
+        aux_loss = _router_loss(self, router_logits, kwargs.get("attention_mask"))
+        return StatisticsOutput(loss=found.loss, stats=found.stats, computed=found.computed, aux_loss=aux_loss)
+
+    causal.forward = types.MethodType(forward, causal)
+
+
+def _router_loss(model: Any, router_logits: Any, attention_mask: Tensor | None) -> Tensor | None:
+    if router_logits is None:
+        return None
+    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+    config = model.config.get_text_config()
+    experts = getattr(config, "num_experts", None) or config.num_local_experts
+    return load_balancing_loss_func(router_logits, experts, config.num_experts_per_tok, attention_mask)
+
+
+class AdaptedTrainer(SFTTrainer):
+    """`trl.SFTTrainer` with the few things that ballast changes as hooks that subclasses override."""
+
+    # The loss is divided by the count of the whole optimiser step already, for every class of model.
+    loss_is_scaled_for_ga = True
+
+    def prepared(self, dataset: Dataset, tokenizer: Any, args: Any, packing: bool, name: str) -> Dataset:
+        """Return raw rows as rows for the collator; called before `args` and `model` are attributes."""
+        raise NotImplementedError
+
+    def batch_columns(self) -> tuple[str, ...]:
+        """Return the columns that batches carry beside token ids and labels."""
+        raise NotImplementedError
+
+    def step_batches(self, batches: Iterator[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+        """Return the micro-batches of one optimiser step, at most `count` of them."""
+        return [batch for _, batch in zip(range(count), batches, strict=False)]
+
+    def step_count(self, batches: list[dict[str, Any]], device: torch.device) -> Tensor:
+        """Return what the loss of one optimiser step is divided by, over all micro-batches and ranks."""
+        raise NotImplementedError
+
+    def _prepare_dataset(
+        self,
+        dataset: Dataset,
+        processing_class: Any,
+        args: Any,
+        packing: bool,
+        formatting_func: Callable[[dict[str, Any]], str] | None,
+        dataset_name: str,
+    ) -> Dataset:
+        if formatting_func is not None and "input_ids" not in dataset.column_names:
+            field = args.dataset_text_field
+            dataset = dataset.map(lambda row: {field: formatting_func(row)}, remove_columns=dataset.column_names)
+        return self.prepared(dataset, processing_class, args, packing, dataset_name)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            self._signature_columns = ["input_ids", "labels", "row", "seq_lengths", *self.batch_columns()]
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        batches = self.step_batches(epoch_iterator, num_batches)
+        return batches, self.step_count(batches, device) if batches else None
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        """Return what this rank keeps in a checkpoint beside what the trainer keeps; empty for nothing."""
+        return {}
+
+    def load_checkpoint_state(self, state: dict[str, Any]) -> None:
+        """Take up what `checkpoint_state` returned."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if state := self.checkpoint_state():
+            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            write_atomically(folder / self._state_file, json.dumps(state))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        file = Path(resume_from_checkpoint) / self._state_file
+        if file.exists():
+            self.load_checkpoint_state(json.loads(file.read_text(encoding="utf-8")))
+
+    @property
+    def _state_file(self) -> str:
+        return f"ballast-{self.args.process_index}.json"
+
+    @property
+    def collation(self) -> dict[str, Any]:
+        """Arguments of the collator that TRL decided on."""
+        return {
+            "pad_token_id": self._tokenizer.pad_token_id,
+            "padding_free": self.padding_free,
+            "pad_to_multiple_of": self.args.pad_to_multiple_of,
+        }
+
+    def router_coefficient(self) -> float:
+        """Return the weight of the mixture-of-experts load-balancing loss, 0 where there is none."""
+        return float(self.router_aux_loss_coef) if self.aux_loss_enabled else 0.0
+
+    def drop_own_metrics(self) -> None:
+        """Forget what TRL collected for its log: the statistics logged are ours."""
+        self._metrics["train"].clear()
+        self._metrics["eval"].clear()
+
+
+def load_model(name: str, args: SFTConfig, quantization_config: Any = None) -> Any:
+    """Load a causal language model as TRL's trainer does, but from safetensors alone."""
+    from trl.trainer.utils import create_model_from_path
+
+    options = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {}), "use_safetensors": True}
+    if quantization_config is not None:
+        options["quantization_config"] = quantization_config
+    if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
+        options["device_map"] = None
+    return create_model_from_path(name, **options)
+
+
+def with_adapter(model: Any, peft_config: Any, seed: int) -> Any:
+    """Wrap a model in PEFT from the seed that TRL's trainer would draw the adapter from.
+
+    Raises:
+        BallastError: if the model has adapters already: two would be stacked, and the first lost on saving.
+    """
+    from peft import get_peft_model
+    from transformers import set_seed
+
+    if hasattr(model, "peft_config"):
+        raise BallastError("the model has adapters already: merge them first, or leave out `peft_config`")
+    set_seed(seed)
+    return get_peft_model(model, peft_config)
+
+
+def check_head(model: torch.nn.Module) -> None:
+    """Compare the logits of two tokens as ballast projects them with those of the model's own forward.
+
+    Raises:
+        BallastError: if they differ: the model does something to its logits that the statistics would miss.
+    """
+    causal = unwrapped(model)
+    head = lm_head(causal)
+    if head.weight.is_meta:
+        return
+    ids = torch.tensor([[0, min(1, len(head.weight) - 1)]], device=head.weight.device)
+    with torch.no_grad(), evaluating(causal):
+        theirs = causal(input_ids=ids).logits[0]
+        ours = head.logits(backbone_hidden(causal, input_ids=ids)[0])
+    tolerance = 8 * torch.finfo(head.weight.dtype).eps ** 0.75 * float(theirs.abs().max().clamp(min=1))
+    if ours.shape != theirs.shape or (ours - theirs.to(ours.dtype)).abs().max() > tolerance:
+        raise BallastError(
+            f"{type(causal).__name__} changes its logits in a way that ballast does not know (it knows bias, soft-cap "
+            "and scale): every statistic would be of another distribution; please report the model class"
+        )
