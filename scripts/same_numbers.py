@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,8 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parent.parent
 NUMBER = re.compile(r"[-−]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
@@ -113,8 +116,7 @@ def record(folder: Path) -> dict[str, Any]:
     ]
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda job: [_run(name, folder) for name in job[1]], jobs))
-    found = {path.name: read_folder(path) for path in sorted(folder.iterdir()) if path.is_dir()}
-    found.pop("cache", None)
+    found = {name: read_folder(folder / name) for name in (*RUNS, "rl", "compare")}
     return {**found, "evidence": evidence(folder)}
 
 
@@ -130,13 +132,14 @@ def _run(name: str, folder: Path) -> None:
     print(name, flush=True)
 
 
-def _ballast(folder: Path, *words: str) -> None:
+def _ballast(folder: Path, *words: str) -> str:
     # One thread: the order of sums is then the same on every machine with these instructions.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "ballast.cli", *words]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(words)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+    return done.stdout
 
 
 def read_folder(folder: Path) -> dict[str, Any]:
@@ -170,12 +173,17 @@ def numbers(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def evidence(folder: Path) -> dict[str, Any]:
-    """Return the figures in the reports of the stored comparisons, written anew."""
+    """Return the figures in the reports of the stored comparisons, written anew from their recipes and summaries."""
     found = {}
     for summary in sorted((ROOT / "docs" / "evidence").glob("*/summary.json")):
-        name = summary.parent.name
-        _ballast(folder, "report", str(summary.parent), "--output", f"evidence-{name}")
-        found[name] = figures(folder / f"evidence-{name}" / "report.md")
+        place = folder / f"evidence-{summary.parent.name}"
+        place.mkdir()
+        recipe = _ballast(folder, "compare", str(ROOT / "recipes" / "lab" / f"{summary.parent.name}.yaml"), "--dry-run")
+        plan = {"recipe": YAML(typ="safe").load(recipe), "versions": {}, "commit": None}
+        (place / "compare.json").write_text(json.dumps(plan))
+        shutil.copy(summary, place)
+        _ballast(folder, "report", str(place))
+        found[summary.parent.name] = figures(place / "report.md")
     return found
 
 
