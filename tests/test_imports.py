@@ -39,7 +39,7 @@ ONLY: dict[str, set[str]] = {
     "protocols": set(),
     "stats": {"errors"},
     "objectives": {"errors", "stats"},
-    "head": {"errors", "stats"},
+    "head": {"errors", "stats", "protocols"},
     "verifiers": {"errors", "files", "protocols"},
     "advise": {"errors", "stats", "objectives"},
     "evaluation": {"errors", "files", "stats", "protocols", "head", "verifiers", "data"},

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import nn
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -19,7 +19,9 @@ class Model(Protocol):
     """A causal language model, as `transformers.PreTrainedModel` and `peft.PeftModel` are."""
 
     config: Any
-    training: bool
+
+    @property
+    def base_model(self) -> Any: ...
 
     @property
     def device(self) -> torch.device: ...
@@ -31,34 +33,43 @@ class Model(Protocol):
 
     def eval(self) -> Any: ...
 
-    def train(self, mode: bool = True) -> Any: ...
-
     def to(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    def requires_grad_(self, requires_grad: bool = True) -> Any: ...
 
     def modules(self) -> Iterator[nn.Module]: ...
 
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
+
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
-
-    def state_dict(self) -> Mapping[str, Tensor]: ...
+    def state_dict(self, *, keep_vars: bool = False) -> dict[str, Any]: ...
 
     def get_input_embeddings(self) -> nn.Module: ...
 
-    def get_output_embeddings(self) -> nn.Module | None: ...
+    def get_output_embeddings(self) -> Any: ...
 
 
 class Tokenizer(Protocol):
     """A tokenizer, as `transformers.PreTrainedTokenizerBase` is."""
 
     chat_template: Any
+    eos_token: str | None
     eos_token_id: int | None
     pad_token_id: int | None
+
+    @property
+    def all_special_ids(self) -> list[int]: ...
+
+    @property
+    def special_tokens_map(self) -> dict[str, Any]: ...
 
     def __call__(self, text: Any, **kwargs: Any) -> Any: ...
 
     def __len__(self) -> int: ...
 
-    def decode(self, token_ids: Sequence[int], **kwargs: Any) -> str: ...
+    def get_vocab(self) -> dict[str, int]: ...
+
+    def decode(self, token_ids: Any, **kwargs: Any) -> Any: ...
 
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any: ...
