@@ -78,7 +78,7 @@ def run_evaluate(
 
 def measure(recipe: Recipe, model: Any, tokenizer: Any, *, name: str, progress: bool = True) -> list[Measured]:
     """Return one model's results, none where the recipe has no task; `progress` shows bars on a terminal."""
-    from ballast.evaluation import evaluate
+    from ballast.evaluation.evaluate import evaluate
 
     tasks = [load_task(section, recipe.data) for section in recipe.evaluation.tasks]
     if not tasks:
