@@ -11,9 +11,9 @@ import numpy as np
 from ballast.data import row_digest
 from ballast.errors import BallastError
 from ballast.head import token_stats, trained_positions
+from ballast.progress import on_stderr
 from ballast.reference.cache import ReferenceCache
 from ballast.reference.key import CacheKey, weights_dtype
-from ballast.reference.progress import ScoringProgress
 from ballast.reference.providers import AsItStands, LiveReference
 from ballast.reference.writer import CacheWriter
 
@@ -88,12 +88,14 @@ def score_rows(
         wanted = set(writer.missing(digests))
         first = {digest: index for index, digest in reversed(list(enumerate(digests))) if digest in wanted}
         lengths = {index: rows["length"][index] for index in first.values()}
-        with ScoringProgress(len(lengths), sum(lengths.values()), progress) as shown:
+        done, total = 0, sum(lengths.values())
+        with on_stderr("tokens", show=progress) as tell:
             for batch in _batches(lengths, tokens_per_batch):
                 loaded = _load(rows, batch)
                 for row, values in zip(loaded, _score(reference, loaded, key), strict=True):
                     writer.add(row.digest, values)
-                shown.advance(len(batch), sum(lengths[index] for index in batch))
+                done += sum(lengths[index] for index in batch)
+                tell("scoring", done, total)
     return ReferenceCache.open(path, key, verify=False) if digests else _nothing(path)
 
 
