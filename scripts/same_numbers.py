@@ -179,7 +179,7 @@ def evidence(folder: Path) -> dict[str, Any]:
         place = folder / f"evidence-{summary.parent.name}"
         place.mkdir()
         recipe = _ballast(folder, "compare", str(ROOT / "recipes" / "lab" / f"{summary.parent.name}.yaml"), "--dry-run")
-        plan = {"recipe": YAML(typ="safe").load(recipe), "versions": {}, "commit": None}
+        plan = {"schema": 1, "recipe": YAML(typ="safe").load(recipe), "versions": {}, "commit": None}
         (place / "compare.json").write_text(json.dumps(plan))
         shutil.copy(summary, place)
         _ballast(folder, "report", str(place))

@@ -11,9 +11,9 @@ from ballast.compare.plan import BASE, REPORT
 from ballast.errors import BallastError
 from ballast.records import write as records
 from ballast.records.folder import MARK, RL
+from ballast.records.old_reading import REMEDY, finite, read_lines, read_object
+from ballast.records.old_reading import field as at
 from ballast.records.runs import AFTER, BEFORE
-from ballast.records.schema import REMEDY, finite, read_lines, read_object
-from ballast.records.schema import field as at
 
 FINISHED, UNFINISHED, FAILED = "finished", "unfinished", "failed"
 STARTS = (BASE, "before rl")

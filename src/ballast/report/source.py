@@ -12,9 +12,9 @@ from ballast.compare.summary import summarise
 from ballast.config.recipe import Recipe
 from ballast.errors import BallastError
 from ballast.records import folder as store
+from ballast.records.old_reading import REMEDY, read_object
+from ballast.records.old_reading import field as at
 from ballast.records.runs import read_runs as read_results
-from ballast.records.schema import REMEDY, read_object
-from ballast.records.schema import field as at
 from ballast.report import loose
 from ballast.report.runs import FINISHED, Measured, Run, check_estimate, is_run, read_measured, read_runs
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ballast.errors import BallastError
-from ballast.records.schema import REMEDY, finite
-from ballast.records.schema import field as at
+from ballast.records.old_reading import REMEDY, finite
+from ballast.records.old_reading import field as at
 from ballast.report.text import inert, number
 
 PER_TOKEN = ("logprob", "entropy", "kl", "mass", "ref_logprob", "ref_entropy", "ref_mass")
