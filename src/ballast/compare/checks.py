@@ -191,7 +191,7 @@ def _check_apart(plan: Plan, chosen: str) -> Iterable[Problem]:
 
 def _items(section: TaskSection) -> set[str]:
     """Return what a task asks, row by row; texts and questions are asked too."""
-    from ballast.pipeline.evaluate import load_task
+    from ballast.pipeline.tasks import load_task
 
     keys = ("prompt", "question", "text", "completion")
     rows = load_task(section).data
@@ -201,7 +201,7 @@ def _items(section: TaskSection) -> set[str]:
 
 def _metrics(section: TaskSection) -> tuple[str, ...] | None:
     """Return the metrics of a task that can choose, None where they are not known beforehand."""
-    from ballast.pipeline.evaluate import load_task
+    from ballast.pipeline.tasks import load_task
 
     try:
         task = load_task(section)

@@ -121,7 +121,7 @@ def check_score(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
 
 def check_tasks(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     """Every task's options, verifier and rows."""
-    from ballast.pipeline.evaluate import load_task
+    from ballast.pipeline.tasks import load_task
 
     if "evaluation" in broken:
         return
