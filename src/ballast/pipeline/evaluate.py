@@ -101,7 +101,7 @@ def measure(
         base: the model before training, where `tasks` measure divergences from it.
         progress: show bars on a terminal.
     """
-    from ballast.evaluation.evaluate import evaluate
+    from ballast.evaluation import evaluate
 
     with on_stderr("rows", show=progress, lines=False) as tell:
         results = evaluate(
