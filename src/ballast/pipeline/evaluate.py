@@ -117,7 +117,7 @@ def load_task(section: TaskSection, data: DataSection | None = None) -> Task:
         BallastError: an option, the verifier or a row cannot be used.
     """
     from ballast.evaluation import Task
-    from ballast.evaluation.evaluate import check_rows, load_rows_beside, load_task_rows
+    from ballast.evaluation.run import check_rows, load_rows_beside, load_task_rows
 
     settings = section.settings()
     if problem := sources.check_source(section.data):
