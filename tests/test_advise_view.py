@@ -8,8 +8,7 @@ from rich.console import Console
 
 from ballast.advise import RULE, TESTED, advise
 from ballast.objectives import list_objectives, objective
-from ballast.pipeline.advice_view import SHOWN, view
-from ballast.pipeline.advise import CONTEXT, Advised
+from ballast.pipeline.advise import CONTEXT, SHOWN, Advised, view
 from scored import rows_with, scored
 
 OBJECTIVES = [objective(one.name) for one in list_objectives() if one.name != "reweight"]
@@ -132,8 +131,8 @@ def test_noise_is_not_claimed_where_the_prior_is_weak():
 
 def test_text_of_the_data_is_shown_and_does_nothing():
     text = printed(advised(flawed(1), before="[bold]\x1b[31m", own="\n"))
-    assert "[bold]\\x1b[31m" in text
-    assert "'\\n'" in text
+    assert "[bold]⟨U+001B⟩[31m" in text
+    assert "'⏎'" in text
     assert "\x1b" not in text
 
 

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from ballast.cli import app
 from ballast.config.recipe import DataSection, Recipe, TaskSection
-from ballast.pipeline.readiness import read_source, with_readiness
+from ballast.pipeline.evaluate import with_readiness
+from ballast.pipeline.sources import read_source
 from tiny import char_tokenizer, tiny_model
 
 SUMS = [{"prompt": f"{a}+{b}=", "completion": f"{a + b}!", "answer": str(a + b)} for a in range(3) for b in range(3)]

@@ -11,7 +11,14 @@ import numpy as np
 from ballast.errors import BallastError
 from ballast.evaluation.generation import encode_prompt
 from ballast.evaluation.metrics import Estimate, bits_per_character, token_nll
-from ballast.evaluation.scoring import BATCH_TOKENS, Base, ScoredSequence, context_length, sequence_statistics
+from ballast.evaluation.scoring import (
+    BATCH_TOKENS,
+    Base,
+    ScoredSequence,
+    check_length,
+    context_length,
+    sequence_statistics,
+)
 from ballast.protocols import Model, Progress, Tokenizer
 
 
@@ -175,11 +182,7 @@ def completion_sequences(
         start = common_prefix(prompt, ids)
         if start == 0 or start >= len(ids):
             raise BallastError(f"row {index + 1}: the completion has no token that the prompt precedes")
-        if context is not None and len(ids) > context:
-            raise BallastError(
-                f"row {index + 1}: {len(ids)} tokens exceed the model's context of {context}: positions beyond it are "
-                "untrained and would score as noise; leave the row out"
-            )
+        check_length(f"row {index + 1}", len(ids), context)
         sequences.append(ScoredSequence(ids, start))
     return sequences
 

@@ -219,7 +219,13 @@ def _readiness_of(recipe: Recipe) -> TaskSection:
         kept["demonstrations"] = sources.TRAIN
     text = next((task for task in recipe.evaluation.tasks if _is_text(task)), None)
     return TaskSection.model_validate(
-        {"kind": READINESS, "name": READINESS, "data": start.data, **kept, **({"forgetting": text.data} if text else {})}
+        {
+            "kind": READINESS,
+            "name": READINESS,
+            "data": start.data,
+            **kept,
+            **({"forgetting": text.data} if text else {}),
+        }
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ballast import models
@@ -115,11 +114,11 @@ def notes(recipe: Recipe, model: Model, tokenizer: Tokenizer) -> list[str]:
 
 def _tokenizer_and_context(section: ModelSection) -> tuple[Tokenizer, int | None]:
     """Return the tokenizer, and the positions that the model was built for, from its configuration alone."""
-    from ballast.evaluation.scoring import context_length
+    from ballast.evaluation.scoring import positions
 
     tokenizer, config = models.load_tokenizer(section), models.load_config(section)
     models.check_vocabulary(section.path, config, tokenizer)
-    return tokenizer, context_length(SimpleNamespace(config=config))
+    return tokenizer, positions(config)
 
 
 def _prepared(
@@ -168,8 +167,7 @@ def _check_prompts(
     members.check_prompts(rows, options)
     registry.check_rows(registry.verifier(str(options.verifier), seconds=options.seconds), rows)
     sizes = [len(encode_prompt(tokenizer, row["prompt"])) for row in rows]
-    members.check_max_length(sizes, options, max_length)
-    members.check_context(sizes, options, context)
+    members.check_room(sizes, options, max_length=max_length, context=context)
 
 
 def _check_file(

@@ -26,17 +26,18 @@ _kept: ContextVar[dict[str, Dataset] | None] = ContextVar("kept", default=None)
 
 @contextmanager
 def read_once() -> Iterator[None]:
-    """Keep what is read until the block ends, so that checks, training and measuring read a source once.
-
-    In a block within another one, what is kept goes with the inner one: by then everything has been read.
-    """
+    """Keep what is read until the block ends, so that checks, training and measuring read each source once."""
     kept = _kept.get()
     token = _kept.set({} if kept is None else kept)
     try:
         yield
     finally:
-        (_kept.get() or {}).clear()
         _kept.reset(token)
+
+
+def forget() -> None:
+    """Let go of what is kept: whoever needs it has it."""
+    (_kept.get() or {}).clear()
 
 
 def check_source(source: str) -> str | None:

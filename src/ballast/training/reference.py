@@ -31,11 +31,24 @@ if TYPE_CHECKING:
     from ballast.objectives import Objective
 
 
+@dataclass(frozen=True)
+class ScoredCache:
+    """A cache that was filled by the model that training starts from, so neither is to be hashed again.
+
+    Attributes:
+        cache: opened and verified.
+        model: what filled it; a new adapter on it may train.
+    """
+
+    cache: ReferenceCache
+    model: Any
+
+
 def is_cache(spec: Any) -> bool:
     """Return whether a reference specification names a cache on disk, rather than a model in memory."""
     if isinstance(spec, Mapping):
         return "cache" in spec
-    return isinstance(spec, (ReferenceCache, Path)) or (isinstance(spec, str) and spec not in BY_NAME)
+    return isinstance(spec, (ReferenceCache, ScoredCache, Path)) or (isinstance(spec, str) and spec not in BY_NAME)
 
 
 def check_needs(objective: Objective, spec: Any) -> None:
@@ -123,6 +136,10 @@ def run_reference(
 
 def open_cache(spec: Any, model: Any, tokenizer: Any, autocast: torch.dtype | None) -> ReferenceCache:
     """Open the cache that a specification names, which must have been written with this model and tokenizer."""
+    if isinstance(spec, ScoredCache):
+        if spec.model is model or starts_at_base(model):
+            return spec.cache
+        spec = spec.cache
     cache = resolve_reference(spec, model, key=CacheKey.of(model, tokenizer, autocast=autocast))
     assert isinstance(cache, ReferenceCache)
     return cache

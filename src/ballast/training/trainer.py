@@ -15,7 +15,7 @@ from ballast.head import trained_positions
 from ballast.objectives import objective as build_objective
 from ballast.records.model_card import append_objective
 from ballast.stats import GROUP_FIELDS
-from ballast.training.config import TrainingConfig
+from ballast.training.config import TrainingConfig, autocast_dtype
 from ballast.training.groups import GROUP, RowCollator, run_groups
 from ballast.training.inputs import input_change, settle_inputs
 from ballast.training.loss import formed, measured
@@ -117,7 +117,7 @@ class Trainer(AdaptedTrainer):
         check_head(model)
         settle_inputs(model, self.objective)
         # Before TRL patches the forward: a copy made later would follow the weights in training.
-        self.reference = run_reference(self.objective, spec, model, tokenizer, _autocast(args))
+        self.reference = run_reference(self.objective, spec, model, tokenizer, autocast_dtype(args))
         self.prepare_reports: dict[str, PrepareReport] = {}
         self._start, self._device = model, args.device
         self._sums = {"train": MetricSums(), "eval": MetricSums()}
@@ -329,7 +329,8 @@ class Trainer(AdaptedTrainer):
         """Write TRL's model card, and below it the objective and its options."""
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
-            append_objective(self.args.output_dir, self.objective, self.reference.describe())
+            objective, folder = self.objective, self.args.output_dir
+            append_objective(folder, objective.to_dict(), objective.source, self.reference.describe())
 
 
 def _own_config(model: Any, args: Any) -> TrainingConfig:
@@ -351,9 +352,3 @@ def _tokenizer_of(model: Any, args: TrainingConfig) -> Any:
     if not name:
         raise BallastError("the model was not loaded from anywhere, so its tokenizer is unknown: pass processing_class")
     return AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
-
-
-def _autocast(args: TrainingConfig) -> torch.dtype | None:
-    if args.bf16:
-        return torch.bfloat16
-    return torch.float16 if args.fp16 else None
