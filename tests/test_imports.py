@@ -18,7 +18,7 @@ DESIGN = SOURCE.parent.parent / "docs" / "design.md"
 
 # From the ground up: a module may import from its own layer and from those before it.
 LAYERS = (
-    ("errors", "files", "stats", "protocols"),
+    ("errors", "files", "text", "progress", "stats", "protocols"),
     ("objectives", "head"),
     ("verifiers",),
     ("data",),
@@ -42,6 +42,8 @@ ONLY: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
     "protocols": set(),
+    "text": set(),
+    "progress": set(),
     "stats": {"errors"},
     "objectives": {"errors", "stats"},
     "head": {"errors", "stats", "protocols"},
