@@ -8,18 +8,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ballast.compare.cells import LENGTH, has_length, method_recipe, on_groups
-from ballast.compare.plan import REPORT, RESERVED, TUNING, Plan, direction, label_of
+from ballast.compare.plan import LENGTH, Plan, direction, has_length, label_of, method_recipe, on_groups
 from ballast.config import training as settings
 from ballast.config.recipe import Check, Recipe, TaskSection, check_group_options
 from ballast.config.sections import BudgetSection, ChooseSection, CompareSection, MethodSection
-from ballast.config.source import Problem
+from ballast.config.source import Problem, Where
 from ballast.errors import BallastError, suggest
 from ballast.objectives import Objective
 from ballast.pipeline.checks import common as checks
 from ballast.pipeline.checks import groups as group_checks
 from ballast.pipeline.checks import rl as rl_checks
-from ballast.records.folder import BASE, CACHE, CELLS, JOBS_LOG, PLAN, SUMMARY
+from ballast.records.folder import BASE, CACHE, CELLS, JOBS_LOG, PLAN, REPORT, RESERVED, SUMMARY, TUNING
 
 OWN_FILES = (PLAN, SUMMARY, CELLS, BASE, CACHE, "report.html", "report.md", JOBS_LOG)
 ROW_CHECKS: tuple[Check, ...] = (
@@ -54,11 +53,11 @@ def check_section(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
 def _check_labels(section: CompareSection) -> Iterable[Problem]:
     labels = [label_of(one) for one in section.objectives]
     for index, label in enumerate(labels):
-        where = (*ROWS, index, *(["label"] if section.objectives[index].label else []))
+        where: Where = (*ROWS, index, *(["label"] if section.objectives[index].label else []))
         if not re.fullmatch(rf"\w[\w.-]{{,{LABEL - 1}}}", label):
             yield Problem(where, f"label {label!r} cannot name a folder; use up to {LABEL} letters, digits and . _ -")
         elif label.casefold() in RESERVED:
-            yield Problem(where, f"label {label!r} names a row of its own; choose another")
+            yield Problem(where, f"label {label!r} is the name of another row; choose another")
         elif label.casefold() in [other.casefold() for other in labels[:index]]:
             yield Problem(
                 where, f"a second row labelled {label!r}, whose runs would pass for the first one's; add label:"
@@ -113,7 +112,7 @@ def _any_steps(section: CompareSection) -> int | None:
     return None if section.budget is None else section.budget.steps or 1
 
 
-def _check_rate(training: dict[str, Any], where: tuple[str | int, ...]) -> Iterable[Problem]:
+def _check_rate(training: dict[str, Any], where: Where) -> Iterable[Problem]:
     if "learning_rate" in training:
         message = "would be overridden by the rates that are compared; set compare.rates, or rates in the row"
         yield Problem((*where, "learning_rate"), message)

@@ -6,14 +6,14 @@ comparison sums up to, `ballast.records.tokens` what `ballast inspect` keeps.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, model_validator
 
 if TYPE_CHECKING:
     from ballast.evaluation import metrics
 
-SCHEMA = 1
+SCHEMA: Final = 1
 """Version of the records, under ``schema`` in each file that is one."""
 
 Number = int | float

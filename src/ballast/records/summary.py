@@ -107,9 +107,10 @@ class Row(Record):
     stages: dict[str, Stage]
 
     def result(self, stage: str, task: str, metric: str) -> Result | None:
-        """Return a result, None where it was not measured."""
-        found = self.stages.get(stage)
-        return None if found is None else found.tasks.get(task, {}).get(metric)
+        """Return a result, None where it was not measured or is no number."""
+        there = self.stages.get(stage)
+        found = None if there is None else there.tasks.get(task, {}).get(metric)
+        return None if found is None or found.over_seeds.value is None else found
 
 
 class MetricSummary(Record):
