@@ -81,7 +81,7 @@ class GroupRows:
         rows: the raw rows, as the verifier reads them.
         tokenizer: with the end-of-text token and chat template that training uses.
         options: how groups are made up.
-        verify: judges every answer, whatever its origin.
+        verify: judges the answers of every origin.
         truncated: answers cut to the maximum length.
         errors, timeouts: given answers that score 0 because the verifier failed or overran its time.
     """

@@ -92,5 +92,5 @@ def _check(rows: Sequence[Mapping[str, Any]], options: RLOptions) -> None:
     if len(rows) < options.prompts:
         raise BallastError(
             f"{len(rows)} prompts for rl.prompts {options.prompts}: a step would take some of them twice; lower "
-            "rl.prompts, or bring more rows"
+            "rl.prompts, or give more rows"
         )

@@ -73,7 +73,7 @@ class Trainer(AdaptedTrainer):
         peft_config, quantization_config, formatting_func, callbacks, optimizers, optimizer_cls_and_kwargs: as in TRL.
 
     Raises:
-        BallastError: for whatever would train on something else than it says, before the first step.
+        BallastError: for what would train on something else than it says, before the first step.
     """
 
     args: TrainingConfig
@@ -253,8 +253,8 @@ class Trainer(AdaptedTrainer):
             return stats
         fresh = state.remainder - self.accelerator.process_index * len(inputs["labels"])
         keep = stats.require("sequence") < fresh
-        kept = {field.name: getattr(stats, field.name) for field in dataclasses.fields(stats)}
-        return type(stats)(**{name: None if value is None else value[keep] for name, value in kept.items()})
+        values = {field.name: getattr(stats, field.name) for field in dataclasses.fields(stats)}
+        return type(stats)(**{name: None if value is None else value[keep] for name, value in values.items()})
 
     def _denominator(self, inputs: dict[str, Any], step_count: Tensor | int | None) -> Tensor:
         if step_count is None:
