@@ -53,7 +53,12 @@ def test_nothing_is_torn_apart(width):
 def test_the_verdict_is_first_then_what_it_rests_on():
     one = advised(flawed(12))
     text = flat(printed(one))
-    parts = ["Prior: strong. The start supports", "Because ", "The rule: strong if", "Contradicted: the start is sure"]
+    parts = [
+        "Prior: strong. The base model supports",
+        "Because ",
+        "The rule: strong if",
+        "Contradicted: the start is sure",
+    ]
     parts += ["60 rows, 1,200 trained tokens", "tokens at or below", "What each objective would keep"]
     parts += ["rows lie far below", "Contradicted tokens in 20.0% of the rows", "What the scores do not tell"]
     places = [text.index(part) for part in parts]

@@ -1,4 +1,4 @@
-"""Generate answers: batched, greedy or sampled, the same whatever else is in the batch or the process.
+"""Generate answers: batched, greedy or sampled, independent of the rest of the batch and of the process.
 
 Sampling draws one uniform number per token from a stream of its own for every (seed, prompt, sample), and inverts
 the cumulative distribution with it; the process's random state is neither read nor moved. A prompt's stream is named by
@@ -300,9 +300,9 @@ def _own_configuration(model: Model, options: GenerationOptions, ends: set[int],
 def read_completion(tokenizer: Tokenizer, prompt: tuple[int, ...], ids: Sequence[int], ends: set[int]) -> Completion:
     """Return the answer that sampled ids spell behind their prompt, up to and with the first end token."""
     end = next((place for place, token in enumerate(ids) if token in ends), None)
-    kept = tuple(ids if end is None else ids[: end + 1])
+    answer = tuple(ids if end is None else ids[: end + 1])
     # Decoded behind its prompt: alone, sentencepiece-like tokenizers would lose the answer's leading space.
     before = tokenizer.decode(prompt, skip_special_tokens=True)
-    whole = tokenizer.decode(prompt + kept, skip_special_tokens=True)
-    text = whole[len(before) :] if whole.startswith(before) else tokenizer.decode(kept, skip_special_tokens=True)
-    return Completion(text=text, tokens=len(kept), ended=end is not None, ids=kept)
+    whole = tokenizer.decode(prompt + answer, skip_special_tokens=True)
+    text = whole[len(before) :] if whole.startswith(before) else tokenizer.decode(answer, skip_special_tokens=True)
+    return Completion(text=text, tokens=len(answer), ended=end is not None, ids=answer)

@@ -247,17 +247,17 @@ def _text(row: Mapping[str, Any], column: str, index: int) -> str:
 
 def _likelihood(nll: np.ndarray, tokens: np.ndarray, characters: np.ndarray, unscored: int, seed: int) -> Likelihood:
     characters = characters[: len(tokens)]
-    kept = tokens > 0
-    per_token = token_nll(nll[kept], tokens[kept], seed=seed)
+    scored = tokens > 0
+    per_token = token_nll(nll[scored], tokens[scored], seed=seed)
     with np.errstate(over="ignore"):
         low, high = (None if bound is None else float(np.exp(bound)) for bound in (per_token.low, per_token.high))
         perplexity = replace(per_token, value=float(np.exp(per_token.value)), low=low, high=high)
     return Likelihood(
         nll=per_token,
-        bits_per_character=bits_per_character(nll[kept], characters[kept], seed=seed),
+        bits_per_character=bits_per_character(nll[scored], characters[scored], seed=seed),
         perplexity=perplexity,
-        rows=int(kept.sum()),
+        rows=int(scored.sum()),
         tokens=int(tokens.sum()),
-        characters=int(characters[kept].sum()),
+        characters=int(characters[scored].sum()),
         unscored_tokens=unscored,
     )

@@ -198,11 +198,11 @@ def _check_file(
 
 def _check_stored(recipe: Recipe, options: GroupOptions, stored: StoreSettings, max_length: int | None) -> None:
     """Refuse a recipe that says other than what the groups were sampled with: it would be ignored."""
-    from ballast.groups.store import NOT_KEPT, data_digest
+    from ballast.groups.store import NOT_STORED, data_digest
 
     now = options.to_dict()
     for key in recipe.groups or ():
-        if key not in NOT_KEPT and now[key] != stored.groups.get(key):
+        if key not in NOT_STORED and now[key] != stored.groups.get(key):
             raise BallastError(
                 f"groups.{key}: {now[key]!r} would be ignored: {options.file} was sampled with "
                 f"{stored.groups.get(key)!r}; leave it out, or sample into another folder"

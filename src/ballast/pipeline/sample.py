@@ -68,7 +68,7 @@ def _without_file(recipe: Recipe) -> Recipe:
 
 def _settings(made: Ready, model: Model, rows: GroupRows, options: GroupOptions) -> StoreSettings:
     from ballast.evaluation.generation import end_ids
-    from ballast.groups.store import StoreSettings, data_digest, kept_options
+    from ballast.groups.store import StoreSettings, data_digest, stored_options
     from ballast.reference import CacheKey
     from ballast.training.config import autocast_dtype
 
@@ -82,7 +82,7 @@ def _settings(made: Ready, model: Model, rows: GroupRows, options: GroupOptions)
         rows=len(rows),
         seed=made.recipe.seed,
         max_length=made.args.max_length,
-        groups=kept_options(options),
+        groups=stored_options(options),
     )
 
 

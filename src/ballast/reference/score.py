@@ -59,7 +59,7 @@ def score_rows(
     """Score the rows that a cache does not have yet, and return the cache.
 
     Under the cache's lock, longest rows first: what does not fit into memory then fails at once and not after hours,
-    and the time left is never better than shown. The model's modes and gradients flags are left as they were.
+    and the time left is not underestimated. The model's modes and gradients flags are left as they were.
 
     Args:
         model: the reference, in the state to be scored, or a `LiveReference` such as `AdapterOffReference`.
@@ -152,11 +152,11 @@ def _ragged(column: Any) -> list[np.ndarray]:
 def _check_row(row: _Row) -> None:
     index, digest, ids, labels = row.index, row.digest, row.ids, row.labels
     if len(ids) != len(labels):
-        raise BallastError(f"row {index}: {len(ids)} tokens but {len(labels)} labels: prepare the rows anew")
+        raise BallastError(f"row {index}: {len(ids)} tokens but {len(labels)} labels: prepare the rows again")
     if row_digest(ids, labels) != digest:
         raise BallastError(
             f"row {index}: its digest {digest} is not that of its tokens and labels, so its values would be found by "
-            "no one or by another row: prepare the rows anew after changing them"
+            "no one or by another row: prepare the rows again after changing them"
         )
 
 

@@ -16,6 +16,8 @@ from ballast.verifiers.registry import Verifier, check_rows
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from ballast.protocols import Tokenizer
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -26,7 +28,7 @@ class Prompts:
 
     @classmethod
     def of(
-        cls, dataset: Dataset, tokenizer: Any, options: RLOptions, verify: Verifier, context: int | None = None
+        cls, dataset: Dataset, tokenizer: Tokenizer, options: RLOptions, verify: Verifier, context: int | None = None
     ) -> Prompts:
         """Return the prompts of raw rows.
 
@@ -82,5 +84,5 @@ def _check(rows: Sequence[Mapping[str, Any]], options: RLOptions) -> None:
     if len(rows) < options.prompts:
         raise BallastError(
             f"{len(rows)} prompts for rl.prompts {options.prompts}: a step would take some of them twice; lower "
-            "rl.prompts, or bring more rows"
+            "rl.prompts, or give more rows"
         )
