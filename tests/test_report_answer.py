@@ -245,8 +245,8 @@ def test_what_other_items_could_undo_is_said_of_the_base_model_too():
 def test_the_fifth_gap_is_the_last_that_is_named():
     made = source({"sft": [0.5], "dft": [0.7]})
     assert answer(made, ACCURACY)[2] == (
-        "Not measured: results after reinforcement learning, other seeds, other learning rates, drift from the base model "
-        "and forgetting; more below."
+        "Not measured: results after reinforcement learning, other seeds, other learning rates, "
+        "drift from the base model and forgetting; more below."
     )
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import report_records
-from ballast.report.build import build
 from ballast.records.folder import BASE
+from ballast.report.build import build
 from ballast.report.charts.data import Line, LineChart
 from ballast.report.sections import curves
 from ballast.report.sections.answer import gaps
@@ -94,8 +94,7 @@ def test_a_value_that_is_not_finite_is_a_gap_of_its_block_and_a_caution(source, 
     assert [place for place, (_, value) in enumerate(line.points) if value is None] == [2]
     assert line.band == ()
     assert report.cautions == (
-        "sft in fine-tuning logged values that are not finite, as training that diverges does; the curves have gaps "
-        "there.",
+        "sft in fine-tuning logged values that are not finite: training diverged; the curves have gaps there.",
     )
     assert build(source).cautions == ()
 

@@ -163,9 +163,7 @@ class Part:
         """
         match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text.strip())
         if match is None or int(match[1]) > int(match[2]):
-            raise BallastError(
-                f"--only {text}: is not a part of a whole; write 1/2 on one machine and 2/2 on another"
-            )
+            raise BallastError(f"--only {text}: is not a part of a whole; write 1/2 on one machine and 2/2 on another")
         return cls(int(match[1]), int(match[2]))
 
     def check(self, plan: Plan) -> None:

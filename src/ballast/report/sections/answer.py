@@ -215,11 +215,8 @@ def _seeds(source: Source) -> Iterator[Gap]:
     planned = len(source.summary.seeds.report)
     reported = [stage for row in rows(source.summary, "method") for stage in row.stages.values()]
     if planned == 1 or any(len(stage.seeds) == 1 for stage in reported):
-        yield Gap(
-            "other seeds",
-            "At least one objective has a single seed: its spread over seeds is unknown, and a difference may be due to "
-            "the seed.",
-        )
+        text = "At least one objective has a single seed, so a difference may be due to the seed."
+        yield Gap("other seeds", text)
 
 
 def _base(source: Source) -> Iterator[Gap]:
