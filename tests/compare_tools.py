@@ -176,7 +176,7 @@ def records_of(output: Path, *copied_from: Path) -> dict[str, Any]:
         text = path.read_text()
         for place in (output, *copied_from):
             text = text.replace(str(place), "OUT")
-        lines = text.rstrip("\n").split("\n") if path.suffix == ".jsonl" else [text]
+        lines = [line for line in text.split("\n") if line] if path.suffix == ".jsonl" else [text]
         found[name] = [timeless(json.loads(line)) for line in lines]
     return found
 

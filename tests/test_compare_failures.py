@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ballast import pipeline
-from ballast.compare import Plan, pool
+from ballast.compare import Plan, jobs, pool
 from ballast.compare.jobs import Job, JobContext
 from ballast.compare.pool import Processes, Serial
 from ballast.errors import BallastError
@@ -339,7 +339,7 @@ def test_a_record_that_cannot_be_kept_stops_here_and_in_a_process(folder, tmp_pa
 
     monkeypatch.setattr(pipeline, "run_train", breaks)
     assert pool._answer(context, one) == {"failed": "RuntimeError: boom"}
-    monkeypatch.setattr(records, "write_json", lambda *_: os.mkdir("/proc/none"))
+    monkeypatch.setattr(jobs, "write_json", lambda *_: os.mkdir("/proc/none"))
     said = f"{one.folder(context.store)}: cannot be written ("
     assert pool._answer(context, one)["unusable"].startswith(said)
     with pytest.raises(BallastError) as caught:

@@ -257,15 +257,15 @@ def compare(
     console = _console(stderr=as_json)
     summary = matrix.run_compare(recipe, part=part, jobs=jobs, say=console.print, console=console)
     if as_json:
-        _print_json(summary)
+        _print_json(summary.plain())
     else:
         matrix.show(summary, say=console.print)
-    if any(row["stages"] for row in summary["rows"]):
+    if any(row.stages for row in summary.rows):
         if why := write_tokens(recipe, [one.build() for one in recipe.compare.objectives], recipe.output):
             console.print(f"the report has no token views: {why}", soft_wrap=True)
         page, _ = write_report([recipe.output])
         console.print(f"report: {page}", soft_wrap=True)
-    if summary["failed"]:
+    if summary.failed:
         raise typer.Exit(1)
 
 
