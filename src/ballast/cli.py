@@ -360,7 +360,7 @@ def frozen_lake(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the initial policies.")] = 0,
 ) -> None:
     """Compare SFT, IFT, ORPO and DPO with the optimal policy of a small game: about a minute on one core."""
-    from ballast.lab.frozen_lake.experiment import run_frozen_lake
+    from ballast.lab.frozen_lake import run_frozen_lake
 
     run_frozen_lake(seeds=seeds, steps=steps, output=output, seed=seed, say=_console().print)
 

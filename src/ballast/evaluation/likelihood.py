@@ -11,8 +11,8 @@ import numpy as np
 from ballast.errors import BallastError
 from ballast.evaluation.generation import encode_prompt
 from ballast.evaluation.metrics import Estimate, bits_per_character, token_nll
-from ballast.evaluation.scoring import BATCH_TOKENS, ScoredSequence, context_length, sequence_statistics
-from ballast.protocols import Progress
+from ballast.evaluation.scoring import BATCH_TOKENS, Base, ScoredSequence, context_length, sequence_statistics
+from ballast.protocols import Model, Progress, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ def windows(ids: Sequence[int], context: int, *, stride: int | None = None) -> l
 
 
 def text_likelihood(
-    model: Any,
-    tokenizer: Any,
+    model: Model,
+    tokenizer: Tokenizer,
     rows: Sequence[Mapping[str, Any]],
     *,
     column: str = "text",
@@ -113,8 +113,8 @@ class TextWindows:
 
 
 def text_windows(
-    model: Any,
-    tokenizer: Any,
+    model: Model,
+    tokenizer: Tokenizer,
     rows: Sequence[Mapping[str, Any]],
     *,
     column: str = "text",
@@ -155,7 +155,7 @@ def _by_owner(
 
 
 def completion_sequences(
-    model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], *, append_end: bool = True
+    model: Model, tokenizer: Tokenizer, rows: Sequence[Mapping[str, Any]], *, append_end: bool = True
 ) -> list[ScoredSequence]:
     """Return demonstrations {prompt, completion} as sequences whose completion tokens are scored.
 
@@ -185,8 +185,8 @@ def completion_sequences(
 
 
 def kl_to_base(
-    model: Any,
-    base: Any,
+    model: Model,
+    base: Model | Base,
     sequences: Sequence[ScoredSequence],
     *,
     owners: Sequence[int] | None = None,
@@ -224,7 +224,7 @@ def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
     return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
 
 
-def _demonstration(tokenizer: Any, prompt: Any, completion: Any, append_end: bool) -> tuple[tuple[int, ...], ...]:
+def _demonstration(tokenizer: Tokenizer, prompt: Any, completion: Any, append_end: bool) -> tuple[tuple[int, ...], ...]:
     if isinstance(prompt, str):
         end = tokenizer.eos_token or ""
         if append_end and not completion.endswith(end):
@@ -247,14 +247,12 @@ def _likelihood(nll: np.ndarray, tokens: np.ndarray, characters: np.ndarray, uns
     kept = tokens > 0
     per_token = token_nll(nll[kept], tokens[kept], seed=seed)
     with np.errstate(over="ignore"):
-        value, low, high = (
-            None if bound is None else float(np.exp(bound))
-            for bound in (per_token.value, per_token.low, per_token.high)
-        )
+        low, high = (None if bound is None else float(np.exp(bound)) for bound in (per_token.low, per_token.high))
+        perplexity = replace(per_token, value=float(np.exp(per_token.value)), low=low, high=high)
     return Likelihood(
         nll=per_token,
         bits_per_character=bits_per_character(nll[kept], characters[kept], seed=seed),
-        perplexity=replace(per_token, value=value, low=low, high=high),
+        perplexity=perplexity,
         rows=int(kept.sum()),
         tokens=int(tokens.sum()),
         characters=int(characters[kept].sum()),

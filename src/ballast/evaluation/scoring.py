@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
 from ballast.errors import BallastError
-from ballast.protocols import Progress
+from ballast.protocols import Model, Progress
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from ballast.head import LMHead
@@ -47,13 +48,15 @@ class ScoredSequence:
 class Base(Protocol):
     """A frozen model to compare with, as `ballast.reference` provides it."""
 
-    head: LMHead
+    @property
+    def head(self) -> LMHead:
+        """The LM head that reads the hidden states."""
 
     def hidden(self, **inputs: Any) -> Tensor:
         """Return the last hidden states, ``[B, T, H]``."""
 
 
-def context_length(model: Any) -> int | None:
+def context_length(model: Model) -> int | None:
     """Return the number of positions the model was built for, or None when its configuration names none."""
     config = model.config.get_text_config()
     return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
@@ -72,7 +75,7 @@ def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
 
 
 @contextmanager
-def inference(model: Any) -> Iterator[None]:
+def inference(model: Model) -> Iterator[None]:
     """Put the model in eval mode without gradient; afterwards every module has its own mode back."""
     import torch
 
@@ -87,11 +90,11 @@ def inference(model: Any) -> Iterator[None]:
 
 
 def sequence_statistics(
-    model: Any,
+    model: Model,
     sequences: Sequence[ScoredSequence],
     fields: tuple[str, ...] = ("logprob",),
     *,
-    base: Any = None,
+    base: Model | Base | None = None,
     batch_tokens: int = BATCH_TOKENS,
     progress: Progress | None = None,
 ) -> list[dict[str, np.ndarray]]:
@@ -131,7 +134,7 @@ def sequence_statistics(
 
 
 def _batch_statistics(
-    model: Any, sequences: Sequence[ScoredSequence], fields: tuple[str, ...], provider: Any
+    model: Model, sequences: Sequence[ScoredSequence], fields: tuple[str, ...], provider: Base | None
 ) -> list[dict[str, np.ndarray]]:
     import torch
 
@@ -147,7 +150,7 @@ def _batch_statistics(
     return [{name: split[name][row] for name in fields} for row in range(len(sequences))]
 
 
-def _padded(sequences: Sequence[ScoredSequence], device: Any) -> tuple[dict[str, Tensor], Tensor]:
+def _padded(sequences: Sequence[ScoredSequence], device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
     """Return right-padded inputs and the mask ``[B, T]`` of the positions that predict a scored token."""
     import torch
 
@@ -165,16 +168,16 @@ def _padded(sequences: Sequence[ScoredSequence], device: Any) -> tuple[dict[str,
 
 
 @contextmanager
-def _base_provider(base: Any) -> Iterator[Any]:
+def _base_provider(base: Model | Base | None) -> Iterator[Base | None]:
     if base is None or hasattr(base, "hidden"):
-        yield base
+        yield cast("Base | None", base)
         return
     with inference(base):
         yield _SecondModel(base)
 
 
 class _SecondModel:
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Model) -> None:
         from ballast.head import lm_head
 
         self.model = model

@@ -17,6 +17,7 @@ from ballast.verifiers.registry import Verifier, check_rows, score_answers, veri
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
 ORIGINS = ("expert", "teacher", "own")
 """Where an answer comes from; a token's `TokenStats.origin` is the place in this tuple."""
@@ -85,7 +86,9 @@ class GroupRows:
         errors, timeouts: given answers that score 0 because the verifier failed or overran its time.
     """
 
-    def __init__(self, dataset: Dataset, tokenizer: Any, options: GroupOptions, prepared: PrepareOptions) -> None:
+    def __init__(
+        self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, options: GroupOptions, prepared: PrepareOptions
+    ) -> None:
         """Tokenise and judge the given answers.
 
         Args:

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ballast.data.load import load_rows
 from ballast.data.options import PrepareOptions
@@ -14,10 +14,13 @@ from ballast.data.prepare import prepare
 from ballast.errors import BallastError
 from ballast.groups.members import ORIGINS, Group, Member
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 COLUMNS = ("prompt", "origin", "response", "reward")
 
 
-def read_brought(path: str | Path, tokenizer: Any) -> list[Group]:
+def read_brought(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> list[Group]:
     """Return the groups of a Parquet or JSONL file, or of a folder of them, in the order of their first rows.
 
     Rows with the same prompt are one group. Prompt and response are both text, or both messages, and are tokenised as a
@@ -56,7 +59,9 @@ def _row_problem(row: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _tokenise(rows: list[dict[str, Any]], tokenizer: Any, path: str | Path) -> list[tuple[tuple[int, ...], int]]:
+def _tokenise(
+    rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, path: str | Path
+) -> list[tuple[tuple[int, ...], int]]:
     from datasets import Dataset
 
     flat = Dataset.from_list([{"prompt": row["prompt"], "completion": row["response"]} for row in rows])

@@ -19,6 +19,9 @@ from ballast.groups.options import GroupOptions
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from transformers import PreTrainedTokenizerBase
+
+    from ballast.protocols import Tokenizer
 
 VERSION = 1
 MANIFEST, LOCK = "manifest.json", ".lock"
@@ -238,7 +241,7 @@ def read_settings(path: str | Path) -> StoreSettings:
         raise BallastError(f"{manifest}: cannot be read as the manifest of groups: {error}") from error
 
 
-def read_groups(path: str | Path, tokenizer: Any, *, max_length: int | None = None) -> list[Group]:
+def read_groups(path: str | Path, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None) -> list[Group]:
     """Return groups by prompt: of a folder that `ballast sample` filled, or of a file of one's own.
 
     Args:
@@ -263,7 +266,7 @@ def read_groups(path: str | Path, tokenizer: Any, *, max_length: int | None = No
     return groups
 
 
-def _read_sampled(path: Path, tokenizer: Any) -> list[Group]:
+def _read_sampled(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Group]:
     from ballast.reference.fingerprint import tokenizer_fingerprint
 
     settings = read_settings(path)
@@ -274,7 +277,7 @@ def _read_sampled(path: Path, tokenizer: Any) -> list[Group]:
     return [group for part in GroupFolder(path, settings).read() for group in part.groups]
 
 
-def _check(groups: Sequence[Group], tokenizer: Any, max_length: int | None, path: Path) -> None:
+def _check(groups: Sequence[Group], tokenizer: Tokenizer, max_length: int | None, path: Path) -> None:
     largest = max(tokenizer.get_vocab().values(), default=-1)
     for group in groups:
         for member in group.members:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from rich.progress import Progress, TaskID
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -24,7 +26,9 @@ class ScoringProgress:
     def __init__(self, rows: int, tokens: int, show: bool = True) -> None:
         self.rows, self.tokens = rows, tokens
         self.rows_done = self.tokens_done = 0
-        self._show, self._bar, self._task = show, None, None
+        self._show = show
+        self._bar: Progress | None = None
+        self._task: TaskID
         self._start = self._last = time.monotonic()
 
     def __enter__(self) -> ScoringProgress:
@@ -68,7 +72,7 @@ class ScoringProgress:
         )
 
 
-def _rich_bar() -> Any:
+def _rich_bar() -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 

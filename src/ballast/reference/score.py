@@ -18,10 +18,14 @@ from ballast.reference.providers import AsItStands, LiveReference
 from ballast.reference.writer import CacheWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from torch import Tensor, nn
+    import torch
+    from datasets import Dataset
+    from torch import Tensor
+
+    from ballast.protocols import Model
 
 COLUMNS = ("input_ids", "labels", "digest")
 IGNORED = -100
@@ -40,13 +44,13 @@ class _Row:
 
 
 def score_rows(
-    model: nn.Module | LiveReference,
-    dataset: Any,
+    model: Model | LiveReference,
+    dataset: Dataset | Iterable[Mapping[str, Any]],
     path: str | Path,
     key: CacheKey,
     *,
     tokens_per_batch: int = 8192,
-    device: Any = None,
+    device: torch.device | str | None = None,
     progress: bool = True,
     wait: float | None = None,
     shard_tokens: int = 2_000_000,
@@ -97,7 +101,7 @@ def _nothing(path: str | Path) -> ReferenceCache:
     raise BallastError(f"{path}: the data set has no rows, so there is nothing to score: check `data` and its filters")
 
 
-def _table(dataset: Any) -> dict[str, Any]:
+def _table(dataset: Dataset | Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Return digests and lengths as lists, and the two token columns for access by row."""
     import datasets
     import pyarrow.compute as pc
@@ -177,7 +181,7 @@ def _score(reference: LiveReference, rows: Sequence[_Row], key: CacheKey) -> lis
     return [dict(zip(key.fields, part, strict=True)) for part in parts]
 
 
-def _padded(rows: Sequence[_Row], device: Any) -> tuple[dict[str, Tensor], Tensor]:
+def _padded(rows: Sequence[_Row], device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
     import torch
 
     width = max(len(row.ids) for row in rows)
@@ -192,7 +196,7 @@ def _padded(rows: Sequence[_Row], device: Any) -> tuple[dict[str, Tensor], Tenso
     return inputs, torch.from_numpy(labels).to(device)
 
 
-def _autocast(reference: LiveReference, key: CacheKey, device: Any) -> AbstractContextManager[Any]:
+def _autocast(reference: LiveReference, key: CacheKey, device: torch.device) -> AbstractContextManager[Any]:
     import torch
 
     dtype = getattr(torch, key.dtype)

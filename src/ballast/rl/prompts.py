@@ -16,6 +16,8 @@ from ballast.verifiers.registry import Verifier, check_rows
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from ballast.protocols import Tokenizer
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -26,7 +28,7 @@ class Prompts:
 
     @classmethod
     def of(
-        cls, dataset: Dataset, tokenizer: Any, options: RLOptions, verify: Verifier, context: int | None = None
+        cls, dataset: Dataset, tokenizer: Tokenizer, options: RLOptions, verify: Verifier, context: int | None = None
     ) -> Prompts:
         """Return the prompts of raw rows.
 

@@ -37,7 +37,7 @@ class TrainingConfig(SFTConfig):
     def __post_init__(self) -> None:
         if self.bf16 is None and not _has_accelerator(self):
             self.bf16 = False
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]  # of TRL
         self.objective = objective(self.objective).to_dict()
         if self.groups is not None:
             self.groups = GroupOptions.from_dict(self.groups).to_dict()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,16 +29,18 @@ if TYPE_CHECKING:
 
     from ballast.head import LMHead
     from ballast.objectives import Objective
+    from ballast.protocols import Model, Tokenizer
+    from ballast.reference.resolve import ReferenceSpec
 
 
-def is_cache(spec: Any) -> bool:
+def is_cache(spec: ReferenceSpec) -> bool:
     """Return whether a reference specification names a cache on disk, rather than a model in memory."""
     if isinstance(spec, Mapping):
         return "cache" in spec
     return isinstance(spec, (ReferenceCache, Path)) or (isinstance(spec, str) and spec not in BY_NAME)
 
 
-def check_needs(objective: Objective, spec: Any) -> None:
+def check_needs(objective: Objective, spec: ReferenceSpec) -> None:
     """Refuse a reference that cannot serve the objective, before anything is loaded.
 
     Raises:
@@ -57,7 +59,7 @@ def check_needs(objective: Objective, spec: Any) -> None:
         )
 
 
-def needs_reference(objective: Objective, spec: Any) -> bool:
+def needs_reference(objective: Objective, spec: ReferenceSpec) -> bool:
     """Return whether a run has a reference: because the objective reads one, or because the user asks for one."""
     reads = any(name in (*PAIR_FIELDS, *REFERENCE_FIELDS) for name in objective.needs)
     return reads or spec not in (None, "auto")
@@ -81,7 +83,7 @@ class RunReference:
             return f"{type(self.live).__name__}, live"
         return "none"
 
-    def attach(self, dataset: Dataset, score: Any) -> Dataset:
+    def attach(self, dataset: Dataset, score: Callable[[Dataset], ReferenceCache]) -> Dataset:
         """Return the rows with the cached columns; rows that the cache does not have are scored by `score(rows)`."""
         if self.cache is None:
             return dataset
@@ -98,7 +100,7 @@ class RunReference:
 
 
 def run_reference(
-    objective: Objective, spec: Any, model: Any, tokenizer: Any, autocast: torch.dtype | None
+    objective: Objective, spec: ReferenceSpec, model: Model, tokenizer: Tokenizer, autocast: torch.dtype | None
 ) -> RunReference:
     """Return the reference of a run, the model being as it starts and not yet patched by a trainer.
 
@@ -121,14 +123,14 @@ def run_reference(
     return RunReference(live=live, fields=fields, vocab_size=None if same_size else len(tokenizer))
 
 
-def open_cache(spec: Any, model: Any, tokenizer: Any, autocast: torch.dtype | None) -> ReferenceCache:
+def open_cache(spec: ReferenceSpec, model: Model, tokenizer: Tokenizer, autocast: torch.dtype | None) -> ReferenceCache:
     """Open the cache that a specification names, which must have been written with this model and tokenizer."""
     cache = resolve_reference(spec, model, key=CacheKey.of(model, tokenizer, autocast=autocast))
     assert isinstance(cache, ReferenceCache)
     return cache
 
 
-def score_missing(cache: ReferenceCache, model: Any, dataset: Dataset, device: torch.device) -> ReferenceCache:
+def score_missing(cache: ReferenceCache, model: Model, dataset: Dataset, device: torch.device) -> ReferenceCache:
     """Score rows that the cache does not have, under the model as it starts and in the cache's own dtype."""
     live = AdapterOffReference(model) if hasattr(model, "peft_config") and starts_at_base(model) else model
     return score_rows(live, dataset, cache.path, cache.key, device=device)
