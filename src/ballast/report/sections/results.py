@@ -148,7 +148,7 @@ def _notes(summary: Summary, metric: Metric, to_base: Differences) -> Iterator[s
             "Differences are paired by seed and item; p is of the paired t test over seeds, Holm-adjusted for the "
             "number of objectives. Intervals are not adjusted, so one may exclude 0 where p is above 0.05."
         )
-        verdicts = {verdict(one) for one in tested} & {"over seeds only", "no spread"}
+        verdicts = {verdict(one) for one in tested} & {"across seeds only", "no spread"}
         yield from (f"“{word}”: {VERDICTS[word]}." for word in sorted(verdicts))
     elif tested:
         yield "Differences are paired by seed and item; with one seed, or no spread over seeds, none can be tested."
@@ -171,11 +171,11 @@ def _coverage(summary: Summary, metric: Metric) -> str:
     if not covered:
         return "There is no interval: one run, without scores of single items."
     most = max(covered, key=lambda coverage: len(covered[coverage]))
-    others = [f"for {joined(names)} {coverage}" for coverage, names in covered.items() if coverage != most]
-    others += [f"for {joined(without)} there is none"] if without else []
+    others = [f"for {joined(names)}: {coverage}" for coverage, names in covered.items() if coverage != most]
+    others += [f"for {joined(without)}: none"] if without else []
     seeds = _common_seeds(summary)
     each = f" ({seeds} each)" if seeds else ""
-    return f"Small figures are {summary.level:.0%} intervals {most}{each}{''.join(f'; {other}' for other in others)}."
+    return f"Intervals are of {summary.level:.0%}, {most}{each}{''.join(f'; {other}' for other in others)}."
 
 
 def _interval_charts(summary: Summary, metric: Metric) -> Iterator[IntervalChart]:
