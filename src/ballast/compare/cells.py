@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ballast.compare.plan import REPORT, Cell, Plan
-from ballast.config.recipe import EvaluationSection, ModelSection, Recipe, ReferenceSection, TaskSection
+from ballast.config.recipe import EvaluationSection, ModelSection, Recipe, ReferenceSection
 from ballast.config.sections import MethodSection, ObjectiveSection
+from ballast.evaluation.tasks import SampledTask, Task
 from ballast.objectives import Objective
 from ballast.records.folder import Store
 from ballast.stats import GROUP_FIELDS, PAIR_FIELDS
@@ -49,7 +50,7 @@ def method_recipe(
     """
     objective = section.build()
     assert recipe.model is not None
-    groups = {**(recipe.groups or {}), **section.groups} if on_groups(objective) else None
+    groups = recipe.groups_of(section) if on_groups(objective) else None
     return recipe.model_copy(
         update={
             "objective": ObjectiveSection(name=section.name, **section.options),
@@ -73,7 +74,7 @@ def on_groups(objective: Objective) -> bool:
     return bool(set(objective.needs) & set(GROUP_FIELDS))
 
 
-def seeded(tasks: tuple[TaskSection, ...], seed: int) -> tuple[TaskSection, ...]:
+def seeded(tasks: tuple[Task, ...], seed: int) -> tuple[Task, ...]:
     """Return tasks with samples of their own for every seed, the same for every method.
 
     So the spread over seeds has the luck of sampling in it, and differences on a seed have less of it.
@@ -81,12 +82,9 @@ def seeded(tasks: tuple[TaskSection, ...], seed: int) -> tuple[TaskSection, ...]
     return tuple(_seeded(task, seed) for task in tasks)
 
 
-def _seeded(task: TaskSection, seed: int) -> TaskSection:
-    settings: dict[str, Any] = task.model_dump()
-    # Readiness samples as RL will, unless it is told otherwise.
-    if not settings.get("temperature", 1.0 if task.kind == "readiness" else 0.0):
-        return task
-    return TaskSection.model_validate({**settings, "seed": settings.get("seed", 0) + seed})
+def _seeded(task: Task, seed: int) -> Task:
+    sampled = isinstance(task, SampledTask) and task.temperature
+    return task.changed({"seed": task.seed + seed}) if sampled else task
 
 
 def _training(recipe: Recipe, section: MethodSection, steps: int | None) -> dict[str, Any]:
@@ -109,7 +107,7 @@ def rl_recipe(plan: Plan, seed: int, output: Path) -> Recipe:
     assert plan.compare.then is not None
     return plan.recipe.model_copy(
         update={
-            "rl": {**(plan.recipe.rl or {}), **plan.compare.then.rl},
+            "rl": plan.recipe.rl_of(plan.compare.then),
             "objective": None,
             "groups": None,
             "reference": ReferenceSection(),

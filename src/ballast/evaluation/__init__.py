@@ -15,11 +15,11 @@ _HOMES = {
     "ScoredBatch": "ballast.verifiers.registry",
     "ScoredSequence": "scoring",
     "Task": "tasks",
-    "TaskResult": "tasks",
+    "TaskResult": "results",
     "Verifier": "ballast.verifiers.registry",
     "bits_per_character": "metrics",
     "choice_scores": "choice",
-    "evaluate": "evaluate",
+    "evaluate": "measure",
     "evaluate_expression": "ballast.verifiers.expression",
     "generate": "generation",
     "kl_to_base": "likelihood",
@@ -33,7 +33,7 @@ _HOMES = {
     "text_likelihood": "likelihood",
     "token_nll": "metrics",
     "verifier": "ballast.verifiers.registry",
-    "write_results": "tasks",
+    "write_results": "results",
 }
 
 __all__ = sorted(_HOMES)

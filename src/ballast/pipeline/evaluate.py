@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ballast import models
-from ballast.config.recipe import DataSection, ModelSection, Recipe, TaskSection
+from ballast.config.recipe import DataSection, ModelSection, Recipe
 from ballast.errors import BallastError
 from ballast.pipeline import sources
 from ballast.pipeline.readiness import read_source
@@ -39,7 +39,7 @@ class Measured:
 
     def write_items(self, folder: Path) -> None:
         """Write every prompt, answer and score, one file per task."""
-        from ballast.evaluation.tasks import write_items
+        from ballast.evaluation.results import write_items
 
         for result in self.results:
             write_items(folder / file_name(self.name) / f"{file_name(result.name)}.jsonl", result)
@@ -78,15 +78,15 @@ def run_evaluate(
 
 def measure(recipe: Recipe, model: Any, tokenizer: Any, *, name: str, progress: bool = True) -> list[Measured]:
     """Return one model's results, none where the recipe has no task; `progress` shows bars on a terminal."""
-    from ballast.evaluation.evaluate import evaluate
+    from ballast.evaluation.measure import evaluate
 
     tasks = [load_task(section, recipe.data) for section in recipe.evaluation.tasks]
     if not tasks:
         return []
-    base = _base(recipe, model, name) if any(task.base_kl for task in tasks) else None
+    base = _base(recipe, model, name) if any(task.needs_base for task in tasks) else None
     with _progress(name) if progress else nullcontext() as bars:
         results = evaluate(model, tokenizer, tasks, base=base, progress=bars)
-    named = {section.settings()["name"]: _sources(section) for section in recipe.evaluation.tasks}
+    named = {task.name: task.sources() for task in recipe.evaluation.tasks}
     return [Measured(name, tuple(results), named)]
 
 
@@ -97,17 +97,17 @@ def check_prompts(recipe: Recipe, model: Any, tokenizer: Any) -> None:
         BallastError: naming the task and the row.
     """
     from ballast.evaluation.generation import encode_prompts
-    from ballast.evaluation.tasks import SAMPLING
+    from ballast.evaluation.tasks import SampledTask
 
     for task in (load_task(section, recipe.data) for section in recipe.evaluation.tasks):
-        if task.kind in SAMPLING:
+        if isinstance(task, SampledTask) and not isinstance(task.data, str):
             try:
                 encode_prompts(model, tokenizer, [row["prompt"] for row in task.data], task.max_new_tokens)
             except BallastError as error:
                 raise BallastError(f"evaluation task {task.name!r}: {error}") from error
 
 
-def load_task(section: TaskSection, data: DataSection | None = None) -> Task:
+def load_task(task: Task, data: DataSection | None = None) -> Task:
     """Return a task with its rows read and checked.
 
     Args:
@@ -116,29 +116,19 @@ def load_task(section: TaskSection, data: DataSection | None = None) -> Task:
     Raises:
         BallastError: an option, the verifier or a row cannot be used.
     """
-    from ballast.evaluation import Task
-    from ballast.evaluation.evaluate import check_rows, load_rows_beside, load_task_rows
+    from ballast.evaluation.measure import check_rows, load_rows_beside, load_task_rows
 
-    settings = section.settings()
-    if problem := sources.check_source(section.data):
+    named = task.sources()
+    source = named.pop("data")
+    if problem := sources.check_source(source):
         raise BallastError(problem)
-    task = Task.from_dict(settings)
-    if section.data.startswith(sources.LAB):
-        rows = list(sources.load(section.data, split=task.split, columns=task.columns, limit=task.limit))
+    if source.startswith(sources.LAB):
+        rows = list(sources.load(source, split=task.split, columns=task.columns, limit=task.limit))
     else:
         rows = load_task_rows(task)
-    read = {name: read_source(source, data) for name, source in _sources(section).items() if name != "data"}
-    loaded = Task.from_dict({**settings, "data": rows, **read})
+    loaded = task.changed({"data": rows, **{name: read_source(source, data) for name, source in named.items()}})
     check_rows(loaded, rows, load_rows_beside(loaded))
     return loaded
-
-
-def _sources(section: TaskSection) -> dict[str, str]:
-    """Return the sources that a task names, by option."""
-    from ballast.evaluation.tasks import SOURCES
-
-    settings = section.settings()
-    return {name: settings[name] for name in SOURCES if settings.get(name) is not None}
 
 
 def table(measured: Sequence[Measured]) -> Any:

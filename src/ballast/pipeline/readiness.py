@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ballast.config.recipe import DataSection, Recipe, TaskSection
+from ballast.config.recipe import DataSection, Recipe
 from ballast.errors import BallastError
+from ballast.evaluation.tasks import AnyTask, GenerateTask, NllTask, ReadinessTask
 from ballast.pipeline import sources
 
 if TYPE_CHECKING:
@@ -39,46 +40,35 @@ def with_readiness(
     if not wanted:
         raise BallastError("--group and --samples belong to --readiness, without it they would be ignored; add it")
     tasks = recipe.evaluation.tasks
-    found = [task for task in tasks if task.kind == KIND] or [_made(recipe)]
+    found = [task for task in tasks if isinstance(task, ReadinessTask)] or [_made(recipe)]
     given = {name: value for name, value in (("group", group), ("samples", samples)) if value is not None}
-    changed = [_changed(task, given) for task in found]
+    changed = [task.changed(given) for task in found]
     return recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"tasks": tuple(changed)})})
 
 
-def _made(recipe: Recipe) -> TaskSection:
-    start = next((task for task in recipe.evaluation.tasks if task.kind == "generate"), None)
+def _made(recipe: Recipe) -> ReadinessTask:
+    start = next((task for task in recipe.evaluation.tasks if isinstance(task, GenerateTask)), None)
     if start is None:
         raise BallastError(
             "evaluation.tasks: none generates answers, so there are no prompts to sample from; add a task with data "
             "and a verifier"
         )
-    settings = start.settings()
-    kept = {name: settings[name] for name in KEPT if settings.get(name) is not None}
-    if settings.get("temperature"):
-        kept["temperature"] = settings["temperature"]
+    kept = {name: value for name in KEPT if (value := getattr(start, name)) is not None}
+    if start.temperature:
+        kept["temperature"] = start.temperature
     if recipe.model is None:
         kept["base_kl"] = False
     if recipe.data.train:
         kept["demonstrations"] = TRAIN
     text = next((task for task in recipe.evaluation.tasks if _is_text(task)), None)
-    return TaskSection.model_validate(
-        {"kind": KIND, "name": KIND, "data": start.data, **kept, **({"forgetting": text.data} if text else {})}
-    )
+    return ReadinessTask(name=KIND, data=start.data, forgetting=text.data if text else None, **kept)
 
 
-def _is_text(task: TaskSection) -> bool:
+def _is_text(task: AnyTask) -> bool:
     """Whether a task reads plain texts that need no renaming; one of kind ``nll`` may also read demonstrations."""
-    if task.kind != "nll" or (task.model_extra or {}).keys() & {"columns", "split"}:
+    if not isinstance(task, NllTask) or task.columns is not None or task.split is not None:
         return False
-    return "text" in sources.load(task.data, limit=1).column_names
-
-
-def _changed(task: TaskSection, given: Mapping[str, int]) -> TaskSection:
-    from ballast.evaluation import Task
-
-    changed = TaskSection.model_validate({**task.settings(), **given})
-    Task.from_dict({**changed.settings(), "data": []})
-    return changed
+    return "text" in sources.load(task.sources()["data"], limit=1).column_names
 
 
 def read_source(source: Any, data: DataSection | None) -> Any:

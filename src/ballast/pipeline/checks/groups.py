@@ -9,7 +9,6 @@ from typing import Any
 from ballast.config.recipe import Recipe
 from ballast.config.source import Problem
 from ballast.errors import BallastError
-from ballast.groups.options import GroupOptions
 from ballast.pipeline.inputs import stored_settings
 from ballast.stats import GROUP_FIELDS
 
@@ -62,7 +61,7 @@ def check_sampling(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     if "data" not in broken and not recipe.data.train:
         yield Problem(("data", "train"), "is required and missing; name the rows with the prompts")
     yield from _check_judged(recipe)
-    file = recipe.groups.get("file")
+    file = recipe.groups.file
     if file is None:
         yield Problem(("groups", "file"), "is required and missing; name the folder to fill: groups.file=PATH")
     else:
@@ -70,7 +69,7 @@ def check_sampling(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
 
         try:
             check_target(Path(file))
-        except (BallastError, TypeError) as error:
+        except BallastError as error:
             yield Problem(("groups", "file"), str(error))
     yield from _check_training(recipe, broken)
 
@@ -88,15 +87,8 @@ def _name(recipe: Recipe) -> str:
     return recipe.objective.name if recipe.objective is not None else "none"
 
 
-def _options(recipe: Recipe) -> GroupOptions | None:
-    try:
-        return recipe.group_options()
-    except BallastError:  # reported with the recipe
-        return None
-
-
 def _check_options(recipe: Recipe) -> Iterable[Problem]:
-    options = _options(recipe)
+    options = recipe.groups
     if options is None:
         return
     if options.file is None:
@@ -108,7 +100,7 @@ def _check_options(recipe: Recipe) -> Iterable[Problem]:
         yield Problem(("groups", "file"), str(error))
         return
     if stored is None:
-        for key in recipe.groups or ():
+        for key in options.model_fields_set:
             if key not in FOR_ANY_FILE:
                 yield Problem(
                     ("groups", key),
@@ -123,7 +115,7 @@ def _check_options(recipe: Recipe) -> Iterable[Problem]:
 
 
 def _check_judged(recipe: Recipe) -> Iterable[Problem]:
-    options = _options(recipe)
+    options = recipe.groups
     if options is not None:
         yield from check_verifier("groups", options.verifier, options.seconds)
 
@@ -149,7 +141,7 @@ def _check_surroundings(recipe: Recipe, broken: frozenset[str]) -> Iterable[Prob
     yield from _check_training(recipe, broken)
     if "training" in broken:
         return
-    options = _options(recipe)
+    options = recipe.groups
     if recipe.training.get("fsdp") and options is not None and options.file is None and options.own:
         yield Problem(
             ("training", "fsdp"),
