@@ -19,7 +19,7 @@ _HOMES = {
     "Verifier": "ballast.verifiers.registry",
     "bits_per_character": "metrics",
     "choice_scores": "choice",
-    "evaluate": "measure",
+    "evaluate": "run",
     "evaluate_expression": "ballast.verifiers.expression",
     "generate": "generation",
     "kl_to_base": "likelihood",

@@ -78,7 +78,7 @@ def run_evaluate(
 
 def measure(recipe: Recipe, model: Any, tokenizer: Any, *, name: str, progress: bool = True) -> list[Measured]:
     """Return one model's results, none where the recipe has no task; `progress` shows bars on a terminal."""
-    from ballast.evaluation.measure import evaluate
+    from ballast.evaluation.run import evaluate
 
     tasks = [load_task(section, recipe.data) for section in recipe.evaluation.tasks]
     if not tasks:
@@ -116,7 +116,7 @@ def load_task(task: Task, data: DataSection | None = None) -> Task:
     Raises:
         BallastError: an option, the verifier or a row cannot be used.
     """
-    from ballast.evaluation.measure import check_rows, load_rows_beside, load_task_rows
+    from ballast.evaluation.run import check_rows, load_rows_beside, load_task_rows
 
     named = task.sources()
     source = named.pop("data")
