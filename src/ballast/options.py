@@ -114,7 +114,8 @@ def _message(kind: str, details: Mapping[str, Any]) -> str:
         return f"must be a mapping of keys; got {value!r}"
     if kind == "value_error":
         return str(details["ctx"]["error"])
-    return f"{details['msg'].removeprefix('Input ')}; got {value!r}"
+    message = details["msg"].removeprefix("Input ").replace("a valid tuple", "a list")
+    return f"{message}; got {value!r}"
 
 
 def _not_one_of(value: Any, expected: str) -> str:

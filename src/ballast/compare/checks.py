@@ -75,28 +75,20 @@ def check_rows(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     section = recipe.compare
     yield from _check_rate(recipe.training, ("training",))
     yield from _check_budget(recipe, section.budget)
-    built = {index: _built(row) for index, row in enumerate(section.objectives)}
+    built = {index: row.build() for index, row in enumerate(section.objectives) if not row.problems()}
     for index, row in enumerate(section.objectives):
         yield from _check_rate(row.training, (*ROWS, index, "training"))
-        objective = built[index]
-        if objective is None:  # reported with the recipe
+        if index not in built:  # reported with the recipe
             continue
-        yield from _check_groups(row, index, objective, section)
+        yield from _check_groups(row, index, built[index], section)
         try:
             one = method_recipe(recipe, row, steps=_any_steps(section), cache=str(Path(recipe.output or ".") / CACHE))
         except BallastError:  # reported with the recipe
             continue
         for check in ROW_CHECKS:
             yield from (_relocated(problem, index, row, recipe) for problem in check(one, broken))
-    if recipe.groups is not None and not any(one is not None and on_groups(one) for one in built.values()):
+    if recipe.groups is not None and not any(map(on_groups, built.values())):
         yield Problem(("groups",), "no row trains on groups, so they would be ignored; leave them out")
-
-
-def _built(row: MethodSection) -> Objective | None:
-    try:
-        return row.build()
-    except (BallastError, TypeError):
-        return None
 
 
 def _check_groups(row: MethodSection, index: int, objective: Objective, section: CompareSection) -> Iterable[Problem]:

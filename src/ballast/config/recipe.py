@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_serializer, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_serializer, field_validator, model_validator
 
 from ballast.config.sections import CompareSection, MethodSection, ObjectiveSection, ThenSection
 from ballast.config.source import SHORTHANDS, Problem, RecipeError, load_source
 from ballast.evaluation.tasks import SOURCES, AnyTask, Task
 from ballast.groups.options import GroupOptions
-from ballast.objectives import problems as objective_problems
 from ballast.options import Columns, Options, OptionsError, Sources, Text, Where
 from ballast.rl.options import RLOptions
 
@@ -92,27 +91,24 @@ class ReferenceSection(Options):
         return self
 
 
-def _names_its_rows(task: Task) -> Task:
-    wrong = [name for name in SOURCES if not isinstance(getattr(task, name, None), str | None)]
+def _written_down(task: Any) -> Any:
+    """Read a task as a recipe has it: of kind ``generate`` unless it says otherwise, its rows named by their source."""
+    given = vars(task) if isinstance(task, Task) else task
+    if not isinstance(given, dict):
+        return task
+    wrong = [name for name in SOURCES if not isinstance(given.get(name), str | None)]
     if wrong:
-        raise OptionsError([((name,), "must be the source of the rows, not rows; name a file") for name in wrong])
-    return task
+        raise OptionsError([((name,), f"must be text, the source of the rows; got {given[name]!r}") for name in wrong])
+    return task if task is not given else {**given, "kind": given.get("kind") or "generate"}
 
 
 class EvaluationSection(Options):
     """What to measure before and after training."""
 
-    tasks: tuple[Annotated[AnyTask, AfterValidator(_names_its_rows)], ...] = Field((), strict=False)
+    tasks: tuple[Annotated[AnyTask, BeforeValidator(_written_down)], ...] = Field((), strict=False)
     """A list of tasks."""
     base: bool = True
     """Measure the model before training too; a score says little without it."""
-
-    @field_validator("tasks", mode="before")
-    @classmethod
-    def _generate_by_default(cls, value: Any) -> Any:
-        if not isinstance(value, list):
-            return value
-        return [{**one, "kind": one.get("kind") or "generate"} if isinstance(one, dict) else one for one in value]
 
 
 TaskSection = Task
@@ -233,8 +229,7 @@ def _check_objectives(recipe: Recipe, broken: frozenset[str]) -> Iterable[Proble
     if recipe.compare is not None and "compare" not in broken:
         sections += [(("compare", "objectives", place), row) for place, row in enumerate(recipe.compare.objectives)]
     for where, section in sections:
-        for key, message in objective_problems(section.name, section.options):
-            yield Problem((*where, key), message)
+        yield from (Problem((*where, key), message) for key, message in section.problems())
 
 
 def _check_overlays(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:

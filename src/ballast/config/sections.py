@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from ballast.objectives import Objective
 from ballast.objectives import objective as build_objective
+from ballast.objectives import problems as objective_problems
 from ballast.options import Options, Text
 
 
@@ -27,6 +28,10 @@ class ObjectiveSection(Options):
     def build(self) -> Objective:
         """Return the objective with these options; raises BallastError where they are not allowed."""
         return build_objective(self.name, **self.options)
+
+    def problems(self) -> list[tuple[str, str]]:
+        """Return which options are not allowed, and why."""
+        return objective_problems(self.name, self.options)
 
 
 class MethodSection(ObjectiveSection):

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 from ballast.config.recipe import Recipe
 from ballast.config.source import Problem
 from ballast.errors import suggest
-from ballast.objectives import problems as objective_problems
 
 if TYPE_CHECKING:
     from ballast.training import TrainingConfig
@@ -62,8 +61,7 @@ def check_training(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     ]
     yield from problems
     elsewhere = broken & {"objective", "reference", "groups", "seed", "output"}
-    buildable = recipe.objective is None or not objective_problems(recipe.objective.name, recipe.objective.options)
-    if not problems and not elsewhere and buildable:
+    if not problems and not elsewhere and not (recipe.objective and recipe.objective.problems()):
         yield from _construct(recipe)
 
 

@@ -78,7 +78,7 @@ class Task(Options):
         if not readers:
             return super().unknown(key)
         own = cls.model_fields["kind"].default
-        return f"is of kind {' and '.join(readers)}, {own} would ignore it; leave it out"
+        return f"is an option of kind {', '.join(readers)}; {own} would ignore it, so leave it out"
 
     @property
     def needs_base(self) -> bool:

@@ -98,12 +98,9 @@ def check_reference(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]
 
 
 def _check_needs(recipe: Recipe) -> Iterable[Problem]:
-    if recipe.objective is None:
+    if recipe.objective is None or recipe.objective.problems():
         return
-    try:
-        objective = recipe.objective.build()
-    except BallastError:
-        return
+    objective = recipe.objective.build()
     full = [name for name in objective.needs if name in PAIR_FIELDS]
     if recipe.reference.cache and full:
         yield Problem(
