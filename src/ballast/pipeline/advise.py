@@ -71,7 +71,7 @@ def check_reference_is_start(recipe: Recipe, broken: frozenset[str]) -> Iterable
 
 def check_has_demonstrations(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     """Stored groups are answers, not demonstrations."""
-    if "data" not in broken and not recipe.data.train and (recipe.groups or {}).get("file"):
+    if "data" not in broken and not recipe.data.train and recipe.groups is not None and recipe.groups.file:
         yield Problem(("data", "train"), "is required: the advice is on demonstrations, groups.file holds groups")
 
 

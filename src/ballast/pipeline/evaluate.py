@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ballast import models
-from ballast.config.recipe import ModelSection, Recipe, TaskSection
+from ballast.config.recipe import ModelSection, Recipe
 from ballast.errors import BallastError
+from ballast.evaluation.tasks import GenerateTask, NllTask, ReadinessTask, SampledTask, Task
 from ballast.pipeline import sources
 from ballast.pipeline.tasks import Tasks, load_tasks
 from ballast.progress import on_stderr
@@ -52,7 +53,7 @@ class Measured:
 
     def write_items(self, folder: Path) -> None:
         """Write every prompt, answer and score, one file per task."""
-        from ballast.evaluation.tasks import write_items
+        from ballast.evaluation.results import write_items
 
         for result in self.results:
             write_items(folder / file_name(self.name) / f"{file_name(result.name)}.jsonl", result)
@@ -134,10 +135,9 @@ def check_prompts(tasks: Tasks, model: Model, tokenizer: Tokenizer) -> None:
         BallastError: naming the task and the row.
     """
     from ballast.evaluation.generation import encode_prompts
-    from ballast.evaluation.tasks import SAMPLING
 
     for task in tasks.loaded:
-        if task.kind in SAMPLING:
+        if isinstance(task, SampledTask) and not isinstance(task.data, str):
             try:
                 encode_prompts(model, tokenizer, [row["prompt"] for row in task.data], task.max_new_tokens)
             except BallastError as error:
@@ -196,52 +196,35 @@ def with_readiness(
     if not wanted:
         raise BallastError("--group and --samples belong to --readiness, without it they would be ignored; add it")
     tasks = recipe.evaluation.tasks
-    found = [task for task in tasks if task.kind == READINESS] or [_readiness_of(recipe)]
+    found = [task for task in tasks if isinstance(task, ReadinessTask)] or [_readiness_of(recipe)]
     given = {name: value for name, value in (("group", group), ("samples", samples)) if value is not None}
-    changed = [_changed(task, given) for task in found]
+    changed = [task.changed(given) for task in found]
     return recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"tasks": tuple(changed)})})
 
 
-def _readiness_of(recipe: Recipe) -> TaskSection:
-    start = next((task for task in recipe.evaluation.tasks if task.kind == "generate"), None)
+def _readiness_of(recipe: Recipe) -> ReadinessTask:
+    start = next((task for task in recipe.evaluation.tasks if isinstance(task, GenerateTask)), None)
     if start is None:
         raise BallastError(
             "evaluation.tasks: none generates answers, so there are no prompts to sample from; add a task with data "
             "and a verifier"
         )
-    settings = start.settings()
-    kept = {name: settings[name] for name in KEPT if settings.get(name) is not None}
-    if settings.get("temperature"):
-        kept["temperature"] = settings["temperature"]
+    kept = {name: value for name in KEPT if (value := getattr(start, name)) is not None}
+    if start.temperature:
+        kept["temperature"] = start.temperature
     if recipe.model is None:
         kept["base_kl"] = False
     if recipe.data.train:
         kept["demonstrations"] = sources.TRAIN
     text = next((task for task in recipe.evaluation.tasks if _is_text(task)), None)
-    return TaskSection.model_validate(
-        {
-            "kind": READINESS,
-            "name": READINESS,
-            "data": start.data,
-            **kept,
-            **({"forgetting": text.data} if text else {}),
-        }
-    )
+    return ReadinessTask(name=READINESS, data=start.data, forgetting=text.data if text else None, **kept)
 
 
-def _is_text(task: TaskSection) -> bool:
+def _is_text(task: Task) -> bool:
     """Whether a task reads plain texts that need no renaming; one of kind ``nll`` may also read demonstrations."""
-    if task.kind != "nll" or (task.model_extra or {}).keys() & {"columns", "split"}:
+    if not isinstance(task, NllTask) or task.columns is not None or task.split is not None:
         return False
-    return "text" in sources.load(task.data, limit=1).column_names
-
-
-def _changed(task: TaskSection, given: Mapping[str, int]) -> TaskSection:
-    from ballast.evaluation import Task
-
-    changed = TaskSection.model_validate({**task.settings(), **given})
-    Task.from_dict({**changed.settings(), "data": []})
-    return changed
+    return "text" in sources.load(task.sources()["data"], limit=task.limit).column_names
 
 
 def readiness_lines(measured: Sequence[Measured]) -> list[str]:

@@ -102,7 +102,7 @@ def notes(recipe: Recipe, model: Model, tokenizer: Tokenizer) -> list[str]:
     """Return what a user should know of the answers in `groups.file` and would not see, as lines to print."""
     from ballast.reference import CacheKey
 
-    file = (recipe.groups or {}).get("file")
+    file = None if recipe.groups is None else recipe.groups.file
     stored = None if file is None else stored_settings(file)
     if stored is None or not stored.groups["own"] or CacheKey.of(model, tokenizer).model == stored.model:
         return []
@@ -139,7 +139,7 @@ def _load_prompts(
     """Return the raw rows that groups are made of, checked; None where `groups.file` has the answers, checked too."""
     from ballast.data import PrepareOptions, trl
 
-    options = GroupOptions.from_dict(recipe.groups or {})
+    options = recipe.groups or GroupOptions()
     tokenizer = trl.training_tokenizer(tokenizer, PrepareOptions.from_training_args(args))
     if options.file is not None:
         _check_file(recipe, options, tokenizer, args.max_length, context, say)
@@ -201,7 +201,7 @@ def _check_stored(recipe: Recipe, options: GroupOptions, stored: StoreSettings, 
     from ballast.groups.store import NOT_STORED, data_digest
 
     now = options.to_dict()
-    for key in recipe.groups or ():
+    for key in options.model_fields_set:
         if key not in NOT_STORED and now[key] != stored.groups.get(key):
             raise BallastError(
                 f"groups.{key}: {now[key]!r} would be ignored: {options.file} was sampled with "

@@ -62,7 +62,7 @@ def run_sample(recipe: Recipe, *, say: Say = print) -> dict[str, Any]:
 
 def _without_file(recipe: Recipe) -> Recipe:
     """Return the recipe of what is sampled: its prompts, not what a folder may hold already, nor held-out rows."""
-    groups = {**(recipe.groups or {}), "file": None}
+    groups = (recipe.groups or GroupOptions()).changed({"file": None})
     return recipe.model_copy(update={"groups": groups, "data": recipe.data.model_copy(update={"eval": ()})})
 
 
