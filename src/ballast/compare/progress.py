@@ -74,7 +74,7 @@ class Board:
             self.done[slot_of(job)] += 1
             self.seconds.setdefault(slot_of(job), []).append(took)
             self.last[job.label] = score
-            self._tell(f"{job.name}: {score} ({took:.0f} s; {self.left_text()})")
+            self._print(f"{job.name}: {score} ({took:.0f} s; {self.left_text()})")
 
     def failed(self, job: Job, error: str) -> None:
         """A job broke off."""
@@ -85,13 +85,13 @@ class Board:
             for slot in lost:
                 self.broken[slot] = self.broken.get(slot, 0) + 1
             self.last[job.label] = f"failed: {error}"
-            self._tell(f"{job.name}: failed: {error}")
+            self._print(f"{job.name}: failed: {error}")
 
     def chose(self, label: str, rate: float, why: str) -> None:
         """A row has its rate."""
         with self._lock:
             self.rates[label] = rate
-            self._tell(f"{label}: learning rate {rate:g}, {why}" if why else "")
+            self._print(f"{label}: learning rate {rate:g}, {why}" if why else "")
 
     def left(self) -> float | None:
         """Return an estimate of the seconds left, None before anything was timed.
@@ -134,8 +134,8 @@ class Board:
     def _close(self, job: Job) -> float:
         return self._clock() - self.running.pop(job, self._clock())
 
-    def _tell(self, text: str) -> None:
-        """Print a line, where no table shows what it says; what is told of a run may look like markup."""
+    def _print(self, text: str) -> None:
+        """Print a line, where no table shows what it says; an error may look like markup."""
         from rich.text import Text
 
         if self._live or not text:
@@ -151,7 +151,7 @@ class Board:
             return
         from rich.live import Live
 
-        # It asks for the view under a lock of its own, so nothing may be told to it under the lock here.
+        # It asks for the view under its own lock, so it must not be called under the lock here.
         with Live(get_renderable=self.view, console=console, refresh_per_second=2, transient=True):
             self._live = True
             try:
