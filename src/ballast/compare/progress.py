@@ -7,9 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import RLock
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ballast.compare.jobs import Job
+from ballast.protocols import Say
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
 
 Slot = tuple[str, str]
 """A row's label, and what is counted of it: ``tuning``, ``runs`` or ``rl``."""
@@ -43,7 +47,7 @@ class Board:
         done: Mapping[Slot, int],
         *,
         took: Mapping[Slot, Sequence[float]] | None = None,
-        say: Callable[[Any], Any],
+        say: Say,
         score: Callable[[Job], str],
         jobs: int = 1,
         clock: Callable[[], float] = time.monotonic,
@@ -144,7 +148,7 @@ class Board:
         self._say(Text(f"{done}/{sum(self.totals.values())} {text}"))
 
     @contextmanager
-    def shown(self, console: Any) -> Iterator[None]:
+    def shown(self, console: Console | None) -> Iterator[None]:
         """Show the table while the block runs, where the console is a terminal."""
         if console is None or not console.is_terminal:
             yield
@@ -159,7 +163,7 @@ class Board:
             finally:
                 self._live = False
 
-    def view(self) -> Any:
+    def view(self) -> RenderableType:
         """Return the table as it stands."""
         from rich.box import SIMPLE
         from rich.console import Group
