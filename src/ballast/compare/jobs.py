@@ -13,7 +13,6 @@ from typing import Any, Literal
 from ballast.compare.plan import Plan, cell_recipe, rl_recipe, seeded
 from ballast.config.recipe import EvaluationSection, Recipe
 from ballast.errors import BallastError
-from ballast.protocols import Model
 from ballast.records.folder import BASE, ERROR, REPORT, TUNING, Store, differing_key, discard, drop_weights
 from ballast.records.read import read_lines
 from ballast.records.runs import read_record
@@ -177,8 +176,7 @@ def measure_base(context: JobContext, *, progress: bool) -> None:
     assert recipe.model is not None
     section, tasks = models.resolve(recipe.model), load_tasks(recipe)
     tokenizer = models.load_tokenizer(section)
-    model: Model = models.load_model(section)
-    model = model.to(models.default_device())
+    model = models.load_model(section, device=models.default_device())
     check_prompts(tasks, model, tokenizer)
     measured = measure(tasks, model, tokenizer, name=BASE, base=model, progress=progress)
     measured.write_items(folder / "evals")
