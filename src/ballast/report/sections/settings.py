@@ -194,5 +194,6 @@ def _yaml(recipe: Values) -> str:
 def _without_empty(value: JsonValue) -> JsonValue:
     """Leave out what is null or empty: those are the defaults."""
     if isinstance(value, dict):
-        return {key: kept for key, inner in value.items() if (kept := _without_empty(inner)) not in (None, {}, [])}
+        parts = {key: _without_empty(part) for key, part in value.items()}
+        return {key: part for key, part in parts.items() if part not in (None, {}, [])}
     return [_without_empty(inner) for inner in value] if isinstance(value, list) else value
