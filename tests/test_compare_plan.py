@@ -7,9 +7,12 @@ import pytest
 from ballast.compare.jobs import base_recipe
 from ballast.compare.plan import Part, Plan, cell_recipe, direction, rl_recipe, seeded
 from ballast.compare.summary import choose_rate, chosen_rates, sweep
-from ballast.config.recipe import Recipe, ReferenceSection, TaskSection
+from ballast.config.recipe import Recipe, ReferenceSection
 from ballast.errors import BallastError
+from ballast.evaluation import Task
+from ballast.groups import GroupOptions
 from ballast.records.folder import BEFORE, REPORT, TUNING, Store, differing_key
+from ballast.rl import RLOptions
 from compare_tools import cell as cell_of
 from compare_tools import stored_run, task_record
 
@@ -241,37 +244,37 @@ def test_a_rows_own_length_goes_before_the_budget(length):
 
 def test_groups_go_to_the_rows_that_train_on_them():
     made = plan(objectives=["sft", {"name": "gft", "groups": {"own": 2}}])
-    recipe = made.recipe.model_copy(update={"groups": {"verifier": "exact", "own": 4}})
+    recipe = made.recipe.model_copy(update={"groups": GroupOptions(verifier="exact", own=4)})
     made = Plan(recipe)
     assert cell_recipe(made, cell_of("sft", 1e-4, 7), store_at("out")).groups is None
-    assert cell_recipe(made, cell_of("gft", 1e-4, 7), store_at("out")).groups == {"verifier": "exact", "own": 2}
+    assert cell_recipe(made, cell_of("gft", 1e-4, 7), store_at("out")).groups == GroupOptions(verifier="exact", own=2)
 
 
 def test_samples_are_drawn_anew_for_every_seed_and_alike_for_every_method():
     tasks = plan().tasks(REPORT)
-    assert [task.settings().get("seed") for task in seeded(tasks, 8)] == [108, None]
+    assert [task.seed for task in seeded(tasks, 8)] == [108, 0]
     made = plan()
     one, other = (cell_recipe(made, cell_of(label, 1e-4, 8), store_at("out")) for label in ("sft", "dft"))
     assert one.evaluation == other.evaluation
-    assert seeded((TaskSection(data="lab:test", samples=2, temperature=1.0),), 5)[0].settings()["seed"] == 5
-    assert seeded((TaskSection(data="lab:test", kind="readiness"),), 5)[0].settings()["seed"] == 5
+    assert seeded((Task(data="lab:test", samples=2, temperature=1.0),), 5)[0].seed == 5
+    assert seeded((Task(data="lab:test", kind="readiness"),), 5)[0].seed == 5
 
 
 def test_the_base_model_is_asked_everything_with_the_samples_of_the_first_seed():
     recipe = base_recipe(plan())
-    assert [task.settings()["name"] for task in recipe.evaluation.tasks] == ["validation", "test", "text"]
-    assert [task.settings().get("seed") for task in recipe.evaluation.tasks] == [None, 107, None]
+    assert [task.name for task in recipe.evaluation.tasks] == ["validation", "test", "text"]
+    assert [task.seed for task in recipe.evaluation.tasks] == [0, 107, 0]
 
 
 def test_rl_starts_from_the_run_and_is_measured_on_what_is_reported():
-    made = Plan(plan().recipe.model_copy(update={"rl": {"verifier": "exact", "steps": 9}}))
+    made = Plan(plan().recipe.model_copy(update={"rl": RLOptions(verifier="exact", steps=9)}))
     then = made.compare.model_copy(update={"then": type(made.compare).model_validate(
         {"objectives": ["sft"], "rates": [1e-4], "then": {"rl": {"steps": 30}}}).then})  # fmt: skip
     made = Plan(made.recipe.model_copy(update={"compare": then}))
     cell = cell_of("sft", 1e-4, 8)
     recipe = rl_recipe(made, 8, store_at("out").rl(cell.name))
-    assert recipe.rl == {"verifier": "exact", "steps": 30}
-    assert [task.settings()["name"] for task in recipe.evaluation.tasks] == ["test", "text"]
+    assert recipe.rl == RLOptions(verifier="exact", steps=30)
+    assert [task.name for task in recipe.evaluation.tasks] == ["test", "text"]
     assert (recipe.seed, recipe.output) == (8, "out/cells/sft-lr0.0001-s8/rl")
     assert recipe.model.path == "lab"
     assert Recipe.model_validate(recipe.resolved()) == recipe

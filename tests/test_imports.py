@@ -18,7 +18,7 @@ DESIGN = SOURCE.parent.parent / "docs" / "design.md"
 
 # From the ground up: a module may import from its own layer and from those before it.
 LAYERS = (
-    ("errors", "files", "stats", "protocols"),
+    ("errors", "files", "text", "progress", "stats", "protocols", "options"),
     ("objectives", "head"),
     ("verifiers",),
     ("data",),
@@ -42,14 +42,17 @@ ONLY: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
     "protocols": set(),
+    "text": set(),
+    "progress": set(),
     "stats": {"errors"},
+    "options": {"errors"},
     "objectives": {"errors", "stats"},
     "head": {"errors", "stats", "protocols"},
     "verifiers": {"errors", "files", "protocols"},
     "advise": {"errors", "stats", "objectives"},
-    "evaluation": {"errors", "files", "stats", "protocols", "head", "verifiers", "data"},
-    "groups": {"errors", "files", "protocols", "verifiers", "data", "reference", "evaluation"},
-    "rl": {"errors", "protocols", "verifiers", "evaluation"},
+    "evaluation": {"errors", "options", "files", "stats", "protocols", "head", "verifiers", "data"},
+    "groups": {"errors", "options", "files", "protocols", "verifiers", "data", "reference", "evaluation"},
+    "rl": {"errors", "options", "protocols", "verifiers", "evaluation"},
     "records": {"errors", "files", "protocols", "evaluation", "rl"},
 }
 FREE = {"cli", "__init__"}

@@ -13,9 +13,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ballast.config.recipe import EvaluationSection, ModelSection, Recipe, ReferenceSection, TaskSection
+from ballast.config.recipe import EvaluationSection, ModelSection, Recipe, ReferenceSection
 from ballast.config.sections import CompareSection, MethodSection, ObjectiveSection
 from ballast.errors import BallastError
+from ballast.evaluation.tasks import SampledTask, Task
 from ballast.objectives import Objective
 from ballast.records.folder import RANDOM, REPORT, TUNING, Store
 from ballast.records.schema import CellRecord, Role
@@ -114,7 +115,7 @@ class Plan:
         pairs = product(self.seeds, [row.label for row in self.methods if row.label in rates])
         return [CellRecord(label=label, rate=rates[label], seed=seed, role=REPORT) for seed, label in pairs]
 
-    def tasks(self, role: Role) -> tuple[TaskSection, ...]:
+    def tasks(self, role: Role) -> tuple[Task, ...]:
         """Return the tasks that runs of a role are measured on: never the same ones."""
         chosen = None if self.compare.choose_by is None else self.compare.choose_by.task
         wanted = role == TUNING
@@ -226,7 +227,7 @@ def method_recipe(
     """
     objective = section.build()
     assert recipe.model is not None
-    groups = {**(recipe.groups or {}), **section.groups} if on_groups(objective) else None
+    groups = recipe.groups_of(section) if on_groups(objective) else None
     return recipe.model_copy(
         update={
             "objective": ObjectiveSection(name=section.name, **section.options),
@@ -250,7 +251,7 @@ def on_groups(objective: Objective) -> bool:
     return bool(set(objective.needs) & set(GROUP_FIELDS))
 
 
-def seeded(tasks: tuple[TaskSection, ...], seed: int) -> tuple[TaskSection, ...]:
+def seeded(tasks: tuple[Task, ...], seed: int) -> tuple[Task, ...]:
     """Return tasks that sample with other random numbers for every seed, and the same for every method.
 
     So the spread over seeds has the luck of sampling in it, and differences on a seed have less of it.
@@ -258,12 +259,9 @@ def seeded(tasks: tuple[TaskSection, ...], seed: int) -> tuple[TaskSection, ...]
     return tuple(_seeded(task, seed) for task in tasks)
 
 
-def _seeded(task: TaskSection, seed: int) -> TaskSection:
-    settings: dict[str, Any] = task.model_dump()
-    # Readiness samples as RL will, unless it is told otherwise.
-    if not settings.get("temperature", 1.0 if task.kind == "readiness" else 0.0):
-        return task
-    return TaskSection.model_validate({**settings, "seed": settings.get("seed", 0) + seed})
+def _seeded(task: Task, seed: int) -> Task:
+    sampled = isinstance(task, SampledTask) and task.temperature
+    return task.changed({"seed": task.seed + seed}) if sampled else task
 
 
 def _training(recipe: Recipe, section: MethodSection, steps: int | None) -> dict[str, Any]:
@@ -286,7 +284,7 @@ def rl_recipe(plan: Plan, seed: int, output: Path) -> Recipe:
     assert plan.compare.then is not None
     return plan.recipe.model_copy(
         update={
-            "rl": {**(plan.recipe.rl or {}), **plan.compare.then.rl},
+            "rl": plan.recipe.rl_of(plan.compare.then),
             "objective": None,
             "groups": None,
             "reference": ReferenceSection(),

@@ -15,7 +15,7 @@ _HOMES = {
     "ScoredBatch": "ballast.verifiers.registry",
     "ScoredSequence": "ballast.evaluation.scoring",
     "Task": "ballast.evaluation.tasks",
-    "TaskResult": "ballast.evaluation.tasks",
+    "TaskResult": "ballast.evaluation.results",
     "Verifier": "ballast.verifiers.registry",
     "bits_per_character": "ballast.evaluation.metrics",
     "choice_scores": "ballast.evaluation.choice",
@@ -33,7 +33,7 @@ _HOMES = {
     "text_likelihood": "ballast.evaluation.likelihood",
     "token_nll": "ballast.evaluation.metrics",
     "verifier": "ballast.verifiers.registry",
-    "write_results": "ballast.evaluation.tasks",
+    "write_results": "ballast.evaluation.results",
 }
 
 __all__ = sorted(_HOMES)

@@ -68,8 +68,8 @@ def question(row: Mapping[str, Any]) -> Question:
             raise BallastError(f"no {name!r} (columns: {', '.join(map(str, row))})")
     options = row["options"]
     if isinstance(options, Mapping):
-        kept = {str(label): str(text) for label, text in options.items() if text is not None}
-        labels, texts = tuple(kept), tuple(kept.values())
+        offered = {str(label): str(text) for label, text in options.items() if text is not None}
+        labels, texts = tuple(offered), tuple(offered.values())
     else:
         texts = tuple(map(str, options))
         labels = tuple(chr(ord("A") + i) for i in range(len(texts)))

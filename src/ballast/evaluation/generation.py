@@ -1,4 +1,4 @@
-"""Generate answers: batched, greedy or sampled, the same whatever else is in the batch or the process.
+"""Generate answers: batched, greedy or sampled, independent of the rest of the batch and of the process.
 
 Sampling draws one uniform number per token from a stream of its own for every (seed, prompt, sample), and inverts
 the cumulative distribution with it; the process's random state is neither read nor moved. A prompt's stream is named by
@@ -110,20 +110,41 @@ def encode_prompts(
     Raises:
         BallastError: naming the first row that is empty or leaves no room for `max_new_tokens` in the context.
     """
-    context = context_length(model)
-    encoded = []
-    for row, prompt in enumerate(prompts):
-        ids = encode_prompt(tokenizer, prompt)
-        if not ids:
-            raise BallastError(f"row {row + 1}: the prompt has no tokens, so there is nothing to continue")
-        if context is not None and len(ids) + max_new_tokens > context:
-            raise BallastError(
-                f"row {row + 1}: prompt of {len(ids)} tokens + max_new_tokens {max_new_tokens} exceeds the model's "
-                f"context of {context}: positions beyond it are untrained and would yield garbage; shorten the prompt "
-                "or lower max_new_tokens"
-            )
-        encoded.append(ids)
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    check_room([len(ids) for ids in encoded], max_new_tokens, context_length(model))
     return encoded
+
+
+def check_room(
+    sizes: Sequence[int],
+    new: int,
+    limit: int | None,
+    *,
+    option: str = "max_new_tokens",
+    what: str = "the model's context",
+    why: str = "positions beyond it are untrained and would yield garbage",
+) -> None:
+    """Refuse prompts without tokens, and those that leave no room for an answer.
+
+    Args:
+        sizes: tokens of each row's prompt.
+        new: tokens that are sampled; 0 where answers are given.
+        limit: tokens of prompt and answer together, None being without bound.
+        option, what, why: what an error calls `new` and `limit`, and what would become of a longer sequence.
+
+    Raises:
+        BallastError: naming the first such row.
+    """
+    for row, size in enumerate(sizes, start=1):
+        if not size:
+            raise BallastError(f"row {row}: the prompt has no tokens, so there is nothing to continue")
+        if limit is not None and size >= limit:
+            raise BallastError(f"row {row}: prompt of {size} tokens leaves nothing of {what} {limit} to an answer")
+        if limit is not None and size + new > limit:
+            raise BallastError(
+                f"row {row}: prompt of {size} tokens + {option} {new} exceeds {what} {limit}: {why}; shorten the "
+                f"prompt, or lower {option}"
+            )
 
 
 def generate(
@@ -279,9 +300,9 @@ def _own_configuration(model: Model, options: GenerationOptions, ends: set[int],
 def read_completion(tokenizer: Tokenizer, prompt: tuple[int, ...], ids: Sequence[int], ends: set[int]) -> Completion:
     """Return the answer that sampled ids spell behind their prompt, up to and with the first end token."""
     end = next((place for place, token in enumerate(ids) if token in ends), None)
-    kept = tuple(ids if end is None else ids[: end + 1])
+    answer = tuple(ids if end is None else ids[: end + 1])
     # Decoded behind its prompt: alone, sentencepiece-like tokenizers would lose the answer's leading space.
     before = tokenizer.decode(prompt, skip_special_tokens=True)
-    whole = tokenizer.decode(prompt + kept, skip_special_tokens=True)
-    text = whole[len(before) :] if whole.startswith(before) else tokenizer.decode(kept, skip_special_tokens=True)
-    return Completion(text=text, tokens=len(kept), ended=end is not None, ids=kept)
+    whole = tokenizer.decode(prompt + answer, skip_special_tokens=True)
+    text = whole[len(before) :] if whole.startswith(before) else tokenizer.decode(answer, skip_special_tokens=True)
+    return Completion(text=text, tokens=len(answer), ended=end is not None, ids=answer)

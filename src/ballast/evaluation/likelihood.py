@@ -11,7 +11,14 @@ import numpy as np
 from ballast.errors import BallastError
 from ballast.evaluation.generation import encode_prompt
 from ballast.evaluation.metrics import Estimate, bits_per_character, token_nll
-from ballast.evaluation.scoring import BATCH_TOKENS, Base, ScoredSequence, context_length, sequence_statistics
+from ballast.evaluation.scoring import (
+    BATCH_TOKENS,
+    Base,
+    ScoredSequence,
+    check_length,
+    context_length,
+    sequence_statistics,
+)
 from ballast.protocols import Model, Progress, Tokenizer
 
 
@@ -175,11 +182,7 @@ def completion_sequences(
         start = common_prefix(prompt, ids)
         if start == 0 or start >= len(ids):
             raise BallastError(f"row {index + 1}: the completion has no token that the prompt precedes")
-        if context is not None and len(ids) > context:
-            raise BallastError(
-                f"row {index + 1}: {len(ids)} tokens exceed the model's context of {context}: positions beyond it are "
-                "untrained and would score as noise; leave the row out"
-            )
+        check_length(f"row {index + 1}", len(ids), context)
         sequences.append(ScoredSequence(ids, start))
     return sequences
 
@@ -244,17 +247,17 @@ def _text(row: Mapping[str, Any], column: str, index: int) -> str:
 
 def _likelihood(nll: np.ndarray, tokens: np.ndarray, characters: np.ndarray, unscored: int, seed: int) -> Likelihood:
     characters = characters[: len(tokens)]
-    kept = tokens > 0
-    per_token = token_nll(nll[kept], tokens[kept], seed=seed)
+    scored = tokens > 0
+    per_token = token_nll(nll[scored], tokens[scored], seed=seed)
     with np.errstate(over="ignore"):
         low, high = (None if bound is None else float(np.exp(bound)) for bound in (per_token.low, per_token.high))
         perplexity = replace(per_token, value=float(np.exp(per_token.value)), low=low, high=high)
     return Likelihood(
         nll=per_token,
-        bits_per_character=bits_per_character(nll[kept], characters[kept], seed=seed),
+        bits_per_character=bits_per_character(nll[scored], characters[scored], seed=seed),
         perplexity=perplexity,
-        rows=int(kept.sum()),
+        rows=int(scored.sum()),
         tokens=int(tokens.sum()),
-        characters=int(characters[kept].sum()),
+        characters=int(characters[scored].sum()),
         unscored_tokens=unscored,
     )

@@ -58,8 +58,26 @@ class Base(Protocol):
 
 def context_length(model: Model) -> int | None:
     """Return the number of positions the model was built for, or None when its configuration names none."""
-    config = model.config.get_text_config()
-    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    return positions(model.config)
+
+
+def positions(config: Any) -> int | None:
+    """Return the number of positions that a transformers configuration names, or None."""
+    text = config.get_text_config()
+    return getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+
+
+def check_length(what: str, tokens: int, context: int | None) -> None:
+    """Refuse a sequence that is longer than the model's context, None being without bound.
+
+    Raises:
+        BallastError: naming `what` is too long.
+    """
+    if context is not None and tokens > context:
+        raise BallastError(
+            f"{what}: {tokens} tokens exceed the model's context of {context}: positions beyond it are untrained and "
+            "would score as noise; shorten it or leave it out"
+        )
 
 
 def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -115,11 +133,7 @@ def sequence_statistics(
     """
     context = context_length(model)
     for index, sequence in enumerate(sequences):
-        if context is not None and len(sequence.ids) > context:
-            raise BallastError(
-                f"sequence {index} has {len(sequence.ids)} tokens, the model's context is {context}: positions beyond "
-                "it are untrained and would score as noise; shorten or window it"
-            )
+        check_length(f"sequence {index}", len(sequence.ids), context)
     results: list[dict[str, np.ndarray]] = [{}] * len(sequences)
     done = 0
     with inference(model), _base_provider(base) as provider:

@@ -1,4 +1,4 @@
-"""Groups from a file of one's own: one answer a row, with its prompt, its origin and its reward."""
+"""Groups from a file that the user made: one answer a row, with its prompt, its origin and its reward."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 COLUMNS = ("prompt", "origin", "response", "reward")
 
 
-def read_brought(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> list[Group]:
+def read_file(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> list[Group]:
     """Return the groups of a Parquet or JSONL file, or of a folder of them, in the order of their first rows.
 
     Rows with the same prompt are one group. Prompt and response are both text, or both messages, and are tokenised as a
@@ -32,7 +32,7 @@ def read_brought(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> list[G
     rows = load_rows(str(path)).with_format(None)
     if lacking := [name for name in COLUMNS if name not in rows.column_names]:
         raise BallastError(
-            f"{path}: no column {lacking[0]!r} (columns: {', '.join(rows.column_names)}); groups of one's own have "
+            f"{path}: no column {lacking[0]!r} (columns: {', '.join(rows.column_names)}); a file of groups has "
             f"{', '.join(COLUMNS)}"
         )
     plain = list(rows.select_columns(list(COLUMNS)))

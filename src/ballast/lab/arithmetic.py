@@ -74,8 +74,8 @@ def _steps(chain: Chain) -> str:
 
 def _words(chain: Chain) -> str:
     moves = zip(chain.terms[1:], chain.totals[1:], strict=True)
-    told = "".join(f" {'add' if term > 0 else 'take'} {abs(term)} now {total}." for term, total in moves)
-    return f"start {chain.terms[0]}.{told}#{chain.answer}"
+    steps = "".join(f" {'add' if term > 0 else 'take'} {abs(term)} now {total}." for term, total in moves)
+    return f"start {chain.terms[0]}.{steps}#{chain.answer}"
 
 
 def _answer(chain: Chain) -> str:
@@ -248,21 +248,21 @@ TRAIN_SEED, TRAIN_SIZE, RL_SIZE = 5, 256, 1024
 
 
 @dataclass(frozen=True)
-class _Shown:
+class _Demonstrations:
     size: int = TRAIN_SIZE
     terms: tuple[int, ...] = (3, 4)
     repaired: bool = False
 
 
-_SHOWN: dict[str, _Shown] = {
-    "train": _Shown(),
-    "train-clean": _Shown(repaired=True),
-    "train-few": _Shown(size=64),
-    "train-many": _Shown(size=2048),
-    "long-train": _Shown(terms=(6,)),
-    "long-train-clean": _Shown(terms=(6,), repaired=True),
+_DEMONSTRATIONS: dict[str, _Demonstrations] = {
+    "train": _Demonstrations(),
+    "train-clean": _Demonstrations(repaired=True),
+    "train-few": _Demonstrations(size=64),
+    "train-many": _Demonstrations(size=2048),
+    "long-train": _Demonstrations(terms=(6,)),
+    "long-train-clean": _Demonstrations(terms=(6,), repaired=True),
 }
-_ASKED: dict[str, tuple[int, ...]] = {"rl": (4, 5), "long-rl": (6,)}
+_PROMPTS: dict[str, tuple[int, ...]] = {"rl": (4, 5), "long-rl": (6,)}
 
 
 @lru_cache(maxsize=1)
@@ -282,9 +282,9 @@ def held_out() -> frozenset[str]:
     return frozenset(chain.prompt for chains in _held_chains().values() for chain in chains)
 
 
-def _shown_rows(shown: _Shown) -> list[Row]:
-    rows = demonstrations(TRAIN_SEED, shown.size, shown.terms)
-    return [_repaired(row) for row in rows] if shown.repaired else rows
+def _demonstration_rows(wanted: _Demonstrations) -> list[Row]:
+    rows = demonstrations(TRAIN_SEED, wanted.size, wanted.terms)
+    return [_repaired(row) for row in rows] if wanted.repaired else rows
 
 
 def _repaired(row: Row) -> Row:
@@ -308,8 +308,8 @@ def _forgetting() -> list[Row]:
 
 
 _SPLITS: dict[str, Callable[[], list[Row]]] = {
-    **{name: partial(_shown_rows, shown) for name, shown in _SHOWN.items()},
-    **{name: partial(problems, TRAIN_SEED, RL_SIZE, terms) for name, terms in _ASKED.items()},
+    **{name: partial(_demonstration_rows, wanted) for name, wanted in _DEMONSTRATIONS.items()},
+    **{name: partial(problems, TRAIN_SEED, RL_SIZE, terms) for name, terms in _PROMPTS.items()},
     **{name: partial(_held_rows, name) for name in _HELD if name != "forgetting"},
     "forgetting": _forgetting,
 }

@@ -108,8 +108,8 @@ def split(
 def verify(completion: str, row: Mapping[str, Any]) -> float:
     """Return 1.0 when the task's own scorer gives the text in the last ``<answer>…</answer>`` full marks, else 0.0.
 
-    Partial marks count nothing: several scorers give them to wrong answers that merely contain the right one. The item
-    is drawn anew from the row, as a scorer may need more of it than the answer text.
+    Partial marks count nothing: several scorers give them to wrong answers that contain the right one. The item
+    is drawn again from the row, as a scorer may need more of it than the answer text.
 
     Raises:
         BallastError: the package is missing, or draws another problem for the row than the one in its prompt.

@@ -91,7 +91,7 @@ def config(
     and on a machine without accelerator bf16.
 
     Args:
-        model_init: how TRL loads the start once more as the reference, where `options.beta` needs one.
+        model_init: how TRL loads the base model once more as the reference, where `options.beta` needs one.
 
     Raises:
         ValueError, TypeError: TRL or transformers refuse the settings together.

@@ -80,12 +80,12 @@ class GroupBatches:
         self._resumed: list[list[int]] = []
         self._prompts: Iterator[Batch] | None = None
         self.rounds: list[SampledGroups] = []
-        """Rounds that nobody has looked at yet."""
+        """Rounds that the log has not counted yet."""
 
     def take(self, prompts: Iterator[Batch], count: int, step: int) -> tuple[list[Batch], list[Group]]:
         """Return the next `count` micro-batches (fewer at the end of an epoch) and the groups in them.
 
-        Rounds do not cross epochs: the first step of one samples anew. They may go beyond the last step, so that a run
+        Rounds do not cross epochs: the first step of one samples again. They may go beyond the last step, so that a run
         that is resumed with more steps is the longer run.
         """
         if prompts is not self._prompts:
@@ -265,15 +265,15 @@ def _refuse_ignored(options: GroupOptions) -> None:
     Raises:
         BallastError: naming the first one.
     """
-    from ballast.groups.store import MANIFEST, NOT_KEPT, read_settings
+    from ballast.groups.store import MANIFEST, NOT_STORED, read_settings
 
     file, defaults = str(options.file), GroupOptions().to_dict()
     is_folder = (Path(file) / MANIFEST).exists()
-    stored, free = (read_settings(file).groups, NOT_KEPT) if is_folder else ({}, ("file",))
+    stored, free = (read_settings(file).groups, NOT_STORED) if is_folder else ({}, ("file",))
     for name, value in options.to_dict().items():
         if name not in free and value not in (defaults[name], stored.get(name, defaults[name])):
-            kept = f"sampled with {stored.get(name)!r}" if is_folder else "sampled and judged elsewhere"
-            raise BallastError(f"groups.{name}: {value!r} would be ignored: {file} was {kept}; leave it out")
+            source = f"sampled with {stored.get(name)!r}" if is_folder else "sampled and judged elsewhere"
+            raise BallastError(f"groups.{name}: {value!r} would be ignored: {file} was {source}; leave it out")
 
 
 def _rewards(group: Group) -> list[float]:

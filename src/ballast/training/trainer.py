@@ -15,7 +15,7 @@ from ballast.head import trained_positions
 from ballast.objectives import objective as build_objective
 from ballast.records.model_card import append_objective
 from ballast.stats import GROUP_FIELDS
-from ballast.training.config import TrainingConfig
+from ballast.training.config import TrainingConfig, autocast_dtype
 from ballast.training.groups import GROUP, RowCollator, run_groups
 from ballast.training.inputs import input_change, settle_inputs
 from ballast.training.loss import formed, measured
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from ballast.objectives import Objective
     from ballast.protocols import Model
     from ballast.reference import ReferenceCache
-    from ballast.reference.resolve import ReferenceSpec
     from ballast.stats import TokenStats
+    from ballast.training.reference import RunSpec
     from ballast.training.trl import SFTConfig, Statistics, StatisticsOutput
 
 
@@ -73,7 +73,7 @@ class Trainer(AdaptedTrainer):
         peft_config, quantization_config, formatting_func, callbacks, optimizers, optimizer_cls_and_kwargs: as in TRL.
 
     Raises:
-        BallastError: for whatever would train on something else than it says, before the first step.
+        BallastError: for what would train on something else than it says, before the first step.
     """
 
     args: TrainingConfig
@@ -98,7 +98,7 @@ class Trainer(AdaptedTrainer):
         formatting_func: Callable[[dict[str, Any]], str] | None = None,
         *,
         objective: str | dict[str, Any] | Objective | None = None,
-        reference: ReferenceSpec = None,
+        reference: RunSpec = None,
         groups: GroupOptions | dict[str, Any] | None = None,
     ) -> None:
         args = _own_config(model, args)
@@ -123,7 +123,7 @@ class Trainer(AdaptedTrainer):
         check_head(model)
         settle_inputs(model, self.objective)
         # Before TRL patches the forward: a copy made later would follow the weights in training.
-        self.reference = run_reference(self.objective, spec, model, tokenizer, _autocast(args))
+        self.reference = run_reference(self.objective, spec, model, tokenizer, autocast_dtype(args))
         self.prepare_reports: dict[str, PrepareReport] = {}
         self._start, self._device = model, args.device
         self._sums = {"train": MetricSums(), "eval": MetricSums()}
@@ -253,8 +253,8 @@ class Trainer(AdaptedTrainer):
             return stats
         fresh = state.remainder - self.accelerator.process_index * len(inputs["labels"])
         keep = stats.require("sequence") < fresh
-        kept = {field.name: getattr(stats, field.name) for field in dataclasses.fields(stats)}
-        return type(stats)(**{name: None if value is None else value[keep] for name, value in kept.items()})
+        values = {field.name: getattr(stats, field.name) for field in dataclasses.fields(stats)}
+        return type(stats)(**{name: None if value is None else value[keep] for name, value in values.items()})
 
     def _denominator(self, inputs: dict[str, Any], step_count: Tensor | int | None) -> Tensor:
         if step_count is None:
@@ -350,7 +350,8 @@ class Trainer(AdaptedTrainer):
         """Write TRL's model card, and below it the objective and its options."""
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
-            append_objective(str(self.args.output_dir), self.objective, self.reference.describe())
+            objective, folder = self.objective, str(self.args.output_dir)
+            append_objective(folder, objective.to_dict(), objective.source, self.reference.describe())
 
 
 def _own_config(model: str | Model, args: TrainingArguments | None) -> TrainingConfig:
@@ -372,9 +373,3 @@ def _tokenizer_of(model: Model, args: TrainingConfig) -> PreTrainedTokenizerBase
     if not name:
         raise BallastError("the model was not loaded from anywhere, so its tokenizer is unknown: pass processing_class")
     return AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
-
-
-def _autocast(args: TrainingConfig) -> torch.dtype | None:
-    if args.bf16:
-        return torch.bfloat16
-    return torch.float16 if args.fp16 else None

@@ -268,18 +268,18 @@ def pretrain(lake: Lake, start: Policies, share: float) -> Policies:
     policies, ways = start.copy(), {lake.optimal: share, lake.suboptimal: 1 - share}
     optimizer = OPTIMISERS[OPTIMISER](policies.tensors, lr=RATE)
     reached = torch.zeros(start.runs, dtype=torch.bool)
-    kept = policies.copy()
+    known = policies.copy()
     for _ in range(LONGEST_PRETRAINING):
         optimizer.zero_grad()
         torch.stack([-part * action_logprobs(policies, way).sum() for way, part in ways.items()]).sum().backward()
         optimizer.step()
         now = ~reached & (sum(way_probability(policies.matrix(), way) for way in ways) >= KNOWN)
         with torch.no_grad():
-            for old, new in zip(kept.tensors, policies.tensors, strict=True):
+            for old, new in zip(known.tensors, policies.tensors, strict=True):
                 old[now] = new[now]
         reached |= now
         if reached.all():
-            return kept
+            return known
     raise RuntimeError(f"map {lake.name}: after {LONGEST_PRETRAINING} steps a run still does not know its ways")
 
 
