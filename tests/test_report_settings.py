@@ -39,3 +39,14 @@ def test_the_status_says_what_was_trained_on_what(source):
     assert build(source).status == (
         "lab on lab:train (64 rows): 3 objectives at 2 learning rates, 3 seeds, RL after each; 36 runs finished"
     )
+
+
+def test_of_rl_the_main_settings_and_what_is_no_default_are_shown(source):
+    recipe = source.plan.recipe
+    rl = {**recipe["rl"], "data": ["a.jsonl", "b.jsonl"], "beta": 0.05}
+    plan = source.plan.model_copy(update={"recipe": {**recipe, "rl": rl}})
+    facts = {row[0].text: row[1].text for row in settings(replace(source, plan=plan)).tables[0].rows}
+    assert facts["RL"] == (
+        "data a.jsonl, b.jsonl, verifier ballast.lab.arithmetic:verify, prompts 16, group 8, max_new_tokens 256, "
+        "learning_rate 1e-06, steps 30, beta 0.05"
+    )
