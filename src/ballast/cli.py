@@ -246,8 +246,8 @@ def compare(
 ) -> None:
     """Run objectives × learning rates × seeds, RL after them, and report which left the model best; resumes itself."""
     from ballast import compare as matrix
+    from ballast.pipeline.inspect import write_tokens
     from ballast.report import write_report
-    from ballast.report.looks import write_tokens
 
     part = matrix.Part.parse(only) if only else None
     recipe = _recipe(words, matrix.COMPARE_CHECKS)
@@ -257,15 +257,15 @@ def compare(
     console = _console(stderr=as_json)
     summary = matrix.run_compare(recipe, part=part, jobs=jobs, say=console.print, console=console)
     if as_json:
-        _print_json(summary)
+        _print_json(summary.plain())
     else:
         matrix.show(summary, say=console.print)
-    if any(row["stages"] for row in summary["rows"]):
+    if any(row.stages for row in summary.rows):
         if why := write_tokens(recipe, [one.build() for one in recipe.compare.objectives], recipe.output):
             console.print(f"the report has no token views: {why}", soft_wrap=True)
         page, _ = write_report([recipe.output])
         console.print(f"report: {page}", soft_wrap=True)
-    if summary["failed"]:
+    if summary.failed:
         raise typer.Exit(1)
 
 
@@ -299,22 +299,29 @@ def inspect(
         typer.Option("--objective", help="Name, or {name: …, option: …}; repeat for several. Default: the recipe's."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", help="The live model.", show_default="the recipe's start, as the reference")
+        str | None, typer.Option("--model", help="The live model.", show_default="the recipe's, as the reference")
     ] = None,
-    page: Annotated[Path | None, typer.Option("--html", help="Write a page to this file.", show_default=False)] = None,
+    page: Annotated[
+        Path | None, typer.Option("--html", dir_okay=False, help="Write a page to this file.", show_default=False)
+    ] = None,
     record: Annotated[
         Path | None,
-        typer.Option("--record", help="Write the figures as JSON; reports show a run folder's tokens.json."),
+        typer.Option(
+            "--record", dir_okay=False, help="Write the figures as JSON; reports show a run folder's tokens.json."
+        ),
     ] = None,
     over: Annotated[int, typer.Option("--over", min=0, help="First rows whose weights the histograms count.")] = 64,
 ) -> None:
     """Show what objectives make of every token of some rows: weight, probabilities, entropy, KL, selection."""
-    from ballast.pipeline import inspect as inspection
+    from ballast.pipeline.inspect import INSPECT_CHECKS, run_inspect
+    from ballast.report import show_tokens
 
-    recipe = _recipe(words, inspection.INSPECT_CHECKS)
-    inspection.run_inspect(
-        recipe, rows, objectives=objective or (), model=model, over=over, page=page, record=record, say=_console().print
-    )
+    recipe = _recipe(words, INSPECT_CHECKS)
+    rows_counted = over if page or record else 0
+    tokens = run_inspect(recipe, rows, objectives=objective or (), model=model, over=rows_counted, record=record)
+    show_tokens(tokens, page=page, say=_console().print)
+    if record is not None:
+        print(f"{record}: written")
 
 
 @app.command()

@@ -141,7 +141,7 @@ def _taken(folder: Path) -> bool:
 def _look(folder: Path, objectives: tuple[str, ...], seed: int) -> None:
     """Let the report show some rows token by token; the first of them has a wrong result in it."""
     from ballast.objectives import objective
-    from ballast.report.looks import write_tokens
+    from ballast.pipeline.inspect import write_tokens
 
     write_tokens(_recipe({"use": "auto"}, seed), [objective(name) for name in objectives], folder)
 

@@ -18,6 +18,7 @@ from ballast.pipeline.evaluate import Measured, check_prompts, measure, table
 from ballast.pipeline.run_folder import Clock, no_empty_folder, now, save_final, write_evals
 from ballast.protocols import Say
 from ballast.records import write as records
+from ballast.records.schema import SCHEMA, CellRecord
 from ballast.rl.options import RLOptions
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def run_rl(
     start: str | Path | None = None,
     output: str | Path | None = None,
     resume: bool = False,
+    cell: CellRecord | None = None,
     say: Say = print,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -82,7 +84,7 @@ def run_rl(
     clock.lap("evaluate_before")
     with no_empty_folder(folder):
         run = _run(made, model, folder, say if progress else None)
-        record = _record(made, model)
+        record = _record(made, model) | ({} if cell is None else {"cell": cell.plain()})
         main = run.trainer.is_world_process_zero()
         if main:
             say(f"rl: {len(made.prompts):,} prompts; {_plan(made.options)}")
@@ -96,14 +98,16 @@ def run_rl(
         return record
     trl.without_reference_adapter(folder)
     append_settings(folder, made.options, record["start"])
-    finished = {**record, "status": "finished", "finished": now(), "train": totals, "seconds": clock.laps}
+    finished = {**record, "status": "trained", "finished": now(), "train": totals, "seconds": clock.laps}
     finished |= {**counts, "reward": _reward(folder)}
     records.write_json(folder / records.RUN, finished)
     after = measure(measured, run.trainer.model, made.tokenizer, name=AFTER, progress=progress)
     clock.lap("evaluate")
     if after:
         write_evals(folder, after, step=run.trainer.state.global_step)
-        records.write_json(folder / records.RUN, finished)
+    finished["status"] = "finished"
+    records.write_json(folder / records.RUN, finished)
+    if after:
         say(table([*evals, *after]))
     say(f"{folder}: {_said(finished['reward'])}checkpoint and run record written ({clock.total:.0f} s)")
     return {**finished, "evals": [entry.record() for entry in (*evals, *after)]}
@@ -213,6 +217,7 @@ def _plan(options: RLOptions) -> str:
 def _record(made: _Ready, model: Any) -> dict[str, Any]:
     args = made.args
     return {
+        "schema": SCHEMA,
         "recipe": made.recipe.resolved(),
         "rl": made.options.to_dict(),
         "start": made.model.adapter or made.model.path,

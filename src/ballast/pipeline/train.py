@@ -16,9 +16,17 @@ from ballast.pipeline.run_folder import Clock, no_empty_folder, now, save_final,
 from ballast.pipeline.score import score
 from ballast.protocols import Say
 from ballast.records import write as records
+from ballast.records.schema import SCHEMA, CellRecord
 
 
-def run_train(recipe: Recipe, *, resume: bool = False, say: Say = print, progress: bool = True) -> dict[str, Any]:
+def run_train(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    cell: CellRecord | None = None,
+    say: Say = print,
+    progress: bool = True,
+) -> dict[str, Any]:
     """Train as the recipe says and return the run record; checkpoint and record lie in ``recipe.output``.
 
     The output folder appears when the first step is about to run: input that cannot be used leaves nothing behind.
@@ -49,7 +57,7 @@ def run_train(recipe: Recipe, *, resume: bool = False, say: Say = print, progres
         if not progress:
             trainer.remove_callback(PrinterCallback)
             trainer.remove_callback(ProgressCallback)
-        record = _record(made, model)
+        record = _record(made, model) | ({} if cell is None else {"cell": cell.plain()})
         main = trainer.is_world_process_zero()
         if main:
             rows = None if trainer.groups is None else trainer.groups.rows
@@ -63,13 +71,15 @@ def run_train(recipe: Recipe, *, resume: bool = False, say: Say = print, progres
     clock.lap("save")
     if not main:
         return record
-    finished = {**record, "status": "finished", "finished": now(), "train": result.metrics, "seconds": clock.laps}
+    finished = {**record, "status": "trained", "finished": now(), "train": result.metrics, "seconds": clock.laps}
     records.write_json(output / records.RUN, finished)
     after = _measure_trained(trainer, made, say, progress)
     clock.lap("evaluate")
     if after:
         write_evals(output, after, step=trainer.state.global_step)
-        records.write_json(output / records.RUN, finished)
+    finished["status"] = "finished"
+    records.write_json(output / records.RUN, finished)
+    if after:
         say(table([*evals, *after]))
     say(f"{output}: checkpoint and run record written ({clock.total:.0f} s)")
     return {**finished, "evals": [entry.record() for entry in (*evals, *after)]}
@@ -128,6 +138,7 @@ def _reference(made: Ready) -> Any:
 def _record(made: Ready, model: Any) -> dict[str, Any]:
     recipe = made.recipe
     return {
+        "schema": SCHEMA,
         "recipe": recipe.resolved(),
         "objective": made.args.objective,
         "model": {

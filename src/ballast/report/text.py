@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections.abc import Callable
 
 INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 """Unicode categories of characters that show nothing themselves, and may change how others are shown."""
@@ -41,7 +42,7 @@ def one_line(text: object) -> str:
 
 
 def markdown(text: object) -> str:
-    """Return text that Markdown shows as it stands: no markup, no link, no table cell of its own."""
+    """Return text that Markdown shows as it is: no markup, no link, no table cell of its own."""
     return MARKDOWN.sub(_escaped, one_line(text))
 
 
@@ -49,14 +50,6 @@ def _escaped(found: re.Match[str]) -> str:
     # A backslash goes before punctuation only; "1." at a line's start is undone behind the digit.
     text = found[0]
     return f"{text}\u2060" if text.isdigit() else f"\\{text}"
-
-
-def code(text: object) -> str:
-    """Return text as a Markdown code span, with a fence longer than any run of backticks inside."""
-    plain = one_line(text).replace("|", "\\|")
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", plain)), default=0))
-    pad = " " if plain.startswith("`") or plain.endswith("`") else ""
-    return f"{fence}{pad}{plain}{pad}{fence}"
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -84,9 +77,9 @@ def signed(value: float | None, digits: int = 3) -> str:
     return f"+{text}" if value is not None and value > ROUNDING else text
 
 
-def interval(low: float | None, high: float | None, *, show: object = number) -> str:
+def interval(low: float | None, high: float | None, *, show: Callable[[float], str] = number) -> str:
     """Return ``low to high``, or nothing where there is no interval."""
-    return "" if low is None or high is None else f"{show(low)} to {show(high)}"  # type: ignore[operator]
+    return "" if low is None or high is None else f"{show(low)} to {show(high)}"
 
 
 def rate(value: float | None) -> str:
