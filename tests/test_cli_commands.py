@@ -170,11 +170,11 @@ def test_chat_rows_train_with_the_labels_that_were_prepared(workspace, setting):
 
 
 def test_a_trainer_that_refuses_leaves_no_folder_behind(workspace, monkeypatch):
-    def refuse(made, model):
+    def refuse(training):
         Path("refused").mkdir()
         raise BallastError("no")
 
-    monkeypatch.setattr("ballast.pipeline.train._trainer", refuse)
+    monkeypatch.setattr("ballast.pipeline.train._FineTuning._trainer", refuse)
     done = CliRunner().invoke(app, ["train", "recipe.yaml", "output=refused", "evaluation.base=false"])
     assert (done.exit_code, done.stderr) == (2, "no\n")
     assert not Path("refused").exists()
@@ -218,7 +218,7 @@ def test_version_names_the_libraries_below():
 def test_debug_shows_the_traceback(monkeypatch):
     monkeypatch.setenv("BALLAST_DEBUG", "0")
     done = CliRunner().invoke(app, ["--debug", "objectives", "nope"])
-    assert type(done.exception).__name__ == "BallastError"
+    assert isinstance(done.exception, BallastError)
 
 
 def test_other_errors_keep_their_traceback(monkeypatch):

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from ballast.cli import app
 from ballast.config.recipe import DataSection, Recipe
 from ballast.evaluation import Task
-from ballast.pipeline.readiness import read_source, with_readiness
+from ballast.pipeline.evaluate import with_readiness
+from ballast.pipeline.sources import read_source
 from tiny import char_tokenizer, tiny_model
 
 SUMS = [{"prompt": f"{a}+{b}=", "completion": f"{a + b}!", "answer": str(a + b)} for a in range(3) for b in range(3)]

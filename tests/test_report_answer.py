@@ -238,15 +238,15 @@ def test_what_other_items_could_undo_is_said_of_the_base_model_too():
     made = report_records.changed(made, lambda summary: before(summary, "dft", to_start=to_base))
     assert answer(made, ACCURACY)[0].endswith(
         "beyond noise, and 0.320 (−0.010 to +0.650) higher than the base model over 3 seeds, Holm-adjusted p = 0.003: "
-        "beyond noise over seeds, but not over items."
+        "beyond noise across seeds, but not across items."
     )
 
 
 def test_the_fifth_gap_is_the_last_that_is_named():
     made = source({"sft": [0.5], "dft": [0.7]})
     assert answer(made, ACCURACY)[2] == (
-        "Not measured: results after reinforcement learning, other seeds, other learning rates, drift from the base model "
-        "and forgetting; more below."
+        "Not measured: results after reinforcement learning, other seeds, other learning rates, "
+        "drift from the base model and forgetting; more below."
     )
 
 

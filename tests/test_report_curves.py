@@ -94,8 +94,7 @@ def test_a_value_that_is_not_finite_is_a_gap_of_its_block_and_a_caution(source, 
     assert [place for place, (_, value) in enumerate(line.points) if value is None] == [2]
     assert line.band == ()
     assert report.cautions == (
-        "sft in fine-tuning logged values that are not finite, as training that diverges does; the curves have gaps "
-        "there.",
+        "sft in fine-tuning logged values that are not finite: training diverged; the curves have gaps there.",
     )
     assert build(source).cautions == ()
 
@@ -108,21 +107,21 @@ def test_the_base_after_fine_tuning_is_in_no_chart_of_rl(source):
 
 
 def test_rates_at_the_end_of_the_sweep_are_named_with_their_rows(source):
-    every = "rates outside the sweep (the best rate is at its end for every objective)"
+    every = "learning rates outside the sweep (the best rate is at its end for every objective)"
     assert every in gap(source)
 
     def inside(summary):
         summary["rows"][1]["edge"] = None
 
     two = gap(report_records.changed(source, inside))
-    assert "rates outside the sweep (the best rate is at its end for prift-mass and eksft)" in two
+    assert "learning rates outside the sweep (the best rate is at its end for prift-mass and eksft)" in two
     assert "prift-mass (highest, 3e-4) and eksft (highest, 3e-4)" in " ".join(two.values())
 
     def another(summary):
         inside(summary)
         summary["rows"][2]["edge"] = None
 
-    assert "rates outside the sweep (the best rate is at its end for eksft)" in gap(
+    assert "learning rates outside the sweep (the best rate is at its end for eksft)" in gap(
         report_records.changed(source, another)
     )
 

@@ -106,7 +106,7 @@ BOTH = {"value": 0.3, "n": 3, "level": 0.95, "method": "crossed"}
         ({"p_holm": 0.01, "over_both": {**BOTH, "low": 0.1, "high": 0.5}}, ": beyond noise."),
         (
             {"p_holm": 0.01, "over_both": {**BOTH, "low": -0.1, "high": 0.7}},
-            ": beyond noise over seeds, but not over items.",
+            ": beyond noise across seeds, but not across items.",
         ),
         ({"p_holm": None}, ": not tested, as the difference is the same on every seed."),
         ({"p_holm": None, "seeds": [42]}, ": not tested, as there is only one seed."),

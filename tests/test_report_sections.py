@@ -134,7 +134,7 @@ def test_the_words_of_the_table_are_explained(source):
     assert "which fine-tuning has to beat" in notes[1]
     assert notes[2] == "random is sft from random weights: what the demonstrations teach without the base model."
     assert notes[3] == (
-        "Small figures are 95% intervals over seeds and items (3 seeds each); for base over items, for these runs."
+        "Intervals are of 95%, over seeds and items (3 seeds each); for base: over items, for these runs."
     )
     assert "Holm-adjusted for the number of objectives" in notes[4]
     alone = source.summary.model_copy(update={"rows": source.summary.rows[1:2]})
@@ -273,7 +273,7 @@ def test_numbers_of_seeds_that_differ_are_in_the_cells_alone(source):
 
     made = results(report_records.changed(source, fewer), ACCURACY)
     assert "each" not in made.notes[3]
-    assert made.notes[3].endswith("; for base, base after RL and sft after RL over items, for these runs.")
+    assert made.notes[3].endswith("; for base, base after RL and sft after RL: over items, for these runs.")
     rows = {row[0].text: row for row in made.tables[0].rows}
     assert rows["sft"][2].detail.endswith(", 1 seed")
     assert rows["eksft"][2].detail.endswith(", 3 seeds")

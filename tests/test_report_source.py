@@ -73,7 +73,7 @@ def test_an_unfinished_run_is_shown_as_unfinished_with_its_curves(tmp_path, run)
     assert report.status == "lab on lab:train (64 rows): 2 objectives, 1 seed; 1 run finished, 1 unfinished"
     assert report.cautions[0].startswith("Unfinished")
     assert any(
-        "Not finished, with curves up to where they stopped: dft" in note
+        "1 run not finished, with curves up to where they stopped: dft." in note
         for section in report.sections
         for note in section.notes
     )

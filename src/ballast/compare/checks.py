@@ -187,7 +187,7 @@ def _check_apart(plan: Plan, chosen: str) -> Iterable[Problem]:
 
 def _items(task: Task) -> set[str]:
     """Return what a task asks, row by row; texts and questions are asked too."""
-    from ballast.pipeline.evaluate import load_task
+    from ballast.pipeline.tasks import load_task
 
     keys = ("prompt", "question", "text", "completion")
     rows = load_task(task).data

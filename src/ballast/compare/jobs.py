@@ -163,7 +163,8 @@ KINDS: dict[str, Callable[[JobContext, Job, Path], None]] = {"train": _fine_tune
 def measure_base(context: JobContext, *, progress: bool) -> None:
     """Measure the base model on all tasks, unless that is done: answers first, the results last."""
     from ballast import models
-    from ballast.pipeline.evaluate import check_prompts, default_device, measure
+    from ballast.pipeline.evaluate import check_prompts, measure
+    from ballast.pipeline.tasks import load_tasks
 
     folder, recipe = context.store.base, base_recipe(context.plan)
     if (folder / EVALS).is_file():
@@ -173,14 +174,14 @@ def measure_base(context: JobContext, *, progress: bool) -> None:
     for leftover in folder.glob("*.tmp"):
         leftover.unlink(missing_ok=True)
     assert recipe.model is not None
-    section = models.resolve(recipe.model)
+    section, tasks = models.resolve(recipe.model), load_tasks(recipe)
     tokenizer = models.load_tokenizer(section)
-    model = models.load_model(section).to(default_device())
-    check_prompts(recipe, model, tokenizer)
-    [measured] = measure(recipe, model, tokenizer, name=BASE, progress=progress)
+    model = models.load_model(section).to(models.default_device())
+    check_prompts(tasks, model, tokenizer)
+    measured = measure(tasks, model, tokenizer, name=BASE, base=model, progress=progress)
     measured.write_items(folder / "evals")
     made = {"versions": versions(), "commit": git_commit(), "device": str(model.device)}
-    write_jsonl(folder / EVALS, [measured.record(step=0, recipe=recipe.resolved(), **made)])
+    write_jsonl(folder / EVALS, [measured.record(step=0, recipe=recipe.resolved(), **made).plain()])
     _free_memory()
 
 

@@ -17,6 +17,7 @@ from ballast.compare.progress import Board, Slot, slot_of
 from ballast.compare.summary import chosen_rates, summarise, sweep
 from ballast.config.recipe import Recipe
 from ballast.errors import BallastError
+from ballast.pipeline.sources import read_once
 from ballast.protocols import Say
 from ballast.records.folder import BASE, REPORT, TUNING, Store
 from ballast.records.read import read, read_lines
@@ -34,6 +35,7 @@ MOST_JOBS = 4
 """Processes that are started unless the user says how many; each holds the libraries, the better part of a gigabyte."""
 
 
+@read_once()
 def run_compare(
     recipe: Recipe,
     *,
@@ -239,7 +241,7 @@ def _budget_steps(plan: Plan) -> int | None:
     budget = plan.compare.budget
     if budget is None or budget.steps is not None:
         return None if budget is None else budget.steps
-    from ballast.pipeline.prepare import ready
+    from ballast.pipeline.inputs import ready
 
     recipes = _row_recipes(JobContext(plan, Store(Path(str(plan.recipe.output))), steps=1))
     made = ready(next(recipe for recipe in recipes if recipe.groups is None), lambda _: None)

@@ -14,13 +14,14 @@ from ballast.objectives import objective as build_objective
 from ballast.pipeline import sources
 from ballast.pipeline.checks.common import check_data, check_model, check_required
 from ballast.pipeline.row_statistics import Piece, concatenated, load_models, reference_name, row_pieces, statistics
-from ballast.protocols import Tokenizer
 from ballast.records.folder import TOKENS
 from ballast.records.schema import SCHEMA
 from ballast.records.tokens import Histogram, TokenObjective, TokenRow, TokensRecord, TokenWeights
 from ballast.stats import GROUP_FIELDS, LAYOUT_FIELDS
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from ballast.stats import TokenStats
 
 INSPECT_CHECKS: tuple[Check, ...] = (check_required("model"), check_model, check_data, check_training)
@@ -280,7 +281,7 @@ def _histogram(objective: Objective, parts: Sequence[TokenStats]) -> Histogram:
     )
 
 
-def _token_row(piece: Piece, stats: TokenStats, tokenizer: Tokenizer) -> TokenRow:
+def _token_row(piece: Piece, stats: TokenStats, tokenizer: PreTrainedTokenizerBase) -> TokenRow:
     columns = {name: tuple(round(value, 6) for value in stats.require(name).tolist()) for name in RECORDED}
     return TokenRow(
         row=piece.row,
@@ -290,10 +291,10 @@ def _token_row(piece: Piece, stats: TokenStats, tokenizer: Tokenizer) -> TokenRo
     )
 
 
-def _text(tokenizer: Tokenizer, token: int) -> str:
+def _text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     """Return a token's text with its leading space; the vocabulary's own spelling where it is part of a character."""
     spelling = str(tokenizer.convert_ids_to_tokens(token))
     if spelling.startswith("▁"):
         return spelling.replace("▁", " ")
-    text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
+    text = str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
     return spelling if "\N{REPLACEMENT CHARACTER}" in text or not text else text

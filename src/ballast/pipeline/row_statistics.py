@@ -10,11 +10,12 @@ from ballast import models
 from ballast.config.recipe import ModelSection, Recipe
 from ballast.config.training import training_config
 from ballast.errors import BallastError
-from ballast.protocols import Model, Tokenizer
+from ballast.protocols import Model
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
     from ballast.stats import TokenStats
 
@@ -36,7 +37,7 @@ class Models:
 
     live: Model
     reference: Model
-    tokenizer: Tokenizer
+    tokenizer: PreTrainedTokenizerBase
     vocab_size: int | None
 
 
@@ -91,7 +92,7 @@ def _device() -> Any:
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
-def row_pieces(recipe: Recipe, raw: Dataset, rows: Sequence[int], tokenizer: Tokenizer) -> list[Piece]:
+def row_pieces(recipe: Recipe, raw: Dataset, rows: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
     """Tokenise rows as training does; a single row without a trained token is refused, among others it is left out."""
     from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 

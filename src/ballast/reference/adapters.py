@@ -103,7 +103,7 @@ def _tensors(module: Model) -> Iterator[tuple[str, Tensor]]:
 
 def _entries(base: Model) -> Iterator[tuple[str, str | None, Tensor]]:
     """Yield each tensor's name, its name without PEFT (None for an adapter's own) and the tensor."""
-    wrappers = {name.replace(COMPILED_PREFIX, ""): kept for name, kept in _wrappers(base)}
+    wrappers = {name.replace(COMPILED_PREFIX, ""): attribute for name, attribute in _wrappers(base)}
     for name, tensor in _tensors(base):
         yield name, _clean(name, wrappers), tensor
 
@@ -126,9 +126,9 @@ def _wrappers(base: Model) -> Iterator[tuple[str, str]]:
 
 def _clean(name: str, wrappers: dict[str, str]) -> str | None:
     pieces = name.split(".")
-    kept, index = [], 0
+    clean, index = [], 0
     while index < len(pieces):
-        kept.append(pieces[index])
+        clean.append(pieces[index])
         index += 1
         path = ".".join(pieces[:index])
         while path in wrappers and index < len(pieces):
@@ -136,7 +136,7 @@ def _clean(name: str, wrappers: dict[str, str]) -> str | None:
                 return None
             index += 1
             path = ".".join(pieces[:index])
-    return ".".join(kept)
+    return ".".join(clean)
 
 
 def _is_neutral(module: nn.Module) -> bool:

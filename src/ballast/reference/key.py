@@ -1,4 +1,4 @@
-"""What a cache of reference statistics depends on, apart from the rows themselves."""
+"""What a cache of reference statistics depends on beside the rows themselves."""
 
 from __future__ import annotations
 

@@ -69,10 +69,7 @@ def _cautions(source: Source) -> Iterator[str]:
         yield "Unfinished: the figures are of the finished runs, and may change."
     diverged = curves.diverged(source)
     if diverged:
-        yield (
-            f"{joined(diverged)} logged values that are not finite, as training that diverges does; the curves have gaps "
-            "there."
-        )
+        yield f"{joined(diverged)} logged values that are not finite: training diverged; the curves have gaps there."
     if len(source.summary.provenance.versions) > 1:
         yield "The runs were made with different versions of the libraries; see the settings."
     if source.plan is None:

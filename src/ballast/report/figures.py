@@ -171,7 +171,7 @@ def verdict(difference: Difference) -> str:
     if difference.p_holm >= ALPHA:
         return "within noise"
     if value.low is not None and value.high is not None and value.low <= 0 <= value.high:
-        return "over seeds only"
+        return "across seeds only"
     return "beyond noise"
 
 
@@ -179,6 +179,6 @@ VERDICTS = {
     "one seed": "not tested, as there is only one seed",
     "no spread": "not tested, as the difference is the same on every seed",
     "within noise": "within noise",
-    "over seeds only": "beyond noise over seeds, but not over items",
+    "across seeds only": "beyond noise across seeds, but not across items",
     "beyond noise": "beyond noise",
 }

@@ -211,7 +211,8 @@ def _summary(runs: Sequence[Run], base: Sequence[Run]) -> Summary:
 
 
 def _row(label: str, runs: Sequence[Run]) -> Row:
-    objective = next((run.record.objective for run in runs if run.done and run.record.objective), {"name": label})
+    resolved = (run.record.objective for run in runs if run.done)
+    objective: Values = next((one for one in resolved if one), {"name": label})
     return Row(label=label, kind="method", objective=objective, rate=runs[0].rate, edge=None, tuning=(), stages={})
 
 

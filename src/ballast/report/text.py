@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from collections.abc import Callable
 
-INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-"""Unicode categories of characters that show nothing themselves, and may change how others are shown."""
+from ballast.text import inert
 
 ROUNDING = 1e-12
 """What sums of the same numbers in another order may differ by, so no difference."""
@@ -21,19 +19,6 @@ MARKDOWN = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-
-
-def inert(text: object, *, keep: str = "") -> str:
-    """Return text with its invisible characters spelt out, such as ``⟨U+202E⟩``, but for those in `keep`.
-
-    Right-to-left overrides reorder what follows them, lone surrogates cannot be written, escape codes move a
-    terminal's cursor: spelt out, they are seen for what they are.
-    """
-    return "".join(c if c in keep or not _hidden(c) else f"⟨U+{ord(c):04X}⟩" for c in str(text))
-
-
-def _hidden(character: str) -> bool:
-    return unicodedata.category(character) in INVISIBLE
 
 
 def one_line(text: object) -> str:

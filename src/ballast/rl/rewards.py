@@ -35,7 +35,7 @@ ANSWERED: dict[str, Answered] = {
     "last-number": lambda completion, row, seconds: float(last_number(completion) is not None),
     "math": lambda completion, row, seconds: judge(MATH, completion, row, seconds),
 }
-"""How an answer is read off for each verifier of ballast's; a function of one's own says it by `answered`."""
+"""How an answer is read off for each verifier of ballast's; a user's function has an attribute `answered` for it."""
 
 
 def reward_verifier(name: str, reward: str = "verifier", *, seconds: float = 10.0) -> Verifier:

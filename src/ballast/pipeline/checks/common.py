@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from ballast.errors import BallastError
 from ballast.pipeline import sources
 from ballast.pipeline.advise import check_has_demonstrations, check_reference_is_start
 from ballast.pipeline.checks import groups as group_checks
-from ballast.records.write import RUN
+from ballast.pipeline.run_folder import read_record
 from ballast.stats import PAIR_FIELDS
 
 FIXED: dict[str, tuple[str, ...]] = dict.fromkeys(("model", "data", "objective", "reference", "groups", "seed"), ())
@@ -118,7 +117,7 @@ def check_score(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
 
 def check_tasks(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     """Every task's options, verifier and rows."""
-    from ballast.pipeline.evaluate import load_task
+    from ballast.pipeline.tasks import load_task
 
     if "evaluation" in broken:
         return
@@ -178,17 +177,21 @@ def check_resume(fixed: Mapping[str, Sequence[str]]) -> Check:
     def check(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
         if recipe.output is None or "output" in broken:
             return
-        if not any(Path(recipe.output).glob("checkpoint-*/trainer_state.json")):
-            yield Problem(("output",), f"{recipe.output}: has no checkpoint to resume from; start without --resume")
-            return
+        output = Path(recipe.output)
         try:
-            recorded = json.loads((Path(recipe.output) / RUN).read_text(encoding="utf-8"))["recipe"]
-            begun = Recipe(**{key: recorded.get(key) for key in fixed}).resolved()
-        except (OSError, ValueError, KeyError, TypeError):
+            begun = read_record(output)
+        except BallastError as error:
+            yield Problem(("output",), str(error))
+            return
+        trained = begun is not None and begun.status == "trained"
+        if not trained and not any(output.glob("checkpoint-*/trainer_state.json")):
+            yield Problem(("output",), f"{output}: has no checkpoint to resume from; start without --resume")
+            return
+        if begun is None:
             return
         now = recipe.resolved()
         for key, free in fixed.items():
-            if key not in broken and _without(begun[key], free) != _without(now[key], free):
+            if key not in broken and _without(begun.recipe.get(key), free) != _without(now[key], free):
                 yield Problem(
                     (key,), "differs from the run to be resumed, which would change midway; start a new output"
                 )

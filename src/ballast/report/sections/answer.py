@@ -32,7 +32,7 @@ NO_ANSWER = {
     BEFORE: "After fine-tuning, nothing has been measured yet.",
     AFTER: "Reinforcement learning was not run, so which objective is the best start for it is unknown.",
 }
-UNSURE = ("within noise", "over seeds only")
+UNSURE = ("within noise", "across seeds only")
 NAMED_GAPS = 5
 NAMED_RUNS = 8
 
@@ -193,10 +193,10 @@ def _missing(source: Source) -> Iterator[Gap]:
     if missing:
         more = [f"{len(missing) - NAMED_RUNS} more"] if len(missing) > NAMED_RUNS else []
         named = joined([*missing[:NAMED_RUNS], *more])
-        yield Gap(counted(len(missing), "planned run"), f"{counted(len(missing), 'run')} not finished: {named}.")
-    unfinished = [run.folder.name for run in source.runs if not run.done and not run.failed]
-    if unfinished and source.plan is None:
-        yield Gap("", f"Not finished, with curves up to where they stopped: {joined(unfinished)}.")
+        noun, shown = (
+            ("planned run", "") if source.plan else ("unfinished run", ", with curves up to where they stopped")
+        )
+        yield Gap(counted(len(missing), noun), f"{counted(len(missing), 'run')} not finished{shown}: {named}.")
     for run in (run for run in source.runs if run.failed):
         error = run.record.error or "unknown error"
         yield Gap("", f"{run.label} (seed {run.seed}, rate {rate(run.rate)}) failed: {error}")
@@ -215,11 +215,8 @@ def _seeds(source: Source) -> Iterator[Gap]:
     planned = len(source.summary.seeds.report)
     reported = [stage for row in rows(source.summary, "method") for stage in row.stages.values()]
     if planned == 1 or any(len(stage.seeds) == 1 for stage in reported):
-        yield Gap(
-            "other seeds",
-            "At least one objective has a single seed: its spread over seeds is unknown, and a difference may be due to "
-            "the seed.",
-        )
+        text = "At least one objective has a single seed, so a difference may be due to the seed."
+        yield Gap("other seeds", text)
 
 
 def _base(source: Source) -> Iterator[Gap]:
@@ -240,7 +237,7 @@ def _rates(source: Source) -> Iterator[Gap]:
         rates = joined([f"{row.label} ({row.edge}, {rate(row.rate)})" for row in at_edge])
         labels = "every objective" if len(at_edge) == len(methods) > 1 else joined([row.label for row in at_edge])
         yield Gap(
-            f"rates outside the sweep (the best rate is at its end for {labels})",
+            f"learning rates outside the sweep (the best rate is at its end for {labels})",
             f"The best rate is at the end of the sweep for {rates}: a rate outside it may be better.",
         )
 

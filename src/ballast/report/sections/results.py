@@ -81,7 +81,7 @@ def _main_table(summary: Summary, metric: Metric, to_base: Differences) -> Table
         if AFTER in reached:
             cells.append(_difference_cell(_gain(row, measured[AFTER]), metric))
         if compared:
-            cells += [_difference_cell(one and one.to_baseline, metric) for one in measured.values()]
+            cells += [_difference_cell(one.to_baseline if one else None, metric) for one in measured.values()]
         if to_base:
             cells.append(_difference_cell(to_base.get(row.label), metric))
         lines.append((*cells, Cell(rate(row.rate), f"{row.edge} tried" if row.edge else "")))
@@ -145,10 +145,10 @@ def _notes(summary: Summary, metric: Metric, to_base: Differences) -> Iterator[s
     tested = _tested_differences(summary, metric, to_base)
     if any(one.p_holm is not None for one in tested):
         yield (
-            "Differences are paired by seed and item; p is of the paired t test over seeds, Holm-adjusted for the number "
-            "of objectives. Intervals are not adjusted, so one may exclude 0 where p is above 0.05."
+            "Differences are paired by seed and item; p is of the paired t test over seeds, Holm-adjusted for the "
+            "number of objectives. Intervals are not adjusted, so one may exclude 0 where p is above 0.05."
         )
-        verdicts = {verdict(one) for one in tested} & {"over seeds only", "no spread"}
+        verdicts = {verdict(one) for one in tested} & {"across seeds only", "no spread"}
         yield from (f"“{word}”: {VERDICTS[word]}." for word in sorted(verdicts))
     elif tested:
         yield "Differences are paired by seed and item; with one seed, or no spread over seeds, none can be tested."
@@ -171,11 +171,11 @@ def _coverage(summary: Summary, metric: Metric) -> str:
     if not covered:
         return "There is no interval: one run, without scores of single items."
     most = max(covered, key=lambda coverage: len(covered[coverage]))
-    others = [f"for {joined(names)} {coverage}" for coverage, names in covered.items() if coverage != most]
-    others += [f"for {joined(without)} there is none"] if without else []
+    others = [f"for {joined(names)}: {coverage}" for coverage, names in covered.items() if coverage != most]
+    others += [f"for {joined(without)}: none"] if without else []
     seeds = _common_seeds(summary)
     each = f" ({seeds} each)" if seeds else ""
-    return f"Small figures are {summary.level:.0%} intervals {most}{each}{''.join(f'; {other}' for other in others)}."
+    return f"Intervals are of {summary.level:.0%}, {most}{each}{''.join(f'; {other}' for other in others)}."
 
 
 def _interval_charts(summary: Summary, metric: Metric) -> Iterator[IntervalChart]:

@@ -1,0 +1,67 @@
+"""The evaluation tasks of a recipe, with their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ballast.config.recipe import DataSection, Recipe
+from ballast.errors import BallastError
+from ballast.pipeline import sources
+
+if TYPE_CHECKING:
+    from ballast.evaluation import Task
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Tasks with their rows, and by the name of each where these come from."""
+
+    loaded: tuple[Task, ...]
+    sources: Mapping[str, Mapping[str, str]]
+
+    def __bool__(self) -> bool:
+        return bool(self.loaded)
+
+    @property
+    def need_base(self) -> bool:
+        """Whether one of them measures a divergence from the model before training."""
+        return any(task.needs_base for task in self.loaded)
+
+
+def load_tasks(recipe: Recipe) -> Tasks:
+    """Return the recipe's tasks with their rows read and checked.
+
+    Raises:
+        BallastError: an option, the verifier or a row of one cannot be used.
+    """
+    tasks = recipe.evaluation.tasks
+    return Tasks(tuple(load_task(task, recipe.data) for task in tasks), {task.name: task.sources() for task in tasks})
+
+
+def load_task(task: Task, data: DataSection | None = None) -> Task:
+    """Return a task with its rows read and checked.
+
+    Args:
+        data: what ``data.train`` means as a source of demonstrations.
+
+    Raises:
+        BallastError: an option, the verifier or a row cannot be used.
+    """
+    from ballast.evaluation.run import ROWS_BESIDE, check_rows, load_rows_beside, load_task_rows
+
+    named = task.sources()
+    source = named.pop("data")
+    if problem := sources.check_source(source):
+        raise BallastError(problem)
+    rows = sources.load(source, split=task.split, columns=task.columns, limit=task.limit)
+    read: dict[str, Any] = {"data": list(rows)}
+    for name, source in named.items():
+        try:
+            read[name] = sources.read_source(source, data, task.limit or ROWS_BESIDE)
+        except BallastError as error:
+            raise BallastError(f"{name}: {error}") from error
+    loaded = task.changed(read)
+    check_rows(loaded, load_task_rows(loaded), load_rows_beside(loaded))
+    return loaded
