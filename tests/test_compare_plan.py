@@ -247,8 +247,7 @@ def test_groups_go_to_the_rows_that_train_on_them():
     recipe = made.recipe.model_copy(update={"groups": GroupOptions(verifier="exact", own=4)})
     made = Plan(recipe)
     assert cell_recipe(made, cell_of("sft", 1e-4, 7), store_at("out")).groups is None
-    groups = cell_recipe(made, cell_of("gft", 1e-4, 7), store_at("out")).groups
-    assert groups == GroupOptions(verifier="exact", own=2)
+    assert cell_recipe(made, cell_of("gft", 1e-4, 7), store_at("out")).groups == GroupOptions(verifier="exact", own=2)
 
 
 def test_samples_are_drawn_anew_for_every_seed_and_alike_for_every_method():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ballast import models
 from ballast.config.recipe import ModelSection, Recipe
 from ballast.errors import BallastError
-from ballast.evaluation.tasks import AnyTask, GenerateTask, NllTask, ReadinessTask, SampledTask
+from ballast.evaluation.tasks import GenerateTask, NllTask, ReadinessTask, SampledTask, Task
 from ballast.pipeline import sources
 from ballast.pipeline.tasks import Tasks, load_tasks
 from ballast.progress import on_stderr
@@ -209,7 +209,7 @@ def _readiness_of(recipe: Recipe) -> ReadinessTask:
             "evaluation.tasks: none generates answers, so there are no prompts to sample from; add a task with data "
             "and a verifier"
         )
-    kept = {name: getattr(start, name) for name in KEPT}
+    kept = {name: value for name in KEPT if (value := getattr(start, name)) is not None}
     if start.temperature:
         kept["temperature"] = start.temperature
     if recipe.model is None:
@@ -220,11 +220,11 @@ def _readiness_of(recipe: Recipe) -> ReadinessTask:
     return ReadinessTask(name=READINESS, data=start.data, forgetting=text.data if text else None, **kept)
 
 
-def _is_text(task: AnyTask) -> bool:
+def _is_text(task: Task) -> bool:
     """Whether a task reads plain texts that need no renaming; one of kind ``nll`` may also read demonstrations."""
     if not isinstance(task, NllTask) or task.columns is not None or task.split is not None:
         return False
-    return "text" in sources.load(task.sources()["data"], limit=1).column_names
+    return "text" in sources.load(task.sources()["data"], limit=task.limit).column_names
 
 
 def readiness_lines(measured: Sequence[Measured]) -> list[str]:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from ballast.config.recipe import DataSection, Recipe
 from ballast.errors import BallastError
+from ballast.evaluation.tasks import Task
 from ballast.pipeline import sources
-
-if TYPE_CHECKING:
-    from ballast.evaluation import Task
 
 
 @dataclass(frozen=True)
@@ -34,10 +31,11 @@ def load_tasks(recipe: Recipe) -> Tasks:
     """Return the recipe's tasks with their rows read and checked.
 
     Raises:
-        BallastError: an option, the verifier or a row of one cannot be used.
+        BallastError: the verifier or a row of one cannot be used.
     """
     tasks = recipe.evaluation.tasks
-    return Tasks(tuple(load_task(task, recipe.data) for task in tasks), {task.name: task.sources() for task in tasks})
+    loaded = tuple(load_task(task, recipe.data) for task in tasks)
+    return Tasks(loaded, {task.name: task.sources() for task in tasks})
 
 
 def load_task(task: Task, data: DataSection | None = None) -> Task:
@@ -47,7 +45,7 @@ def load_task(task: Task, data: DataSection | None = None) -> Task:
         data: what ``data.train`` means as a source of demonstrations.
 
     Raises:
-        BallastError: an option, the verifier or a row cannot be used.
+        BallastError: the verifier or a row cannot be used.
     """
     from ballast.evaluation.run import ROWS_BESIDE, check_rows, load_rows_beside, load_task_rows
 
@@ -56,12 +54,12 @@ def load_task(task: Task, data: DataSection | None = None) -> Task:
     if problem := sources.check_source(source):
         raise BallastError(problem)
     rows = sources.load(source, split=task.split, columns=task.columns, limit=task.limit)
-    read: dict[str, Any] = {"data": list(rows)}
-    for name, source in named.items():
+    beside = {}
+    for name, other in named.items():
         try:
-            read[name] = sources.read_source(source, data, task.limit or ROWS_BESIDE)
+            beside[name] = sources.read_source(other, data, task.limit or ROWS_BESIDE)
         except BallastError as error:
             raise BallastError(f"{name}: {error}") from error
-    loaded = task.changed(read)
+    loaded = task.changed({"data": list(rows), **beside})
     check_rows(loaded, load_task_rows(loaded), load_rows_beside(loaded))
     return loaded

@@ -179,24 +179,29 @@ def check_resume(fixed: Mapping[str, Sequence[str]]) -> Check:
             return
         output = Path(recipe.output)
         try:
-            begun = read_record(output)
+            record = read_record(output)
+            begun = {} if record is None else _begun(record.recipe, fixed)
         except BallastError as error:
             yield Problem(("output",), str(error))
             return
-        trained = begun is not None and begun.status == "trained"
+        trained = record is not None and record.status == "trained"
         if not trained and not any(output.glob("checkpoint-*/trainer_state.json")):
             yield Problem(("output",), f"{output}: has no checkpoint to resume from; start without --resume")
             return
-        if begun is None:
-            return
         now = recipe.resolved()
-        for key, free in fixed.items():
-            if key not in broken and _without(begun.recipe.get(key), free) != _without(now[key], free):
+        for key, section in begun.items():
+            if key not in broken and _without(section, fixed[key]) != _without(now[key], fixed[key]):
                 yield Problem(
                     (key,), "differs from the run to be resumed, which would change midway; start a new output"
                 )
 
     return check
+
+
+def _begun(recipe: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """Return the sections of a recipe as this version resolves them."""
+    resolved = Recipe.from_dict({key: recipe[key] for key in keys if key in recipe}).resolved()
+    return {key: resolved[key] for key in keys}
 
 
 def _without(section: Any, keys: Sequence[str]) -> Any:
