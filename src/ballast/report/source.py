@@ -31,7 +31,7 @@ class Source:
         folders: where it was read.
         summary: what ``docs/compare.md`` describes.
         runs: every run with its log; unfinished and failed ones too.
-        base: the measurements of the model that all runs start from, None where nobody made them.
+        base: the measurements of the model that all runs start from, None where it was not measured.
         plan: of a comparison, None for single runs.
         tokens: record of `ballast inspect`, where there is one.
     """
@@ -51,7 +51,7 @@ class Source:
         )
         if self.plan is None:
             return runs
-        listed = {path for row in self.summary.rows for found in row.stages.values() for path in found.runs}
+        listed = {path for row in self.summary.rows for one in row.stages.values() for path in one.runs}
         return [run for run in runs if run.path in listed]
 
     def against_base(self, stage: str, task: str, metric: str) -> dict[str, Difference]:
