@@ -12,10 +12,11 @@ from ballast.compare.plan import LENGTH, Plan, direction, has_length, label_of, 
 from ballast.config import training as settings
 from ballast.config.recipe import Check, Recipe, TaskSection
 from ballast.config.sections import BudgetSection, ChooseSection, CompareSection, MethodSection
-from ballast.config.source import Problem, Where
+from ballast.config.source import Problem
 from ballast.errors import BallastError, suggest
 from ballast.evaluation.tasks import CodeTask, GenerateTask
 from ballast.objectives import Objective
+from ballast.options import Where
 from ballast.pipeline.checks import common as checks
 from ballast.pipeline.checks import groups as group_checks
 from ballast.pipeline.checks import rl as rl_checks

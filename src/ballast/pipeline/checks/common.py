@@ -180,7 +180,8 @@ def check_resume(fixed: Mapping[str, Sequence[str]]) -> Check:
         output = Path(recipe.output)
         try:
             record = read_record(output)
-            begun = None if record is None else Recipe(**{key: record.recipe.get(key) for key in fixed}).resolved()
+            recorded: dict[str, Any] = {} if record is None else {key: record.recipe.get(key) for key in fixed}
+            begun = Recipe(**recorded).resolved()
         except BallastError as error:
             yield Problem(("output",), str(error))
             return
@@ -189,7 +190,7 @@ def check_resume(fixed: Mapping[str, Sequence[str]]) -> Check:
             yield Problem(("output",), f"{output}: has no checkpoint to resume from; start without --resume")
             return
         now = recipe.resolved()
-        for key, free in fixed.items() if begun is not None else ():
+        for key, free in fixed.items() if record is not None else ():
             if key not in broken and _without(begun[key], free) != _without(now[key], free):
                 yield Problem(
                     (key,), "differs from the run to be resumed, which would change midway; start a new output"
