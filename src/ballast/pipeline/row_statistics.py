@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ballast import models
 from ballast.config.recipe import ModelSection, Recipe
@@ -62,9 +62,9 @@ def load_models(recipe: Recipe, model: str | None) -> Models:
             raise BallastError(f"--model {problem}")
     tokenizer = models.load_tokenizer(section)
     models.check_vocabulary(live_section.path, models.load_config(live_section), tokenizer)
-    live = models.load_model(live_section).to(_device())
+    live = models.load_model(live_section, device=models.default_device())
     reference_section = _reference_section(recipe, section)
-    reference = live if reference_section == live_section else models.load_model(reference_section).to(live.device)
+    reference = live if reference_section == live_section else models.load_model(reference_section, device=live.device)
     check_vocabulary(live, AsItStands(reference), len(tokenizer))
     same_size = len(lm_head(live).weight) == len(lm_head(reference).weight)
     return Models(live, reference, tokenizer, None if same_size else len(tokenizer))
@@ -84,12 +84,6 @@ def reference_name(recipe: Recipe) -> str:
         return recipe.reference.model
     base = str(recipe.model.path if recipe.model else "")
     return f"{base} without its adapter" if recipe.reference.use == "adapter-off" else base
-
-
-def _device() -> Any:
-    import torch
-
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
 def row_pieces(recipe: Recipe, raw: Dataset, rows: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
