@@ -62,12 +62,18 @@ def load_models(recipe: Recipe, model: str | None) -> Models:
             raise BallastError(f"--model {problem}")
     tokenizer = models.load_tokenizer(section)
     models.check_vocabulary(live_section.path, models.load_config(live_section), tokenizer)
-    live = models.load_model(live_section, device=models.default_device())
+    live = _load_model(live_section)
     reference_section = _reference_section(recipe, section)
-    reference = live if reference_section == live_section else models.load_model(reference_section, device=live.device)
+    reference = live if reference_section == live_section else _load_model(reference_section)
     check_vocabulary(live, AsItStands(reference), len(tokenizer))
     same_size = len(lm_head(live).weight) == len(lm_head(reference).weight)
     return Models(live, reference, tokenizer, None if same_size else len(tokenizer))
+
+
+def _load_model(section: ModelSection) -> Model:
+    model: Model = models.load_model(section)
+    model.to(models.default_device())
+    return model
 
 
 def _reference_section(recipe: Recipe, base: ModelSection) -> ModelSection:
