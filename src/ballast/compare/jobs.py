@@ -176,7 +176,7 @@ def measure_base(context: JobContext, *, progress: bool) -> None:
     assert recipe.model is not None
     section, tasks = models.resolve(recipe.model), load_tasks(recipe)
     tokenizer = models.load_tokenizer(section)
-    model = models.load_model(section).to(models.default_device())
+    model = models.load_model(section, device=models.default_device())
     check_prompts(tasks, model, tokenizer)
     measured = measure(tasks, model, tokenizer, name=BASE, base=model, progress=progress)
     measured.write_items(folder / "evals")

@@ -31,7 +31,7 @@ BINS = 20
 HISTOGRAM_ROWS = 64
 MAX_ROWS = 1000
 REPORT_ROWS = (1, 2, 3)
-"""Rows in the token views of a report for which nobody chose others."""
+"""Rows in the token views of a report by default."""
 
 
 def run_inspect(
@@ -58,8 +58,8 @@ def run_inspect(
 def write_tokens(recipe: Recipe, objectives: Sequence[Objective], folder: str | Path) -> str:
     """Write what objectives make of the first rows as ``tokens.json``; return why not where that cannot be, else "".
 
-    Objectives on groups have no weights of a single row and are left out; one that is there twice is shown once.
-    An existing file stays as it is: somebody chose its rows.
+    Objectives on groups have no weights of a single row and are left out; one that comes twice is shown once.
+    An existing file stays as it is, with the rows that were chosen for it.
     """
     path = Path(folder) / TOKENS
     single: list[Objective] = []
@@ -197,7 +197,7 @@ def _labels(chosen: Sequence[Objective]) -> list[str]:
         labels.append(f"{one.name} ({options})" if names.count(one.name) > 1 and options else one.name)
     double = next((label for place, label in enumerate(labels) if label in labels[:place]), None)
     if double is not None:
-        raise BallastError(f"--objective {double}: is named twice; its table would be there twice, name it once")
+        raise BallastError(f"--objective {double}: is named twice, so its table would come twice; name it once")
     return labels
 
 

@@ -1,4 +1,4 @@
-"""Text from data as text: nothing in it acts on a page, a terminal or the direction of what stands beside it."""
+"""Text from data as text: nothing in it acts on a page, a terminal or the direction of the text beside it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROUNDING = 1e-12
 """What sums of the same numbers in another order may differ by, so no difference."""
 
 MARKDOWN = re.compile(
-    r"""[\\`*{}\[\]<>|~$&]      # markup wherever it stands
+    r"""[\\`*{}\[\]<>|~$&]      # markup anywhere
     |(?<![^\W_])_|_(?![^\W_])  # emphasis, but not within a word
     |^(?:[#=]|[+-](?=[\s+-]|$)|\d+(?=[.)](?:\s|$)))  # what starts a heading or a list
     |:(?=//)|(?<=\bwww)\.      # addresses that would become links
@@ -31,9 +31,9 @@ def markdown(text: object) -> str:
     return MARKDOWN.sub(_escaped, one_line(text))
 
 
-def _escaped(found: re.Match[str]) -> str:
-    # A backslash goes before punctuation only; "1." at a line's start is undone behind the digit.
-    text = found[0]
+def _escaped(markup: re.Match[str]) -> str:
+    # A backslash goes before punctuation only; the number of a list gets a word joiner behind it.
+    text = markup[0]
     return f"{text}\u2060" if text.isdigit() else f"\\{text}"
 
 

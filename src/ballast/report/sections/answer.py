@@ -193,10 +193,10 @@ def _missing(source: Source) -> Iterator[Gap]:
     if missing:
         more = [f"{len(missing) - NAMED_RUNS} more"] if len(missing) > NAMED_RUNS else []
         named = joined([*missing[:NAMED_RUNS], *more])
-        noun, shown = (
-            ("planned run", "") if source.plan else ("unfinished run", ", with curves up to where they stopped")
-        )
-        yield Gap(counted(len(missing), noun), f"{counted(len(missing), 'run')} not finished{shown}: {named}.")
+        noun, curves = "planned run", ""
+        if source.plan is None:
+            noun, curves = "unfinished run", ", with curves up to where they stopped"
+        yield Gap(counted(len(missing), noun), f"{counted(len(missing), 'run')} not finished{curves}: {named}.")
     for run in (run for run in source.runs if run.failed):
         error = run.record.error or "unknown error"
         yield Gap("", f"{run.label} (seed {run.seed}, rate {rate(run.rate)}) failed: {error}")

@@ -227,11 +227,11 @@ def _costs(summary: Summary, deciding: Metric) -> Iterator[_Cost]:
     distance = next((metric for name in DISTANCES for metric in measured if metric.name == name), None)
     if distance is not None:
         on = distance.task if distance.name == "base_kl" else "the demonstrations"
-        x = f"KL to the base model on {on}, nats per token"
+        x = f"KL to {BASE} on {on}, nats per token"
         yield _Cost(distance, "Gain against KL to the base model", x, relative=False)
     forgetting = next((one for name in FORGETTING for one in measured if one.name == name and one != deciding), None)
     if forgetting is not None:
-        x = f"increase of {forgetting.phrase}, nats per token"
+        x = f"rise in {forgetting.phrase}, nats per token"
         yield _Cost(forgetting, "Gain against forgetting", x, relative=True)
 
 
@@ -242,7 +242,7 @@ def _drift_chart(summary: Summary, deciding: Metric, cost: _Cost) -> DotChart | 
             gain, distance = _gain_over_base(row, stage, deciding), _distance(row, stage, cost)
             if gain is not None and distance is not None:
                 dots.append(Dot(row.label, name, distance, gain))
-    y = f"gain in {deciding.phrase} over the base model"
+    y = f"gain in {deciding.phrase} over {BASE}"
     return DotChart(cost.title, cost.x, y, tuple(dots), (0.0, 0.0)) if dots else None
 
 

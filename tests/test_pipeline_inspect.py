@@ -326,7 +326,7 @@ def test_objectives_that_weigh_a_single_row_are_written_once_each(tmp_path):
     assert [row["row"] for row in written["rows"]] == [1, 2, 3]
 
 
-def test_a_record_that_somebody_made_stays(tmp_path):
+def test_an_existing_record_stays(tmp_path):
     (tmp_path / "tokens.json").write_text("mine")
     assert write_tokens(lab(), [objective("sft")], tmp_path) == ""
     assert (tmp_path / "tokens.json").read_text() == "mine"
