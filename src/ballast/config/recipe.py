@@ -112,9 +112,6 @@ class EvaluationSection(Options):
     """Measure the model before training too; a score says little without it."""
 
 
-TaskSection = Task
-
-
 class Recipe(Options):
     """A whole recipe. `load_recipe` reads one; `resolved` writes it out with every default."""
 
@@ -141,14 +138,6 @@ class Recipe(Options):
     def _written_groups(self, groups: GroupOptions | None) -> dict[str, Any] | None:
         # What stands beside a file must agree with it, so that defaults must not be written down.
         return None if groups is None else groups.model_dump(mode="json", exclude_unset=groups.file is not None)
-
-    def group_options(self) -> GroupOptions | None:
-        """Return how groups of answers are made, None without groups."""
-        return self.groups
-
-    def rl_options(self) -> RLOptions | None:
-        """Return how reinforcement learning goes, None without it."""
-        return self.rl
 
     def groups_of(self, row: MethodSection) -> GroupOptions:
         """Return the groups of a row of the comparison; raises OptionsError where they are not allowed."""
