@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from ballast.errors import BallastError, suggest
 
@@ -15,6 +15,8 @@ Where = tuple["str | int", ...]
 Self = TypeVar("Self", bound="Options")
 
 COLUMN_STYLES = ("alpaca", "sharegpt")
+RANGES = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
+"""Pydantic's names of values that are out of range."""
 
 
 def dotted(where: Where) -> str:
@@ -99,11 +101,11 @@ def _problems(cls: type[Options], error: ValidationError) -> Iterator[tuple[Wher
             context = details["ctx"]
             yield (*where, context["discriminator"].strip("'")), _not_one_of(context["tag"], context["expected_tags"])
         else:
-            yield where, _message(details["type"], details)
+            yield where, _message(cls, details)
 
 
-def _message(kind: str, details: Mapping[str, Any]) -> str:
-    value = details["input"]
+def _message(cls: type[Options], details: Mapping[str, Any]) -> str:
+    kind, value = details["type"], details["input"]
     if kind == "missing":
         return "is required and missing"
     if kind == "literal_error":
@@ -115,7 +117,13 @@ def _message(kind: str, details: Mapping[str, Any]) -> str:
     if kind == "value_error":
         return str(details["ctx"]["error"])
     message = details["msg"].removeprefix("Input ").replace("a valid tuple", "a list")
-    return f"{message}; got {value!r}"
+    return f"{message}{_reason(cls, details) if kind in RANGES else ''}; got {value!r}"
+
+
+def _reason(cls: type[Options], details: Mapping[str, Any]) -> str:
+    """Return why a value must lie where it must, as an option's ``json_schema_extra`` has it under ``reason``."""
+    extra = cls.model_fields[details["loc"][0]].json_schema_extra
+    return f": {extra['reason']}" if isinstance(extra, dict) and "reason" in extra else ""
 
 
 def _not_one_of(value: Any, expected: str) -> str:
@@ -140,7 +148,8 @@ def _columns(value: Any) -> Any:
 
 
 Text = Annotated[str, Field(min_length=1)]
-Sources = Annotated[tuple[Text, ...], BeforeValidator(_listed), Field(strict=False)]
+TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+Sources = Annotated[tuple[Text, ...], BeforeValidator(_listed), Field(strict=False), WithJsonSchema(TEXTS)]
 """A source of rows, or a list of them."""
 Columns = Annotated[str | dict[str, str] | None, BeforeValidator(_columns)]
 """How the columns of rows are called: a known style, or a mapping from our names to theirs."""

@@ -74,12 +74,13 @@ class ReferenceSection(Options):
 
     use: Literal["auto", "model", "adapter-off"] = "auto"
     """`auto`: the cache if one is given, else under PEFT the adapter switched off where it starts at zero, else a
-    frozen copy of the start; nothing where the objective needs none. `model`: a frozen copy of the start, in memory.
+    frozen copy of the model as it starts; nothing where the objective needs none. `model`: that copy, in memory.
     `adapter-off`: the model itself without its adapter; no further memory."""
     cache: Text | None = None
-    """Folder of statistics of the start, written by `ballast score`; `ballast train` scores what is missing."""
+    """Folder of statistics of the model as it starts, written by `ballast score`; `ballast train` scores what is
+    missing."""
     model: Text | None = None
-    """Another model than the start, in memory."""
+    """Another model, in memory."""
 
     @model_validator(mode="after")
     def _one_reference(self) -> ReferenceSection:
@@ -106,12 +107,9 @@ class EvaluationSection(Options):
     """What to measure before and after training."""
 
     tasks: tuple[Annotated[AnyTask, BeforeValidator(_written_down)], ...] = Field((), strict=False)
-    """A list of tasks."""
+    """Tasks, each with `data`, a `kind` and the options of that kind."""
     base: bool = True
     """Measure the model before training too; a score says little without it."""
-
-
-TaskSection = Task
 
 
 class Recipe(Options):
@@ -140,14 +138,6 @@ class Recipe(Options):
     def _written_groups(self, groups: GroupOptions | None) -> dict[str, Any] | None:
         # What stands beside a file must agree with it, so that defaults must not be written down.
         return None if groups is None else groups.model_dump(mode="json", exclude_unset=groups.file is not None)
-
-    def group_options(self) -> GroupOptions | None:
-        """Return how groups of answers are made, None without groups."""
-        return self.groups
-
-    def rl_options(self) -> RLOptions | None:
-        """Return how reinforcement learning goes, None without it."""
-        return self.rl
 
     def groups_of(self, row: MethodSection) -> GroupOptions:
         """Return the groups of a row of the comparison; raises OptionsError where they are not allowed."""
