@@ -64,7 +64,7 @@ def reward_verifier(name: str, reward: str = "verifier", *, seconds: float = 10.
     return replace(verify, score=score)
 
 
-def _answered(name: str, seconds: float) -> Callable[[str, Row], Any]:
+def _answered(name: str, seconds: float) -> Callable[[str, Row], float]:
     if name in ANSWERED:
         return lambda completion, row: ANSWERED[name](completion, row, seconds)
     try:
