@@ -18,7 +18,7 @@ DESIGN = SOURCE.parent.parent / "docs" / "design.md"
 
 # From the ground up: a module may import from its own layer and from those before it.
 LAYERS = (
-    ("errors", "files", "text", "progress", "stats", "protocols", "options"),
+    ("errors", "files", "text", "progress", "stats", "protocols", "limits", "options"),
     ("objectives", "head"),
     ("verifiers",),
     ("data",),
@@ -45,14 +45,15 @@ ONLY: dict[str, set[str]] = {
     "text": set(),
     "progress": set(),
     "stats": {"errors"},
+    "limits": {"errors", "protocols"},
     "options": {"errors"},
     "objectives": {"errors", "stats"},
     "head": {"errors", "stats", "protocols"},
     "verifiers": {"errors", "files", "protocols"},
     "advise": {"errors", "stats", "objectives"},
-    "evaluation": {"errors", "options", "files", "stats", "protocols", "head", "verifiers", "data"},
-    "groups": {"errors", "options", "files", "protocols", "verifiers", "data", "reference", "evaluation"},
-    "rl": {"errors", "options", "protocols", "verifiers", "evaluation"},
+    "evaluation": {"errors", "options", "files", "stats", "protocols", "limits", "head", "verifiers", "data"},
+    "groups": {"errors", "options", "files", "protocols", "limits", "verifiers", "data", "reference", "evaluation"},
+    "rl": {"errors", "options", "protocols", "limits", "verifiers", "evaluation"},
     "records": {"errors", "files", "protocols", "evaluation", "rl"},
 }
 FREE = {"cli", "__init__"}

@@ -31,7 +31,8 @@ def resolve(section: ModelSection) -> ModelSection:
 def section_of(path: str, like: ModelSection | None = None) -> ModelSection:
     """Return the section for a model given by its path: a model, or a folder with a PEFT adapter on top of its base.
 
-    ``like`` gives dtype and loading options, and the base of an adapter that was trained from it.
+    ``like`` gives dtype and loading options, its revision where it is the same model, and the base of an adapter that
+    was trained from it.
 
     Raises:
         BallastError: the adapter's configuration cannot be read.
@@ -39,7 +40,8 @@ def section_of(path: str, like: ModelSection | None = None) -> ModelSection:
     start = like or ModelSection(path=path)
     folder = Path(path)
     if not (folder / ADAPTER_CONFIG).is_file() or (folder / "config.json").is_file():
-        return start.model_copy(update={"path": path, "revision": None, "adapter": None, "lora": None})
+        revision = start.revision if path == start.path else None
+        return start.model_copy(update={"path": path, "revision": revision, "adapter": None, "lora": None})
     try:
         base = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (ValueError, KeyError) as error:
@@ -104,21 +106,6 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(path, **options)
     except Exception as error:  # every tokenizer backend has errors of its own
         raise BallastError(_unloadable(section.path, "tokenizer", error)) from error
-
-
-def check_vocabulary(path: str, config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer with ids that the model has no row for.
-
-    Raises:
-        BallastError: naming the largest id and the model's size.
-    """
-    size = getattr(config.get_text_config(), "vocab_size", None)
-    largest = max(tokenizer.get_vocab().values(), default=-1)
-    if size is not None and largest >= size:
-        raise BallastError(
-            f"{path}: the tokenizer has ids up to {largest}, the model only {size} rows: it belongs to another model, "
-            "and ids beyond would fail in the middle of a run; put the model's own tokenizer into the folder"
-        )
 
 
 def load_model(

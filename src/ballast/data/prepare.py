@@ -93,7 +93,7 @@ def _prepare(dataset: Dataset, tokenizer: Any, options: PrepareOptions, rules: t
         raise BallastError(f"{name}: assistant_only_loss=True, but no row has a message of the assistant")
     lengths = _lengths(whole)
     split, over_long = _cuts(lengths, options)
-    rows = trl.trl_prepare(whole, tokenizer, options, rules, max_length=options.max_length) if over_long else whole
+    rows = trl.trl_prepare(whole, tokenizer, options, rules, max_length=options.limit) if over_long else whole
     kept, tokens, trained = _finish(rows, split, options.num_proc, name)
     if not len(kept):
         raise BallastError(_nothing_left(whole, options, name))
@@ -108,7 +108,7 @@ def _prepare(dataset: Dataset, tokenizer: Any, options: PrepareOptions, rules: t
         prompt_not_prefix=_prompts_not_prefix(whole, tokenizer, rules, options),
         tokens=tokens,
         trained_tokens=trained,
-        notes=rules.notes,
+        notes=rules.notes + _context_note(over_long or len(whole) < pieces, options),
     )
     return Prepared(kept, report)
 
@@ -175,7 +175,7 @@ def _cuts(lengths: np.ndarray, options: PrepareOptions) -> tuple[int | None, int
 
     "bfd" truncates as plain rows are, "bfd_split" splits, "wrapped" cuts across rows later and so does neither here.
     """
-    limit = options.max_length
+    limit = options.limit
     if limit is not None and options.packing and options.packing_strategy != "bfd":
         return (limit if options.packing_strategy == "bfd_split" else None), 0
     return None, 0 if limit is None else int((lengths > limit).sum())
@@ -238,15 +238,25 @@ def _prompts_not_prefix(whole: Dataset, tokenizer: Any, rules: trl.LossRules, op
     return len(flags) - sum(flags["prompt_is_prefix"])
 
 
+def _context_note(cut: bool, options: PrepareOptions) -> tuple[str, ...]:
+    """Say once that it was the model and not `max_length` that rows were cut by."""
+    if not cut or options.limit == options.max_length:
+        return ()
+    asked = "without max_length" if options.max_length is None else f"for max_length={options.max_length}"
+    return (f"rows are cut at {options.context} tokens {asked}: the model's context ends there",)
+
+
 def _nothing_left(whole: Dataset, options: PrepareOptions, name: str) -> str:
     """Why no row has a trained token."""
     first_trained = [
         next((t for t, label in enumerate(labels) if t and label != -100), None) for labels in whole["labels"]
     ]
     reached = [t for t in first_trained if t is not None]
-    if reached and options.max_length is not None:
+    if reached and options.limit is not None:
+        context = options.limit == options.context
+        end = f"the model's context of {options.limit}" if context else f"max_length={options.limit}"
         return (
-            f"{name}: all {len(whole):,} rows lose their trained tokens to max_length={options.max_length}: the "
-            f"earliest comes after {min(reached)} tokens of prompt; raise max_length or shorten the prompts"
+            f"{name}: all {len(whole):,} rows lose their trained tokens to {end}: the earliest comes after "
+            f"{min(reached)} tokens of prompt; {'' if context else 'raise max_length or '}shorten the prompts"
         )
     return f"{name}: none of the {len(whole):,} rows has a trained token; the labels are all -100"

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 
 from ballast.errors import BallastError
-from ballast.evaluation.scoring import BATCH_TOKENS, ScoredSequence, batches, context_length, inference
+from ballast.evaluation.scoring import BATCH_TOKENS, ScoredSequence, batches, inference
+from ballast.limits import context_length
 from ballast.protocols import Model, Progress, Tokenizer
 
 if TYPE_CHECKING:

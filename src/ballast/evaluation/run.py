@@ -13,6 +13,7 @@ from ballast.evaluation.kinds import KINDS, Context, Rows
 from ballast.evaluation.readiness import check_beside
 from ballast.evaluation.results import TaskResult, write_items, write_results
 from ballast.evaluation.tasks import ReadinessTask, Task
+from ballast.limits import check_tokenizer
 
 ROWS_BESIDE = 512
 """Demonstrations, and texts, that a task of kind ``readiness`` reads unless it has a limit."""
@@ -51,6 +52,7 @@ def evaluate(
     """
     resolved = [task if isinstance(task, Task) else Task(**task) for task in tasks]
     _check_names(resolved)
+    check_tokenizer(type(model).__name__, model.config, tokenizer)
     loaded = [(task, _checked_rows(task, base)) for task in resolved]
     results = [_run(task, *rows, model, tokenizer, base, progress) for task, rows in loaded]
     if items is not None:

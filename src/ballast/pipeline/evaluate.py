@@ -11,6 +11,7 @@ from ballast import models
 from ballast.config.recipe import ModelSection, Recipe
 from ballast.errors import BallastError
 from ballast.evaluation.tasks import GenerateTask, NllTask, ReadinessTask, SampledTask, Task
+from ballast.limits import check_tokenizer
 from ballast.pipeline import sources
 from ballast.pipeline.tasks import Tasks, load_tasks
 from ballast.progress import on_stderr
@@ -82,7 +83,7 @@ def run_evaluate(
     for name, section in chosen:
         say(f"{name}: {section.adapter or section.path}")
         tokenizer = models.load_tokenizer(section)
-        models.check_vocabulary(section.path, models.load_config(section), tokenizer)
+        check_tokenizer(section.path, models.load_config(section), tokenizer)
         model = models.load_model(section, device=models.default_device())
         if base is None:
             base = model if name == BASE else base_model(tasks, recipe.model, model)

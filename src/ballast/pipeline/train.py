@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ballast import models
-from ballast.config.recipe import ModelSection, Recipe
+from ballast.config.recipe import Recipe
 from ballast.errors import BallastError
 from ballast.pipeline import inputs, sources
 from ballast.pipeline.evaluate import BASE, TRAINED, check_prompts
@@ -136,5 +136,5 @@ class _FineTuning:
         if self._cache is not None:
             return ScoredCache(self._cache, self.model)
         if section.model is not None:
-            return models.load_model(models.resolve(ModelSection(path=section.model, dtype=self.section.dtype)))
+            return models.load_model(models.resolve(models.section_of(section.model, self.section)))
         return section.use

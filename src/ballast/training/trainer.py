@@ -12,6 +12,7 @@ import torch
 from ballast.data import Collator, PrepareOptions, pack, prepare
 from ballast.errors import BallastError
 from ballast.head import trained_positions
+from ballast.limits import check_tokenizer, context_length
 from ballast.objectives import objective as build_objective
 from ballast.records.model_card import append_objective
 from ballast.stats import GROUP_FIELDS
@@ -118,6 +119,7 @@ class Trainer(AdaptedTrainer):
         if isinstance(model, str):
             model = load_model(model, args, quantization_config)
         tokenizer = processing_class if processing_class is not None else _tokenizer_of(model, args)
+        check_tokenizer(type(model).__name__, model.config, tokenizer)
         if peft_config is not None:
             model = with_adapter(model, peft_config, args.seed)
         check_head(model)
@@ -126,6 +128,8 @@ class Trainer(AdaptedTrainer):
         self.reference = run_reference(self.objective, spec, model, tokenizer, autocast_dtype(args))
         self.prepare_reports: dict[str, PrepareReport] = {}
         self._start, self._device = model, args.device
+        read = (model, *(() if self.reference.live is None else (self.reference.live.model,)))
+        self._context = min(filter(None, map(context_length, read)), default=None)
         self._sums = {"train": MetricSums(), "eval": MetricSums()}
         self._steps_summed = 0
         super().__init__(
@@ -151,7 +155,7 @@ class Trainer(AdaptedTrainer):
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: SFTConfig, packing: bool, name: str
     ) -> Dataset:
         """Tokenise as TRL does, join the cached columns by row digest, pack."""
-        options = PrepareOptions.from_training_args(args, packing=packing)
+        options = PrepareOptions.from_training_args(args, packing=packing, context=self._context)
         if self.groups is not None and not self.groups.prepared:
             # The training rows come first; a held-out set may be called "train" as well.
             return self.groups.prepare(dataset, tokenizer, options)

@@ -11,6 +11,7 @@ from ballast.config import training as settings
 from ballast.config.recipe import Check, ModelSection, Recipe
 from ballast.config.source import Problem
 from ballast.errors import BallastError
+from ballast.limits import check_tokenizer
 from ballast.pipeline import sources
 from ballast.pipeline.advise import check_has_demonstrations, check_reference_is_start
 from ballast.pipeline.checks import groups as group_checks
@@ -50,7 +51,7 @@ def check_model(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     try:
         section = models.resolve(section)
         config = models.load_config(section)
-        models.check_vocabulary(section.path, config, models.load_tokenizer(section))
+        check_tokenizer(section.path, config, models.load_tokenizer(section))
     except BallastError as error:
         yield Problem(("model",), str(error))
         return
