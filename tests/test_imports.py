@@ -18,7 +18,7 @@ DESIGN = SOURCE.parent.parent / "docs" / "design.md"
 
 # From the ground up: a module may import from its own layer and from those before it.
 LAYERS = (
-    ("errors", "files", "text", "progress", "stats", "protocols", "limits", "options"),
+    ("errors", "files", "text", "progress", "stats", "protocols", "limits", "packages", "options"),
     ("objectives", "head"),
     ("verifiers",),
     ("data",),
@@ -46,7 +46,8 @@ ONLY: dict[str, set[str]] = {
     "progress": set(),
     "stats": {"errors"},
     "limits": {"errors", "protocols"},
-    "options": {"errors"},
+    "packages": {"errors"},
+    "options": {"errors", "files"},
     "objectives": {"errors", "stats"},
     "head": {"errors", "stats", "protocols"},
     "verifiers": {"errors", "files", "protocols"},

@@ -3,7 +3,69 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
+
+LEAST_FREE = 1 << 20
+"""Bytes without which nothing is begun."""
+
+
+def expanded(path: str) -> str:
+    """Return a path with its ``~`` replaced by the home folder.
+
+    Raises:
+        ValueError: it begins with the home folder of a user that there is not, and is no name of something here.
+    """
+    found = os.path.expanduser(path)
+    if found == path and path.startswith("~") and not os.path.exists(path):
+        raise ValueError(f"{path}: there is no such home folder, and a folder named ~ would be made; write it out")
+    return found
+
+
+def file_name(name: str) -> str:
+    """Return a name as part of a path: no separators, no leading or trailing dots."""
+    return re.sub(r"[^\w.-]+", "-", name).strip(".-") or "unnamed"
+
+
+def same_file(names: Iterable[str]) -> tuple[int, str] | None:
+    """Return the place of the first name that shares its file with an earlier one, and that one; None if none does.
+
+    Some file systems do not tell upper case from lower.
+    """
+    seen: dict[str, str] = {}
+    for place, name in enumerate(names):
+        key = file_name(name).casefold()
+        if key in seen:
+            return place, seen[key]
+        seen[key] = name
+    return None
+
+
+def place_problem(path: str | Path, needed: int = LEAST_FREE) -> str | None:
+    """Return what keeps a folder from being made or filled, None where nothing does; nothing is written.
+
+    Args:
+        path: the folder, which need not be there.
+        needed: bytes that it has to hold.
+    """
+    whole = Path(path).absolute()
+    try:
+        nearest = next(folder for folder in (whole, *whole.parents) if folder.is_symlink() or folder.exists())
+        if not nearest.is_dir():
+            if nearest == whole:
+                return f"{path}: is {'a link to nothing' if nearest.is_symlink() else 'a file'}; name a folder"
+            return f"{path}: {nearest} is no folder, so nothing can lie in it; choose another place"
+        if "\0" in str(path) or not os.access(nearest, os.W_OK | os.X_OK):
+            return f"{path}: cannot be written: no permission to write in {nearest}; choose another place"
+        free = shutil.disk_usage(nearest).free
+    except OSError as error:
+        return f"{path}: cannot be a folder: {error.strerror or error}; choose another place"
+    if free < needed:
+        short = f"{free / 1e6:,.0f} MB are free there, the run needs {needed / 1e6:,.0f} MB at least"
+        return f"{path}: the disk is full: {short}; make room, or choose another place"
+    return None
 
 
 def write_atomically(path: str | Path, content: bytes | str) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 from ballast.config.recipe import Recipe
 from ballast.config.source import Problem
 from ballast.errors import suggest
+from ballast.files import expanded
 
 if TYPE_CHECKING:
     from ballast.training import TrainingConfig
@@ -30,6 +31,9 @@ ELSEWHERE = {
     "do_eval": "set `data.eval` and `training.eval_strategy`",
     "do_predict": "use `ballast evaluate`",
 }
+
+PATHS = {"chat_template_path", "logging_dir", "fsdp_config", "deepspeed"}
+"""Settings that are paths, or may be."""
 
 # What a wrong value would do only after the weights are loaded, or never say: (smallest, is that one allowed).
 BOUNDS: dict[str, tuple[float, bool]] = {
@@ -75,6 +79,8 @@ def training_config(recipe: Recipe, **changes: Any) -> TrainingConfig:
     settings.setdefault("disable_tqdm", not sys.stderr.isatty())
     if not torch.accelerator.is_available():
         settings.setdefault("dataloader_pin_memory", False)
+    for key in PATHS & settings.keys():
+        settings[key] = expanded(settings[key]) if isinstance(settings[key], str) else settings[key]
     if recipe.objective is not None:
         settings["objective"] = recipe.objective.build()
     if recipe.groups is not None:

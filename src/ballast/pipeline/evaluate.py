@@ -11,13 +11,14 @@ from ballast import models
 from ballast.config.recipe import ModelSection, Recipe
 from ballast.errors import BallastError
 from ballast.evaluation.tasks import GenerateTask, NllTask, ReadinessTask, SampledTask, Task
+from ballast.files import file_name, place_problem, same_file
 from ballast.limits import check_tokenizer
 from ballast.pipeline import sources
 from ballast.pipeline.tasks import Tasks, load_tasks
 from ballast.progress import on_stderr
 from ballast.protocols import Model, Say, Tokenizer
 from ballast.records.schema import Estimate, EvalRecord, TaskRecord
-from ballast.records.write import EVALS, append_jsonl, file_name
+from ballast.records.write import EVALS, append_jsonl
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -78,6 +79,13 @@ def run_evaluate(
         problem = models.check_folder(section.path) or (section.adapter and models.check_adapter(section.adapter))
         if problem:
             raise BallastError(f"model {name}: {problem}")
+    if clash := same_file(name for name, _ in chosen):
+        raise BallastError(
+            f"models {clash[1]} and {chosen[clash[0]][0]}: their answers would go to one folder, the first one's lost; "
+            "measure them one at a time"
+        )
+    if items is not None and (problem := place_problem(items)):
+        raise BallastError(f"--items: {problem}")
     tasks, measured = load_tasks(recipe), list[Measured]()
     base: Model | None = None
     for name, section in chosen:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ballast.errors import BallastError
+from ballast.packages import lacking, refuse_lacking
 
 if TYPE_CHECKING:
     from ballast.training.config import TrainingConfig
@@ -44,6 +45,18 @@ def refuse_arguments(args: TrainingConfig) -> None:
     for name, (is_set, reason) in refused.items():
         if is_set:
             raise BallastError(f"training.{name} is not supported: {reason}")
+    refuse_lacking(args, "training")
+
+
+def refuse_quantisation(config: Any) -> None:
+    """Refuse a quantisation whose package is not installed.
+
+    Raises:
+        BallastError: naming the package.
+    """
+    method = getattr(config, "quant_method", None)
+    if method is not None and (problem := lacking("quantization", getattr(method, "value", method))):
+        raise BallastError(f"quantization_config: {problem}")
 
 
 def refuse_parts(**parts: Any) -> None:

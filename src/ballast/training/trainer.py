@@ -23,7 +23,7 @@ from ballast.training.loss import formed, measured
 from ballast.training.metrics import MetricSums
 from ballast.training.reduction import count, token_layout
 from ballast.training.reference import check_needs, run_reference, score_missing
-from ballast.training.refusals import refuse_arguments, refuse_parts
+from ballast.training.refusals import refuse_arguments, refuse_parts, refuse_quantisation
 from ballast.training.trl import AdaptedTrainer, add_statistics, check_head, load_model, with_adapter
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ class Trainer(AdaptedTrainer):
         args.objective = self.objective.to_dict()
         spec = reference if reference is not None else args.reference
         refuse_arguments(args)
+        refuse_quantisation(quantization_config)
         refuse_parts(
             data_collator=data_collator,
             compute_loss_func=compute_loss_func,
