@@ -40,7 +40,7 @@ LAYERS = (
 # Beyond the order: what these may import at all.
 ONLY: dict[str, set[str]] = {
     "errors": set(),
-    "files": set(),
+    "files": {"errors"},
     "protocols": set(),
     "text": set(),
     "progress": set(),
