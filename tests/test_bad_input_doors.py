@@ -22,7 +22,7 @@ from tiny import char_tokenizer, tiny_model
 ROWS = [{"prompt": f"{i}+1=", "completion": str(i + 1), "answer": str(i + 1)} for i in range(4)]
 TASK = {"data": "rows.jsonl", "verifier": "exact", "max_new_tokens": 4}
 GROUPS = "groups={verifier: exact, own: 2, max_new_tokens: 4}"
-RL = ("objective=null", "rl={verifier: exact, steps: 1, prompts: 2, group: 2, max_new_tokens: 4}")
+RL = ("rl={verifier: exact, steps: 1, prompts: 2, group: 2, max_new_tokens: 4}",)
 COMPARE = {"objectives": ["sft", "dft"], "rates": [1e-4], "seeds": 1, "budget": {"steps": 1}}
 ABSENT = (
     "wandb", "tensorboard", "tensorboardX", "mlflow", "comet_ml", "neptune", "clearml", "dvclive", "codecarbon",
@@ -69,7 +69,7 @@ def tasks(*named: str) -> str:
 
 
 def compare(**changes) -> tuple[str, ...]:
-    return ("objective=null", f"compare={json.dumps({**COMPARE, **changes})}", tasks("test"))
+    return (f"compare={json.dumps({**COMPARE, **changes})}", tasks("test"))
 
 
 def named(value: str, package: str, setting: str = "training.report_to") -> Case:
