@@ -147,6 +147,12 @@ def test_packages_that_are_missing_are_refused_by_the_trainer_before_it_loads_an
             ballast.Trainer("nowhere/at/all", config(tmp_path, **{setting: package}), objective="sft")
 
 
+def test_the_trainer_refuses_an_output_that_it_could_not_save_to(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(BallastError, match=r"output_dir: .*file is no folder"):
+        ballast.Trainer("nowhere/at/all", config(tmp_path / "file" / "run", save_strategy="steps"), objective="sft")
+
+
 def test_a_quantisation_without_its_package_is_refused(tmp_path, monkeypatch):
     class Bits:
         quant_method = "bitsandbytes"

@@ -92,8 +92,8 @@ CASES = [
         adapter,
         without=("model",),
     ),
-    Case("adapter on the head", "adapters on lm_head are not supported", ("model.lora={target_modules: [lm_head]}",
-         "model.path=model"), without=("model",)),
+    Case("adapter on the head", "an adapter on `lm_head` would never be trained",
+         ("model.lora={target_modules: [lm_head]}", "model.path=model"), without=("model",)),
     # passed on to TRL
     Case("misspelt field", "rl.trainer.epsilom: unknown key; did you mean 'epsilon'?", ("rl.trainer.epsilom=0.1",)),
     Case("field of ours", "rl.trainer.max_steps: would be overridden here; set `rl.steps`",

@@ -256,6 +256,7 @@ COMPARE_CHECKS: tuple[Check, ...] = (
     check_section,
     checks.check_model,
     checks.check_data,
+    checks.check_cache_folder,
     check_rows,
     checks.check_evaluate,
     checks.check_tasks,

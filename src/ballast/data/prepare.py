@@ -108,7 +108,7 @@ def _prepare(dataset: Dataset, tokenizer: Any, options: PrepareOptions, rules: t
         prompt_not_prefix=_prompts_not_prefix(whole, tokenizer, rules, options),
         tokens=tokens,
         trained_tokens=trained,
-        notes=rules.notes + _context_note(over_long or len(whole) < pieces, options),
+        notes=rules.notes + _context_note(over_long > 0 or len(whole) < pieces, options),
     )
     return Prepared(kept, report)
 

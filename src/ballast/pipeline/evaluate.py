@@ -110,7 +110,9 @@ def check_measurement(
             "measure them one at a time"
         )
     check_place("--items", items)
-    for _, section in chosen:
+    for name, section in chosen:
+        if problem := models.attention_problem(section):
+            raise BallastError(f"model {name}: {problem}")
         check_tokenizer(section.path, models.load_config(section), models.load_tokenizer(section))
     return chosen
 

@@ -11,6 +11,7 @@ import torch
 
 from ballast.data import Collator, PrepareOptions, pack, prepare
 from ballast.errors import BallastError
+from ballast.files import check_place
 from ballast.head import trained_positions
 from ballast.limits import check_tokenizer, context_length
 from ballast.objectives import objective as build_objective
@@ -108,6 +109,8 @@ class Trainer(AdaptedTrainer):
         spec = reference if reference is not None else args.reference
         refuse_arguments(args)
         refuse_quantisation(quantization_config)
+        if args.save_strategy != "no":
+            check_place("output_dir", args.output_dir)
         refuse_parts(
             data_collator=data_collator,
             compute_loss_func=compute_loss_func,

@@ -147,14 +147,19 @@ def check_evaluate(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
         yield Problem(("evaluation", "tasks"), "is empty, so there is nothing to measure; name at least one task")
 
 
+def check_cache_folder(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+    """A cache is a folder that can be filled."""
+    if "reference" not in broken and recipe.reference.cache and (problem := place_problem(recipe.reference.cache)):
+        yield Problem(("reference", "cache"), problem)
+
+
 def check_cache_place(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     """A cache is a folder of its own."""
     if "reference" in broken or recipe.reference.cache is None:
         return
-    cache = Path(recipe.reference.cache)
-    if problem := place_problem(cache):
-        yield Problem(("reference", "cache"), problem)
-    elif recipe.output and "output" not in broken and _inside(cache, Path(recipe.output)):
+    cache, problems = Path(recipe.reference.cache), list(check_cache_folder(recipe, broken))
+    yield from problems
+    if not problems and recipe.output and "output" not in broken and _inside(cache, Path(recipe.output)):
         yield Problem(
             ("reference", "cache"),
             f"lies inside the output {recipe.output}, which would then look like an earlier run; put it beside",
