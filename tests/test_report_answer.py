@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 import report_records
+from ballast.compare.figures import Metric
 from ballast.compare.statistics import holm, over_seeds, paired_p
 from ballast.records.summary import Summary
-from ballast.report.figures import Metric
 from ballast.report.sections.answer import answer
 from ballast.report.source import Source
 

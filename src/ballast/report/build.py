@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ballast.compare.figures import deciding, rows
+from ballast.compare.numbers import counted, joined
 from ballast.records.folder import BASE, RANDOM
 from ballast.report import tokens
 from ballast.report.charts.data import Report
-from ballast.report.figures import deciding, rows
 from ballast.report.sections import curves
 from ballast.report.sections.answer import answer, not_measured
 from ballast.report.sections.results import drift, learning_rates, other_metrics, results
 from ballast.report.sections.settings import settings, subject
 from ballast.report.source import Source
-from ballast.report.text import counted, joined
 
 
 def build(source: Source, *, metric: str | None = None) -> Report:

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ballast.records.folder import AFTER, BEFORE
-from ballast.records.summary import Difference, Result, Summary
-from ballast.report.charts.data import Section
-from ballast.report.figures import (
+from ballast.compare.figures import (
     VERDICTS,
     Entry,
     Metric,
@@ -23,8 +20,11 @@ from ballast.report.figures import (
     stages,
     verdict,
 )
+from ballast.compare.numbers import ROUNDING, counted, figure, interval, joined, number, p_value, rate, signed
+from ballast.records.folder import AFTER, BEFORE
+from ballast.records.summary import Difference, Result, Summary
+from ballast.report.charts.data import Section
 from ballast.report.source import Source
-from ballast.report.text import ROUNDING, counted, figure, interval, joined, number, p_value, rate, signed
 
 LEADS = {BEFORE: "After fine-tuning", AFTER: "After reinforcement learning"}
 BASES = {BEFORE: "the base model", AFTER: "RL from the base model"}

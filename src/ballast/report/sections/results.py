@@ -5,6 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from ballast.compare.figures import (
+    COVERAGE,
+    STAGES,
+    VERDICTS,
+    Metric,
+    Value,
+    best_of,
+    clipped,
+    difference_value,
+    entries,
+    interval_of,
+    mean,
+    metrics,
+    ranked,
+    result,
+    rows,
+    stages,
+    verdict,
+)
+from ballast.compare.numbers import counted, figure, interval, joined, number, p_value, rate, signed
 from ballast.records.folder import AFTER, BASE, BEFORE
 from ballast.records.summary import Difference, Result, Row, Summary
 from ballast.report.charts.data import (
@@ -19,28 +39,8 @@ from ballast.report.charts.data import (
     LineChart,
     Section,
     Table,
-    Value,
-)
-from ballast.report.figures import (
-    COVERAGE,
-    STAGES,
-    VERDICTS,
-    Metric,
-    best_of,
-    clipped,
-    difference_value,
-    entries,
-    interval_of,
-    mean,
-    metrics,
-    ranked,
-    result,
-    rows,
-    stages,
-    verdict,
 )
 from ballast.report.source import Source
-from ballast.report.text import counted, figure, interval, joined, number, p_value, rate, signed
 
 KINDS = {"start": "not fine-tuned", "random": "from random weights"}
 BASES = {BEFORE: BASE, AFTER: f"{BASE} + RL"}

@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from ballast.compare.numbers import ROUNDING
 from ballast.errors import BallastError, suggest
 from ballast.records.folder import AFTER, BEFORE
 from ballast.records.summary import Better, Difference, Result, Row, Summary
-from ballast.report.charts.data import RL, SFT, Value
-from ballast.report.text import ROUNDING
 
+SFT, RL = "after SFT", "after RL"
 STAGES = {BEFORE: SFT, AFTER: RL}
 SIGNS: dict[Better, int] = {"higher": 1, "lower": -1, None: 0}
 COVERAGE = ("over seeds and items", "over seeds, on these items", "over items, for these runs")
@@ -22,6 +22,15 @@ SHARES = r"accuracy\w*|chance|(mean|pass|mixed)@\d+"
 
 Entry = tuple[Row, Result]
 """A row with its result of a metric at a stage."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """A figure with its interval, if it has one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
