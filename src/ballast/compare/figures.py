@@ -15,6 +15,7 @@ from ballast.records.summary import Better, Difference, Result, Row, Summary
 SFT, RL = "after SFT", "after RL"
 STAGES = {BEFORE: SFT, AFTER: RL}
 SIGNS: dict[Better, int] = {"higher": 1, "lower": -1, None: 0}
+BETTER: dict[int, Better] = {sign: better for better, sign in SIGNS.items()}
 COVERAGE = ("over seeds and items", "over seeds, on these items", "over items, for these runs")
 """What an interval covers, the widest first."""
 ALPHA = 0.05

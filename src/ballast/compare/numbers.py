@@ -39,6 +39,25 @@ def interval(low: float | None, high: float | None, *, show: Callable[[float], s
     return "" if low is None or high is None else f"{show(low)} to {show(high)}"
 
 
+def half_or_bounds(
+    value: float, low: float, high: float, *, digits: int = 3, sign: str = "", spaced: bool = False
+) -> str:
+    """Return ``±.012`` where a value is in the middle of its interval but for rounding, else ``.310–.362``.
+
+    Args:
+        spaced: let narrow columns break the line after the dash.
+    """
+    below, above = f"{value - low:.{digits}f}", f"{high - value:.{digits}f}"
+    if below == above:
+        return f"±{_short(below)}"
+    return f"{_short(f'{low:{sign}.{digits}f}')}–{' ' if spaced else ''}{_short(f'{high:{sign}.{digits}f}')}"
+
+
+def _short(text: str) -> str:
+    """Return a number without the zero before its point."""
+    return text.replace("0.", ".", 1) if text.lstrip("+-").startswith("0.") else text
+
+
 def rate(value: float | None) -> str:
     """Return a learning rate in the shortest form that is exact: ``3e-4``."""
     if value is None:

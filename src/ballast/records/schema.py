@@ -203,6 +203,7 @@ class RunRecord(Versioned):
         rl, start: options of RL, and what it started from.
         answers, cut_off, errors, timeouts: how many answers of RL were judged, and what went wrong with them.
         cell: which run of a comparison it is.
+        warnings: what a reader of its results must know, one line each.
         error: what a failed run ended with.
     """
 
@@ -229,6 +230,7 @@ class RunRecord(Versioned):
     timeouts: int | None = None
     reward: RewardRecord | None = None
     cell: CellRecord | None = None
+    warnings: tuple[str, ...] = ()
     error: str = ""
 
 

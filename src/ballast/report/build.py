@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from ballast.compare.figures import deciding, rows
 from ballast.compare.numbers import counted, joined
+from ballast.compare.sentences import cautions
 from ballast.records.folder import BASE, RANDOM
 from ballast.report import tokens
 from ballast.report.charts.data import Report
@@ -70,8 +71,7 @@ def _cautions(source: Source) -> Iterator[str]:
     diverged = curves.diverged(source)
     if diverged:
         yield f"{joined(diverged)} logged values that are not finite: training diverged; the curves have gaps there."
-    if len(source.summary.provenance.versions) > 1:
-        yield "The runs were made with different versions of the libraries; see the settings."
+    yield from cautions(source.summary)
     if source.plan is None:
         records = [run.record for run in source.runs if run.label != RANDOM]
         models = {(record.model.type if record.model else None, str(record.recipe.get("model"))) for record in records}
