@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from ballast.compare.figures import BETTER
+from ballast.compare.inputs import check_alike
 from ballast.compare.numbers import ROUNDING
 from ballast.compare.plan import Method, Plan, direction
 from ballast.compare.results import difference, result
@@ -116,9 +117,9 @@ def summarise(plan: Plan, runs: Sequence[Run]) -> Summary:
         seeds=SeedsSummary(report=plan.seeds, tuning=plan.tuning_seeds),
         choose_by=None if by is None else ChooseSummary(task=by.task, metric=by.metric, better=BETTER[plan.sign]),
         missing=missing_runs(plan, rates, done),
-        failed=[run for run in runs if run.failed and _is_planned(plan, rates, run)],
-        unplanned=[run for run in runs if run.failed and not _is_planned(plan, rates, run)],
-        tuning=[run for run in done if run.role == TUNING],
+        failed=[run for run in runs if run.failed and is_planned(plan, rates, run)],
+        unplanned=[run for run in runs if run.failed and not is_planned(plan, rates, run)],
+        tuning=[run for run in done if run.role == TUNING and is_planned(plan, rates, run)],
     )
 
 
@@ -146,8 +147,9 @@ def tabulate(
         tuning: runs that chose the rates.
 
     Raises:
-        BallastError: runs that should pair were measured on different items.
+        BallastError: runs were made of other rows or weights, or should pair and were measured on different items.
     """
+    check_alike([*runs, *tuning])
     names = [name for name in tasks if any(name in _measured(run) for run in runs)]
     made = Summary(
         schema=SCHEMA,
@@ -184,8 +186,10 @@ def missing_runs(plan: Plan, rates: Mapping[str, float], runs: Iterable[Run]) ->
     return [path for path in wanted if path not in there] + unknown
 
 
-def _is_planned(plan: Plan, rates: Mapping[str, float], run: Run) -> bool:
+def is_planned(plan: Plan, rates: Mapping[str, float], run: Run) -> bool:
     """Whether the plan has a run; of a row without a rate, whether it has it at one of the rates."""
+    if run.is_base:
+        return True
     if run.role == TUNING:
         known = [cell for row in plan.methods for cell in plan.tuning(row.label)]
         return CellRecord(label=run.label, rate=run.rate, seed=run.seed, role=TUNING) in known

@@ -11,12 +11,13 @@ from typing import Any, Protocol
 
 from ballast.config.recipe import ModelSection, Recipe
 from ballast.pipeline import sources
+from ballast.pipeline.digests import inputs_of
 from ballast.pipeline.evaluate import Measured, base_model, measure, table
 from ballast.pipeline.run_folder import no_empty_folder, read_record, save_final, write_evals, write_record
 from ballast.pipeline.tasks import Tasks
 from ballast.protocols import Model, Say, Tokenizer
 from ballast.records import write as records
-from ballast.records.schema import SCHEMA, CellRecord, ModelRecord, RunRecord
+from ballast.records.schema import SCHEMA, CellRecord, InputRecord, ModelRecord, RunRecord
 
 
 class Clock:
@@ -113,9 +114,10 @@ class Run:
             base = model if self.at_base else base_model(self.tasks, self.base, model)
             before = [self._measure(model, training.tokenizer, self.before, base)]
         self.clock.lap("evaluate_before")
+        made_of = inputs_of(self.recipe)
         sources.forget()
         with no_empty_folder(self.output):
-            lines, record = training.start(), self._record(training)
+            lines, record = training.start(), self._record(training, made_of)
             if main := training.trainer.is_world_process_zero():
                 for line in lines:
                     self.say(line)
@@ -168,7 +170,7 @@ class Run:
     def _measure(self, model: Model, tokenizer: Tokenizer, name: str, base: Model | None) -> Measured:
         return measure(self.tasks, model, tokenizer, name=name, base=base, progress=self.progress)
 
-    def _record(self, training: Training) -> RunRecord:
+    def _record(self, training: Training, made_of: dict[str, InputRecord]) -> RunRecord:
         model, args = training.model, training.args
         own = training.facts if self.cell is None else {**training.facts, "cell": self.cell}
         return RunRecord(
@@ -181,6 +183,7 @@ class Run:
                 parameters=sum(weight.numel() for weight in model.parameters()),
                 dtype=str(model.dtype).removeprefix("torch."),
             ),
+            inputs=made_of,
             versions=records.versions(),
             commit=records.git_commit(),
             device=str(args.device),
