@@ -1,23 +1,21 @@
-"""The three sentences: what is best, what shares it, and whether training beat the base model. Figures by hand."""
+"""What to do, situation by situation: what to use, against whom, and what stops a conclusion. Figures by hand."""
 
 import json
-from pathlib import Path
+import re
 
 import pytest
 
-import report_records
 from ballast.compare.figures import Metric
+from ballast.compare.sentences import cautions, sentences
 from ballast.compare.statistics import holm, over_seeds, paired_p
-from ballast.records.summary import Summary
-from ballast.report.sections.answer import answer
-from ballast.report.source import Source
+from ballast.compare.verdict import decide, verdicts
+from ballast.records.summary import Provenance, RunWarning, Summary
 
 BEFORE, AFTER = "before_rl", "after_rl"
 ACCURACY = Metric("test", "accuracy", 1)
 NLL = Metric("test", "nll", -1)
 SEEDS = [1, 2, 3]
 FIRST = {"sft": [0.50, 0.52, 0.54], "dft": [0.70, 0.73, 0.73], "eksft": [0.60, 0.60, 0.63]}
-ONE_SEED = "not tested, as there is only one seed"
 
 
 def difference(mine, theirs):
@@ -32,7 +30,9 @@ def difference(mine, theirs):
     }
 
 
-def source(before, after=None, base=0.40, base_after=None, metric=ACCURACY, baseline="sft"):
+def summary(
+    before, after=None, base=0.40, base_after=None, metric=ACCURACY, baseline="sft", cut=None, random=None, planned=None
+):
     """A comparison with these values per seed; differences are t intervals over seeds."""
     stages = {BEFORE: before, AFTER: after or {}}
     rows = []
@@ -42,6 +42,8 @@ def source(before, after=None, base=0.40, base_after=None, metric=ACCURACY, base
         {"label": label, "kind": "method", "values": {stage: found.get(label) for stage, found in stages.items()}}
         for label in before
     ]
+    rows += [{"label": "random", "kind": "random", "values": {BEFORE: random}}] if random else []
+    rows += [{"label": label, "kind": "method", "values": {}} for label in planned or ()]
     for row in rows:
         row |= {"objective": None, "tuning": [], "rate": None, "edge": None, "stages": {}}
         for stage, values in row.pop("values").items():
@@ -62,6 +64,7 @@ def source(before, after=None, base=0.40, base_after=None, metric=ACCURACY, base
                 "budget": {"steps": [], "tokens": [], "seconds": []},
                 "seeds": SEEDS[: len(values)],
                 "tasks": {"test": {metric.name: result}},
+                "answers": {"test": {"total": 200, "cut_off": (cut or {}).get(row["label"], 0)}},
             }
     for stage in stages:
         results = [row["stages"][stage]["tasks"]["test"][metric.name] for row in rows if stage in row["stages"]]
@@ -69,8 +72,14 @@ def source(before, after=None, base=0.40, base_after=None, metric=ACCURACY, base
         for one, p in zip(family, holm([one["p"] for one in family]), strict=True):
             one["p_holm"] = p
     better = {1: "higher", -1: "lower"}[metric.sign]
-    task = {"name": "test", "kind": "generate", "n": 9, "settings": {}, "metrics": {metric.name: {"better": better}}}
-    summary = {
+    task = {
+        "name": "test",
+        "kind": "generate",
+        "n": 9,
+        "settings": {"max_new_tokens": 64},
+        "metrics": {metric.name: {"better": better}},
+    }
+    made = {
         "schema": 1,
         "level": 0.95,
         "baseline": baseline,
@@ -83,191 +92,289 @@ def source(before, after=None, base=0.40, base_after=None, metric=ACCURACY, base
         "seeds": {"report": SEEDS, "tuning": []},
         "provenance": {"versions": [], "commits": [], "devices": []},
     }
-    return Source((Path("lab"),), Summary.model_validate_json(json.dumps(summary)), ())
+    return Summary.model_validate_json(json.dumps(made))
 
 
-def sentences(*values, metric=ACCURACY, **options):
-    return answer(source(*values, metric=metric, **options), metric)
+def found(*values, stage=BEFORE, metric=ACCURACY, **options):
+    return decide(summary(*values, metric=metric, **options), stage, metric)
 
 
-def before(summary, label, **changes):
-    """Change the result of a label before RL, in a summary as plain data."""
-    [row] = [row for row in summary["rows"] if row["label"] == label]
-    row["stages"][BEFORE]["tasks"]["test"]["accuracy"] |= changes
+def said(*values, stage=BEFORE, metric=ACCURACY, **options):
+    made = summary(*values, metric=metric, **options)
+    return sentences(decide(made, stage, metric), made)
 
 
-def test_the_best_comes_with_its_difference():
-    # 0.20, 0.21, 0.19: t = 4.303, standard error 0.01 / sqrt(3).
-    first, second, _ = sentences(FIRST)
-    assert first == (
-        "After fine-tuning, dft has the best test accuracy with 0.720 (0.677 to 0.763; base model: 0.400), "
-        "0.200 (0.175 to 0.225) higher than sft over 3 seeds, Holm-adjusted p = 0.002: beyond noise."
+ZEROS, ONES = [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]
+LOW, MIDDLE, HIGH = [0.50, 0.52, 0.54], [0.60, 0.60, 0.63], [0.70, 0.73, 0.73]
+UP = [0.1, 0.2, 0.3]
+WILD = [0.30, 0.90, 0.99]
+RL = {"sft": [0.80, 0.81, 0.79], "dft": [0.90, 0.92, 0.90]}
+
+# name: (values, options, kind, winner, runner-up, a piece of every reason)
+SITUATIONS = {
+    "a winner over the baseline": (FIRST, {}, "use", "dft", "eksft", []),
+    "a winner, the baseline next": ({"sft": LOW, "dft": HIGH}, {}, "use", "dft", "sft", []),
+    "less is better": ({"sft": HIGH, "dft": LOW}, {"metric": NLL, "base": 0.9}, "use", "dft", "sft", []),
+    "less is better, and the baseline is best": (
+        {"sft": LOW, "dft": HIGH},
+        {"metric": NLL, "base": 0.9},
+        "baseline",
+        "sft",
+        "dft",
+        [],
+    ),
+    "the baseline is best": ({"sft": HIGH, "dft": LOW}, {}, "baseline", "sft", "dft", []),
+    "within noise": ({"sft": [0.5, 0.6, 0.7], "dft": [0.7, 0.6, 0.6]}, {}, "same", "sft", "dft", []),
+    "the best mean is noise, the next is not": (
+        {"sft": LOW, "dft": MIDDLE, "eksft": WILD},
+        {},
+        "use",
+        "dft",
+        "eksft",
+        [],
+    ),
+    "two winners share the mean": (
+        {"sft": LOW, "dft": HIGH, "eksft": [0.71, 0.72, 0.73]},
+        {},
+        "use",
+        "dft",
+        "eksft",
+        [],
+    ),
+    "all rows equal": ({"sft": LOW, "dft": LOW}, {}, "same", "sft", "dft", []),
+    "equal but for rounding": (
+        {"sft": [0.1, 0.2, 0.3], "dft": [0.3, 0.2, 0.1]},
+        {"base": 0.0},
+        "same",
+        "sft",
+        "dft",
+        [],
+    ),
+    "nobody solved anything": (
+        {"sft": ZEROS, "dft": ZEROS},
+        {"base": 0.0},
+        "open",
+        None,
+        None,
+        ["0 of 600 answers are right"],
+    ),
+    "nobody did after training, the base model did": (
+        {"sft": ZEROS, "dft": ZEROS},
+        {"base": 0.4},
+        "base",
+        None,
+        "sft",
+        [],
+    ),
+    "everything solved": ({"sft": ONES, "dft": ONES}, {}, "open", None, None, ["every answer of every objective"]),
+    "zero loss is no failure": ({"sft": ZEROS, "dft": ZEROS}, {"metric": NLL, "base": 1.0}, "same", "sft", "dft", []),
+    "one seed": ({"sft": [0.5], "dft": [0.7]}, {}, "open", None, None, ["one seed cannot tell"]),
+    "the same difference on every seed": (
+        {"sft": [0.5] * 3, "dft": [0.7] * 3},
+        {},
+        "open",
+        None,
+        None,
+        ["the same on every seed"],
+    ),
+    "the baseline was not measured": (
+        {"dft": HIGH, "eksft": LOW},
+        {"planned": ["sft"]},
+        "open",
+        None,
+        None,
+        ["sft, which differences are taken to"],
+    ),
+    "no seed is shared": ({"sft": LOW, "dft": []}, {}, "open", None, None, ["only sft was measured"]),
+    "only the baseline so far": ({"sft": LOW}, {"planned": ["dft"]}, "open", None, None, ["only sft was measured"]),
+    "the base model is better": (FIRST, {"base": 0.8}, "base", None, "dft", []),
+    "one objective, better than the base model": ({"sft": LOW}, {}, "use", "sft", None, []),
+    "one objective, no better": ({"sft": [0.3, 0.6, 0.5]}, {}, "same", None, "sft", []),
+    "one objective, worse": ({"sft": LOW}, {"base": 0.8}, "base", None, "sft", []),
+    "one objective, no base model": ({"sft": LOW}, {"base": None}, "open", None, None, ["set evaluation.base: true"]),
+    "no base model": (FIRST, {"base": None}, "use", "dft", "eksft", []),
+    "the winner is cut off": (
+        FIRST,
+        {"cut": {"dft": 40}},
+        "open",
+        None,
+        None,
+        ["20% .* of dft were cut off.*max_new_tokens .*64"],
+    ),
+    "the baseline is cut off": (FIRST, {"cut": {"sft": 40}}, "open", None, None, ["20% of the answers of sft"]),
+    "one that could lead is cut off": (
+        FIRST,
+        {"cut": {"eksft": 60}},
+        "open",
+        None,
+        None,
+        ["30% .* of eksft"],
+    ),
+    "one that could not is cut off": (
+        {**FIRST, "ift": [0.1, 0.1, 0.12]},
+        {"cut": {"ift": 60}},
+        "use",
+        "dft",
+        "eksft",
+        [],
+    ),
+    "a tenth is cut off": (FIRST, {"cut": {"dft": 20}}, "use", "dft", "eksft", []),
+    "the base model is cut off": (FIRST, {"cut": {"base": 190}}, "use", "dft", "eksft", []),
+    "two reasons": (
+        {"sft": [0.5], "dft": [0.7]},
+        {"cut": {"dft": 40}},
+        "open",
+        None,
+        None,
+        ["cut off", "one seed"],
+    ),
+    "random weights do as well": (FIRST, {"random": [0.72, 0.72, 0.72]}, "use", "dft", "eksft", []),
+    "nothing measured": ({}, {}, "none", None, None, []),
+    "RL was not run": (FIRST, {"stage": AFTER}, "none", None, None, []),
+}
+
+
+@pytest.mark.parametrize("name", SITUATIONS)
+def test_what_to_do(name):
+    values, options, kind, winner, runner_up, reasons = SITUATIONS[name]
+    values = {label: one for label, one in values.items() if one}
+    options = {"planned": [label for label, one in SITUATIONS[name][0].items() if not one], **options}
+    one = found(values, **options)
+    assert (one.kind, one.winner, one.runner_up) == (kind, winner, runner_up)
+    assert len(one.reasons) == len(reasons)
+    assert all(re.search(piece, reason) for piece, reason in zip(reasons, one.reasons, strict=True)), one.reasons
+    assert said(values, **options)
+    assert one.plain() == type(one).model_validate_json(json.dumps(one.plain())).plain()
+
+
+@pytest.mark.parametrize(
+    ("after", "base_after", "kind", "winner"),
+    [
+        (RL, [0.50, 0.56, 0.55], "use", "dft"),
+        (RL, [0.95, 0.97, 0.96], "base", None),
+        ({"sft": RL["sft"]}, [0.5, 0.5, 0.5], "open", None),
+        ({"sft": [0.8], "dft": [0.9]}, [0.5], "open", None),
+        (RL, None, "use", "dft"),
+    ],
+)
+def test_after_rl_it_is_rl_from_the_base_model_that_has_to_be_beaten(after, base_after, kind, winner):
+    before = {label: FIRST[label] for label in RL}
+    one = found(before, after, base_after=base_after, stage=AFTER)
+    assert (one.kind, one.winner) == (kind, winner)
+
+
+def test_the_winner_comes_with_its_difference_and_with_its_lead():
+    # 0.20, 0.21, 0.19 over sft and 0.10, 0.13, 0.10 over eksft: t = 4.303.
+    assert said(FIRST) == (
+        "After fine-tuning, use dft: +0.200 (0.175 to 0.225) test accuracy over sft, 3 seeds; over the runner-up eksft "
+        "+0.110 (0.067 to 0.153): beyond noise (adjusted p = 0.008). "
+        "Means: dft 0.720 (0.677 to 0.763), sft 0.520 (0.470 to 0.570), eksft 0.610 (0.567 to 0.653), base model 0.400."
     )
-    assert second == ("Reinforcement learning was not run, so which objective is the best start for it is unknown.")
 
 
-def test_where_less_is_better_the_least_is_best_and_lower():
-    first, _, _ = sentences({"sft": [0.50, 0.52, 0.54], "dft": [0.40, 0.43, 0.43]}, base=0.90, metric=NLL)
-    assert "dft has the best test nll with 0.420 (0.377 to 0.463; base model: 0.900), " in first
-    assert "0.100 (0.075 to 0.125) lower than sft over 3 seeds" in first
-
-
-def test_a_baseline_that_is_best_is_set_against_the_next():
-    first, _, _ = sentences({"sft": [0.70, 0.73, 0.73], "dft": [0.50, 0.52, 0.54]})
-    assert "sft has the best test accuracy with 0.720" in first
-    assert first.endswith(
-        "0.200 (0.175 to 0.225) higher than the runner-up dft over 3 seeds, Holm-adjusted p < 0.001: beyond noise."
+def test_no_difference_says_what_to_use_first():
+    text = said({"sft": [0.5, 0.6, 0.7], "dft": [0.7, 0.6, 0.6]})
+    assert text.startswith(
+        "After fine-tuning, no objective differs from sft in test accuracy: use sft. The best of the others, dft, "
+        "differs by +0.033 (−0.346 to +0.413) over 3 seeds: within noise (adjusted p = 0.742)."
     )
-    less, _, _ = sentences({"sft": [0.40, 0.43, 0.43], "dft": [0.50, 0.52, 0.54]}, base=0.9, metric=NLL)
-    assert "0.100 (0.075 to 0.125) lower than the runner-up dft" in less
-
-
-def test_two_that_share_the_best_mean_are_both_named():
-    shared = {"sft": [0.50, 0.52, 0.54], "dft": [0.70, 0.73, 0.73], "eksft": [0.50, 0.80, 0.86]}
-    first, _, _ = sentences(shared)
-    assert first == (
-        "After fine-tuning, dft and eksft share the best test accuracy with 0.720 each (base model: 0.400), "
-        "0.200 higher than sft: dft beyond noise; eksft within noise, and 0.320 higher than the base model: "
-        "dft beyond noise; eksft within noise."
-    )
-    alike, _, _ = sentences({**shared, "eksft": [0.71, 0.72, 0.73]})
-    assert alike.endswith("with 0.720 each (base model: 0.400), 0.200 higher than sft: beyond noise.")
-    baseline, _, _ = sentences({"sft": [0.70, 0.73, 0.73], "dft": [0.73, 0.70, 0.73]})
-    assert baseline.endswith("sft and dft share the best test accuracy with 0.720 each (base model: 0.400).")
-
-
-def test_means_that_differ_by_rounding_alone_are_shared():
-    up, down = [0.1, 0.2, 0.3], [0.3, 0.2, 0.1]
-    assert over_seeds(up).value != over_seeds(down).value
-    first, _, _ = sentences({"sft": [0.1, 0.1, 0.1], "dft": up, "eksft": down}, base=0.0)
-    assert "dft and eksft share the best" in first
-    near, _, _ = sentences({"sft": [0.1, 0.1, 0.1], "dft": [0.7, 0.7, 0.8], "eksft": [0.8, 0.7, 0.7001]})
-    assert "eksft has the best" in near
-
-
-def test_ties_without_a_baseline_or_a_pair_for_each_claim_no_test():
-    shared = {"dft": [0.7, 0.7, 0.8], "eksft": [0.8, 0.7, 0.7], "ift": [0.6, 0.6, 0.6]}
-    assert "ahead of ift with 0.600; sft was not measured, so there is no difference to test" in sentences(shared)[0]
-    unpaired = report_records.changed(
-        source(shared, base=0.72), lambda summary: before(summary, "eksft", to_start=None)
-    )
-    assert "than the base model" in sentences(shared, base=0.72)[0]
-    assert "than the base model" not in answer(unpaired, ACCURACY)[0]
-
-
-def test_a_base_model_that_is_better_than_all_comes_first():
-    first, _, _ = sentences(FIRST, base=0.80)
-    # 0.72 - 0.80: 0.10, 0.07, 0.07 less.
-    assert first == (
-        "After fine-tuning, no objective beats the base model, which reaches 0.800 in test accuracy; "
-        "dft comes next with 0.720 (0.677 to 0.763), 0.080 (0.037 to 0.123) lower over 3 seeds, "
-        "Holm-adjusted p = 0.015: beyond noise, and 0.200 (0.175 to 0.225) higher than sft over 3 seeds, "
-        "Holm-adjusted p = 0.002: beyond noise."
+    assert "use sft. The best of the others, dft, is equal to it on each of 3 seeds" in said({"sft": LOW, "dft": LOW})
+    assert said({"sft": HIGH, "dft": LOW}).startswith(
+        "After fine-tuning, no objective is better than sft in test accuracy: use sft. The best of the others, dft, "
+        "differs by −0.200 (−0.225 to −0.175)"
     )
 
 
-def test_rl_from_the_base_model_is_what_has_to_be_beaten():
-    after = {"sft": [0.80, 0.81, 0.79], "dft": [0.80, 0.85, 0.84]}
-    before = {label: FIRST[label] for label in after}
-    # dft 0.83, RL from the base model 0.86: 0.05, 0.02, 0.02 less, seed by seed; Holm over sft and dft.
-    ahead = sentences(before, after, base_after=[0.85, 0.87, 0.86])[1]
-    assert ahead == (
-        "After reinforcement learning, no objective beats RL from the base model, which reaches "
-        "0.860 (0.835 to 0.885) in test accuracy; dft comes next with 0.830 (0.764 to 0.896), "
-        "0.030 (−0.013 to +0.073) lower over 3 seeds, Holm-adjusted p = 0.095: within noise, and "
-        "0.030 (−0.036 to +0.096) higher than sft over 3 seeds, Holm-adjusted p = 0.188: within noise."
+def test_where_less_is_better_it_is_said():
+    text = said({"sft": HIGH, "dft": LOW}, metric=NLL, base=0.9)
+    assert "use dft: −0.200 (−0.225 to −0.175) test nll over sft, where less is better, 3 seeds" in text
+
+
+def test_what_stops_a_conclusion_is_the_first_sentence():
+    text = said({"sft": ZEROS, "dft": ZEROS}, base=0.0)
+    assert text.startswith("After fine-tuning, nothing can be concluded from test accuracy: 0 of 600 answers are right")
+    assert "take easier rows." in text
+    for word in ("best", "won", "use "):
+        assert word not in text
+    cut = said(FIRST, cut={"dft": 40})
+    assert "20% of the answers of dft were cut off before they ended; raise max_new_tokens of task 'test' (64)" in cut
+
+
+def test_a_base_model_that_is_ahead_is_kept():
+    assert said(FIRST, base=0.8).startswith(
+        "After fine-tuning, keep the base model: no objective beats the base model in test accuracy. The best of them, "
+        "dft, differs by −0.080 (−0.123 to −0.037) over 3 seeds: beyond noise (adjusted p = 0.015)."
     )
-    near = sentences(before, after, base_after=[0.80, 0.84, 0.82])[1]
-    assert "dft has the best test accuracy with 0.830 (0.764 to 0.896; RL from the base model: 0.820), " in near
-    assert near.endswith(
-        ", and 0.010 (−0.015 to +0.035) higher than RL from the base model over 3 seeds, "
-        "Holm-adjusted p = 0.367: within noise."
-    )
-    beaten = sentences(before, after, base_after=[0.50, 0.56, 0.55])[1]
-    assert "RL from the base model: 0.537" in beaten
-    assert "than RL from the base model" not in beaten, "beyond noise: the bracket says enough"
+    after = said({label: FIRST[label] for label in RL}, RL, base_after=[0.95, 0.97, 0.96], stage=AFTER)
+    assert "leave fine-tuning out: no objective beats RL from the base model" in after
 
 
-def test_one_objective_is_compared_with_the_base_model_alone():
-    first, second, _ = sentences(
-        {"sft": [0.50, 0.52, 0.54]}, {"sft": [0.70, 0.72, 0.74]}, base_after=[0.70, 0.71, 0.72]
-    )
-    assert first == (
-        "After fine-tuning, sft reaches 0.520 (0.470 to 0.570; base model: 0.400) in test accuracy; "
-        "there is no other objective to compare it with."
-    )
-    assert second.startswith(
-        "After reinforcement learning, sft reaches 0.720 (0.670 to 0.770; RL from the base model: 0.710) in test "
-        "accuracy, 0.010 (−0.015 to +0.035) higher than RL from the base model over 3 seeds"
-    )
+@pytest.mark.parametrize(
+    ("options", "caution"),
+    [
+        ({"random": [0.72] * 3}, "random weights do as well"),
+        ({"cut": {"base": 190}}, "95% of the base model's answers were cut off"),
+        ({"planned": ["ift"]}, "ift was not measured here"),
+        ({"base": 0.719}, "dft itself is no better than the base model beyond noise"),
+    ],
+)
+def test_what_limits_a_conclusion_stands_beside_it(options, caution):
+    assert f"But note: {caution}" in said(FIRST, **options)
 
 
-def test_one_seed_is_said_once():
-    first, second, _ = sentences({"sft": [0.5], "dft": [0.7]}, {"sft": [0.5], "dft": [0.7]}, base_after=[0.9])
-    assert first.endswith(f"0.200 higher than sft: {ONE_SEED}.")
-    assert second.endswith(f"dft comes next with 0.700, 0.200 lower, and 0.200 higher than sft: {ONE_SEED}.")
-    assert second.count(ONE_SEED) == 1
-
-
-def test_without_a_base_model_or_a_baseline_nothing_is_made_up():
-    assert "base model" not in sentences(FIRST, base=None)[0]
-    without = sentences({"dft": [0.7, 0.73, 0.73], "eksft": [0.6, 0.6, 0.63]})[0]
-    assert without.endswith("ahead of eksft with 0.610; sft was not measured, so there is no difference to test.")
-
-
-def test_the_same_difference_on_every_seed_has_no_test():
-    first = sentences({"sft": [0.5, 0.5, 0.5], "dft": [0.7, 0.7, 0.7]})[0]
-    assert first.endswith(
-        "0.200 higher than sft over 3 seeds: not tested, as the difference is the same on every seed."
-    )
-
-
-def test_equal_to_the_baseline_is_no_better():
-    first = sentences({"sft": [0.5, 0.6, 0.7], "dft": [0.5, 0.6, 0.7], "eksft": [0.1, 0.2, 0.3]})[0]
-    assert "sft and dft share the best" in first
-    for level in (0.5, 0.4, 0.7):
-        alone = sentences({"dft": [level] * 3}, baseline="dft", base=level)[0]
-        assert "dft reaches" in alone, "as good as the base model, whatever the rounding"
-        assert "no better than the base model over 3 seeds, Holm-adjusted p = 1.000: within noise" in alone
-
-
-def test_what_other_items_could_undo_is_said_of_the_base_model_too():
-    made = source(FIRST)
-    to_base = made.summary.rows[2].stages[BEFORE].tasks["test"]["accuracy"].to_start.plain()
-    to_base["over_both"] = {**to_base["over_seeds"], "low": -0.01, "high": 0.65}
-    made = report_records.changed(made, lambda summary: before(summary, "dft", to_start=to_base))
-    assert answer(made, ACCURACY)[0].endswith(
-        "beyond noise, and 0.320 (−0.010 to +0.650) higher than the base model over 3 seeds, Holm-adjusted p = 0.003: "
-        "beyond noise across seeds, but not across items."
-    )
-
-
-def test_the_fifth_gap_is_the_last_that_is_named():
-    made = source({"sft": [0.5], "dft": [0.7]})
-    assert answer(made, ACCURACY)[2] == (
-        "Not measured: results after reinforcement learning, other seeds, other learning rates, "
-        "drift from the base model and forgetting; more below."
-    )
-
-
-def test_small_shares_have_three_decimals():
-    first = sentences({"sft": [0.0004], "dft": [0.0008]}, base=0.0002)[0]
-    assert "dft has the best test accuracy with 0.001 (base model: 0.000), 0.0004 higher than sft" in first
-
-
-def test_nothing_measured_is_said():
-    assert sentences({})[0] == "After fine-tuning, nothing has been measured yet."
-    assert answer(source(FIRST), None)[0].startswith("After fine-tuning, nothing")
+def test_fewer_seeds_than_planned_are_named():
+    assert "dft has fewer than the 3 planned seeds" in said({"sft": LOW, "dft": HIGH[:2]})
 
 
 def test_shares_differ_by_no_more_than_one():
-    wild = source({"sft": [0.0, 0.5, 0.1], "dft": [0.9, 0.5, 0.9]})
-    assert wild.summary.rows[2].stages[BEFORE].tasks["test"]["accuracy"].to_baseline.over_seeds.high > 1
-    assert "(−0.659 to +1.000) higher" in answer(wild, ACCURACY)[0]
+    wild = {"sft": [0.0, 0.5, 0.1], "dft": [0.9, 0.5, 0.9]}
+    assert "(−0.659 to +1.000)" in said(wild)
+    assert "(−0.659 to +1.792)" in said(wild, metric=NLL, base=None)
 
 
-@pytest.mark.parametrize(("metric", "unbounded"), [(ACCURACY, False), (NLL, True)])
-def test_only_shares_are_cut(metric, unbounded):
-    values = {"sft": [0.0, 0.5, 0.1], "dft": [0.9, 0.5, 0.9]}
-    first = answer(source(values, metric=metric, base=None), metric)[0]
-    assert ("1.792" in first) == unbounded
+def test_other_items_can_undo_a_winner():
+    made = summary(FIRST)
+    plain = made.plain()
+    for row in plain["rows"][2:]:
+        to_baseline = row["stages"][BEFORE]["tasks"]["test"]["accuracy"]["to_baseline"]
+        to_baseline["over_both"] = {**to_baseline["over_seeds"], "low": -0.01, "high": 0.65}
+    made = Summary.model_validate_json(json.dumps(plain))
+    assert decide(made, BEFORE, ACCURACY).kind == "same"
+    assert "beyond noise across seeds, but not across items" in sentences(decide(made, BEFORE, ACCURACY), made)
+
+
+def test_both_stages_have_a_verdict_by_the_deciding_metric():
+    made = summary({label: FIRST[label] for label in RL}, RL, base_after=[0.5, 0.56, 0.55])
+    assert [(one.stage, one.kind, one.metric) for one in verdicts(made)] == [
+        (BEFORE, "use", "accuracy"),
+        (AFTER, "use", "accuracy"),
+    ]
+
+
+def test_runs_that_are_hard_to_compare_are_named():
+    made = summary(FIRST)
+    assert list(cautions(made)) == []
+    steps = {"steps": [10, 10], "tokens": [], "seconds": []}
+    plain = made.plain()
+    plain["rows"][1]["stages"][BEFORE]["budget"]["steps"] = [48, 48]
+    plain["rows"][2]["stages"][BEFORE]["budget"] = steps
+    score = over_seeds([0.0, 0.0]).to_dict()
+    plain["rows"][1]["tuning"] = [
+        {"rate": rate, "seeds": [7, 8], "values": [0.0, 0.0], "failed": [], "score": score} for rate in (1e-4, 3e-4)
+    ]
+    plain["provenance"] = Provenance(
+        versions=({"torch": "2.1", "trl": "1"}, {"torch": "2.2", "trl": "1"}),
+        commits=(),
+        devices=("cpu", "cuda:0", "cuda:1"),
+    ).plain()
+    warning = RunWarning(run="cells/a/rl", warning="no group had mixed rewards")
+    plain["warnings"] = [warning.plain(), {**warning.plain(), "run": "cells/b/rl"}]
+    plain["unplanned"] = [{"run": "cells/old", "error": "boom"}]
+    assert list(cautions(Summary.model_validate_json(json.dumps(plain)))) == [
+        "The runs were made with different versions: torch 2.1, 2.2; a difference may be due to them.",
+        "The runs were made on different devices (cpu, cuda); a difference may be due to them.",
+        "After fine-tuning, steps differ: sft 48, dft 10.",
+        "sft: every learning rate scored 0.000, so the smallest was taken; which is best is not known.",
+        "cells/a/rl, cells/b/rl: no group had mixed rewards",
+        "1 run that the recipe no longer has broke off (cells/old, …); remove the folders to be rid of this line.",
+    ]
