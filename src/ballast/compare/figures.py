@@ -138,6 +138,23 @@ def best_of(order: Sequence[Entry]) -> list[Entry]:
     return [entry for entry in order if math.isclose(mean(entry[1]), mean(order[0][1]), abs_tol=ROUNDING)]
 
 
+def starred(summary: Summary, stage: str, metric: Metric) -> set[str]:
+    """Return the labels of the best methods; none where all are equal, so that none is better than another."""
+    order = ranked(summary, stage, metric) if metric.sign else []
+    best = best_of(order) if order else []
+    return {row.label for row, _ in best} if len(best) < len(order) or len(order) == 1 else set()
+
+
+def answers_words(row: Row, stage: str, metric: Metric) -> str:
+    """Return what stands beside an accuracy: how many answers were cut off, and that none is right."""
+    found = row.answers(stage, metric.task)
+    if found is None or not metric.share or not found.total:
+        return ""
+    none = f"0 of {found.total:,} right" if found.right == 0 else ""
+    cut = f"{found.cut_off / found.total:.1%} cut off" if found.cut_off else ""
+    return ", ".join(part for part in (cut, none) if part)
+
+
 def mean(estimates: Result | Difference) -> float:
     """Return the mean over seeds."""
     value = estimates.over_seeds.value
