@@ -124,7 +124,7 @@ def test_a_diverged_objective_without_figures(folder):
     ("compare", "words"),
     [
         ({"objectives": ["prift-mass"]}, "the base model"),
-        ({"objectives": ["sft"], "seeds": 1, "then": None}, "the base model"),
+        ({"objectives": ["sft"], "seeds": 1, "then": None}, "one seed cannot tell"),
         (
             {"objectives": ["sft", "eksft"], "seeds": 1, "rates": [1e-4], "choose_by": None},
             "one seed cannot tell luck from a difference",

@@ -85,7 +85,7 @@ def test_the_answer_says_what_to_do_with_the_figures_of_the_summary(report, sour
     after_sft, after_rl, unmeasured = report.answer
     rows = {row.label: row for row in source.summary.rows}
     result, base = (rows[label].result("before_rl", "greedy", "accuracy") for label in ("prift-mass", "base"))
-    assert after_sft.startswith("After fine-tuning, use prift-mass: +")
+    assert after_sft.startswith("After fine-tuning, no objective differs from sft in greedy accuracy: use sft. ")
     assert f"prift-mass {result.over_seeds.value:.3f}" in after_sft
     assert f"+{result.to_baseline.over_seeds.value:.3f} (" in after_sft
     assert f"base model {base.over_seeds.value:.3f}" in after_sft

@@ -78,7 +78,7 @@ def test_an_unfinished_run_is_shown_as_unfinished_with_its_curves(tmp_path, run)
     )
     training = next(section for section in report.sections if section.id == "training")
     assert {line.label for line in training.charts[0].lines} == {"sft", "dft"}
-    assert "dft" not in report.answer[0]
+    assert "dft was not measured here" in report.answer[0]
     [row] = [row for row in report.sections[0].tables[0].rows if row[0].text == "dft"]
     assert {cell.text for cell in row[1:-1]} == {"–"}
 

@@ -97,6 +97,8 @@ def _figure(difference: Difference | None, metric: Metric) -> str:
 def _reached(found: Verdict, summary: Summary, metric: Metric) -> str:
     """Say what the rows reached that a verdict names, in the order of the table."""
     named = dict.fromkeys(label for label in (found.winner, found.against, found.runner_up, BASE) if label)
+    if found.kind == "open":
+        named = dict.fromkeys(row.label for row in summary.rows if row.kind != "random")
     known = {row.label: row for row in summary.rows}
     parts = [_row(known[label], found.stage, metric) for label in named if label in known]
     return ", ".join(part for part in parts if part)
