@@ -67,6 +67,8 @@ def _inputs(run: Run) -> Iterator[tuple[str, InputRecord]]:
     # Each seed has random weights of its own.
     yield from ((key, one) for key, one in run.record.inputs.items() if (run.label, key) != (RANDOM, "model"))
     for name, task in run.result.tasks.items() if run.result is not None else ():
+        source = str(task.settings.get("data"))
+        if "rows" in task.counts:
+            yield f"the number of rows of task {name}", InputRecord(source=source, digest=str(task.counts["rows"]))
         if task.rows is not None:
-            source = task.settings.get("data")
-            yield f"task {name}", InputRecord(source=str(source), digest=task.rows)
+            yield f"task {name}", InputRecord(source=source, digest=task.rows)
