@@ -105,7 +105,7 @@ def test_a_table_holds_one_content_under_one_name():
         check_alike([made("sft"), made("dft", rows="c")])
     few, many = (task_record({"nll": 1.0}, counts={"rows": n}) for n in (8, 9))
     short = [stored_run(cell(label, 1e-3, 1), BEFORE, {"test": one}) for label, one in (("a", few), ("b", many))]
-    with pytest.raises(BallastError, match="number of rows of task test .* had other content"):
+    with pytest.raises(BallastError, match=r"number of rows of task test .* had other content"):
         check_alike(short)
     with pytest.raises(BallastError, match=r"^dft: task test \(test.jsonl\) had other content than for sft"):
         check_alike([made("sft"), made("dft", task="c")])
