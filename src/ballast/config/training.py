@@ -42,7 +42,6 @@ ELSEWHERE = {
     "do_predict": "use `ballast evaluate`",
 }
 
-# What a wrong value would do only after the weights are loaded, or never say.
 NARROWER: dict[str, Any] = {
     "learning_rate": NonNegativeFloat,
     "weight_decay": NonNegativeFloat,
@@ -59,7 +58,7 @@ NARROWER: dict[str, Any] = {
     "dataset_num_proc": PositiveInt | None,
     "save_total_limit": PositiveInt | None,
 }
-"""Types of settings where the library's own allow too much."""
+"""Types of settings whose values the library itself looks at only after the weights are loaded, or never."""
 
 
 def check_training(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
