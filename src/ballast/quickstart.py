@@ -83,7 +83,7 @@ LEGEND = """\
 4-term problems never seen in training; 300 answered greedily, 150 with 8 samples each at temperature 1.
 ±: half of the 95 % interval over the problems, for this one seed; another seed moves every row.
 entropy: nats per token on the model's own samples.   KL to base: nats per token, same samples.
-forgetting: nats per token on the pretraining text's other styles; lower is better, the base's row is the start.
+forgetting: nats per token on the pretraining text's other styles; lower is better, the base's row is before training.
 gft: one epoch with five answers for each prompt, four of them the model's own; the others: six epochs of one.
 Nothing here is after reinforcement learning, which is what eksft is for."""
 
