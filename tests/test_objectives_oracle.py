@@ -9,7 +9,7 @@ from oracles import statistics as stat
 from oracles.cases import CASES, IDS
 from oracles.check import check_against_oracle
 from oracles.losses import ORACLES, loss
-from oracles.rows import random_rows
+from oracles.rows import random_rows, with_turns
 
 
 def test_every_objective_has_an_oracle_and_cases():
@@ -21,6 +21,11 @@ def test_every_objective_has_an_oracle_and_cases():
 @pytest.mark.parametrize("backend", ["dense", "chunked"])
 def test_loss_and_gradient_equal_the_oracle(name, options, backend):
     check_against_oracle(name, options, backend=backend, chunk=4)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=IDS)
+def test_loss_and_gradient_equal_the_oracle_on_rows_of_several_turns(name, options):
+    check_against_oracle(name, options, rows=with_turns(random_rows()))
 
 
 @settings(max_examples=12, deadline=None)

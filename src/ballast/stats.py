@@ -49,7 +49,8 @@ class TokenStats:
         advantage: advantage of the response that the token belongs to.
         origin: which kind of response the token belongs to.
         sequence: index of the sequence that the token belongs to; None means that all belong to one.
-        position: place of the token among the trained tokens of its sequence, from 0.
+        position: index of the token in its sequence, counted over all its tokens, trained or not; None where tokens
+            follow each other as they are given.
     """
 
     logprob: Tensor | None = None

@@ -119,7 +119,7 @@ def _ift(
     for members in _members(rows.sequence):
         ordered = sorted(members, key=lambda t: rows.position[t])
         nll = [-stat.logprob(rows.live[t], rows.targets[t]) for t in ordered]
-        values, slopes = IFT_VARIANTS[variant](nll, gamma)
+        values, slopes = IFT_VARIANTS[variant](nll, [rows.position[t] for t in ordered], gamma)
         divisor = len(ordered) if average == "sequence" else 1
         for t, value, slope in zip(ordered, values, slopes, strict=True):
             losses[t] = value / divisor
@@ -131,39 +131,42 @@ def _ift(
 Values = tuple[list[float], list[float]]
 
 
-def _reach(nll: list[float], gamma: float) -> list[float]:
-    return [math.fsum(gamma ** (i - t) * nll[i] for i in range(t, len(nll))) for t in range(len(nll))]
+def _reach(nll: list[float], place: list[int], gamma: float) -> list[float]:
+    """Discounted by position: what stands untrained between two tokens counts."""
+    count = range(len(nll))
+    return [math.fsum(gamma ** (place[i] - place[t]) * nll[i] for i in count[t:]) for t in count]
 
 
-def _reach_back(nll: list[float], gamma: float) -> list[float]:
-    return [math.fsum(gamma ** (j - t) * nll[t] for t in range(j + 1)) for j in range(len(nll))]
+def _reach_back(nll: list[float], place: list[int], gamma: float) -> list[float]:
+    count = range(len(nll))
+    return [math.fsum(gamma ** (place[j] - place[t]) * nll[t] for t in count[: j + 1]) for j in count]
 
 
-def _unnormalised(nll: list[float], gamma: float) -> Values:
+def _unnormalised(nll: list[float], place: list[int], gamma: float) -> Values:
     """The terms nll_t·c_t, and the slope of their sum: a token counts itself, as a weight's base and in weights."""
-    after, before = _reach(nll, gamma), _reach_back(nll, gamma)
+    after, before = _reach(nll, place, gamma), _reach_back(nll, place, gamma)
     return [x * c for x, c in zip(nll, after, strict=True)], [c + b for c, b in zip(after, before, strict=True)]
 
 
-def _normalised(nll: list[float], gamma: float) -> Values:
-    """n·Σ nll_t·c_t / Σ c_s by the rule for quotients; Σ c_s has the slope 1 + γ + … + γ^j at token j."""
+def _normalised(nll: list[float], place: list[int], gamma: float) -> Values:
+    """n·Σ nll_t·c_t / Σ c_s by the rule for quotients; Σ c_s has the slope Σ_{t≤j} γ^(j−t) at token j."""
     if gamma == 0:
         return nll, [1.0 for _ in nll]
-    size, total = len(nll), math.fsum(_reach(nll, gamma))
+    size, total = len(nll), math.fsum(_reach(nll, place, gamma))
     if total == 0:
         return nll, [1.0 for _ in nll]
-    values, slopes = _unnormalised(nll, gamma)
+    values, slopes = _unnormalised(nll, place, gamma)
     product = math.fsum(values)
-    reached_by = _reach_back([1.0 for _ in nll], gamma)
+    reached_by = _reach_back([1.0 for _ in nll], place, gamma)
     quotient = [s / total - product * r / total**2 for s, r in zip(slopes, reached_by, strict=True)]
     return [size * value / total for value in values], [size * slope for slope in quotient]
 
 
-def _by_place(nll: list[float], gamma: float) -> Values:
+def _by_place(nll: list[float], place: list[int], gamma: float) -> Values:
     return [(t + 1) * x for t, x in enumerate(nll)], [float(t + 1) for t in range(len(nll))]
 
 
-IFT_VARIANTS: dict[str, Callable[[list[float], float], Values]] = {
+IFT_VARIANTS: dict[str, Callable[[list[float], list[int], float], Values]] = {
     "normalised": _normalised,
     "algorithm1": _unnormalised,
     "equation21": _by_place,

@@ -56,6 +56,11 @@ def random_rows(seed: int = 0, lengths: tuple[int, ...] = (9, 3, 11, 17), vocab:
     return Rows(live, reference, targets, sequence, position)
 
 
+def with_turns(rows: Rows) -> Rows:
+    """Return the rows as if their sequences began with a prompt and had untrained tokens between trained ones."""
+    return replace(rows, position=[5 + place + 6 * (place // 4) for place in rows.position])
+
+
 def statistics_of(rows: Rows, **settings) -> tuple[TokenStats, Tensor]:
     """Return all of the library's statistics in float64 and the leaf ``[N, V]`` of live logits that they depend on.
 

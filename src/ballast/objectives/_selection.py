@@ -26,6 +26,17 @@ def count_in_segment(mask: Tensor, segment: Tensor) -> Tensor:
     return segment.new_zeros(int(segment.max()) + 1).index_add_(0, segment, mask.long())[segment]
 
 
+def in_order(stats: TokenStats) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the tokens by sequence and position, ``[N]`` indices, and segment and position of each in that order."""
+    segment = segments(stats, "sequence")
+    order = place = segment.new_ones(len(segment)).cumsum(0) - 1
+    if stats.position is not None:
+        place = stats.position
+        order = place.argsort(stable=True)
+    order = order[segment[order].argsort(stable=True)]
+    return order, segment[order], place[order]
+
+
 def top_fraction(score: Tensor, segment: Tensor, fraction: float, stats: TokenStats) -> Tensor:
     """Return a mask ``[N]`` of the ⌊fraction·n⌋ highest scores of each segment of n tokens.
 

@@ -23,10 +23,11 @@ class IFT(Objective):
     """Imitate from inputs mixed with the model's own greedy tokens; weigh each token by the loss from it onwards.
 
     ``loss_t = w_t·nll_t / n`` over the n tokens of a sequence, ``w_t = c_t·n / Σ_s c_s`` with gradient,
-    ``c_t = Σ_{i≥t} gamma^(i−t)·nll_i``. The model reads ``(1 − lam)·E(gold) + lam·E(greedy)`` at trained positions.
+    ``c_t = Σ_{i≥t} gamma^(i−t)·nll_i``, t and i being positions in the sequence. The model reads
+    ``(1 − lam)·E(gold) + lam·E(greedy)`` at trained positions.
 
-    Requirements: a model that accepts input embeddings; a second forward, without gradient. Relations: lam = 0 and
-    gamma = 0 is `sft` averaged per sequence.
+    Requirements: a model that accepts input embeddings; a second forward. Relations: lam = gamma = 0 is `sft` averaged
+    per sequence.
     """
 
     name: ClassVar[str] = "ift"
@@ -46,7 +47,7 @@ class IFT(Objective):
             raise BallastError("objective ift: variant 'equation21' has no 'gamma', it would be ignored: leave it out")
         if self.schedule != "linear" and self.lam_start != LAM_START:
             raise BallastError(
-                "objective ift: 'lam_start' is ignored by all schedules but 'linear': name it, or leave it"
+                "objective ift: 'lam_start' is ignored by all schedules but 'linear': name it or leave it"
             )
 
     scope: ClassVar[Scope] = "sequence"

@@ -156,7 +156,7 @@ def statistics(
             reference=(ref_hidden_BTH[:, :-1][mask_BT], lm_head(reference)),
             vocab_size=loaded.vocab_size,
         )
-    place = torch.arange(len(targets_N))
+    place = mask_BT.nonzero()[:, 1].cpu() + 1
     on_cpu = {name: getattr(found, name).float().cpu() for name in fields}
     return replace(type(found)(**on_cpu), sequence=torch.full_like(place, sequence), position=place)
 
