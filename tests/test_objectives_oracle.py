@@ -54,6 +54,8 @@ def test_oracle_gradients_are_the_derivatives_of_oracle_values():
         pairs = [
             (lambda z, y=target: stat.logprob(z, y), stat.logprob_gradient(live, target)),
             (stat.entropy, stat.entropy_gradient(live)),
+            (stat.collision, stat.collision_gradient(live)),
+            (lambda z, q=reference: stat.released_penalty(z, q), stat.released_penalty_gradient(live, reference)),
             (lambda z, q=reference: stat.kl(z, q), stat.kl_gradient(live, reference)),
             (lambda z, q=reference: stat.kl_forward(z, q), stat.kl_forward_gradient(live, reference)),
         ]

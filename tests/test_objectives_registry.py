@@ -30,6 +30,9 @@ WRONG = {
     "none for a number": (lambda: objective("eksft", rho=None), "finite number .*None"),
     "select": (lambda: objective("eksft", select="both"), "must be one of union, intersection; got 'both'"),
     "scope": (lambda: objective("eksft", scope="token"), "must be one of sequence, batch"),
+    "extreme of KL": (lambda: objective("eksft", extreme_kl="both"), "must be one of largest, smallest"),
+    "entropy": (lambda: objective("eksft", entropy="bits"), "must be one of nats, normalised"),
+    "penalty": (lambda: objective("eksft", penalty=1), "must be one of kl, released"),
     "extreme": (lambda: objective("eksft", extreme=1), "must be one of largest, smallest"),
     "threshold": (lambda: objective("prift-mass", threshold=1.01), r"threshold must lie in \[0, 1\]"),
     "ties": (lambda: objective("prift-mass", ties="none"), "must be one of strict, inclusive"),
@@ -109,6 +112,8 @@ NEEDS = {
     "live mass": ("reweight", {"rule": "mass", "signal": "live"}, {"logprob", "mass"}),
     "reference entropy": ("reweight", {"rule": "entropy", "max_entropy": 1}, {"logprob", "ref_entropy"}),
     "eksft": ("eksft", {}, {"logprob", "entropy", "kl"}),
+    "eksft normalised": ("eksft", {"entropy": "normalised"}, {"logprob", "entropy", "kl", "vocabulary"}),
+    "eksft released": ("eksft", {"penalty": "released"}, {"logprob", "entropy", "kl", "collision"}),
     "gft": ("gft", {}, {"logprob", "advantage"}),
 }
 

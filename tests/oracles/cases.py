@@ -42,6 +42,14 @@ CASES: list[tuple[str, dict[str, Any]]] = [
         ("eksft", {"rho": 0.4, "lambda_h": 0.3, "lambda_kl": 0.7, "select": select, "scope": scope, "extreme": extreme})
         for select, scope, extreme in product(("union", "intersection"), ("sequence", "batch"), ("largest", "smallest"))
     ),
+    *(
+        ("eksft", {"rho": 0.4, "lambda_h": 0.3, "lambda_kl": 0.7, "entropy": entropy, "penalty": penalty})
+        for entropy, penalty in product(("nats", "normalised"), ("kl", "released"))
+    ),
+    *(
+        ("eksft", {"rho": 0.4, "lambda_kl": 0.7, "extreme": one, "extreme_kl": other})
+        for one, other in (("largest", "smallest"), ("smallest", "largest"))
+    ),
 ]
 
 IDS = ["-".join([name, *(str(value) for value in options.values())]) for name, options in CASES]

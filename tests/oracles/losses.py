@@ -70,6 +70,12 @@ def _reweight(rows: Rows, rule: str = "probability", signal: str = "reference", 
     return _weighted(rows, [WEIGHTS[rule](z, y, **options) for z, y in zip(logits, rows.targets, strict=True)])
 
 
+PENALTIES = {
+    "kl": (stat.kl, stat.kl_gradient),
+    "released": (stat.released_penalty, stat.released_penalty_gradient),
+}
+
+
 def _eksft(
     rows: Rows,
     rho: float = 0.2,
@@ -78,9 +84,14 @@ def _eksft(
     select: str = "union",
     scope: str = "sequence",
     extreme: str = "largest",
+    extreme_kl: str | None = None,
+    entropy: str = "nats",
+    penalty: str = "kl",
 ) -> Loss:
     count = len(rows.targets)
-    entropy = [stat.entropy(logits) for logits in rows.live]
+    unit = {"nats": 1.0, "normalised": math.log(rows.vocab)}[entropy]
+    value, slopes = PENALTIES[penalty]
+    entropies = [stat.entropy(logits) for logits in rows.live]
     moved = [stat.kl(live, reference) for live, reference in zip(rows.live, rows.reference, strict=True)]
     losses = [0.0] * count
     gradient = [[0.0] * rows.vocab for _ in range(count)]
@@ -93,17 +104,18 @@ def _eksft(
     for members in segments:
         size = len(members)
         wanted = math.floor(Fraction(str(rho)) * size)
-        by_entropy = _extreme(members, entropy, extreme, wanted, rows)
-        by_kl = _extreme([t for t in members if moved[t] > 1e-6], moved, extreme, wanted, rows)
+        by_entropy = _extreme(members, entropies, extreme, wanted, rows)
+        by_kl = _extreme([t for t in members if moved[t] > 1e-6], moved, extreme_kl or extreme, wanted, rows)
         spared = by_entropy | by_kl if select == "union" else by_entropy & by_kl
         kept = [t for t in members if t not in spared]
         for t in kept:
             live, target = rows.live[t], rows.targets[t]
             add(t, -size / len(kept), stat.logprob(live, target), stat.logprob_gradient(live, target))
         for t in by_entropy:
-            add(t, -lambda_h * size / len(by_entropy), entropy[t], stat.entropy_gradient(rows.live[t]))
+            add(t, -lambda_h / unit * size / len(by_entropy), entropies[t], stat.entropy_gradient(rows.live[t]))
         for t in by_kl:
-            add(t, lambda_kl * size / len(by_kl), moved[t], stat.kl_gradient(rows.live[t], rows.reference[t]))
+            pair = rows.live[t], rows.reference[t]
+            add(t, lambda_kl * size / len(by_kl), value(*pair), slopes(*pair))
     return losses, gradient
 
 

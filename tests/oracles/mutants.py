@@ -143,6 +143,22 @@ FOR_EKSFT: dict[str, Wrong] = {
         -stats.logprob * built.weight(stats) - built.lambda_h * stats.entropy + built.lambda_kl * stats.kl
     ),
     "over the micro-batch": _change(scope="batch"),
+    "smallest KL": _change(extreme_kl="smallest"),
+    "entropy of the released code": _change(entropy="normalised"),
+    "penalty of the released code": _change(penalty="released"),
+}
+
+RELEASED_EKSFT: dict[str, Wrong] = {
+    "nats": _change(entropy="nats"),
+    "the KL": _change(penalty="kl"),
+    "another vocabulary": lambda built, stats: built.per_token_loss(replace(stats, vocabulary=stats.vocabulary + 1)),
+    "the cross-entropy alone": lambda built, stats: built.per_token_loss(replace(stats, collision=0 * stats.collision)),
+    "collision without gradient": lambda built, stats: built.per_token_loss(
+        replace(stats, collision=stats.collision.detach())
+    ),
+    "penalty scaled as the bonus": lambda built, stats: built.per_token_loss(
+        replace(stats, kl=stats.kl / math.log(stats.vocabulary))
+    ),
 }
 
 EKSFT_OPTIONS = {"rho": 0.4, "lambda_h": 0.3, "lambda_kl": 0.7}
@@ -295,5 +311,9 @@ MUTANTS = [
     *(Mutant(label, "reweight", wrong, options=options) for label, options, wrong in REWEIGHT),
     *(Mutant(label, "ift", wrong, options=options) for label, options, wrong in IFT),
     *(Mutant(label, "eksft", wrong, options=EKSFT_OPTIONS) for label, wrong in FOR_EKSFT.items()),
+    *(
+        Mutant(label, "eksft", wrong, options={**EKSFT_OPTIONS, "entropy": "normalised", "penalty": "released"})
+        for label, wrong in RELEASED_EKSFT.items()
+    ),
     *(Mutant(label, "eksft", spoil=spoil, options=EKSFT_OPTIONS) for label, spoil in SPOILT.items()),
 ]

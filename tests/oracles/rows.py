@@ -70,7 +70,8 @@ def statistics_of(rows: Rows, **settings) -> tuple[TokenStats, Tensor]:
     identity = torch.eye(rows.vocab, dtype=torch.float64)
     reference = (torch.tensor(rows.reference, dtype=torch.float64), identity)
     targets = torch.tensor(rows.targets)
-    stats = token_stats(logits, identity, targets, fields=MODEL_FIELDS, reference=reference, **settings)
+    fields = (*MODEL_FIELDS, "vocabulary")
+    stats = token_stats(logits, identity, targets, fields=fields, reference=reference, **settings)
     layout = {"sequence": torch.tensor(rows.sequence), "position": torch.tensor(rows.position)}
     advantage = torch.tensor(rows.advantage, dtype=torch.float64)
     return replace(stats, advantage=advantage, **layout), logits

@@ -61,6 +61,7 @@ def statistics(tokens: ScoredTokens) -> TokenStats:
         **dict.fromkeys(PAIR_FIELDS, zero),
         sequence=torch.from_numpy(tokens.row.astype(np.int64)),
         position=torch.from_numpy(tokens.place.astype(np.int64)),
+        vocabulary=None,
     )
 
 
@@ -111,7 +112,9 @@ def _moved(stats: TokenStats) -> list[TokenStats]:
     changes = {
         "logprob": (lambda value: 0.5 * value - 0.7, lambda value: 0.1 * value - 0.05),
         "entropy": (lambda value: 0.5 * value + 0.3, lambda value: 2 * value + 1),
+        "collision": (lambda value: 0.5 * value, lambda value: 0.1 + 0.5 * value),
         "mass": (lambda value: 0.9 - 0.8 * value, lambda value: 0.1 + 0.3 * value),
         "tied": (lambda value: 0.05 + 0.5 * value, lambda value: 0.01 + 0.1 * value),
     }
-    return [replace(stats, **{name: changes[name][way](stats.require(name)) for name in LIVE_FIELDS}) for way in (0, 1)]
+    live = {name: value for name in LIVE_FIELDS if (value := getattr(stats, name)) is not None}
+    return [replace(stats, **{name: changes[name][way](value) for name, value in live.items()}) for way in (0, 1)]

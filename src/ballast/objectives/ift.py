@@ -46,9 +46,7 @@ class IFT(Objective):
         if self.variant == "equation21" and self.gamma != GAMMA:
             raise BallastError("objective ift: variant 'equation21' has no 'gamma', it would be ignored: leave it out")
         if self.schedule != "linear" and self.lam_start != LAM_START:
-            raise BallastError(
-                "objective ift: 'lam_start' is ignored by all schedules but 'linear': name it or leave it"
-            )
+            raise BallastError("objective ift: 'lam_start' is ignored by all schedules but 'linear': leave it out")
 
     scope: ClassVar[Scope] = "sequence"
 

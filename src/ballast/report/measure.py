@@ -10,6 +10,7 @@ from ballast import models
 from ballast.config.recipe import ModelSection, Recipe
 from ballast.config.training import training_config
 from ballast.errors import BallastError
+from ballast.stats import TOKEN_FIELDS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -157,8 +158,9 @@ def statistics(
             vocab_size=loaded.vocab_size,
         )
     place = mask_BT.nonzero()[:, 1].cpu() + 1
-    on_cpu = {name: getattr(found, name).float().cpu() for name in fields}
-    return replace(type(found)(**on_cpu), sequence=torch.full_like(place, sequence), position=place)
+    on_cpu = {name: found.require(name).float().cpu() for name in fields if name in TOKEN_FIELDS}
+    size = found.vocabulary
+    return replace(found, **on_cpu, sequence=torch.full_like(place, sequence), position=place, vocabulary=size)
 
 
 def together(parts: Sequence[TokenStats]) -> TokenStats:
@@ -166,5 +168,6 @@ def together(parts: Sequence[TokenStats]) -> TokenStats:
     import torch
 
     first = parts[0]
-    names = [name for name in vars(first) if getattr(first, name) is not None]
-    return type(first)(**{name: torch.cat([part.require(name) for part in parts]) for name in names})
+    names = [name for name in TOKEN_FIELDS if getattr(first, name) is not None]
+    joined = {name: torch.cat([part.require(name) for part in parts]) for name in names}
+    return replace(first, **joined, vocabulary=first.vocabulary)

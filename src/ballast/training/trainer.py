@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -243,9 +242,7 @@ class Trainer(AdaptedTrainer):
             # A packed batch has lost its rows; its repeats stay.
             return stats
         fresh = state.remainder - self.accelerator.process_index * len(inputs["labels"])
-        keep = stats.require("sequence") < fresh
-        kept = {field.name: getattr(stats, field.name) for field in dataclasses.fields(stats)}
-        return type(stats)(**{name: None if value is None else value[keep] for name, value in kept.items()})
+        return stats.take(stats.require("sequence") < fresh)
 
     def _denominator(self, inputs: dict[str, Any], step_count: Tensor | None) -> Tensor:
         if step_count is None:
