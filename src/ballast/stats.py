@@ -24,8 +24,8 @@ REFERENCE_FIELDS = ("ref_logprob", "ref_entropy", "ref_mass", "ref_tied")
 GROUP_FIELDS = ("advantage", "origin")
 """Columns that come with the rows of a group, not from any model."""
 
-LAYOUT_FIELDS = ("sequence", "position")
-"""Where a token stands; the collator knows it."""
+LAYOUT_FIELDS = ("sequence", "position", "end")
+"""Where a token stands; the collator and the tokenizer know it."""
 
 DIFFERENTIABLE_FIELDS = ("logprob", "entropy", "collision", "kl", "kl_forward")
 
@@ -57,6 +57,7 @@ class TokenStats:
         sequence: index of the sequence that the token belongs to; None means that all belong to one.
         position: index of the token in its sequence, counted over all its tokens, trained or not; None where tokens
             follow each other as they are given.
+        end: whether generation would stop at the token; None where nobody knows.
         vocabulary: number of tokens that p is over, one integer: the rows of the LM head.
     """
 
@@ -75,6 +76,7 @@ class TokenStats:
     origin: Tensor | None = None
     sequence: Tensor | None = None
     position: Tensor | None = None
+    end: Tensor | None = None
     vocabulary: int | None = None
 
     def require(self, field: str) -> Tensor:

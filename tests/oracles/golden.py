@@ -60,6 +60,8 @@ GOLDEN = [
     # u = 1, 0.4, 0.45 against 0.5: the first alone
     Golden("prift-mass", {}, (LOG2, 0, 0), (-1, 0, 0)),
     Golden("prift-mass", {"threshold": 0.42}, (LOG2, 0, LOG10), (-1, 0, -1)),
+    # the last of three ends the turn
+    Golden("prift-mass", {"keep_end": True}, (LOG2, 0, LOG10), (-1, 0, -1)),
     # u = 1, 0.4 + 0.2, 0.45: the first two
     Golden("prift-mass", {"ties": "inclusive"}, (LOG2, LOG4, 0), (-1, -1, 0)),
     _reweight((0.3465735903, 0.3465735903, 0.2302585093), (-0.5, -0.25, -0.1), rule="probability", signal="live"),
@@ -137,6 +139,11 @@ GOLDEN = [
     Golden(
         "eksft", {"rho": 0.4, "extreme": "smallest", "lambda_h": 0.1, "lambda_kl": 0.2}, (-0.06, 0.06, 6.9077552790),
         (0, 0, -3), by_entropy=(-0.3, 0, 0), by_kl=(0, 0.6, 0),
+    ),
+    # k = 3 and all selected, but for the last token, which is imitated as well: 3·log 10 more than below
+    Golden(
+        "eksft", {"rho": 1, "keep_end": True}, (0.0125, -0.0675, 6.8627552790),
+        (0, 0, -3), by_entropy=(-0.05, -0.05, -0.05), by_kl=(0.075, 0.075, 0),
     ),
     # largest entropy, smallest KL: M_H = {1}; token 2 has not moved, so M_KL = {1} too, and {0, 2} are kept.
     # 3/2·log 2; 0.05·3·0.1 − 0.05·3·1.5; 3/2·log 10

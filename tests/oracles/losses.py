@@ -49,10 +49,10 @@ def _gft(rows: Rows, tau: float = 0.7, aggregation: str = "token") -> Loss:
 MASSES = {"strict": stat.mass_strict, "inclusive": stat.mass_inclusive}
 
 
-def _prift_mass(rows: Rows, threshold: float = 0.5, ties: str = "strict") -> Loss:
+def _prift_mass(rows: Rows, threshold: float = 0.5, ties: str = "strict", keep_end: bool = False) -> Loss:
     weights = []
-    for logits, target in zip(rows.reference, rows.targets, strict=True):
-        weights.append(1.0 if MASSES[ties](logits, target) >= threshold else 0.0)
+    for logits, target, is_end in zip(rows.reference, rows.targets, _turn_ends(rows), strict=True):
+        weights.append(1.0 if MASSES[ties](logits, target) >= threshold or (keep_end and is_end) else 0.0)
     return _weighted(rows, weights)
 
 
@@ -65,9 +65,13 @@ WEIGHTS: dict[str, Callable[..., float]] = {
 }
 
 
-def _reweight(rows: Rows, rule: str = "probability", signal: str = "reference", **options: Any) -> Loss:
+def _reweight(
+    rows: Rows, rule: str = "probability", signal: str = "reference", keep_end: bool = False, **options: Any
+) -> Loss:
     logits = {"live": rows.live, "reference": rows.reference}[signal]
-    return _weighted(rows, [WEIGHTS[rule](z, y, **options) for z, y in zip(logits, rows.targets, strict=True)])
+    weights = [WEIGHTS[rule](z, y, **options) for z, y in zip(logits, rows.targets, strict=True)]
+    ends = _turn_ends(rows)
+    return _weighted(rows, [1.0 if keep_end and end else weight for weight, end in zip(weights, ends, strict=True)])
 
 
 PENALTIES = {
@@ -87,10 +91,12 @@ def _eksft(
     extreme_kl: str | None = None,
     entropy: str = "nats",
     penalty: str = "kl",
+    keep_end: bool = False,
 ) -> Loss:
     count = len(rows.targets)
     unit = {"nats": 1.0, "normalised": math.log(rows.vocab)}[entropy]
     value, slopes = PENALTIES[penalty]
+    ends = _turn_ends(rows)
     entropies = [stat.entropy(logits) for logits in rows.live]
     moved = [stat.kl(live, reference) for live, reference in zip(rows.live, rows.reference, strict=True)]
     losses = [0.0] * count
@@ -107,7 +113,7 @@ def _eksft(
         by_entropy = _extreme(members, entropies, extreme, wanted, rows)
         by_kl = _extreme([t for t in members if moved[t] > 1e-6], moved, extreme_kl or extreme, wanted, rows)
         spared = by_entropy | by_kl if select == "union" else by_entropy & by_kl
-        kept = [t for t in members if t not in spared]
+        kept = [t for t in members if t not in spared or (keep_end and ends[t])]
         for t in kept:
             live, target = rows.live[t], rows.targets[t]
             add(t, -size / len(kept), stat.logprob(live, target), stat.logprob_gradient(live, target))
@@ -187,6 +193,21 @@ IFT_VARIANTS: dict[str, Callable[[list[float], list[int], float], Values]] = {
 
 def _members(sequence: list[int]) -> list[list[int]]:
     return [[t for t, other in enumerate(sequence) if other == index] for index in sorted(set(sequence))]
+
+
+def _turn_ends(rows: Rows) -> list[bool]:
+    ends = [False] * len(rows.targets)
+    for members in _members(rows.sequence):
+        turns: list[list[int]] = []
+        for t in sorted(members, key=lambda t: rows.position[t]):
+            if turns and rows.position[t] == rows.position[turns[-1][-1]] + 1:
+                turns[-1].append(t)
+            else:
+                turns.append([t])
+        for turn in turns:
+            stops = [t for t in turn if rows.end[t]]
+            ends[(stops or turn)[-1]] = True
+    return ends
 
 
 def _extreme(members: list[int], score: list[float], extreme: str, wanted: int, rows: Rows) -> set[int]:

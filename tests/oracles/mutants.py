@@ -218,6 +218,21 @@ REWEIGHT: list[tuple[str, dict[str, Any], Wrong]] = [
     ),
 ]
 
+KEPT_END = {"threshold": 0.7, "keep_end": True}
+
+FOR_KEPT_ENDS: dict[str, Wrong] = {
+    "ends dropped": _change(keep_end=False),
+    "last token of a turn, not where it stops": _weigh(lambda built, stats: built.weight(replace(stats, end=None))),
+    "everywhere where generation could stop": _weigh(
+        lambda built, stats: built.weight(stats).masked_fill(stats.end, 1.0)
+    ),
+    "last token of the micro-batch": _weigh(
+        lambda built, stats: built.weight(replace(stats, sequence=None, position=None))
+    ),
+    "first token of a turn": _weigh(lambda built, stats: built.weight(replace(stats, position=-stats.position))),
+    "one token late": _weigh(lambda built, stats: built.weight(replace(stats, end=stats.end.roll(1)))),
+}
+
 IFT_OPTIONS = {"gamma": 0.5}
 
 
@@ -309,6 +324,15 @@ MUTANTS = [
         for label, wrong in own.items()
     ),
     *(Mutant(label, "reweight", wrong, options=options) for label, options, wrong in REWEIGHT),
+    *(
+        Mutant(label, name, wrong, options=options)
+        for name, options in (
+            ("prift-mass", KEPT_END),
+            ("reweight", {"rule": "entropy", "max_entropy": 1.1, "keep_end": True}),
+            ("eksft", {**EKSFT_OPTIONS, "rho": 0.7, "keep_end": True}),
+        )
+        for label, wrong in FOR_KEPT_ENDS.items()
+    ),
     *(Mutant(label, "ift", wrong, options=options) for label, options, wrong in IFT),
     *(Mutant(label, "eksft", wrong, options=EKSFT_OPTIONS) for label, wrong in FOR_EKSFT.items()),
     *(

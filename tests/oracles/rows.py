@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ballast import TokenStats, token_stats
-from ballast.stats import LIVE_FIELDS, PAIR_FIELDS, REFERENCE_FIELDS
+from ballast.stats import LAYOUT_FIELDS, LIVE_FIELDS, PAIR_FIELDS, REFERENCE_FIELDS
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,11 @@ class Rows:
     def advantage(self) -> list[float]:
         """An advantage for each token, that of its sequence: one imitated, one unlearnt, one neither, one more so."""
         return [ADVANTAGES[index % len(ADVANTAGES)] for index in self.sequence]
+
+    @property
+    def end(self) -> list[bool]:
+        """Whether generation would stop at a token: at two of the ids."""
+        return [target in (0, 2) for target in self.targets]
 
     @property
     def vocab(self) -> int:
@@ -72,6 +77,6 @@ def statistics_of(rows: Rows, **settings) -> tuple[TokenStats, Tensor]:
     targets = torch.tensor(rows.targets)
     fields = (*MODEL_FIELDS, "vocabulary")
     stats = token_stats(logits, identity, targets, fields=fields, reference=reference, **settings)
-    layout = {"sequence": torch.tensor(rows.sequence), "position": torch.tensor(rows.position)}
+    layout = {name: torch.tensor(getattr(rows, name)) for name in LAYOUT_FIELDS}
     advantage = torch.tensor(rows.advantage, dtype=torch.float64)
     return replace(stats, advantage=advantage, **layout), logits

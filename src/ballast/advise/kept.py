@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ballast.advise.ends import end_warning, end_weight
 from ballast.advise.suspects import contradicted
 from ballast.advise.tokens import FIELDS, ScoredTokens
 from ballast.objectives import Objective
@@ -29,6 +30,8 @@ class Kept:
         weight_mean: mean weight.
         zero_share: share of tokens with weight 0.
         effective_tokens: (Σ|w|)² / Σw², the number of equal weights that would be as even.
+        end_weight: mean weight of the tokens that end a turn.
+        warning: what is wrong with that weight.
         contradicted_share: share of the loss Σ w·nll that lies on tokens which the start confidently expects otherwise.
         note: what the scores do not tell.
     """
@@ -39,6 +42,8 @@ class Kept:
     zero_share: float | None = None
     effective_tokens: float | None = None
     contradicted_share: float | None = None
+    end_weight: float | None = None
+    warning: str = ""
     note: str = ""
 
 
@@ -61,6 +66,7 @@ def statistics(tokens: ScoredTokens) -> TokenStats:
         **dict.fromkeys(PAIR_FIELDS, zero),
         sequence=torch.from_numpy(tokens.row.astype(np.int64)),
         position=torch.from_numpy(tokens.place.astype(np.int64)),
+        end=None if tokens.end is None else torch.from_numpy(tokens.end),
         vocabulary=None,
     )
 
@@ -81,7 +87,7 @@ def _kept(objective: Objective, stats: TokenStats, against: np.ndarray) -> Kept:
     known, note = _validity(objective, stats, weight)
     w, nll = weight.double().numpy(), -stats.require("logprob").numpy()
     loss = w * nll
-    squares = float((w**2).sum())
+    squares, end = float((w**2).sum()), end_weight(weight, stats)
     return Kept(
         objective.name,
         known,
@@ -89,6 +95,8 @@ def _kept(objective: Objective, stats: TokenStats, against: np.ndarray) -> Kept:
         zero_share=float((w == 0).mean()),
         effective_tokens=float(np.abs(w).sum() ** 2 / squares) if squares else 0.0,
         contradicted_share=float(loss[against].sum() / loss.sum()) if loss.sum() else None,
+        end_weight=end,
+        warning=end_warning(objective, end, float(w.mean())),
         note=note,
     )
 

@@ -38,13 +38,11 @@ def spread(mask: Tensor, stats: TokenStats, scope: str) -> Tensor:
 
 def in_order(stats: TokenStats) -> tuple[Tensor, Tensor, Tensor]:
     """Return the tokens by sequence and position, ``[N]`` indices, and segment and position of each in that order."""
-    segment = segments(stats, "sequence")
-    order = place = segment.new_ones(len(segment)).cumsum(0) - 1
-    if stats.position is not None:
-        place = stats.position
-        order = place.argsort(stable=True)
+    segment, position = segments(stats, "sequence"), stats.position
+    count = segment.new_ones(len(segment)).cumsum(0)
+    order = count - 1 if position is None else position.argsort(stable=True)
     order = order[segment[order].argsort(stable=True)]
-    return order, segment[order], place[order]
+    return order, segment[order], count if position is None else position[order]
 
 
 def top_fraction(score: Tensor, segment: Tensor, fraction: float, stats: TokenStats) -> Tensor:

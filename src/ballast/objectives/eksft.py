@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ballast.objectives._regularisers import ENTROPY, PENALTY
 from ballast.objectives._selection import EXTREMES, segments, spread, top_fraction
+from ballast.objectives._turns import KEEP_END, turn_ends
 from ballast.objectives.base import Objective, option
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from ballast.stats import TokenStats
 
 MOVED = 1e-6
-"""Nats of KL below which a token has not moved: before the first step every KL is 0 and nothing is selected by it."""
+"""Nats of KL up to which a token has not moved, as before the first step."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class EKSFT(Objective):
     extreme: str = option("largest", "which end of the ranking is selected", choices=tuple(EXTREMES))
     extreme_kl: str | None = option(None, "the same by KL, if another", choices=tuple(EXTREMES), optional=True)
     entropy: str = option("nats", "H of the bonus in nats, or H / ln V", choices=tuple(ENTROPY))
+    keep_end: bool = option(False, KEEP_END)
     penalty: str = option("kl", "the KL, or Σ p·(p − log q) in its place", choices=tuple(PENALTY))
 
     @property
@@ -58,7 +60,8 @@ class EKSFT(Objective):
         return by_entropy, by_kl, by_entropy | by_kl if self.select == "union" else by_entropy & by_kl
 
     def weight(self, stats: TokenStats) -> Tensor:
-        return spread(~self.selections(stats)[2], stats, self.scope)
+        imitated = ~self.selections(stats)[2]
+        return spread(imitated | turn_ends(stats) if self.keep_end else imitated, stats, self.scope)
 
     def extra(self, stats: TokenStats) -> Tensor:
         by_entropy, by_kl, _ = self.selections(stats)

@@ -35,6 +35,7 @@ def view(advised: Advised) -> Iterator[Any]:
     yield _distribution(advice)
     yield _plain("What each objective would keep")
     yield _objectives(advice)
+    yield from (_plain(one.warning, style="bold") for one in advice.kept if one.warning)
     yield from _outliers(advised)
     yield from _suspects(advised)
     yield _plain("What the scores do not tell")
@@ -64,10 +65,11 @@ def _distribution(advice: Advice) -> Table:
 
 
 def _objectives(advice: Advice) -> Table:
-    table = _table("objective", "mean\nweight", "weight 0", "effective\ntokens", "contradicted\nloss", "holds")
+    headings = ("mean\nweight", "weight\n0", "end of\nturn", "effective\ntokens", "contra-\ndicted\nloss", "holds")
+    table = _table("objective", *headings)
     for one in advice.kept:
-        shares = (one.weight_mean, one.zero_share, one.effective_tokens, one.contradicted_share)
-        formats = ("{:.3f}", "{:.1%}", "{:,.0f}", "{:.1%}")
+        shares = (one.weight_mean, one.zero_share, one.end_weight, one.effective_tokens, one.contradicted_share)
+        formats = ("{:.3f}", "{:.1%}", "{:.3f}", "{:,.0f}", "{:.1%}")
         cells = ("–" if value is None else form.format(value) for value, form in zip(shares, formats, strict=True))
         table.add_row(one.name, *cells, one.known)
     return table

@@ -78,6 +78,7 @@ def run_advise(recipe: Recipe, *, say: Say = print) -> Advised:
         BallastError: the input cannot be used.
     """
     from ballast.advise import advise, gather
+    from ballast.evaluation.generation import end_ids
 
     objectives = _objectives(recipe)
     gate = next(one for one in objectives if one.name == "prift-mass")
@@ -87,8 +88,9 @@ def run_advise(recipe: Recipe, *, say: Say = print) -> Advised:
     with temporary or nullcontext() as folder:
         made = ready(_scoring_only(recipe, folder), say)
         assert made.train is not None
-        cache = score(made, models.load_model(made.model), say if folder is None else _silent)
-        tokens = gather(made.train.dataset, cache.lookup)
+        model = models.load_model(made.model)
+        cache = score(made, model, say if folder is None else _silent)
+        tokens = gather(made.train.dataset, cache.lookup, end_ids(model, made.tokenizer))
     advice = advise(tokens, objectives, threshold=gate.threshold, ties=gate.ties)  # type: ignore[attr-defined]
     shown = [*advice.suspects, *(token for row in advice.outliers for token in row.worst)]
     start = f"{made.model.path}" + (f" with {made.model.adapter}" if made.model.adapter else "")

@@ -133,6 +133,7 @@ def statistics(
     """
     import torch
 
+    from ballast.evaluation.generation import end_ids
     from ballast.head import backbone, backbone_hidden, lm_head, token_stats, trained_positions, unwrapped
     from ballast.reference.providers import evaluating
     from ballast.training.inputs import changed_inputs
@@ -159,8 +160,9 @@ def statistics(
         )
     place = mask_BT.nonzero()[:, 1].cpu() + 1
     on_cpu = {name: found.require(name).float().cpu() for name in fields if name in TOKEN_FIELDS}
-    size = found.vocabulary
-    return replace(found, **on_cpu, sequence=torch.full_like(place, sequence), position=place, vocabulary=size)
+    ends = torch.tensor(sorted(end_ids(live, loaded.tokenizer)), device=targets_N.device, dtype=targets_N.dtype)
+    layout = {"sequence": torch.full_like(place, sequence), "position": place, "end": torch.isin(targets_N, ends).cpu()}
+    return replace(found, **on_cpu, **layout, vocabulary=found.vocabulary)
 
 
 def together(parts: Sequence[TokenStats]) -> TokenStats:
