@@ -74,9 +74,11 @@ def _looks_like_path(source: str) -> bool:
 
 
 def _limited(dataset: Dataset, name: str, limit: int | None) -> Loaded:
+    from ballast.data.exact import as_stored
+
     if not len(dataset):
         raise BallastError(f"{name}: no rows")
-    return Loaded(dataset if limit is None else dataset.select(range(min(limit, len(dataset)))), name)
+    return Loaded(as_stored(dataset if limit is None else dataset.select(range(min(limit, len(dataset))))), name)
 
 
 def _choose_split(splits: Mapping[str, Dataset], split: str | None, name: str) -> Dataset:
@@ -144,9 +146,11 @@ def _one_line(error: Exception) -> str:
 def _mixture(parts: list[Loaded]) -> Dataset:
     """Put sources one after the other.
 
-    Raises BallastError when they differ in format, or in the type of a column.
+    Raises BallastError when they differ in format.
     """
     from datasets import concatenate_datasets
+
+    from ballast.data.exact import from_columns
 
     first = parts[0]
     layout = find_format(first.dataset.column_names)
@@ -164,19 +168,5 @@ def _mixture(parts: list[Loaded]) -> Dataset:
     tables = [part.dataset.select_columns(shared) for part in parts]
     if all(table.features == tables[0].features for table in tables):
         return concatenate_datasets(tables)
-    return _unify(parts, tables, shared)
-
-
-def _unify(parts: list[Loaded], tables: list[Dataset], shared: list[str]) -> Dataset:
-    """Join tables whose columns differ in detail (32 and 64 bits, a key that some messages lack)."""
-    import pyarrow as pa
-    from datasets import Dataset
-
-    columns = {}
-    for column in shared:
-        try:
-            columns[column] = pa.array([value for table in tables for value in table[column]])
-        except pa.ArrowException:
-            types = "; ".join(f"{p.name}: {t.features[column]}" for p, t in zip(parts, tables, strict=True))
-            raise BallastError(f"a mixture whose sources disagree on the type of {column!r} ({types})") from None
-    return Dataset(pa.table(columns))
+    # Columns that differ in detail: 32 and 64 bits, keys that some messages lack, numbers here and text there.
+    return from_columns({column: [value for table in tables for value in table[column]] for column in shared})
