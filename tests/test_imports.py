@@ -44,7 +44,7 @@ ONLY: dict[str, set[str]] = {
     "advise": {"errors", "stats", "objectives"},
     "evaluation": {"errors", "files", "stats", "protocols", "head", "verifiers", "data"},
     "groups": {"errors", "files", "protocols", "verifiers", "data", "reference", "evaluation"},
-    "rl": {"errors", "protocols", "verifiers", "evaluation"},
+    "rl": {"errors", "protocols", "verifiers", "data", "evaluation"},
     "records": {"errors", "files", "protocols", "evaluation", "rl"},
 }
 FREE = {"cli", "__init__"}

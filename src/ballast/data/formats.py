@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from ballast.data.messages import kind, messages_problem, template_problem, text_problem
+from ballast.data.render import TEMPLATE_OPTIONS
 from ballast.errors import BallastError
 
 Row = Mapping[str, Any]
@@ -86,16 +87,13 @@ def _check_tokenised(row: Row) -> str | None:
     return f"'labels' holds {wrong[0]}; labels are token ids or -100" if wrong else None
 
 
-_TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
-
-
 def formats(text_field: str = TEXT) -> tuple[Format, ...]:
     """The formats, in the order in which they are recognised; ``text_field`` names the column of plain text."""
     return (
         Format("tokenised", ("input_ids",), _check_tokenised, ("labels", "completion_mask", "assistant_masks")),
-        Format("prompt-completion", ("prompt", "completion"), _check_prompt_completion, _TEMPLATE_COLUMNS),
-        Format("messages", ("messages",), _messages_check, _TEMPLATE_COLUMNS),
-        Format("conversations", ("conversations",), _check_conversations, _TEMPLATE_COLUMNS),
+        Format("prompt-completion", ("prompt", "completion"), _check_prompt_completion, TEMPLATE_OPTIONS),
+        Format("messages", ("messages",), _messages_check, TEMPLATE_OPTIONS),
+        Format("conversations", ("conversations",), _check_conversations, TEMPLATE_OPTIONS),
         Format("text", (text_field,), _check_text(text_field)),
     )
 

@@ -10,9 +10,9 @@ from ballast.errors import BallastError
 
 Message = Mapping[str, Any]
 
-_OURS = frozenset(
-    "add_generation_prompt continue_final_message conversation max_length padding return_assistant_tokens_mask "
-    "return_dict return_tensors tokenize tokenizer_kwargs tools truncation".split()
+_OURS = (
+    *("add_generation_prompt", "continue_final_message", "conversation", "max_length", "padding", "return_tensors"),
+    *("return_assistant_tokens_mask", "return_dict", "tokenize", "tokenizer_kwargs", "tools", "truncation"),
 )
 """Arguments of ``apply_chat_template`` that decide what is trained."""
 

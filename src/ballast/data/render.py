@@ -13,6 +13,9 @@ from ballast.protocols import Tokenizer
 
 Row = Mapping[str, Any]
 
+TEMPLATE_OPTIONS = ("tools", "chat_template_kwargs")
+"""Columns that change what a chat template makes of a row's messages."""
+
 
 @dataclass(frozen=True)
 class Rendered:
@@ -54,10 +57,17 @@ def render_prompt(row: Row, tokenizer: Tokenizer, chat_template: str | None = No
 def render_chat(
     messages: Sequence[Row], tokenizer: Tokenizer, options: Mapping[str, Any], *, add_generation_prompt: bool = False
 ) -> Rendered:
-    """Return messages as the chat template writes them; `options` are those of `template_options`."""
-    text = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=add_generation_prompt, **options
-    )
+    """Return messages as the chat template writes them; `options` are those of `template_options`.
+
+    Raises:
+        BallastError: the template refuses them.
+    """
+    try:
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt, **options
+        )
+    except Exception as error:  # a template may raise anything
+        raise BallastError(f"cannot be tokenised: {' '.join(str(error).split()) or type(error).__name__}") from error
     return _rendered(text, special=False)
 
 
@@ -90,6 +100,12 @@ def encode(texts: Sequence[Rendered], tokenizer: Tokenizer) -> list[Encoded]:
 def prompt_ids(row: Row, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Return the token ids of a row's prompt, see `render_prompt`."""
     return tuple(encode([render_prompt(row, tokenizer)], tokenizer)[0].ids)
+
+
+def prompt_columns(row: Row) -> dict[str, Any]:
+    """Return what of a row makes its prompt: ``prompt``, and the columns of `TEMPLATE_OPTIONS` that have a value."""
+    options = {name: row[name] for name in TEMPLATE_OPTIONS if row.get(name) is not None}
+    return {"prompt": row["prompt"], **options}
 
 
 def template_options(row: Row, chat_template: str | None = None) -> dict[str, Any]:

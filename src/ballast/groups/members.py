@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from ballast.data import trl
 from ballast.data.options import PrepareOptions
 from ballast.data.prepare import prepare
+from ballast.data.readers import from_rows
+from ballast.data.render import prompt_columns
 from ballast.errors import BallastError
-from ballast.evaluation.generation import encode_prompt
+from ballast.evaluation.generation import encode_rows
 from ballast.groups.options import GroupOptions
 from ballast.verifiers.registry import Verifier, check_rows, score_answers, verifier
 
@@ -20,9 +22,6 @@ if TYPE_CHECKING:
 
 ORIGINS = ("expert", "teacher", "own")
 """Where an answer comes from; a token's `TokenStats.origin` is the place in this tuple."""
-
-UNREAD = ("tools", "chat_template_kwargs")
-"""Columns that change what the chat template makes of a demonstration's prompt."""
 
 Row = Mapping[str, Any]
 
@@ -98,13 +97,15 @@ class GroupRows:
         Raises:
             BallastError: naming the first row that cannot be used.
         """
+        from ballast.data.exact import as_stored
+
         if options.verifier is None:
             raise BallastError("groups.verifier is missing: without one no answer has a reward; name one, such as math")
         refuse_preparation(prepared)
         self.options = options
         self.tokenizer = trl.training_tokenizer(tokenizer, prepared)
         self.verify: Verifier = verifier(str(options.verifier), seconds=options.seconds)
-        self.rows: list[dict[str, Any]] = list(dataset.with_format(None))
+        self.rows: list[dict[str, Any]] = list(as_stored(dataset.with_format(None)))
         check_prompts(self.rows, options)
         check_rows(self.verify, self.rows)
         self.truncated = 0
@@ -115,7 +116,7 @@ class GroupRows:
         self._fixed: list[list[Member]] = [[] for _ in self.rows]
         for one, (ids, start), reward in zip(given, sequences, scored.scores, strict=True):
             self._fixed[one.row].append(Member(ids, start, one.origin, reward, one.text))
-        self._prompt_ids = [encode_prompt(self.tokenizer, row["prompt"]) for row in self.rows]
+        self._prompt_ids = encode_rows(self.tokenizer, self.rows)
         self._check_lengths(prepared.max_length)
 
     def __len__(self) -> int:
@@ -175,13 +176,11 @@ class GroupRows:
 
     def _tokenise(self, given: Sequence[_Given], prepared: PrepareOptions) -> list[tuple[tuple[int, ...], int]]:
         """Return ids and the first trained place of every answer, tokenised as a demonstration is."""
-        from datasets import Dataset
-
         if not given:
             return []
         options = replace(prepared, max_length=None, shuffle_dataset=False)
-        flat = [{"prompt": self.rows[one.row]["prompt"], "completion": one.answer} for one in given]
-        ready = prepare(Dataset.from_list(flat), self.tokenizer, options, name="groups").dataset
+        flat = [{**prompt_columns(self.rows[one.row]), "completion": one.answer} for one in given]
+        ready = prepare(from_rows(flat, "groups").dataset, self.tokenizer, options, name="groups").dataset
         if len(ready) != len(given):
             empty = next((one.place for one in given if not one.text), f"one of the {len(given)} given answers")
             raise BallastError(f"{empty} has no token to train on; remove the row, or fill it in")
@@ -253,9 +252,6 @@ def _row_problem(row: Row, options: GroupOptions) -> str | None:
         return "the prompt is empty"
     if options.expert and not row.get("completion"):
         return "no expert's answer ('completion' is missing or empty); fill it in, or set groups.expert to 0"
-    unread = next((name for name in UNREAD if row.get(name)), None) if isinstance(row["prompt"], list) else None
-    if unread is not None:
-        return f"{unread!r} would be left out of the prompts of groups; put it into the messages, or drop the column"
     teachers = row.get("teachers")
     if teachers is not None and not isinstance(teachers, list):
         return f"'teachers' is {type(teachers).__name__}, not a list of completions"

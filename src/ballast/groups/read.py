@@ -11,6 +11,8 @@ from typing import Any
 from ballast.data.load import load_rows
 from ballast.data.options import PrepareOptions
 from ballast.data.prepare import prepare
+from ballast.data.readers import from_rows
+from ballast.data.render import TEMPLATE_OPTIONS, prompt_columns
 from ballast.errors import BallastError
 from ballast.groups.members import ORIGINS, Group, Member
 
@@ -32,14 +34,15 @@ def read_brought(path: str | Path, tokenizer: Any) -> list[Group]:
             f"{path}: no column {lacking[0]!r} (columns: {', '.join(rows.column_names)}); groups of one's own have "
             f"{', '.join(COLUMNS)}"
         )
-    plain = list(rows.select_columns(list(COLUMNS)))
+    columns = [name for name in (*COLUMNS, *TEMPLATE_OPTIONS) if name in rows.column_names]
+    plain = list(rows.select_columns(columns))
     for index, row in enumerate(plain):
         if problem := _row_problem(row):
             raise BallastError(f"{path}: row {index + 1}: {problem}")
     found: dict[str, list[Member]] = {}
     for row, (ids, start) in zip(plain, _tokenise(plain, tokenizer, path), strict=True):
         member = Member(ids, start, row["origin"], float(row["reward"]), _text(row["response"]))
-        found.setdefault(json.dumps(row["prompt"], sort_keys=True), []).append(member)
+        found.setdefault(json.dumps(prompt_columns(row), sort_keys=True), []).append(member)
     return [Group(number, tuple(members)) for number, members in enumerate(found.values())]
 
 
@@ -57,9 +60,7 @@ def _row_problem(row: Mapping[str, Any]) -> str | None:
 
 
 def _tokenise(rows: list[dict[str, Any]], tokenizer: Any, path: str | Path) -> list[tuple[tuple[int, ...], int]]:
-    from datasets import Dataset
-
-    flat = Dataset.from_list([{"prompt": row["prompt"], "completion": row["response"]} for row in rows])
+    flat = from_rows([{**prompt_columns(row), "completion": row["response"]} for row in rows], str(path)).dataset
     ready = prepare(flat, tokenizer, PrepareOptions(max_length=None), name=str(path)).dataset
     if len(ready) != len(rows):
         raise BallastError(f"{path}: {len(rows) - len(ready)} responses have no token to train on; remove them")

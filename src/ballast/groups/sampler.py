@@ -48,7 +48,7 @@ def sample_groups(model: Any, rows: GroupRows, indices: Sequence[int], *, seed: 
         batch_tokens=options.batch_tokens,
     )
     started = time.monotonic()
-    prompts = [rows.rows[row]["prompt"] for row in indices]
+    prompts = [rows.rows[row] for row in indices]
     streams = [(step, row) for row in indices]
     sampled = generate(model, rows.tokenizer, prompts, generation, streams=streams)
     ended = time.monotonic()

@@ -102,7 +102,7 @@ def check_prompts(recipe: Recipe, model: Any, tokenizer: Any) -> None:
     for task in (load_task(section, recipe.data) for section in recipe.evaluation.tasks):
         if task.kind in SAMPLING:
             try:
-                encode_prompts(model, tokenizer, [row["prompt"] for row in task.data], task.max_new_tokens)
+                encode_prompts(model, tokenizer, list(task.data), task.max_new_tokens)
             except BallastError as error:
                 raise BallastError(f"evaluation task {task.name!r}: {error}") from error
 

@@ -90,7 +90,7 @@ def _check_room(
         (context, "the model's context", "positions beyond it are untrained"),
     )
     for index, row in enumerate(rows):
-        size = len(encode_prompt(tokenizer, row["prompt"]))
+        size = len(encode_prompt(tokenizer, row))
         for limit, what, why in limits:
             if limit is None:
                 continue
