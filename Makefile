@@ -6,7 +6,7 @@ VENV ?= .venv
 PIP_ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint format types docs benchmarks clean
+.PHONY: quickstart test lint format types docs benchmarks real-model clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/ballast quickstart
@@ -32,6 +32,10 @@ benchmarks: $(VENV)/.installed
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/memory.py
+
+real-model: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) gguf
+	$(BIN)/python scripts/smollm2.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache

@@ -15,9 +15,11 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    from ballast.records.schema import Estimate, ItemRecord
+    from ballast.records.summary import Result, Summary
 
 EVIDENCE = Path(__file__).parent.parent / "docs" / "evidence"
 PAGE = EVIDENCE / "README.md"
@@ -71,64 +73,51 @@ def judge(difference: Mapping[str, Any]) -> str:
     return word if sure else f"{word}, on these items"
 
 
-def claims(output: Path, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+def claims(output: Path, summary: Summary) -> list[dict[str, Any]]:
     """Return the claims with their paired differences; p is adjusted by Holm over all claims of a comparison."""
+    from ballast.compare.results import difference
     from ballast.compare.statistics import holm
     from ballast.records.folder import Store
-    from ballast.records.runs import read_runs
+    from ballast.records.runs import read_comparison
 
-    runs = {run.path: run for run in read_runs(Store(output))[0]}
-    stages = {(row["label"], stage): found for row in summary["rows"] for stage, found in row["stages"].items()}
+    runs = {run.path: run for run in read_comparison(Store(output))}
+    stages = {(row.label, stage): there for row in summary.rows for stage, there in row.stages.items()}
     found = []
     for claim in CLAIMS:
         if claim.higher in stages and claim.lower in stages:
-            pair = [[runs[path] for path in stages[side]["runs"]] for side in (claim.higher, claim.lower)]
-            found.append({**asdict(claim), **difference(*pair, *claim.metric)})
+            higher, lower = ([runs[path] for path in stages[side].runs] for side in (claim.higher, claim.lower))
+            apart = difference(higher, lower, *claim.metric)
+            assert apart is not None
+            found.append({**asdict(claim), **apart.model_dump(exclude={"over_items", "p_holm"})})
     for one, adjusted in zip(found, holm([one["p"] for one in found]), strict=True):
         one["p_holm"] = adjusted
         one["verdict"] = judge(one)
     return found
 
 
-def difference(higher: Sequence[Any], lower: Sequence[Any], task: str, metric: str) -> dict[str, Any]:
-    """Return the first runs minus the second, paired by seed and, where answers have scores, by item."""
-    from ballast.compare.statistics import over_both, over_seeds, paired_p
-
-    others = {run.seed: run for run in lower}
-    pairs = [(run, others[run.seed]) for run in higher if run.seed in others]
-    values = [one.value(task, metric) - other.value(task, metric) for one, other in pairs]
-    columns = [(one.items.get(task, {}).get(metric), other.items.get(task, {}).get(metric)) for one, other in pairs]
-    scored = all(mine is not None and its is not None for mine, its in columns)
-    assert not scored or all(one.prompts[task] == other.prompts[task] for one, other in pairs)
-    return {
-        "seeds": [one.seed for one, _ in pairs],
-        "values": values,
-        "over_seeds": over_seeds(values).to_dict(),
-        "over_both": over_both(np.stack([mine - its for mine, its in columns])).to_dict() if scored else None,
-        "p": paired_p(values),
-    }
-
-
-def styles(output: Path, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+def styles(output: Path, summary: Summary) -> list[dict[str, Any]]:
     """Return how each row answers: of every style its share of the answers, and how many of these are right."""
+    from ballast.records.read import read_lines
+    from ballast.records.schema import ItemRecord
+
     found = []
-    for row in summary["rows"]:
-        for stage, one in row["stages"].items():
+    for row in summary.rows:
+        for stage, one in row.stages.items():
             for task in ("greedy", "ready"):
-                paths = [path for run in one["runs"] for path in (output / run / "evals").glob(f"*/{task}.jsonl")]
-                answers = [_answers(json.loads(line)) for path in paths for line in path.read_text().splitlines()]
+                paths = [path for run in one.runs for path in (output / run / "evals").glob(f"*/{task}.jsonl")]
+                answers = [_answers(item) for path in paths for item in read_lines(path, ItemRecord)]
                 scores: dict[str, list[float]] = {style: [] for style in STYLES}
                 for style, score in (answer for item in answers for answer in item):
                     scores[style].append(score)
                 total = sum(map(len, scores.values()))
                 shares = {style: {"share": len(of) / total, "right": _mean(of)} for style, of in scores.items()}
-                found.append({"label": row["label"], "stage": stage, "task": task, "styles": shares})
+                found.append({"label": row.label, "stage": stage, "task": task, "styles": shares})
     return found
 
 
-def _answers(item: Mapping[str, Any]) -> list[tuple[str, float]]:
-    texts = [completion["text"] for completion in item["completions"]]
-    return [(OPENINGS.get(text[:1], STYLES[0]), score) for text, score in zip(texts, item["scores"], strict=True)]
+def _answers(item: ItemRecord) -> list[tuple[str, float]]:
+    texts = [completion.text for completion in item.completions]
+    return [(OPENINGS.get(text[:1], STYLES[0]), score) for text, score in zip(texts, item.scores or (), strict=True)]
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -166,7 +155,7 @@ def keep(output: Path) -> Path:
     for page in write_report([output]):
         assert page.name in (HTML, MARKDOWN)
         shutil.copy(page, folder / page.name)
-    (folder / "summary.json").write_text(json.dumps(_rounded(summary), separators=(",", ":")) + "\n")
+    (folder / "summary.json").write_text(json.dumps(_rounded(summary.plain()), separators=(",", ":")) + "\n")
     write_json(folder / "claims.json", claims(output, summary))
     write_json(folder / "styles.json", _rounded(styles(output, summary)))
     return folder
@@ -183,20 +172,23 @@ def _rounded(value: Any) -> Any:
 
 def tables() -> str:
     """Return the tables of every comparison that is kept."""
+    from ballast.records.read import read
+    from ballast.records.summary import Summary
+
     parts = []
     for folder in sorted(path.parent for path in EVIDENCE.glob("*/claims.json")):
-        summary = json.loads((folder / "summary.json").read_text())
+        summary = read(folder / "summary.json", Summary)
         found = json.loads((folder / "claims.json").read_text())
-        seeds = len(summary["seeds"]["report"])
+        chosen, by = len(summary.seeds.tuning), summary.choose_by
+        assert by is not None
         parts += [
             f"### {folder.name}\n",
-            f"{seeds} seeds, rates chosen on {len(summary['seeds']['tuning'])} others; ± is half of the 95 % interval "
+            f"{len(summary.seeds.report)} seeds, rates chosen on {chosen} others; ± is half of the 95 % interval "
             f"over seeds (of the base: over items). [Report]({folder.name}/report.md), "
             f"[page]({folder.name}/report.html).\n",
             overview(summary),
             "",
-            f"The sweep: {summary['choose_by']['task']} {summary['choose_by']['metric']}, mean of "
-            f"{len(summary['seeds']['tuning'])} seeds, the chosen rate in bold.\n",
+            f"The sweep: {by.task} {by.metric}, mean of {chosen} seeds, the chosen rate in bold.\n",
             sweep_table(summary),
             "",
             claims_table(found),
@@ -222,37 +214,34 @@ COLUMNS: tuple[tuple[str, str, str, str], ...] = (
 )
 
 
-def overview(summary: Mapping[str, Any]) -> str:
+def overview(summary: Summary) -> str:
     """Return one row for each objective: its rate and what was measured before and after RL."""
     lines = ["| | rate | " + " | ".join(name for name, *_ in COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
-    for row in summary["rows"]:
-        rate = "–" if row["rate"] is None else f"{row['rate']:g}" + ("" if row["edge"] is None else f" ({row['edge']})")
-        cells = [
-            _cell(row["stages"].get(stage, {}).get("tasks", {}).get(task, {}).get(metric))
-            for _, stage, task, metric in COLUMNS
-        ]
-        lines.append(f"| {row['label']} | {rate} | " + " | ".join(cells) + " |")
+    for row in summary.rows:
+        rate = "–" if row.rate is None else f"{row.rate:g}" + ("" if row.edge is None else f" ({row.edge})")
+        cells = [_cell(row.result(stage, task, metric)) for _, stage, task, metric in COLUMNS]
+        lines.append(f"| {row.label} | {rate} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _cell(result: Mapping[str, Any] | None) -> str:
+def _cell(result: Result | None) -> str:
     if result is None:
         return "–"
-    one = result["over_seeds"] if len(result["values"]) > 1 else result["over_items"] or result["over_seeds"]
-    half = "" if one["low"] is None else f" ±{(one['high'] - one['low']) / 2:.3f}"
-    return f"{one['value']:.3f}{half}"
+    one: Estimate = result.over_seeds if len(result.values) > 1 else result.over_items or result.over_seeds
+    half = "" if one.low is None or one.high is None else f" ±{(one.high - one.low) / 2:.3f}"
+    return f"{one.value:.3f}{half}"
 
 
-def sweep_table(summary: Mapping[str, Any]) -> str:
+def sweep_table(summary: Summary) -> str:
     """Return what chose the rates: one row for each objective, one column for each rate."""
-    rows = [row for row in summary["rows"] if row["tuning"]]
-    rates = sorted({one["rate"] for row in rows for one in row["tuning"]})
+    rows = [row for row in summary.rows if row.tuning]
+    rates = sorted({one.rate for row in rows for one in row.tuning})
     lines = ["| | " + " | ".join(f"{rate:g}" for rate in rates) + " |", "|---" * (len(rates) + 1) + "|"]
     for row in rows:
-        scores = {one["rate"]: one["score"]["value"] for one in row["tuning"]}
+        scores = {one.rate: one.score.value for one in row.tuning}
         cells = ["–" if rate not in scores else f"{scores[rate]:.3f}" for rate in rates]
-        bold = [f"**{cell}**" if rate == row["rate"] else cell for rate, cell in zip(rates, cells, strict=True)]
-        lines.append(f"| {row['label']} | " + " | ".join(bold) + " |")
+        bold = [f"**{cell}**" if rate == row.rate else cell for rate, cell in zip(rates, cells, strict=True)]
+        lines.append(f"| {row.label} | " + " | ".join(bold) + " |")
     return "\n".join(lines)
 
 

@@ -30,7 +30,7 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).resolve().parent.parent
 NUMBER = re.compile(r"[-−]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 # What differs from run to run: durations, places, and descriptions that are no numbers.
-CHANGING = re.compile(r"(seconds|runtime|per_second|time|started|finished|versions|commit|settings|paths?)$")
+CHANGING = re.compile(r"(seconds(/\w+)?|runtime|per_second|time|started|finished|versions|commit|settings|paths?)$")
 
 VERIFIER = "ballast.lab.arithmetic:verify"
 TASKS: list[dict[str, Any]] = [
@@ -179,7 +179,7 @@ def evidence(folder: Path) -> dict[str, Any]:
         place = folder / f"evidence-{summary.parent.name}"
         place.mkdir()
         recipe = _ballast(folder, "compare", str(ROOT / "recipes" / "lab" / f"{summary.parent.name}.yaml"), "--dry-run")
-        plan = {"recipe": YAML(typ="safe").load(recipe), "versions": {}, "commit": None}
+        plan = {"schema": 1, "recipe": YAML(typ="safe").load(recipe), "versions": {}, "commit": None}
         (place / "compare.json").write_text(json.dumps(plan))
         shutil.copy(summary, place)
         _ballast(folder, "report", str(place))
@@ -188,9 +188,15 @@ def evidence(folder: Path) -> dict[str, Any]:
 
 
 def figures(page: Path) -> list[str]:
-    """Return the numbers in the tables of a page in Markdown, in their order, without durations."""
-    rows = [line for line in page.read_text().split("\n") if line.startswith("|")]
-    return [number for row in rows if not re.search(r"\b(s|min|h)\b", row) for number in NUMBER.findall(row)]
+    """Return the numbers in the tables of a page in Markdown, in their order, without columns of durations."""
+    found: list[str] = []
+    timed: set[int] = set()
+    rows = [line.split("|") for line in page.read_text().split("\n") if line.startswith("|")]
+    for row, following in zip(rows, [*rows[1:], []], strict=True):
+        if following[1:2] and set(following[1]) <= set(" :-") and following[1].strip():
+            timed = {place for place, cell in enumerate(row) if "seconds" in cell}
+        found += [number for place, cell in enumerate(row) if place not in timed for number in NUMBER.findall(cell)]
+    return found
 
 
 def differences(before: Any, after: Any, where: str = "") -> Iterator[str]:

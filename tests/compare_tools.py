@@ -27,10 +27,10 @@ HEAVY = (
 """Modules that a comparison imports on its way."""
 
 
-def settle() -> None:
+def preload() -> None:
     """Import what a comparison needs, and let the collector pass it over.
 
-    After every piece of work it would look through all of it, which takes longer than a piece of work this small.
+    After every job it would look through all of it, which takes longer than a job this small.
     """
     for name in HEAVY:
         importlib.import_module(name)
@@ -42,7 +42,7 @@ def write_inputs(folder: Path) -> None:
     """Write model and rows into a folder: ``model``, ``rows.jsonl``, ``validation.jsonl``, ``test.jsonl``."""
     from tiny import char_tokenizer, tiny_model
 
-    settle()
+    preload()
     tiny_model().save_pretrained(folder / "model")
     char_tokenizer().save_pretrained(folder / "model")
     for name, start, size in (("rows", 0, 12), ("validation", 30, 4), ("test", 60, 5)):
@@ -114,10 +114,52 @@ def liking(completion: str, row: Any) -> float:
 
 
 def run_quietly(recipe: Any, **options: Any) -> dict[str, Any]:
-    """Run a comparison without a word."""
+    """Run a comparison without a word, and return its summary as it is stored."""
     from ballast.compare import run_compare
 
-    return run_compare(recipe, say=lambda _: None, **options)
+    return run_compare(recipe, say=lambda _: None, **options).plain()
+
+
+def cell(label: str, rate: float | None, seed: int, role: str = "report") -> Any:
+    """Return which run of a comparison it is."""
+    from ballast.records.schema import CellRecord
+
+    return CellRecord(label=label, rate=rate, seed=seed, role=role)
+
+
+def job(kind: str, *of: Any) -> Any:
+    """Return a job on a cell, given as `cell` takes it."""
+    from ballast.compare.jobs import Job
+
+    return Job(kind=kind, cell=cell(*of))
+
+
+def task_record(metrics: dict[str, Any], **facts: Any) -> Any:
+    """Return what a task measured; metrics are estimates, or values without an interval."""
+    from ballast.records.schema import Estimate, TaskRecord
+
+    made = {
+        name: one
+        if isinstance(one, Estimate)
+        else Estimate(value=one, n=9, low=None, high=None, level=0.95, method="none")
+        for name, one in metrics.items()
+    }
+    return TaskRecord(
+        **{"name": "test", "kind": "nll", "counts": {}, "settings": {}, "seconds": 1.0, **facts}, metrics=made
+    )
+
+
+def stored_run(of: Any, stage: str, tasks: dict[str, Any], *, path: str = "", **facts: Any) -> Any:
+    """Return a run as it is read back; keywords are fields of its record, or parts of `Measured` beside the tasks."""
+    from ballast.records.runs import Measured, Run
+    from ballast.records.schema import LogRecord, RunRecord
+
+    parts = {name: facts.pop(name) for name in ("items", "prompts", "scores") if name in facts}
+    record = RunRecord(**{"schema": 1, "status": "finished", "recipe": {}, "seconds": {"train": 1.5}, **facts})
+    path = path or f"cells/{of.name}"
+    log = (LogRecord(step=8, num_tokens=1000),)
+    result = Measured(tasks, **parts) if record.status == "finished" else None
+    return Run(path, Path(path), of.label, of.rate, of.seed, of.role, stage, record, log=log, result=result)
 
 
 def records_of(output: Path, *copied_from: Path) -> dict[str, Any]:
@@ -134,7 +176,7 @@ def records_of(output: Path, *copied_from: Path) -> dict[str, Any]:
         text = path.read_text()
         for place in (output, *copied_from):
             text = text.replace(str(place), "OUT")
-        lines = text.splitlines() if path.suffix == ".jsonl" else [text]
+        lines = [line for line in text.split("\n") if line] if path.suffix == ".jsonl" else [text]
         found[name] = [timeless(json.loads(line)) for line in lines]
     return found
 

@@ -1,4 +1,4 @@
-"""One rank of IFT on two; started by test_ift_distributed, not by pytest.
+"""One rank of IFT on two; started by test_training_ift_distributed, not by pytest.
 
 Usage: ift_ranks.py OUTPUT; rank 0 writes the final weights of each case, and differences of gradients under FSDP2.
 """

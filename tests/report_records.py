@@ -1,19 +1,24 @@
-"""Records as a comparison, a run and a look at tokens leave them, made up without training; the same every time."""
+"""Records as comparisons, runs and `ballast inspect` leave them, made up without training; the same every time."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ballast.compare.plan import REPORT, TUNING, Cell, Plan
+from ballast.compare.plan import Plan
 from ballast.config.recipe import Recipe
 from ballast.evaluation import metrics
 from ballast.records import write as records
-from ballast.records.folder import MARK, Store
+from ballast.records.folder import REPORT, Store
+from ballast.records.schema import SCHEMA, CellRecord
+from ballast.records.summary import Summary
+from ballast.records.tokens import TokensRecord
+from ballast.report.source import Source
 
 ITEMS, SAMPLES = 24, 4
 SKILL = {"base": 0.35, "sft": 0.45, "prift-mass": 0.75, "eksft": 0.40, "random": 0.05}
@@ -66,11 +71,11 @@ def comparison(folder: Path, *, leave_out: Callable[[str], bool] = lambda path: 
     plan, store = Plan(recipe(folder, **compare)), Store(folder)
     rates = {row.label: row.rates[-1] for row in plan.methods}
     cells = [cell for row in plan.methods for cell in plan.tuning(row.label)] + plan.report(rates)
-    named = [{"name": cell.name, **cell.record()} for cell in cells]
-    resolved = plan.recipe.resolved()
-    records.write_json(store.plan, {"recipe": resolved, "versions": VERSIONS, "commit": "abc123", "cells": named})
-    start = {"model": "base", "step": 0, "tasks": _tasks(plan, "base", 0, REPORT, 0.0, store.base, "base")}
-    records.write_jsonl(store.base / records.EVALS, [start])
+    named = [cell.plain() for cell in cells]
+    plan_record = {"recipe": plan.recipe.resolved(), "versions": VERSIONS, "commit": "abc123", "cells": named}
+    records.write_json(store.plan, {"schema": SCHEMA, **plan_record})
+    base = {"model": "base", "step": 0, "tasks": _tasks(plan, "base", 0, REPORT, 0.0, store.base, "base")}
+    records.write_jsonl(store.base / records.EVALS, [base])
     for cell in cells:
         if not leave_out(f"cells/{cell.name}"):
             _cell(plan, cell, store)
@@ -147,7 +152,7 @@ def tokens(texts: Sequence[Sequence[str]] = (("1", "+", "1", "=", "2", "#", "2")
         for label in ("prift-mass", "eksft")
     ]
     return {
-        "format": 1,
+        "schema": SCHEMA,
         "live": "lab",
         "reference": "lab",
         "same": False,
@@ -155,6 +160,18 @@ def tokens(texts: Sequence[Sequence[str]] = (("1", "+", "1", "=", "2", "#", "2")
         "rows": rows,
         "objectives": objectives,
     }
+
+
+def tokens_record(texts: Sequence[Sequence[str]] = (("1", "+", "1", "=", "2", "#", "2"),)) -> TokensRecord:
+    """Return `tokens` as the record that it is read as."""
+    return TokensRecord.model_validate_json(json.dumps(tokens(texts)))
+
+
+def changed(source: Source, change: Callable[[Any], object]) -> Source:
+    """Return a source with its summary changed by a function, which gets it as plain data."""
+    summary = source.summary.model_dump(mode="json", by_alias=True)
+    change(summary)
+    return replace(source, summary=Summary.model_validate_json(json.dumps(summary)))
 
 
 def change(path: Path, **values: Any) -> None:
@@ -171,22 +188,23 @@ def change(path: Path, **values: Any) -> None:
     path.write_text("".join(json.dumps(one) + "\n" for one in found) if lines else json.dumps(found[0]))
 
 
-def _cell(plan: Plan, cell: Cell, store: Store) -> None:
+def _cell(plan: Plan, cell: CellRecord, store: Store) -> None:
     folder = store.cell(cell.name)
     worse = 0.0 if cell.rate == plan.method(cell.label).rates[-1] else -0.2
     own = plan.recipe.resolved() | {"objective": {"name": cell.label}, "compare": None, "rl": None, "seed": cell.seed}
     own["training"] = {**own["training"], "learning_rate": cell.rate}
-    mark = {"status": "finished", MARK: cell.record()}
-    records.write_json(folder / records.RUN, {**_record(own, cell.label), **mark})
+    finished = {"status": "finished", "cell": cell.plain()}
+    records.write_json(folder / records.RUN, {**_record(own, cell.label), **finished})
     records.write_jsonl(folder / records.METRICS, _logs(cell.label, cell.seed))
     tasks = _tasks(plan, cell.label, cell.seed, cell.role, worse, folder, "trained")
     records.write_jsonl(folder / records.EVALS, [{"model": "trained", "step": 48, "tasks": tasks}])
 
 
-def _rl(plan: Plan, label: str, cell: Cell | None, seed: int, folder: Path) -> None:
-    mark = cell.record() if cell else {"label": "base", "rate": None, "seed": seed, "role": REPORT}
+def _rl(plan: Plan, label: str, cell: CellRecord | None, seed: int, folder: Path) -> None:
+    cell = cell or CellRecord(label="base", rate=None, seed=seed, role=REPORT)
     own = {**plan.recipe.resolved(), "compare": None, "seed": seed}
-    record = {**_record(own, label), "objective": None, "status": "finished", MARK: mark, "rl": {"steps": 30}}
+    finished = {"status": "finished", "cell": cell.plain(), "rl": {"steps": 30}}
+    record = {**_record(own, label), "objective": None, **finished}
     records.write_json(folder / records.RUN, record)
     chance = np.random.default_rng([7, seed, len(label)])
     start, gain = SKILL[label], GAIN[label]
@@ -202,6 +220,7 @@ def _rl(plan: Plan, label: str, cell: Cell | None, seed: int, folder: Path) -> N
 
 def _record(resolved: Mapping[str, Any], label: str) -> dict[str, Any]:
     return {
+        "schema": SCHEMA,
         "recipe": dict(resolved),
         "objective": {"name": label},
         "model": {"path": "lab", "type": "llama", "parameters": 1_217_280, "dtype": "float32"},
@@ -268,6 +287,3 @@ def _task(name: str, skill: float, seed: int, folder: Path, model: str, plan: Pl
         found = {f"mean@{samples}": metrics.mean([sum(row) / samples for row in scores])}
         found[f"pass@{samples}"] = metrics.mean_pass_at_k(correct, samples, samples)
     return {**shared, "settings": sections[name], "metrics": {key: one.to_dict() for key, one in found.items()}}
-
-
-__all__ = ["ITEMS", "SAMPLES", "TUNING", "change", "comparison", "recipe", "run", "tokens", "with_random"]

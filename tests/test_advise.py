@@ -118,7 +118,7 @@ def test_suspects_are_the_first_of_each_row_the_most_surprising_first():
     assert first.probability == pytest.approx(1e-4)
     assert first.excess == pytest.approx(-math.log(1e-4) - 0.2)
     assert suspects(scored([5])) == []
-    # A less likely token where the start is less sure surprises less.
+    # A less likely token where the base model is less sure surprises less.
     tokens = scored([5, 5], q_at={(0, 3): 5e-4, (1, 3): 1e-3}, entropy_at={(0, 3): 1.0, (1, 3): 0.1})
     assert [one.row for one in suspects(tokens)] == [1, 0]
 
@@ -344,8 +344,8 @@ def test_what_is_not_known_is_said():
     dft, gft, *rest = found.not_known
     assert (dft, gft) == tuple(f"{one.name}: {one.note}" for one in found.kept[1:])
     assert [line.split(",")[0] for line in rest] == [
-        "who is wrong where the start contradicts the data",
-        "whether answers are right that the start finds likely",
+        "who is wrong where the base model contradicts the data",
+        "whether answers are right that the base model finds likely",
         "how much of the gain is left after RL",
     ]
 

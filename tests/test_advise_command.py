@@ -212,9 +212,9 @@ def test_text_of_the_data_is_inert(prototype):
     Path("markup.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = run("advise", "model=model", "data.train=markup.jsonl")
     assert done.exit_code == 0, done.output
-    from ballast.pipeline.advice_view import inert
+    from ballast.pipeline.advise import _visible
 
-    assert inert("a\x1b[31m\n\u202eb") == "a\\x1b[31m\\n\\u202eb"
+    assert _visible("a\x1b[31m\n\u202eb") == "a⟨U+001B⟩[31m⏎⟨U+202E⟩b"
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,7 @@ from rich.console import Console
 
 from ballast.advise import RULE, TESTED, advise
 from ballast.objectives import list_objectives, objective
-from ballast.pipeline.advice_view import SHOWN, view
-from ballast.pipeline.advise import CONTEXT, Advised
+from ballast.pipeline.advise import CONTEXT, SHOWN, Advised, view
 from scored import rows_with, scored
 
 OBJECTIVES = [objective(one.name) for one in list_objectives() if one.name != "reweight"]
@@ -54,7 +53,12 @@ def test_nothing_is_torn_apart(width):
 def test_the_verdict_is_first_then_what_it_rests_on():
     one = advised(flawed(12))
     text = flat(printed(one))
-    parts = ["Prior: strong. The start supports", "Because ", "The rule: strong if", "Contradicted: the start is sure"]
+    parts = [
+        "Prior: strong. The base model supports",
+        "Because ",
+        "The rule: strong if",
+        "Contradicted: the start is sure",
+    ]
     parts += ["60 rows, 1,200 trained tokens", "tokens at or below", "What each objective would keep"]
     parts += ["rows lie far below", "Contradicted tokens in 20.0% of the rows", "What the scores do not tell"]
     places = [text.index(part) for part in parts]
@@ -132,8 +136,8 @@ def test_noise_is_not_claimed_where_the_prior_is_weak():
 
 def test_text_of_the_data_is_shown_and_does_nothing():
     text = printed(advised(flawed(1), before="[bold]\x1b[31m", own="\n"))
-    assert "[bold]\\x1b[31m" in text
-    assert "'\\n'" in text
+    assert "[bold]⟨U+001B⟩[31m" in text
+    assert "'⏎'" in text
     assert "\x1b" not in text
 
 

@@ -114,21 +114,23 @@ CASES = [
     Case(
         "groups nobody reads", "objective dft trains on demonstrations, so groups would be ignored", ("objective=dft",)
     ),
-    Case(
-        "misspelt key", "groups.onw: unknown key 'onw'; did you mean 'own'?", ("groups.onw=3", "training.max_steps=1")
-    ),
+    Case("misspelt key", "groups.onw: unknown key; did you mean 'own'?", ("groups.onw=3", "training.max_steps=1")),
     Case("tau below 0", "objective.tau: tau must lie in [0, ∞]", ("objective.tau=-0.1",)),
     Case("groups in training", "training.groups: would be overridden here", ("training.groups={own: 1}",)),
-    Case("no step per round", "groups.refresh: must be a whole number of at least 1; got 0", ("groups.refresh=0",)),
+    Case("no step per round", "groups.refresh: should be greater than or equal to 1; got 0", ("groups.refresh=0",)),
     Case("greedy answers alike", "groups.temperature: 0 with own = 2", ("groups.temperature=0",)),
-    Case("temperature below 0", "groups.temperature: must be 0 (greedy) or above", ("groups.temperature=-1",)),
+    Case(
+        "temperature below 0",
+        "groups.temperature: should be greater than or equal to 0; got -1",
+        ("groups.temperature=-1",),
+    ),
     Case("nobody in the group", "expert, teacher and own are all 0", ("groups={own: 0, expert: 0, teacher: 0}",)),
     # verifier
     Case("no verifier", "groups.verifier: is required", ("groups={own: 2}",)),
     Case("misspelt verifier", "groups.verifier: unknown verifier 'exakt'; did you mean", ("groups.verifier=exakt",)),
     Case("verifier not importable", "cannot import module 'nowhere'", ("groups.verifier='nowhere:judge'",)),
     Case("verifier lacks the function", "has no 'jugde'", ("groups.verifier='judging:jugde'",)),
-    Case("clock without an end", "groups.seconds: must be a finite number", ("groups.seconds=.inf",)),
+    Case("clock without an end", "groups.seconds: should be a finite number; got inf", ("groups.seconds=.inf",)),
     # rows
     Case("no answer to judge by", f"{DATA}row 1: no 'answer' to judge by", break_it=without_column("answer")),
     Case("one row without an answer", f"{DATA}row 3: no 'answer'", break_it=rows(lambda row: {**row, "answer": None})),

@@ -170,11 +170,11 @@ def test_chat_rows_train_with_the_labels_that_were_prepared(workspace, setting):
 
 
 def test_a_trainer_that_refuses_leaves_no_folder_behind(workspace, monkeypatch):
-    def refuse(made, model):
+    def refuse(training):
         Path("refused").mkdir()
         raise BallastError("no")
 
-    monkeypatch.setattr("ballast.pipeline.train._trainer", refuse)
+    monkeypatch.setattr("ballast.pipeline.train._FineTuning._trainer", refuse)
     done = CliRunner().invoke(app, ["train", "recipe.yaml", "output=refused", "evaluation.base=false"])
     assert (done.exit_code, done.stderr) == (2, "no\n")
     assert not Path("refused").exists()

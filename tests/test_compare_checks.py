@@ -61,7 +61,7 @@ def test_the_recipe_of_these_tests_is_fine(recipe):
         ("compare.objectives.1.roh=0.1", "compare.objectives.1.roh: "),
         ("compare.objectives=[sft, sft]", "compare.objectives.1: a second row labelled 'sft'"),
         ("compare.objectives.1.label=SFT", "compare.objectives.1.label: a second row labelled 'SFT'"),
-        ("compare.objectives.1.label=base", "compare.objectives.1.label: label 'base' names a row of its own"),
+        ("compare.objectives.1.label=base", "compare.objectives.1.label: label 'base' is the name of another row"),
         ("compare.objectives.1.label=../up", "compare.objectives.1.label: label '../up' cannot name a folder"),
         ("compare.objectives.1.label=.hidden", "compare.objectives.1.label: label '.hidden' cannot name a folder"),
         ("compare.objectives.1.groups={own: 2}", "compare.objectives.1.groups: objective eksft trains on demonstr"),
@@ -74,7 +74,7 @@ def test_the_recipe_of_these_tests_is_fine(recipe):
         ("compare.objectives.1.label=a/b", "compare.objectives.1.label: label 'a/b' cannot name a folder"),
         ("compare.objectives.1.label=a\\b", "cannot name a folder; use up to 100 letters, digits and . _ -"),
         (f"compare.objectives.1.label={'a' * 101}", "cannot name a folder; use up to 100 letters"),
-        ("compare.objectives.1.label=random", "label 'random' names a row of its own; choose another"),
+        ("compare.objectives.1.label=random", "label 'random' is the name of another row; choose another"),
         ("compare.rates=[1e-4, 1e-4]", "compare.rates: 0.0001 is listed twice"),
         ("compare.rates=[0, 1]", "compare.rates: 0 is no learning rate"),
         ("compare.rates=[.nan, 1]", "compare.rates: nan is no learning rate"),
@@ -167,7 +167,7 @@ def test_groups_that_are_missing_or_wrong_are_said_of_the_row(recipe):
     rows = "compare.objectives=[sft, {name: gft, groups: {verifier: exakt}}]"
     assert "compare.objectives.1.groups.verifier: unknown verifier 'exakt'" in only(recipe, rows)
     rows = "compare.objectives=[sft, {name: gft, groups: {verifier: exact, owm: 3}}]"
-    assert "compare.objectives.1.groups.owm: unknown key 'owm'; did you mean 'own'?" in only(recipe, rows)
+    assert "compare.objectives.1.groups.owm: unknown key; did you mean 'own'?" in only(recipe, rows)
     shared = ("groups={verifier: exakt}", "compare.objectives=[sft, gft]")
     assert "command line: groups.verifier: unknown verifier 'exakt'" in only(recipe, *shared)
 
@@ -214,6 +214,6 @@ def test_the_labs_settings_are_fine(path):
     weak = path.stem.startswith("weak")
     assert made.data.train[0].startswith("lab:long-") == weak
     assert all(task.data.startswith("lab:long-") == weak for task in made.evaluation.tasks)
-    assert made.rl["data"] == ("lab:long-rl" if weak else "lab:rl")
+    assert made.rl.data == ("lab:long-rl" if weak else "lab:rl",)
     if not weak:
         assert made.compare == other.compare

@@ -8,15 +8,14 @@ from pathlib import Path
 import pytest
 
 from ballast import pipeline
-from ballast.compare import Plan, pool
-from ballast.compare.jobs import FINE_TUNE, Bench, Work
-from ballast.compare.plan import REPORT, TUNING, Cell
-from ballast.compare.pool import Here, Processes
+from ballast.compare import Plan, jobs, pool
+from ballast.compare.jobs import Job, JobContext
+from ballast.compare.pool import Processes, Serial
 from ballast.errors import BallastError
 from ballast.records import write as records
-from ballast.records.folder import Store, discard
-from ballast.records.runs import read_runs
-from compare_tools import THEN, matrix, one_rate, records_of, run_quietly, timeless, write_inputs
+from ballast.records.folder import REPORT, TUNING, Store, discard
+from ballast.records.runs import read_comparison
+from compare_tools import THEN, job, matrix, one_rate, records_of, run_quietly, timeless, write_inputs
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +82,8 @@ def test_unusable_input_stops_at_once_and_names_the_run(folder, tmp_path, monkey
 
 
 def test_what_an_error_says_is_cut_to_a_line(folder, tmp_path):
-    bench = Bench(Plan(small(folder, tmp_path / "out")), Store(tmp_path / "out"))
-    [cell] = bench.plan.report({"sft": 1e-3})
-    said = bench.fail(Work(FINE_TUNE, cell.seed, cell), ValueError("word\n" * 500))
+    context = JobContext(Plan(small(folder, tmp_path / "out")), Store(tmp_path / "out"))
+    said = context.fail(job("train", "sft", 1e-3, 5), ValueError("word\n" * 500))
     assert len(said) == 500
     assert "\n" not in said
 
@@ -95,14 +93,14 @@ def test_what_an_error_says_is_cut_to_a_line(folder, tmp_path):
 )
 def test_weights_of_runs_that_choose_are_kept_where_asked(folder, tmp_path, monkeypatch, role, keep, kept):
     def trains(recipe, **_):
-        records.write_json(Path(recipe.output) / "run.json", {"status": "finished"})
+        Path(recipe.output).mkdir(parents=True)
         (Path(recipe.output) / "model.safetensors").touch()
 
     monkeypatch.setattr(pipeline, "run_train", trains)
-    bench = Bench(Plan(matrix(folder, tmp_path / "out", keep_tuning=keep)), Store(tmp_path / "out"))
-    cell = Cell("sft", 1e-3, 5, role)
-    bench.run(Work(FINE_TUNE, 5, cell))
-    assert (bench.store.cell(cell.name) / "model.safetensors").exists() == kept
+    context = JobContext(Plan(matrix(folder, tmp_path / "out", keep_tuning=keep)), Store(tmp_path / "out"))
+    one = job("train", "sft", 1e-3, 5, role)
+    context.run(one)
+    assert (one.folder(context.store) / "model.safetensors").exists() == kept
 
 
 FULL = [
@@ -137,7 +135,7 @@ def test_a_disk_that_fills_up_at_the_last_record_leaves_a_run_to_be_done_again(d
     write = records.write_json
 
     def full(path, value):
-        if "cell" in value:
+        if value.get("status") == "finished":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(path, value)
 
@@ -182,19 +180,19 @@ def test_a_file_in_the_place_of_a_folder_is_one_line_and_stays(copy, folder, pla
 
 
 def test_other_files_between_the_runs_are_left_alone(done, copy, folder):
-    for place in ("cells/.DS_Store", "base/rl", "cells/notes/todo.txt", "cells/odd/run.json"):
+    for place in ("cells/.DS_Store", "base/rl", "cells/notes/todo.txt"):
         (copy / place).parent.mkdir(parents=True, exist_ok=True)
         (copy / place).write_text("[1]")
     assert timeless(run_quietly(small(folder, copy))) == timeless(done[1])
     assert (copy / "cells" / "notes" / "todo.txt").exists()
 
 
-def test_a_damaged_record_of_the_start_is_one_line(copy, folder):
+def test_a_damaged_record_of_the_base_model_is_one_line(copy, folder):
     (copy / "base" / "evals.jsonl").write_text("{")
-    assert "base/evals.jsonl: cannot be read" in one_line(small(folder, copy))
+    assert "base/evals.jsonl:1: is not JSON" in one_line(small(folder, copy))
 
 
-def test_a_start_that_was_stopped_midway_is_measured_again(done, copy, folder):
+def test_a_base_model_whose_measurement_was_stopped_midway_is_measured_again(done, copy, folder):
     (copy / "base" / "evals.jsonl").unlink()
     (copy / "base" / "evals.jsonl.77.tmp").write_text("{")
     (copy / "base" / "evals" / "base" / "other.jsonl").write_text("{")
@@ -210,7 +208,7 @@ def test_an_interrupt_is_nobodys_failure(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "run_train", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_quietly(small(folder, tmp_path / "out"))
-    assert read_runs(Store(tmp_path / "out"))[1] == []
+    assert not any(run.failed for run in read_comparison(Store(tmp_path / "out")))
 
 
 STUB = """
@@ -218,7 +216,7 @@ import json, os, sys, time
 sys.stdin.readline()
 print("{}", flush=True)
 for line in sys.stdin:
-    how = HOW[json.loads(line)["seed"]]
+    how = HOW[json.loads(line)["cell"]["seed"]]
     if how == "hangs":
         time.sleep(600)
     if how == "half":
@@ -232,27 +230,27 @@ class Told:
     def __init__(self, interrupted_at=None):
         self.interrupted_at, self.ends = interrupted_at, {}
 
-    def began(self, work):
-        if work.seed == self.interrupted_at:
+    def began(self, job):
+        if job.cell.seed == self.interrupted_at:
             raise KeyboardInterrupt
 
-    def ended(self, work):
-        self.ends[work.seed] = None
+    def ended(self, job):
+        self.ends[job.cell.seed] = None
 
-    def failed(self, work, error):
-        self.ends[work.seed] = error
+    def failed(self, job, error):
+        self.ends[job.cell.seed] = error
 
 
 @pytest.fixture
 def stubs(folder, tmp_path, monkeypatch):
     """Return what makes processes that answer as they are told to, by seed."""
-    bench = Bench(Plan(one_rate(folder, tmp_path / "out", seeds=9)), Store(tmp_path / "out"))
-    bench.store.root.mkdir()
-    cells = bench.plan.report({"sft": 1e-3})
+    context = JobContext(Plan(one_rate(folder, tmp_path / "out", seeds=9)), Store(tmp_path / "out"))
+    context.store.root.mkdir()
+    cells = context.plan.report({"sft": 1e-3})
 
     def make(how, count):
         monkeypatch.setattr(pool, "PROGRAM", ("-c", f"HOW = {how!r}{STUB}"))
-        return Processes(bench, count, None), [Work(FINE_TUNE, seed, cells[seed - 5]) for seed in how]
+        return Processes(context, count, None), [Job(kind="train", cell=cells[seed - 5]) for seed in how]
 
     return make
 
@@ -269,10 +267,10 @@ def lives(pid):
     return True
 
 
-def test_several_processes_answer_for_their_own_works(stubs):
-    processes, works = stubs({5: {}, 6: {"failed": "no luck"}, 7: "half", 8: {}}, 2)
-    told, log = Told(), processes.bench.store.root / "jobs.log"
-    processes.each(works, told)
+def test_several_processes_answer_for_their_own_jobs(stubs):
+    processes, jobs = stubs({5: {}, 6: {"failed": "no luck"}, 7: "half", 8: {}}, 2)
+    told, log = Told(), processes.context.store.root / "jobs.log"
+    processes.each(jobs, told)
     assert told.ends == {
         5: None,
         6: "no luck",
@@ -293,64 +291,75 @@ def test_several_processes_answer_for_their_own_works(stubs):
     ids=["interrupt", "unusable"],
 )
 def test_what_stops_all_leaves_no_process_and_no_failure(stubs, how, interrupted_at, error):
-    processes, works = stubs(how, 2)
+    processes, jobs = stubs(how, 2)
     told = Told(interrupted_at)
     with pytest.raises(error):
-        processes.each(works, told)
+        processes.each(jobs, told)
     assert told.ends == {}
     assert len(pids(processes)) >= 1
     assert not any(map(lives, pids(processes)))
-    assert not (processes.bench.store.root / "cells").exists()
+    assert not (processes.context.store.root / "cells").exists()
     # Nothing is started after that.
-    processes.each(works, told)
+    processes.each(jobs, told)
     assert told.ends == {}
 
 
 def test_a_process_that_does_not_start_is_no_fault_of_the_run(stubs, monkeypatch):
-    processes, works = stubs({5: {}}, 2)
+    processes, jobs = stubs({5: {}}, 2)
     monkeypatch.setattr(pool, "PROGRAM", ("-c", "import sys; sys.exit('no such module')"))
-    told, log = Told(), processes.bench.store.root / "jobs.log"
+    told, log = Told(), processes.context.store.root / "jobs.log"
     with pytest.raises(BallastError) as caught:
-        processes.each(works, told)
+        processes.each(jobs, told)
     assert str(caught.value).startswith(f"--jobs 2: a process ended with exit code 1 before its first run; see {log}")
     assert log.read_text() == "no such module\n"
     assert told.ends == {}
-    assert not (processes.bench.store.root / "cells").exists()
+    assert not (processes.context.store.root / "cells").exists()
 
 
 def test_a_log_that_cannot_be_written_is_one_line(stubs):
-    processes, works = stubs({5: {}}, 1)
-    processes.bench.store.jobs_log.mkdir()
+    processes, jobs = stubs({5: {}}, 1)
+    processes.context.store.jobs_log.mkdir()
     with pytest.raises(BallastError, match=r"jobs\.log: cannot be written \("):
-        processes.each(works, Told())
+        processes.each(jobs, Told())
 
 
 def test_processes_are_out_of_reach_of_the_terminals_interrupt(stubs):
-    processes, works = stubs({5: {}}, 1)
-    processes.each(works, Told())
+    processes, jobs = stubs({5: {}}, 1)
+    processes.each(jobs, Told())
     assert [os.getsid(pid) for pid in pids(processes)] != [os.getsid(0)]
     processes.close()
 
 
 def test_a_record_that_cannot_be_kept_stops_here_and_in_a_process(folder, tmp_path, monkeypatch):
-    from ballast.compare.worker import _answer
-
-    bench = Bench(Plan(small(folder, tmp_path / "out")), Store(tmp_path / "out"))
-    [cell] = bench.plan.report({"sft": 1e-3})
-    work = Work(FINE_TUNE, cell.seed, cell)
+    context = JobContext(Plan(small(folder, tmp_path / "out")), Store(tmp_path / "out"))
+    one = job("train", "sft", 1e-3, 5)
 
     def breaks(*_, **__):
         raise RuntimeError("boom")
 
     monkeypatch.setattr(pipeline, "run_train", breaks)
-    assert _answer(bench, work) == {"failed": "RuntimeError: boom"}
-    monkeypatch.setattr(records, "write_json", lambda *_: os.mkdir("/proc/none"))
-    said = f"{bench.store.cell(cell.name)}: cannot be written ("
-    assert _answer(bench, work)["unusable"].startswith(said)
+    assert pool._answer(context, one) == {"failed": "RuntimeError: boom"}
+    monkeypatch.setattr(jobs, "write_json", lambda *_: os.mkdir("/proc/none"))
+    said = f"{one.folder(context.store)}: cannot be written ("
+    assert pool._answer(context, one)["unusable"].startswith(said)
     with pytest.raises(BallastError) as caught:
-        Here(bench).each([work], Told())
+        Serial(context).each([one], Told())
     assert str(caught.value).startswith(said)
     monkeypatch.undo()
     refused = BallastError("no such thing")
     monkeypatch.setattr(pipeline, "run_train", lambda *_, **__: (_ for _ in ()).throw(refused))
-    assert _answer(bench, work) == {"unusable": "no such thing"}
+    assert pool._answer(context, one) == {"unusable": "no such thing"}
+
+
+def test_files_of_the_working_directory_are_no_modules_of_a_process(folder, tmp_path, monkeypatch):
+    """Several names that the libraries import are likely names of a user's scripts."""
+    (tmp_path / "statistics.py").write_text("raise SystemExit('imported')")
+    monkeypatch.chdir(tmp_path)
+    context = JobContext(Plan(one_rate(folder, tmp_path / "out")), Store(tmp_path / "out"))
+    context.store.root.mkdir()
+    monkeypatch.setattr(pool, "_path", lambda: os.environ["PYTHONPATH"])
+    process = pool._Process(context, 1)
+    try:
+        assert process.wait(), context.store.jobs_log.read_text()
+    finally:
+        process.close()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from compare_tools import HEAVY, THEN, matrix, one_rate, records_of, run_quietly, settle, write_inputs
+from compare_tools import HEAVY, THEN, matrix, one_rate, preload, records_of, run_quietly, write_inputs
 
 STAGES = ("scoring", "base", "tuning", "report", "rl", "summary")
 """What a comparison does, in its order."""
@@ -30,10 +30,10 @@ def work(folder: Path, output: Path, log: Path, changes: dict, moment: tuple[str
 
     from ballast import pipeline
     from ballast.compare import run
-    from ballast.compare.jobs import REINFORCE, Bench
+    from ballast.compare.jobs import JobContext
 
     torch.set_num_threads(1)
-    settle()
+    preload()
     armed = []
 
     def note(*what):
@@ -54,9 +54,9 @@ def work(folder: Path, output: Path, log: Path, changes: dict, moment: tuple[str
         return wrapped
 
     pipeline.run_score = noted(lambda *_: "scoring", pipeline.run_score)
-    run.measure_start = noted(lambda *_: "base", run.measure_start)
+    run.measure_base = noted(lambda *_: "base", run.measure_base)
     run.write_summary = noted(lambda *_: "summary", run.write_summary)
-    Bench.run = noted(lambda _, work: "rl" if work.kind == REINFORCE else work.cell.role, Bench.run)
+    JobContext.run = noted(lambda _, job: "rl" if job.kind == "rl" else job.cell.role, JobContext.run)
     run_quietly(matrix(folder, output, **changes))
 
 
@@ -73,7 +73,7 @@ class Runs:
         write_inputs(folder)
 
     def whole(self, name: str) -> dict:
-        """Run to the end and return how long a piece of work took in each stage."""
+        """Run to the end and return how long a job took in each stage."""
         code, noted = self._run(name, None)
         assert code == 0
         took = {}
@@ -97,7 +97,7 @@ class Runs:
 
 
 def check(tmp_path, changes, stages):
-    """Kill at a random moment of each of the stages, up to two works into those of many; return what was hit."""
+    """Kill at a random moment of each of the stages, up to two jobs into those of many; return what was hit."""
     rng = random.Random(seed := time.time_ns())
     runs = Runs(tmp_path, changes)
     took = runs.whole("alone")
@@ -105,7 +105,7 @@ def check(tmp_path, changes, stages):
     for stage in stages:
         share = rng.uniform(0, 0.6 if stages.count(stage) == 1 else 2)
         landed.append(runs.killed("killed", (stage, share * took[stage])))
-        print(f"seed {seed}: {share:.2f} of a work into {stage}: landed in {landed[-1]}")
+        print(f"seed {seed}: {share:.2f} of a job into {stage}: landed in {landed[-1]}")
     runs.whole("killed")
     assert records_of(tmp_path / "killed") == records_of(tmp_path / "alone")
     return landed

@@ -4,14 +4,17 @@ import dataclasses
 
 import pytest
 
-from ballast.compare.cells import cell_recipe, rl_recipe, seeded
-from ballast.compare.choose import choose_rate, chosen_rates, swept
-from ballast.compare.jobs import start_recipe
-from ballast.compare.plan import REPORT, TUNING, Cell, Part, Plan, direction
-from ballast.config.recipe import Recipe, ReferenceSection, TaskSection
+from ballast.compare.jobs import base_recipe
+from ballast.compare.plan import Part, Plan, cell_recipe, direction, rl_recipe, seeded
+from ballast.compare.summary import choose_rate, chosen_rates, sweep
+from ballast.config.recipe import Recipe, ReferenceSection
 from ballast.errors import BallastError
-from ballast.records.folder import Store, differing_key
-from ballast.records.runs import BEFORE, Failure, Run
+from ballast.evaluation import Task
+from ballast.groups import GroupOptions
+from ballast.records.folder import BEFORE, REPORT, TUNING, Store, differing_key
+from ballast.rl import RLOptions
+from compare_tools import cell as cell_of
+from compare_tools import stored_run, task_record
 
 TASKS = [
     {"name": "validation", "data": "lab:validation"},
@@ -56,7 +59,7 @@ def test_more_seeds_and_rates_add_runs_and_rename_none():
 
 
 def test_names_tell_rates_apart():
-    names = [Cell("a", rate, 1, REPORT).name for rate in (1e-4, 1.0000000001e-4, 3e-5, 0.1)]
+    names = [cell_of("a", rate, 1).name for rate in (1e-4, 1.0000000001e-4, 3e-5, 0.1)]
     assert names == ["a-lr0.0001-s1", "a-lr0.00010000000001-s1", "a-lr3e-05-s1", "a-lr0.1-s1"]
 
 
@@ -120,7 +123,7 @@ def test_parts_share_the_matrix_without_overlap_and_keep_a_tuned_row_together(pa
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2", "1/2/3", ""])
 def test_what_is_no_part_is_refused(text):
-    with pytest.raises(BallastError, match="is no part of a whole"):
+    with pytest.raises(BallastError, match="is not a part of a whole"):
         Part.parse(text)
 
 
@@ -155,9 +158,11 @@ def test_the_best_mean_wins_and_the_smaller_rate_of_equals():
 
 
 def tuned(cell, value):
-    tasks = {"validation": {"metrics": {"accuracy": {"value": value}}}}
-    return Run(f"cells/{cell.name}", **cell.record(), stage=BEFORE, tasks=tasks, items={}, prompts={}, budget={},
-               objective=None, provenance={})  # fmt: skip
+    return stored_run(cell, BEFORE, {"validation": task_record({"accuracy": value})})
+
+
+def broken_off(cell):
+    return stored_run(cell, BEFORE, {}, status="failed", error="no")
 
 
 def test_a_rate_is_chosen_when_all_of_its_rows_tuning_is_there():
@@ -172,9 +177,8 @@ def test_reported_runs_and_other_seeds_choose_nothing():
     made = plan()
     runs = [tuned(cell, {1e-4: 0.6, 3e-4: 0.3}[cell.rate]) for cell in made.tuning("sft")]
     stray = [dataclasses.replace(runs[1], seed=seed, role=role) for seed, role in ((1007, REPORT), (9999, TUNING))]
-    stray = [
-        dataclasses.replace(run, tasks={"validation": {"metrics": {"accuracy": {"value": 99.0}}}}) for run in stray
-    ]
+    high = tuned(cell_of("sft", 1e-4, 1), 99.0).result
+    stray = [dataclasses.replace(run, result=high) for run in stray]
     assert chosen_rates(made, [*runs, *stray]) == {"sft": 1e-4}
 
 
@@ -183,21 +187,20 @@ def test_a_rate_at_which_a_run_broke_off_or_scored_nothing_is_not_chosen():
     cells = made.tuning("sft")
     runs = [tuned(cell, {1e-4: 0.3, 3e-4: 0.6}[cell.rate]) for cell in cells]
     broken = next(cell for cell in cells if cell.rate == 3e-4)
-    failure = Failure(f"cells/{broken.name}", **broken.record(), stage=BEFORE, error="no")
+    failure = broken_off(broken)
     rest = [run for run in runs if run.path != failure.path]
-    assert chosen_rates(made, rest, [failure]) == {"sft": 1e-4}
+    assert chosen_rates(made, [*rest, failure]) == {"sft": 1e-4}
     assert chosen_rates(made, [*rest, tuned(broken, None)]) == {"sft": 1e-4}
     # One that broke off at a seed of an earlier recipe counts no more.
     old = dataclasses.replace(failure, seed=9999)
-    assert chosen_rates(made, runs, [old]) == {"sft": 3e-4}
-    assert swept(made, "sft", 3e-4, runs, [old])["failed"] == []
-    none = [Failure(f"cells/{cell.name}", **cell.record(), stage=BEFORE, error="no") for cell in cells]
-    assert chosen_rates(made, [], none) == {}
+    assert chosen_rates(made, [*runs, old]) == {"sft": 3e-4}
+    assert [one.failed for one in sweep(made, made.method("sft"), [*runs, old])] == [(), ()]
+    assert chosen_rates(made, [broken_off(cell) for cell in cells]) == {}
 
 
 def test_a_cell_is_the_recipe_with_its_objective_rate_seed_tasks_and_output():
     made = plan(objectives=["sft", {"label": "soft", "name": "eksft", "rho": 0.2, "training": {"max_length": 32}}])
-    cell = Cell("soft", 3e-4, 8, REPORT)
+    cell = cell_of("soft", 3e-4, 8)
     recipe = cell_recipe(made, cell, store_at("out"), steps=11)
     assert (recipe.objective.name, recipe.objective.options) == ("eksft", {"rho": 0.2})
     assert recipe.training["learning_rate"] == 3e-4
@@ -205,7 +208,7 @@ def test_a_cell_is_the_recipe_with_its_objective_rate_seed_tasks_and_output():
     assert (recipe.seed, recipe.output, recipe.evaluation.base) == (8, "out/cells/soft-lr0.0003-s8", False)
     assert recipe.compare is None
     assert recipe.reference.use == "auto"
-    assert cell_recipe(made, Cell("sft", 1e-4, 8, REPORT), store_at("out")).reference.cache == "out/cache/reference"
+    assert cell_recipe(made, cell_of("sft", 1e-4, 8), store_at("out")).reference.cache == "out/cache/reference"
     assert Recipe.model_validate(recipe.resolved()) == recipe
 
 
@@ -224,14 +227,14 @@ def test_a_cell_is_the_recipe_with_its_objective_rate_seed_tasks_and_output():
 def test_the_reference_is_the_cache_where_it_serves(objective, named, made):
     base = plan(objectives=[objective])
     asked = Plan(base.recipe.model_copy(update={"reference": ReferenceSection(**named)}))
-    recipe = cell_recipe(asked, Cell(objective, 1e-4, 7, REPORT), store_at("out"))
+    recipe = cell_recipe(asked, cell_of(objective, 1e-4, 7), store_at("out"))
     assert recipe.reference == ReferenceSection(**made)
 
 
 @pytest.mark.parametrize("length", [{"max_steps": 3}, {"num_train_epochs": 1}])
 def test_a_rows_own_length_goes_before_the_budget(length):
     made = plan(objectives=[{"name": "sft", "training": length}])
-    training = cell_recipe(made, Cell("sft", 1e-4, 7, REPORT), store_at("out"), steps=50).training
+    training = cell_recipe(made, cell_of("sft", 1e-4, 7), store_at("out"), steps=50).training
     assert {key: training.get(key) for key in ("max_steps", "num_train_epochs")} == {
         "max_steps": None,
         "num_train_epochs": None,
@@ -241,37 +244,37 @@ def test_a_rows_own_length_goes_before_the_budget(length):
 
 def test_groups_go_to_the_rows_that_train_on_them():
     made = plan(objectives=["sft", {"name": "gft", "groups": {"own": 2}}])
-    recipe = made.recipe.model_copy(update={"groups": {"verifier": "exact", "own": 4}})
+    recipe = made.recipe.model_copy(update={"groups": GroupOptions(verifier="exact", own=4)})
     made = Plan(recipe)
-    assert cell_recipe(made, Cell("sft", 1e-4, 7, REPORT), store_at("out")).groups is None
-    assert cell_recipe(made, Cell("gft", 1e-4, 7, REPORT), store_at("out")).groups == {"verifier": "exact", "own": 2}
+    assert cell_recipe(made, cell_of("sft", 1e-4, 7), store_at("out")).groups is None
+    assert cell_recipe(made, cell_of("gft", 1e-4, 7), store_at("out")).groups == GroupOptions(verifier="exact", own=2)
 
 
 def test_samples_are_drawn_anew_for_every_seed_and_alike_for_every_method():
     tasks = plan().tasks(REPORT)
-    assert [task.settings().get("seed") for task in seeded(tasks, 8)] == [108, None]
+    assert [task.seed for task in seeded(tasks, 8)] == [108, 0]
     made = plan()
-    one, other = (cell_recipe(made, Cell(label, 1e-4, 8, REPORT), store_at("out")) for label in ("sft", "dft"))
+    one, other = (cell_recipe(made, cell_of(label, 1e-4, 8), store_at("out")) for label in ("sft", "dft"))
     assert one.evaluation == other.evaluation
-    assert seeded((TaskSection(data="lab:test", samples=2, temperature=1.0),), 5)[0].settings()["seed"] == 5
-    assert seeded((TaskSection(data="lab:test", kind="readiness"),), 5)[0].settings()["seed"] == 5
+    assert seeded((Task(data="lab:test", samples=2, temperature=1.0),), 5)[0].seed == 5
+    assert seeded((Task(data="lab:test", kind="readiness"),), 5)[0].seed == 5
 
 
-def test_the_start_is_asked_everything_with_the_samples_of_the_first_seed():
-    recipe = start_recipe(plan())
-    assert [task.settings()["name"] for task in recipe.evaluation.tasks] == ["validation", "test", "text"]
-    assert [task.settings().get("seed") for task in recipe.evaluation.tasks] == [None, 107, None]
+def test_the_base_model_is_asked_everything_with_the_samples_of_the_first_seed():
+    recipe = base_recipe(plan())
+    assert [task.name for task in recipe.evaluation.tasks] == ["validation", "test", "text"]
+    assert [task.seed for task in recipe.evaluation.tasks] == [0, 107, 0]
 
 
 def test_rl_starts_from_the_run_and_is_measured_on_what_is_reported():
-    made = Plan(plan().recipe.model_copy(update={"rl": {"verifier": "exact", "steps": 9}}))
+    made = Plan(plan().recipe.model_copy(update={"rl": RLOptions(verifier="exact", steps=9)}))
     then = made.compare.model_copy(update={"then": type(made.compare).model_validate(
         {"objectives": ["sft"], "rates": [1e-4], "then": {"rl": {"steps": 30}}}).then})  # fmt: skip
     made = Plan(made.recipe.model_copy(update={"compare": then}))
-    cell = Cell("sft", 1e-4, 8, REPORT)
+    cell = cell_of("sft", 1e-4, 8)
     recipe = rl_recipe(made, 8, store_at("out").rl(cell.name))
-    assert recipe.rl == {"verifier": "exact", "steps": 30}
-    assert [task.settings()["name"] for task in recipe.evaluation.tasks] == ["test", "text"]
+    assert recipe.rl == RLOptions(verifier="exact", steps=30)
+    assert [task.name for task in recipe.evaluation.tasks] == ["test", "text"]
     assert (recipe.seed, recipe.output) == (8, "out/cells/sft-lr0.0001-s8/rl")
     assert recipe.model.path == "lab"
     assert Recipe.model_validate(recipe.resolved()) == recipe
@@ -287,7 +290,7 @@ def test_rl_follows_reported_runs_but_not_those_from_random_weights():
 
 def test_runs_are_the_same_wherever_they_lie_and_differ_by_the_first_key():
     made = plan()
-    cell = Cell("sft", 1e-4, 8, REPORT)
+    cell = cell_of("sft", 1e-4, 8)
     here, there = (cell_recipe(made, cell, store_at(path)).resolved() for path in ("out", "/elsewhere/out"))
     assert differing_key(here, there) is None
     assert differing_key({**here, "seed": 9}, there) == "seed"
@@ -300,7 +303,7 @@ def test_runs_are_the_same_wherever_they_lie_and_differ_by_the_first_key():
     assert differing_key(here, {**there, "training": {**there["training"], "seq": 1}}) == "training.seq"
     assert differing_key({**here, "training": {**here["training"], "seq": 1}}, there) == "training.seq"
     made = plan(random=True)
-    here, there = (cell_recipe(made, Cell("random", 3e-4, 8, REPORT), store_at(path)).resolved() for path in ("a", "b"))
+    here, there = (cell_recipe(made, cell_of("random", 3e-4, 8), store_at(path)).resolved() for path in ("a", "b"))
     assert differing_key(here, there) is None
     # A section that was not known yet when the run was made.
     assert differing_key({key: value for key, value in here.items() if value is not None}, there) is None

@@ -7,13 +7,13 @@ import pytest
 import rich.live
 from rich.console import Console
 
-from ballast.compare.jobs import FINE_TUNE, REINFORCE, Work
-from ballast.compare.plan import REPORT, TUNING, Cell
+from ballast.compare.jobs import base_rl
 from ballast.compare.progress import Board
+from compare_tools import job
 
-RUNS = [Work(FINE_TUNE, seed, Cell(label, 1e-3, seed, REPORT)) for seed in (5, 6) for label in ("sft", "dft")]
-TUNE = Work(FINE_TUNE, 1005, Cell("sft", 1e-3, 1005, TUNING))
-RL, BASE_RL = Work(REINFORCE, 5, RUNS[0].cell), Work(REINFORCE, 5)
+RUNS = [job("train", label, 1e-3, seed) for seed in (5, 6) for label in ("sft", "dft")]
+TUNE = job("train", "sft", 1e-3, 1005, "tuning")
+RL, BASE_RL = job("rl", "sft", 1e-3, 5), base_rl(5)
 
 
 class Clock:
@@ -29,14 +29,14 @@ def clock():
 
 
 def board(totals, done=None, **options):
-    options = {"say": lambda line: None, "score": lambda work: "fine", **options}
+    options = {"say": lambda line: None, "score": lambda job: "fine", **options}
     return Board(totals, done or {}, **options)
 
 
-def timed(shown, clock, work, seconds):
-    shown.began(work)
+def timed(shown, clock, job, seconds):
+    shown.began(job)
     clock.now += seconds
-    shown.ended(work)
+    shown.ended(job)
 
 
 def test_lines_count_what_is_done_and_foretell(clock):
@@ -132,7 +132,7 @@ def test_nothing_is_left_in_the_end(clock):
 
 def test_what_errors_say_is_no_markup():
     out = Console(file=io.StringIO(), width=80, soft_wrap=True)
-    shown = board({("sft", "runs"): 2}, say=out.print, score=lambda work: "[/b] of [red]all[/red] " + "long " * 30)
+    shown = board({("sft", "runs"): 2}, say=out.print, score=lambda job: "[/b] of [red]all[/red] " + "long " * 30)
     shown.failed(RUNS[0], "no [/such] thing [bold]at[/bold] all")
     shown.began(RUNS[2])
     shown.ended(RUNS[2])
@@ -149,7 +149,7 @@ def terminal():
 def test_on_a_terminal_a_table_shows_every_row_instead_of_lines(terminal, clock):
     said = []
     totals = {("sft", "tuning"): 1, ("sft", "runs"): 2, ("dft", "runs"): 2, ("base", "rl"): 1}
-    shown = board(totals, {("sft", "tuning"): 1}, say=said.append, score=lambda work: "0.5 [of all]", clock=clock)
+    shown = board(totals, {("sft", "tuning"): 1}, say=said.append, score=lambda job: "0.5 [of all]", clock=clock)
     shown.chose("sft", 3e-4, "")
     with shown.shown(terminal):
         timed(shown, clock, RUNS[0], 30.0)

@@ -1,6 +1,5 @@
 """A whole comparison on a tiny model: what it leaves, what it goes on with, and what it will not mix."""
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -8,14 +7,16 @@ from pathlib import Path
 import pytest
 
 from ballast.compare import Part, Plan, load_plan, summarise
-from ballast.compare.jobs import FINE_TUNE, REINFORCE, Bench, Work, make_random
+from ballast.compare.jobs import Job, JobContext, base_rl, make_random
 from ballast.compare.pool import Processes
 from ballast.compare.run import _budget_steps
 from ballast.errors import BallastError
 from ballast.records import write as records
-from ballast.records.folder import Store, discard, read_run
-from ballast.records.runs import read_runs
-from compare_tools import THEN, matrix, one_rate, records_of, run_quietly, timeless, write_inputs
+from ballast.records.folder import Store, discard
+from ballast.records.read import read
+from ballast.records.runs import read_comparison, read_record
+from ballast.records.schema import PlanRecord
+from compare_tools import THEN, job, matrix, one_rate, records_of, run_quietly, timeless, write_inputs
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def whole(folder):
 
     lines = []
     summary = run_compare(matrix(folder, "whole", then=THEN), say=lines.append)
-    return folder / "whole", summary, lines
+    return folder / "whole", summary.plain(), lines
 
 
 @pytest.fixture
@@ -43,14 +44,14 @@ def copy(whole, tmp_path):
 
 def test_every_cell_is_a_run_of_train_with_its_place_in_the_matrix(whole):
     output, summary, _ = whole
-    names = {cell["name"]: cell for cell in json.loads((output / "compare.json").read_text())["cells"]}
-    assert len(names) == 2 * 2 + 2 * 2
-    for name, cell in names.items():
-        record = read_run(output / "cells" / name)
-        assert record["status"] == "finished"
-        assert record["cell"] == {key: cell[key] for key in ("label", "rate", "seed", "role")}
-        assert record["recipe"]["training"]["learning_rate"] == cell["rate"]
-        assert record["recipe"]["seed"] == cell["seed"]
+    cells = read(output / "compare.json", PlanRecord).cells
+    assert len({cell.name for cell in cells}) == 2 * 2 + 2 * 2
+    for cell in cells:
+        name, record = cell.name, read_record(output / "cells" / cell.name)
+        assert record.status == "finished"
+        assert record.cell == cell
+        assert record.recipe["training"]["learning_rate"] == cell.rate
+        assert record.recipe["seed"] == cell.seed
         assert [line["step"] for line in records.read_jsonl(output / "cells" / name / "metrics.jsonl")][:2] == [1, 2]
     assert summary["complete"]
     assert summary == json.loads((output / "summary.json").read_text())
@@ -60,7 +61,7 @@ def test_tuning_runs_are_measured_on_the_choosing_task_and_reported_ones_on_the_
     output, _, _ = whole
     for folder in (output / "cells").iterdir():
         [entry] = records.read_jsonl(folder / "evals.jsonl")
-        tuning = read_run(folder)["cell"]["role"] == "tuning"
+        tuning = read_record(folder).cell.role == "tuning"
         assert [task["name"] for task in entry["tasks"]] == (["validation"] if tuning else ["test", "text"])
         assert (folder / "evals" / "trained" / "test.jsonl").exists() == (not tuning)
 
@@ -89,7 +90,7 @@ def test_weights_of_tuning_runs_are_dropped_and_reported_ones_load(whole):
     assert AutoModelForCausalLM.from_pretrained(reported).num_parameters() > 1000
 
 
-def test_the_start_is_measured_once_and_on_every_task(whole):
+def test_the_base_model_is_measured_once_and_on_every_task(whole):
     output, summary, _ = whole
     [entry] = records.read_jsonl(output / "base" / "evals.jsonl")
     assert (entry["model"], entry["step"]) == ("base", 0)
@@ -98,16 +99,15 @@ def test_the_start_is_measured_once_and_on_every_task(whole):
     assert list(summary["rows"][0]["stages"]["before_rl"]["tasks"]) == ["test", "text"]
 
 
-def test_rl_follows_every_reported_run_and_the_start(whole):
+def test_rl_follows_every_reported_run_and_the_base_model(whole):
     output, summary, _ = whole
     for row in summary["rows"]:
         assert row["stages"]["after_rl"]["seeds"] == [5, 6]
-    rl = read_run(output / "base" / "rl" / "s6")
-    assert rl["cell"] == {"label": "base", "rate": None, "seed": 6, "role": "report"}
+    assert read_record(output / "base" / "rl" / "s6").cell == base_rl(6).cell
     cell = next(path for path in (output / "cells").iterdir() if path.name.endswith("-s5"))
-    assert read_run(cell / "rl")["start"] == str(cell)
+    assert read_record(cell / "rl").start == str(cell)
     assert [line["step"] for line in records.read_jsonl(cell / "rl" / "metrics.jsonl") if "reward" in line] == [1]
-    assert read_run(cell / "rl")["recipe"]["rl"]["verifier"] == "compare_tools:liking"
+    assert read_record(cell / "rl").recipe["rl"]["verifier"] == "compare_tools:liking"
 
 
 def test_samples_of_a_seed_are_its_own_and_shared_by_the_methods(whole):
@@ -121,9 +121,9 @@ def test_samples_of_a_seed_are_its_own_and_shared_by_the_methods(whole):
 
 def test_the_reference_is_scored_once_for_all(whole):
     output, _, _ = whole
-    caches = {read_run(path)["recipe"]["reference"]["cache"] for path in (output / "cells").iterdir()}
+    caches = {read_record(path).recipe["reference"]["cache"] for path in (output / "cells").iterdir()}
     assert caches == {str(output / "cache" / "reference")}
-    assert all(read_run(path)["seconds"]["score"] < 1 for path in (output / "cells").iterdir())
+    assert all(read_record(path).seconds["score"] < 1 for path in (output / "cells").iterdir())
 
 
 def test_running_again_runs_nothing(whole, folder):
@@ -136,21 +136,18 @@ def test_running_again_runs_nothing(whole, folder):
 def test_the_summary_follows_from_the_records_wherever_they_lie(whole, copy):
     _, summary, _ = whole
     (copy / "summary.json").unlink()
-    assert summarise(load_plan(copy), *read_runs(Store(copy))) == summary
+    assert summarise(load_plan(copy), read_comparison(Store(copy))).plain() == summary
 
 
-@pytest.mark.parametrize("left", ["no mark", "no record"])
+@pytest.mark.parametrize("left", ["running", "trained", "no record"])
 def test_what_a_stopped_run_left_is_done_again(whole, copy, folder, left):
     output, _, _ = whole
     cell = next(path for path in (copy / "cells").iterdir() if path.name.endswith("-s5"))
     record = json.loads((cell / "run.json").read_text())
     shutil.rmtree(cell / "rl")
-    {
-        "no mark": lambda: records.write_json(
-            cell / "run.json", {key: value for key, value in record.items() if key != "cell"}
-        ),
-        "no record": (cell / "run.json").unlink,
-    }[left]()
+    (cell / "run.json").unlink()
+    if left != "no record":
+        records.write_json(cell / "run.json", {**record, "status": left})
     (cell / "half.tmp").touch()
     run_quietly(matrix(folder, copy, then=THEN))
     assert records_of(copy, output) == records_of(output)
@@ -166,18 +163,18 @@ def test_runs_of_another_recipe_are_not_mixed_in(copy, folder):
         run_quietly(matrix(folder, copy, then={"rl": other}))
 
 
-def test_a_start_measured_otherwise_is_not_mixed_in(copy, folder):
+def test_a_base_model_measured_otherwise_is_not_mixed_in(copy, folder):
     [entry] = records.read_jsonl(copy / "base" / "evals.jsonl")
     entry["recipe"]["evaluation"]["tasks"][1]["max_new_tokens"] = 4
     records.write_jsonl(copy / "base" / "evals.jsonl", [entry])
-    with pytest.raises(BallastError, match=r"start was measured with another evaluation.tasks.1.max_new_tokens"):
+    with pytest.raises(BallastError, match=r"base model was measured with another evaluation.tasks.1.max_new_tokens"):
         run_quietly(matrix(folder, copy, then=THEN))
 
 
 def test_a_damaged_record_is_said_and_not_overwritten(copy, folder):
     cell = next((copy / "cells").iterdir())
     (cell / "run.json").write_text("{")
-    with pytest.raises(BallastError, match=r"run.json: cannot be read .* remove"):
+    with pytest.raises(BallastError, match=r"run.json: is not JSON .* remove"):
         run_quietly(matrix(folder, copy, then=THEN))
     assert (cell / "run.json").read_text() == "{"
 
@@ -261,23 +258,23 @@ class Told:
     def __init__(self):
         self.ends = {}
 
-    def began(self, work):
-        self.work = work
+    def began(self, job):
+        pass
 
-    def ended(self, work):
-        self.ends[work] = None
+    def ended(self, job):
+        self.ends[job] = None
 
-    def failed(self, work, error):
-        self.ends[work] = error
+    def failed(self, job, error):
+        self.ends[job] = error
 
 
-def test_another_process_does_the_work_and_its_death_costs_one_run(cheap, folder, tmp_path):
+def test_another_process_does_the_job_and_its_death_costs_one_run(cheap, folder, tmp_path):
     whole, _ = cheap
     recipe = one_rate(folder, tmp_path / "out")
-    bench = Bench(Plan(recipe), Store(tmp_path / "out"))
+    context = JobContext(Plan(recipe), Store(tmp_path / "out"))
     shutil.copytree(whole / "cache", tmp_path / "out" / "cache")
-    first, second = (Work(FINE_TUNE, cell.seed, cell) for cell in bench.plan.report({"sft": 1e-3}))
-    processes, told = Processes(bench, 1, 1), Told()
+    first, second = (Job(kind="train", cell=cell) for cell in context.plan.report({"sft": 1e-3}))
+    processes, told = Processes(context, 1, 1), Told()
     processes.each([first], told)
     [process] = processes._all
     process._process.kill()
@@ -285,8 +282,8 @@ def test_another_process_does_the_work_and_its_death_costs_one_run(cheap, folder
     processes.close()
     assert told.ends[first] is None
     assert "its process ended with exit code -9" in told.ends[second]
-    assert bench.is_done(first)
-    assert bench.has_failed(second)
+    assert context.is_done(first)
+    assert context.has_failed(second)
     name = f"cells/{first.cell.name}/"
     done = {key: value for key, value in records_of(tmp_path / "out").items() if key.startswith(name)}
     assert done == {key: value for key, value in records_of(whole).items() if key.startswith(name)}
@@ -317,18 +314,17 @@ def test_a_budget_of_tokens_becomes_steps(folder):
     assert _budget_steps(Plan(one_rate(folder, "budget"))) is None
 
 
-def test_a_bench_knows_its_works_by_their_folders(whole, folder):
+def test_jobs_are_found_done_by_their_folders(whole, folder):
     output, _, _ = whole
-    bench = Bench(Plan(matrix(folder, "whole", then=THEN)), Store(output))
-    cell = next(cell for cell in bench.plan.report({"sft": 3e-2}) if cell.label == "sft")
-    for work in (Work(FINE_TUNE, 5, cell), Work(REINFORCE, 5, cell), Work(REINFORCE, 5)):
-        assert Work.from_dict(json.loads(json.dumps(work.to_dict()))) == work
-    laps = read_run(output / "base" / "rl" / "s5")["seconds"]
-    assert bench.seconds(Work(REINFORCE, 5)) == pytest.approx(sum(laps.values()))
-    assert bench.seconds(Work(REINFORCE, 99)) is None
-    assert bench.is_done(Work(REINFORCE, 5))
-    assert not bench.is_done(Work(REINFORCE, 99))
-    assert not bench.is_done(Work(FINE_TUNE, 5, dataclasses.replace(cell, seed=99)))
+    context = JobContext(Plan(matrix(folder, "whole", then=THEN)), Store(output))
+    for one in (job("train", "sft", 3e-2, 5), job("rl", "sft", 3e-2, 5), base_rl(5)):
+        assert Job.model_validate_json(one.model_dump_json()) == one
+    laps = read_record(output / "base" / "rl" / "s5").seconds
+    assert context.seconds(base_rl(5)) == pytest.approx(sum(laps.values()))
+    assert context.seconds(base_rl(99)) is None
+    assert context.is_done(base_rl(5))
+    assert not context.is_done(base_rl(99))
+    assert not context.is_done(job("train", "sft", 3e-2, 99))
 
 
 def command(*arguments):
@@ -354,7 +350,7 @@ def test_the_command_checks_before_it_runs(folder, tmp_path):
     (tmp_path / "recipe.yaml").write_text(matrix(folder, tmp_path / "out").to_yaml())
     done = command(tmp_path / "recipe.yaml", "--only", "3/2")
     assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
-    assert "--only 3/2: is no part of a whole" in done.stderr
+    assert "--only 3/2: is not a part of a whole" in done.stderr
     done = command(tmp_path / "recipe.yaml", "--only", "1/9")
     assert "splits into at most 2 parts" in done.stderr
     done = command(tmp_path / "recipe.yaml", "compare.baseline=nobody")

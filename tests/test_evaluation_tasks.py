@@ -1,4 +1,6 @@
+import copy
 import json
+import pickle
 import subprocess
 import sys
 
@@ -6,6 +8,7 @@ import pytest
 
 from ballast.errors import BallastError
 from ballast.evaluation import Task, evaluate, write_results
+from ballast.evaluation.tasks import CLASSES
 from tiny import char_tokenizer, tiny_model
 
 SUMS = [{"prompt": f"{a}+{b}=", "completion": str(a + b), "answer": str(a + b)} for a in range(3) for b in range(3)]
@@ -110,15 +113,81 @@ def test_own_entropy_is_that_of_the_model(tokenizer):
     assert result.metrics["entropy"].value == pytest.approx(math.log(model.config.vocab_size), rel=1e-5)
 
 
+READ_BY_ALL = {"name", "kind", "data", "split", "columns", "limit", "seed", "batch_tokens"}
+SAMPLED = {"samples", "temperature", "top_p", "max_new_tokens", "k", "entropy", "base_kl"}
+JUDGED = {"verifier", "verifier_seconds"}
+READ = {
+    "generate": SAMPLED | JUDGED,
+    "code": SAMPLED | {"allow_code_execution", "code_seconds", "code_memory_mb"},
+    "readiness": SAMPLED | JUDGED | {"group", "demonstrations", "forgetting"},
+    "choice": {"style", "overlong"},
+    "nll": {"context", "stride", "base_kl"},
+}
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_a_kind_takes_the_options_that_it_reads_and_refuses_those_of_other_kinds(kind):
+    assert set(Task("x", kind, "rows.jsonl").settings()) == READ_BY_ALL | READ[kind]
+    for key in set().union(*READ.values()) - READ[kind]:
+        readers = ", ".join(other for other in CLASSES if key in READ[other])
+        said = f"task 'x': {key}: is an option of kind {readers}; {kind} would ignore it, so leave it out"
+        with pytest.raises(BallastError) as caught:
+            Task("x", kind, "rows.jsonl", **{key: "value"})
+        assert str(caught.value) == said
+
+
+COMMON = {"data": None, "split": None, "columns": None, "limit": None, "seed": 0, "batch_tokens": 16384}
+SAMPLING = {"top_p": 1.0, "max_new_tokens": 256}
+DEFAULTS = {
+    "generate": SAMPLING
+    | {"samples": 1, "temperature": 0.0, "k": [], "entropy": False, "base_kl": False}
+    | {"verifier": "exact", "verifier_seconds": 10.0},
+    "code": SAMPLING
+    | {"samples": 1, "temperature": 0.0, "k": [], "entropy": False, "base_kl": False}
+    | {"allow_code_execution": False, "code_seconds": 10.0, "code_memory_mb": 1024},
+    "readiness": SAMPLING
+    | {"samples": 8, "temperature": 1.0, "k": [1, 8], "entropy": True, "base_kl": True}
+    | {"verifier": "exact", "verifier_seconds": 10.0, "group": 8, "demonstrations": None, "forgetting": None},
+    "choice": {"style": "text", "overlong": "refuse"},
+    "nll": {"context": None, "stride": None, "base_kl": False},
+}
+
+
+@pytest.mark.parametrize("kind", DEFAULTS)
+def test_defaults_of_every_kind(kind):
+    task = Task(name="x", kind=kind, data=SUMS)
+    assert task.settings() == {"name": "x", "kind": kind, **COMMON, **DEFAULTS[kind]}
+    assert Task("x", kind, SUMS, **dict.fromkeys(DEFAULTS[kind])) == task
+
+
+def test_a_task_is_of_the_class_of_its_kind():
+    for kind, cls in CLASSES.items():
+        made = Task("x", kind, SUMS)
+        assert type(made) is cls
+        assert isinstance(made, Task)
+        assert made == cls(name="x", data=SUMS) == Task.from_dict({"name": "x", "kind": kind, "data": SUMS})
+        assert pickle.loads(pickle.dumps(made)) == copy.deepcopy(made) == made
+    assert Task(data="rows.jsonl").settings()["kind"] == "generate"
+    assert Task(data="rows.jsonl").name == "rows.jsonl"
+
+
+def test_what_follows_from_other_options_follows_again_when_they_change():
+    assert quick(samples=4, temperature=1.0).k == (4,)
+    assert quick(samples=4, temperature=1.0, k=2).k == (2,)
+    assert quick(samples=4, temperature=1.0).changed({"samples": 6}).k == (6,)
+    ready = Task("ready", "readiness", SUMS)
+    assert (ready.samples, ready.changed({"group": 4}).samples, ready.changed({"group": 4}).k) == (8, 4, (1, 4))
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"kind": "generat"}, "unknown kind 'generat'; did you mean 'generate'"),
-        ({"temprature": 1}, "unknown option 'temprature'; did you mean 'temperature'"),
+        ({"kind": "generat"}, "kind: 'generat' is not allowed; did you mean 'generate'"),
+        ({"temprature": 1}, "temprature: unknown key; did you mean 'temperature'"),
         ({"k": 8}, "pass@8 cannot be estimated from 1 samples"),
         ({"samples": 4}, "greedy answers are all the same"),
-        ({"limit": 0}, "limit = 0"),
-        ({"max_new_tokens": 2.5}, "max_new_tokens = 2.5"),
+        ({"limit": 0}, "limit: should be greater than or equal to 1; got 0"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens: should be a valid integer; got 2.5"),
         ({"verifier": "exactt"}, "did you mean 'exact'"),
         ({"data": []}, "no rows"),
         ({"data": [{"question": "x", "answer": "y"}]}, "row 1: 'prompt' must be text"),
@@ -128,11 +197,17 @@ def test_own_entropy_is_that_of_the_model(tokenizer):
         ({"kind": "code", "data": SUMS, "allow_code_execution": True}, "row 1: 'test' must be text"),
         ({"kind": "choice"}, "row 1: no 'question'"),
         ({"kind": "nll", "data": [{"story": "x"}]}, "row 1: no 'text'"),
+        (
+            {"kind": "nll", "max_new_tokens": 4},
+            "max_new_tokens: is an option of kind generate, code, readiness; nll would ignore it",
+        ),
+        ({"data": None}, "data: is required and missing"),
+        ({"data": {"prompt": "x"}}, "data: must be rows or a source of them"),
         ({"max_new_tokens": 500}, "task 'bad': row 1: prompt of 4 tokens"),
     ],
 )
 def test_bad_tasks_are_named_and_nothing_is_written(model, tokenizer, tmp_path, values, words):
-    task = {"name": "bad", "kind": "generate", "data": SUMS, "max_new_tokens": 4, **values}
+    task = {"name": "bad", "kind": "generate", "data": SUMS, **values}
     with pytest.raises(BallastError, match=words) as error:
         evaluate(model, tokenizer, [task], output=tmp_path / "out.json", items=tmp_path / "items")
     assert "\n" not in str(error.value)
@@ -144,7 +219,7 @@ def test_a_bad_later_task_stops_before_the_first_runs(tokenizer):
         evaluate(None, tokenizer, [quick(), {"name": "second", "kind": "choice", "data": SUMS}])
     with pytest.raises(BallastError, match="two tasks are named"):
         evaluate(None, tokenizer, [quick(), quick()])
-    with pytest.raises(BallastError, match="'data' is missing"):
+    with pytest.raises(BallastError, match=r"^task 'x': data: is required and missing$"):
         evaluate(None, tokenizer, [{"name": "x", "kind": "nll"}])
 
 

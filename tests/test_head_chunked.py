@@ -199,7 +199,7 @@ def test_auto_holds_small_logits_whole_and_cuts_large_ones(monkeypatch):
     used = []
     monkeypatch.setattr(head_module, "dense", lambda *args: used.append("dense") or {})
     monkeypatch.setattr(head_module, "chunked", lambda *args: used.append(args[-1]) or {})
-    monkeypatch.setattr(head_module, "CHUNK_LIMIT", 40)
+    monkeypatch.setattr("ballast.head.projection.CHUNK_LIMIT", 40)
     states, head, targets, _ = inputs(6, vocab=10)
     token_stats(states, head, targets)
     monkeypatch.setattr(head_module, "DENSE_LIMIT", 59)

@@ -1,19 +1,24 @@
 """The rules of the house that can be read off the source: layers, lazy imports, file lengths."""
 
 import ast
+import re
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "ballast"
 FILES = sorted(SOURCE.rglob("*.py"))
+DESIGN = SOURCE.parent.parent / "docs" / "design.md"
 
 # From the ground up: a module may import from its own layer and from those before it.
 LAYERS = (
-    ("errors", "files", "stats", "protocols"),
+    ("errors", "files", "text", "progress", "stats", "protocols", "options"),
     ("objectives", "head"),
     ("verifiers",),
     ("data",),
@@ -37,18 +42,21 @@ ONLY: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
     "protocols": set(),
+    "text": set(),
+    "progress": set(),
     "stats": {"errors"},
+    "options": {"errors"},
     "objectives": {"errors", "stats"},
-    "head": {"errors", "stats"},
+    "head": {"errors", "stats", "protocols"},
     "verifiers": {"errors", "files", "protocols"},
     "advise": {"errors", "stats", "objectives"},
-    "evaluation": {"errors", "files", "stats", "protocols", "head", "verifiers", "data"},
-    "groups": {"errors", "files", "protocols", "verifiers", "data", "reference", "evaluation"},
-    "rl": {"errors", "protocols", "verifiers", "data", "evaluation"},
+    "evaluation": {"errors", "options", "files", "stats", "protocols", "head", "verifiers", "data"},
+    "groups": {"errors", "options", "files", "protocols", "verifiers", "data", "reference", "evaluation"},
+    "rl": {"errors", "options", "protocols", "verifiers", "data", "evaluation"},
     "records": {"errors", "files", "protocols", "evaluation", "rl"},
 }
 FREE = {"cli", "__init__"}
-MAX_LINES, MAX_OBJECTIVE_LINES = 400, 70
+MAX_LINES, MAX_OBJECTIVE_LINES, MEDIAN_LINES = 400, 70, 130
 TORCH_FREE = (
     "ballast",
     "ballast.cli",
@@ -119,6 +127,55 @@ def test_files_stay_small(path):
     lines = len(path.read_text().splitlines())
     objective = path.parent.name == "objectives" and path.name not in ("__init__.py", "base.py")
     assert lines <= (MAX_OBJECTIVE_LINES if objective else MAX_LINES)
+
+
+def test_the_median_file_is_short():
+    assert statistics.median(len(path.read_text().splitlines()) for path in FILES) < MEDIAN_LINES
+
+
+def test_no_modules_import_each_other():
+    # What a package's lazy __init__ names are strings, looked up when a name is used: it imports nothing.
+    modules = {module_name(path): path for path in FILES}
+    graph = {name: {known(one, modules) for one in imports(path)} - {None} for name, path in modules.items()}
+    reached = {name: reachable(name, graph) for name in graph}
+    circles = {tuple(sorted(other for other in reached[name] if name in reached[other])) for name in graph}
+    assert sorted(circles - {()}) == []
+
+
+def known(imported: str, modules: dict[str, Path]) -> str | None:
+    """``ballast.data.load.load_rows`` → ``ballast.data.load``; None for what is not ours."""
+    while imported and imported not in modules:
+        imported = imported.rpartition(".")[0]
+    return imported or None
+
+
+def reachable(name: str, graph: dict[str, set[str]]) -> set[str]:
+    found: set[str] = set()
+    ahead = [*graph[name]]
+    while ahead:
+        one = ahead.pop()
+        if one not in found:
+            found.add(one)
+            ahead += graph[one]
+    return found
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.name == "__init__.py"], ids=module_name)
+def test_every_public_name_can_be_imported(path):
+    package = import_module(module_name(path))
+    for name in getattr(package, "__all__", ()):
+        getattr(package, name)
+        if (path.parent / f"{name}.py").exists():
+            # A module of that name takes the name's place when it is imported, unless it was imported before.
+            import_module(f"{package.__name__}.{name}")
+        assert not isinstance(getattr(package, name), ModuleType), f"{package.__name__}.{name} is a module"
+
+
+def test_the_design_lists_the_rooms_in_their_order():
+    rooms = {path.stem for path in SOURCE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    table = re.findall(r"^\| `(\w+)/?` \|", DESIGN.read_text(), re.MULTILINE)
+    assert table == [name for layer in LAYERS for name in layer]
+    assert set(table) == rooms - {"__init__"}
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)

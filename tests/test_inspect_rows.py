@@ -1,4 +1,4 @@
-"""Tokens through objectives: the figures are those of the models and the trainer; what cannot be shown is refused."""
+"""`ballast inspect`: the figures are those of the models and the trainer; what cannot be shown is refused."""
 
 import json
 import math
@@ -13,8 +13,9 @@ import ballast
 from ballast.cli import app
 from ballast.config.recipe import Recipe
 from ballast.errors import BallastError
-from ballast.pipeline.inspect import inspect_rows, parse_objective, parse_rows, run_inspect
-from ballast.report import tokens
+from ballast.objectives import objective
+from ballast.pipeline.inspect import inspect_rows, parse_objective, parse_rows, run_inspect, write_tokens
+from ballast.report import show_tokens, tokens
 from tiny import CHAT_TEMPLATE, char_tokenizer, tiny_model
 
 EVIL = "<b>x</b> \u202e [red]y[/red] \x1b[31mz"
@@ -22,9 +23,9 @@ EVIL = "<b>x</b> \u202e [red]y[/red] \x1b[31mz"
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
-    """A folder with a start, a model that moved away from it, and rows."""
+    """A folder with a base model, a model that moved away from it, and rows."""
     folder = tmp_path_factory.mktemp("inspect")
-    for name, seed in (("start", 0), ("moved", 1)):
+    for name, seed in (("base", 0), ("moved", 1)):
         tiny_model(seed).save_pretrained(folder / name)
         char_tokenizer(chat_template=CHAT_TEMPLATE).save_pretrained(folder / name)
     tiny_model(vocab=60).save_pretrained(folder / "narrow")
@@ -38,24 +39,24 @@ def workspace(tmp_path_factory):
 
 def recipe(folder: Path, **changes) -> Recipe:
     sections = {
-        "model": str(folder / "start"),
+        "model": str(folder / "base"),
         "data": {"train": str(folder / "rows.jsonl")},
         "objective": "prift-mass",
     }
     return Recipe.model_validate({**sections, **changes})
 
 
-def by_hand(folder, record_row, live="start", reference="start"):
+def by_hand(folder, record_row, live="base", reference="base"):
     """Statistics of a row from the models' own logits, in float64."""
     tokenizer = char_tokenizer()
-    ids = torch.tensor([[tokenizer.convert_tokens_to_ids(text) for text in record_row["text"]]])
+    ids = torch.tensor([[tokenizer.convert_tokens_to_ids(text) for text in record_row.text]])
     logits = {}
     for name in {live, reference}:
-        model = tiny_model({"start": 0, "moved": 1}[name])
+        model = tiny_model({"base": 0, "moved": 1}[name])
         with torch.no_grad():
             logits[name] = model(ids).logits[0].double().log_softmax(-1)
     found = []
-    for place in record_row["trained"]:
+    for place in record_row.trained:
         p, q = logits[live][place - 1], logits[reference][place - 1]
         target = ids[0, place]
         less = q < q[target]
@@ -73,36 +74,36 @@ def by_hand(folder, record_row, live="start", reference="start"):
 
 def test_the_figures_are_those_of_both_models(workspace):
     record = inspect_rows(recipe(workspace), [2, 5], model=str(workspace / "moved"), over=0)
-    assert [row["row"] for row in record["rows"]] == [2, 5]
-    assert not record["same"]
-    for row in record["rows"]:
+    assert [row.row for row in record.rows] == [2, 5]
+    assert not record.same
+    for row in record.rows:
         expected = by_hand(workspace, row, live="moved")
-        assert len(expected) == len(row["trained"]) > 3
+        assert len(expected) == len(row.trained) > 3
         for index, one in enumerate(expected):
             for name, value in one.items():
-                assert row[name][index] == pytest.approx(value, abs=2e-5), (row["row"], index, name)
+                assert getattr(row, name)[index] == pytest.approx(value, abs=2e-5), (row.row, index, name)
 
 
 def test_the_tokens_are_those_of_training(workspace):
-    [row] = inspect_rows(recipe(workspace), [3], over=0)["rows"]
-    assert "".join(row["text"]) == "3+3=6ababab<eos>"
-    assert row["trained"] == list(range(4, len(row["text"])))
+    [row] = inspect_rows(recipe(workspace), [3], over=0).rows
+    assert "".join(row.text) == "3+3=6ababab<eos>"
+    assert row.trained == tuple(range(4, len(row.text)))
 
 
-def test_without_another_model_live_and_reference_are_the_start(workspace):
+def test_without_another_model_live_and_reference_are_the_recipes(workspace):
     record = inspect_rows(recipe(workspace), [1], over=0)
-    assert record["same"]
-    [row] = record["rows"]
-    assert row["logprob"] == row["ref_logprob"]
-    assert row["kl"] == pytest.approx([0.0] * len(row["kl"]), abs=1e-6)
+    assert record.same
+    [row] = record.rows
+    assert row.logprob == row.ref_logprob
+    assert row.kl == pytest.approx([0.0] * len(row.kl), abs=1e-6)
 
 
 def test_the_reference_is_the_recipes(workspace):
     other = recipe(workspace, reference={"model": str(workspace / "moved")})
     record = inspect_rows(other, [4], over=0)
-    assert record["reference"] == str(workspace / "moved")
-    expected = by_hand(workspace, record["rows"][0], reference="moved")
-    assert record["rows"][0]["kl"] == pytest.approx([one["kl"] for one in expected], abs=2e-5)
+    assert record.reference == str(workspace / "moved")
+    expected = by_hand(workspace, record.rows[0], reference="moved")
+    assert record.rows[0].kl == pytest.approx([one["kl"] for one in expected], abs=2e-5)
 
 
 @pytest.mark.parametrize("name", ["sft", "dft", "prift-prob", "prift-mass"])
@@ -114,44 +115,45 @@ def test_weights_follow_from_the_figures(workspace, name):
         "prift-prob": lambda one: math.exp(one["ref_logprob"]),
         "prift-mass": lambda one: float(one["ref_mass"] >= 0.5),
     }
-    for row, mine in zip(record["rows"], record["objectives"][0]["rows"], strict=True):
+    for row, mine in zip(record.rows, record.objectives[0].rows, strict=True):
         expected = [formulas[name](one) for one in by_hand(workspace, row, live="moved")]
-        assert mine["weight"] == pytest.approx(expected, abs=1e-5)
+        assert mine.weight == pytest.approx(expected, abs=1e-5)
 
 
 def test_eksft_picks_by_sequence_and_says_by_what(workspace):
     chosen = {"name": "eksft", "rho": 0.3}
     record = inspect_rows(recipe(workspace), [4, 8], objectives=[chosen], model=str(workspace / "moved"), over=0)
-    for row, mine in zip(record["rows"], record["objectives"][0]["rows"], strict=True):
-        count = math.floor(0.3 * len(row["trained"]) + 1e-9)
+    for row, mine in zip(record.rows, record.objectives[0].rows, strict=True):
+        count = math.floor(0.3 * len(row.trained) + 1e-9)
         for field, word in (("entropy", "entropy"), ("kl", "KL")):
-            largest = sorted(range(len(row[field])), key=lambda index: -row[field][index])[:count]
-            assert {index for index, one in enumerate(mine["selected"]) if word in one} == set(largest)
-        kept = [index for index, one in enumerate(mine["selected"]) if not one]
-        whole = len(row["trained"])
+            values = getattr(row, field)
+            largest = sorted(range(len(values)), key=lambda index: -values[index])[:count]
+            assert {index for index, one in enumerate(mine.selected) if word in one} == set(largest)
+        kept = [index for index, one in enumerate(mine.selected) if not one]
+        whole = len(row.trained)
         expected = [whole / len(kept) if index in kept else 0.0 for index in range(whole)]
-        assert mine["weight"] == pytest.approx(expected)
-        assert mine["extra"] is not None
+        assert mine.weight == pytest.approx(expected)
+        assert mine.extra is not None
 
 
 def test_selection_over_the_batch_is_over_the_rows_shown(workspace):
     chosen = [{"name": "eksft", "rho": 0.25, "scope": "batch"}]
     record = inspect_rows(recipe(workspace), [1, 8], objectives=chosen, model=str(workspace / "moved"), over=0)
-    picked = [one for mine in record["objectives"][0]["rows"] for one in mine["selected"]]
+    picked = [one for mine in record.objectives[0].rows for one in mine.selected]
     assert sum("entropy" in one for one in picked) == math.floor(0.25 * len(picked))
-    assert "among the rows shown together" in record["objectives"][0]["note"]
+    assert "among the rows shown together" in record.objectives[0].note
 
 
 def test_ift_reads_inputs_mixed_with_its_own_tokens(workspace):
     plain, mixed = {"name": "ift", "lam": 0.0}, {"name": "ift", "lam": 0.8}
     record = inspect_rows(recipe(workspace), [5], objectives=[plain, mixed], over=0)
-    [row] = record["rows"]
-    first, second = (one["rows"][0]["logprob"] for one in record["objectives"])
-    assert first == pytest.approx(row["logprob"], abs=1e-5)
+    [row] = record.rows
+    first, second = (one.rows[0].logprob for one in record.objectives)
+    assert first == pytest.approx(row.logprob, abs=1e-5)
     assert max(abs(a - b) for a, b in zip(first, second, strict=True)) > 1e-3
-    assert "mixed with its own greedy tokens" in record["objectives"][1]["note"]
-    for one in record["objectives"]:
-        assert sum(one["rows"][0]["weight"]) == pytest.approx(len(row["trained"]), rel=1e-4), "a mean weight of 1"
+    assert "mixed with its own greedy tokens" in record.objectives[1].note
+    for one in record.objectives:
+        assert sum(one.rows[0].weight) == pytest.approx(len(row.trained), rel=1e-4), "a mean weight of 1"
 
 
 def test_the_weights_are_those_that_a_step_of_training_logs(workspace, tmp_path):
@@ -161,7 +163,7 @@ def test_the_weights_are_those_that_a_step_of_training_logs(workspace, tmp_path)
 
     name = {"name": "prift-mass", "threshold": 0.02}
     record = inspect_rows(recipe(workspace), [1, 2, 3], objectives=[name], over=0)
-    weights = [value for row in record["objectives"][0]["rows"] for value in row["weight"]]
+    weights = [value for row in record.objectives[0].rows for value in row.weight]
     rows = [json.loads(line) for line in (workspace / "rows.jsonl").read_text().splitlines()[:3]]
     trainer = ballast.Trainer(
         tiny_model(),
@@ -179,13 +181,13 @@ def test_the_weights_are_those_that_a_step_of_training_logs(workspace, tmp_path)
 
 def test_histograms_count_the_first_rows(workspace):
     record = inspect_rows(recipe(workspace), [1], objectives=["dft"], over=3)
-    found = record["objectives"][0]["histogram"]
-    sizes = [len(row["trained"]) for row in inspect_rows(recipe(workspace), [1, 2, 3], over=0)["rows"]]
-    assert (found["rows"], found["tokens"]) == (3, sum(sizes))
-    assert sum(found["counts"]) == found["tokens"]
-    assert found["edges"][0] == 0.0
-    assert found["edges"][-1] == 1.0
-    assert inspect_rows(recipe(workspace), [1], over=0)["objectives"][0]["histogram"] is None
+    found = record.objectives[0].histogram
+    sizes = [len(row.trained) for row in inspect_rows(recipe(workspace), [1, 2, 3], over=0).rows]
+    assert (found.rows, found.tokens) == (3, sum(sizes))
+    assert sum(found.counts) == found.tokens
+    assert found.edges[0] == 0.0
+    assert found.edges[-1] == 1.0
+    assert inspect_rows(recipe(workspace), [1], over=0).objectives[0].histogram is None
 
 
 def test_only_the_assistants_words_are_trained_where_asked(workspace):
@@ -195,15 +197,15 @@ def test_only_the_assistants_words_are_trained_where_asked(workspace):
         training={"assistant_only_loss": True},
         objective="sft",
     )
-    [row] = inspect_rows(talk, [1], over=0)["rows"]
-    trained = "".join(row["text"][place] for place in row["trained"])
+    [row] = inspect_rows(talk, [1], over=0).rows
+    trained = "".join(row.text[place] for place in row.trained)
     assert trained == "yes<eos>no<eos>"
 
 
 def test_a_row_that_is_cut_shows_what_is_left(workspace):
     short = recipe(workspace, training={"max_length": 8})
-    [row] = inspect_rows(short, [6], over=0)["rows"]
-    assert len(row["text"]) == 8
+    [row] = inspect_rows(short, [6], over=0).rows
+    assert len(row.text) == 8
 
 
 def test_the_page_and_the_record_are_written_and_shown_in_a_report(workspace, tmp_path):
@@ -213,14 +215,13 @@ def test_the_page_and_the_record_are_written_and_shown_in_a_report(workspace, tm
 
     run = report_records.run(tmp_path / "run")
     page, record = tmp_path / "tokens.html", run / "tokens.json"
+    inspected = run_inspect(recipe(workspace), "1,3", objectives=["prift-mass", "eksft"], record=record, over=2)
     lines = []
-    found = run_inspect(
-        recipe(workspace), "1,3", objectives=["prift-mass", "eksft"], page=page, record=record, over=2, say=lines.append
-    )
-    assert json.loads(record.read_text()) == found
+    show_tokens(inspected, page=page, say=lines.append)
+    assert lines[-1] == f"{page}: written"
     assert page.read_text().count('<table class="token-table">') == 4
     report = build(load([run]))
-    assert report.tokens == found
+    assert report.tokens == inspected, "read back from the record"
     assert "weights" in [section.id for section in report.sections]
 
 
@@ -230,10 +231,10 @@ def test_the_terminal_shows_every_token_and_figure(workspace, count):
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     tokens.terminal(record, say=console.print)
     shown = console.export_text()
-    [row] = record["rows"]
+    [row] = record.rows
     lines = [line for line in shown.splitlines() if line.startswith(" ") and any(c.isdigit() for c in line[6:])]
-    assert len(lines) == len(row["trained"])
-    for line, logprob in zip(lines, row["logprob"], strict=True):
+    assert len(lines) == len(row.trained)
+    for line, logprob in zip(lines, row.logprob, strict=True):
         assert f"{math.exp(logprob):.3f}" in line
     assert "Live and reference are the same model here" in " ".join(shown.split())
 
@@ -242,7 +243,9 @@ def test_text_from_data_acts_neither_on_the_terminal_nor_on_a_page(workspace):
     from ballast.report.render import tokens_html
 
     record = inspect_rows(recipe(workspace), [1], over=0)
-    record["rows"][0]["text"][-1] = EVIL
+    [row] = record.rows
+    evil = row.model_copy(update={"text": (*row.text[:-1], EVIL)})
+    record = record.model_copy(update={"rows": (evil,)})
     console = Console(width=200, record=True, file=open("/dev/null", "w"), force_terminal=True)  # noqa: SIM115
     tokens.terminal(record, say=console.print)
     shown = console.export_text()
@@ -297,7 +300,7 @@ def test_objectives_are_names_or_mappings():
 
 def test_the_command(workspace, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = [f"model={workspace}/start", f"data.train={workspace}/rows.jsonl", "objective=eksft"]
+    words = [f"model={workspace}/base", f"data.train={workspace}/rows.jsonl", "objective=eksft"]
     done = CliRunner().invoke(app, ["inspect", *words, "--rows", "2", "--html", "t.html", "--over", "2"])
     assert done.exit_code == 0, (done.output, done.exception)
     assert "row 2" in done.stdout
@@ -306,4 +309,44 @@ def test_the_command(workspace, tmp_path, monkeypatch):
     assert done.exit_code == 2
     assert done.stderr.startswith("--rows: there is no row 99")
     done = CliRunner().invoke(app, ["inspect", *words, "--html", "."])
-    assert (done.exit_code, done.stderr) == (2, "--html .: is a folder; name a file in it\n")
+    assert done.exit_code == 2
+    assert "'.' is a directory" in done.stderr
+
+
+def lab(**data):
+    return Recipe.model_validate({"model": {"path": "lab"}, "data": {"train": "lab:train", **data}})
+
+
+def test_objectives_that_weigh_a_single_row_are_written_once_each(tmp_path):
+    chosen = [objective(name) for name in ("sft", "gft", "sft", "eksft")]
+    assert write_tokens(lab(), [objective("eksft", rho=0.1), *chosen], tmp_path) == ""
+    written = json.loads((tmp_path / "tokens.json").read_text())
+    options = [(one["name"], one["options"].get("rho")) for one in written["objectives"]]
+    assert options == [("eksft", 0.1), ("sft", None), ("eksft", 0.2)]
+    assert [row["row"] for row in written["rows"]] == [1, 2, 3]
+
+
+def test_an_existing_record_stays(tmp_path):
+    (tmp_path / "tokens.json").write_text("mine")
+    assert write_tokens(lab(), [objective("sft")], tmp_path) == ""
+    assert (tmp_path / "tokens.json").read_text() == "mine"
+
+
+def test_objectives_on_groups_alone_have_no_record(tmp_path):
+    assert write_tokens(lab(), [objective("gft")], tmp_path) == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_why_rows_cannot_be_inspected_is_returned_and_nothing_written(tmp_path):
+    assert "there is no row 3" in write_tokens(lab(limit=2), [objective("sft")], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_diverged_is_refused(workspace, tmp_path):
+    model = tiny_model(1)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.fill_(float("nan"))
+    model.save_pretrained(tmp_path)
+    char_tokenizer(chat_template=CHAT_TEMPLATE).save_pretrained(tmp_path)
+    with pytest.raises(BallastError, match=r"row 2: its logprob is not finite"):
+        inspect_rows(recipe(workspace), [2], model=str(tmp_path), over=0)

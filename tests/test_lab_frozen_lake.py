@@ -23,6 +23,7 @@ from ballast.lab.frozen_lake.map import ACTIONS, MAPS, Lake, environment, lake
 from ballast.lab.frozen_lake.training import (
     METHODS,
     OPTIMISERS,
+    VARIED,
     Policies,
     action_logprobs,
     distance,
@@ -367,7 +368,7 @@ def test_a_seed_gives_the_same_files_and_another_gives_others(folder, tmp_path, 
 
 def test_varied_settings_contain_the_main_run(folder):
     results = _read(folder)
-    main = next(e for e in results["experiments"] if (e["map"], e["start"]) == frozen_lake.VARIED)["rows"]
+    main = next(e for e in results["experiments"] if (e["map"], e["start"]) == VARIED)["rows"]
     settings = results["settings"]
     for entry in results["sensitivity"]["rates"]:
         if (entry["optimiser"], entry["rate"]) == (settings["optimiser"], settings["rate"]):

@@ -202,10 +202,13 @@ def test_rows_beside_end_at_the_limit(models, tokenizer):
     [
         ({"group": 1}, "a group of one answer never has a gradient"),
         ({"group": 8}, "pass@8 cannot be estimated from 6 samples; raise samples"),
-        ({"group": 2.5}, "group = 2.5: must be a whole number"),
+        ({"group": 2.5}, "group: should be a valid integer; got 2.5"),
         ({"temperature": 0}, "at temperature 0"),
-        ({"kind": "generate"}, "group is of kind readiness, generate would ignore it"),
-        ({"kind": "nll", "group": None}, "demonstrations is of kind readiness, nll would ignore it"),
+        ({"kind": "generate"}, "group: is an option of kind readiness; generate would ignore it"),
+        (
+            {"kind": "nll", "group": None},
+            "samples: is an option of kind generate, code, readiness; nll would ignore it",
+        ),
         ({"demonstrations": [{"prompt": "1"}]}, "demonstrations: row 1: no 'completion' .*; name others in a task"),
         ({"demonstrations": [{"prompt": "1", "completion": ""}]}, "demonstrations: row 1: no 'completion'"),
         ({"demonstrations": []}, "demonstrations: no rows"),

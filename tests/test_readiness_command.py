@@ -8,8 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from ballast.cli import app
-from ballast.config.recipe import DataSection, Recipe, TaskSection
-from ballast.pipeline.readiness import read_source, with_readiness
+from ballast.config.recipe import DataSection, Recipe
+from ballast.evaluation import Task
+from ballast.pipeline.evaluate import with_readiness
+from ballast.pipeline.sources import read_source
 from tiny import char_tokenizer, tiny_model
 
 SUMS = [{"prompt": f"{a}+{b}=", "completion": f"{a + b}!", "answer": str(a + b)} for a in range(3) for b in range(3)]
@@ -67,7 +69,7 @@ def test_texts_are_those_of_the_first_task_that_reads_texts(workspace):
     texts = {"kind": "nll", "name": "texts", "data": "texts.jsonl"}
 
     def forgetting(*others):
-        tasks = [TaskSection.model_validate(one) for one in (*others, {"name": "sums", "data": "rows.jsonl"})]
+        tasks = [Task(**one) for one in (*others, {"name": "sums", "data": "rows.jsonl"})]
         recipe = Recipe.model_validate({"model": "model", "evaluation": {"tasks": tasks}})
         (made,) = with_readiness(recipe).evaluation.tasks
         return made.settings().get("forgetting")
@@ -99,9 +101,9 @@ def test_a_task_that_is_made_asks_as_the_task_it_is_made_of():
         (found,) = with_readiness(recipe).evaluation.tasks
         return found.settings()
 
-    assert made() == {"kind": "readiness", "name": "readiness", **given}
+    assert made() | {"kind": "readiness", "name": "readiness", "samples": 8, **given} == made()
     # A greedy task does not make readiness greedy.
-    assert "temperature" not in made(temperature=0.0)
+    assert made(samples=1, temperature=0.0)["temperature"] == 1.0
     assert made(model=None)["base_kl"] is False
 
 
@@ -148,11 +150,11 @@ def test_a_dry_run_shows_the_task(workspace):
         (("recipe.yaml", "--samples", "4"), "--group and --samples belong to --readiness"),
         (("recipe.yaml", "--readiness", "--group", "1"), "a group of one answer"),
         (("recipe.yaml", "--readiness", "--samples", "2"), "pass@8 cannot be estimated from 2 samples"),
-        (("recipe.yaml", "--readiness", "evaluation.tasks.0.kind=nll"), "none generates answers"),
+        (("recipe.yaml", "--readiness", "evaluation.tasks=[{kind: nll, data: texts.jsonl}]"), "none generates answers"),
         (("model=model", "--readiness"), "evaluation.tasks"),
         (("recipe.yaml", "--readiness", "data.train=texts.jsonl"), "demonstrations: row 1: no 'prompt'"),
         (("recipe.yaml", "--readiness", "data.train=absent.jsonl"), "absent.jsonl"),
-        (("recipe.yaml", "evaluation.tasks.0.group=4"), "group is of kind readiness"),
+        (("recipe.yaml", "evaluation.tasks.0.group=4"), "group: is an option of kind readiness"),
         (
             ("recipe.yaml", "evaluation.tasks=[{kind: readiness, data: rows.jsonl, forgetting: gone.jsonl}]"),
             "gone.jsonl: no such file",

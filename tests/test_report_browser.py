@@ -26,11 +26,11 @@ def browser(tmp_path_factory):
 def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     made = report_records.comparison(folder / "lab", objectives=["sft", "prift-mass"], seeds=2, tuning_seeds=1)
-    record = report_records.tokens([("6", "+", "8", "=", "1", "4", "#", "14"), (NASTY, "a", NASTY, "b" * 300)])
-    (made / "tokens.json").write_text(json.dumps(record))
+    texts = [("6", "+", "8", "=", "1", "4", "#", "14"), (NASTY, "a", NASTY, "b" * 300)]
+    (made / "tokens.json").write_text(json.dumps(report_records.tokens(texts)))
     report, _ = write_report([made])
     inspected = folder / "tokens.html"
-    inspected.write_text(tokens_html(record))
+    inspected.write_text(tokens_html(report_records.tokens_record(texts)))
     return {"report": report, "inspect": inspected, "wide": wide(folder / "wide")}
 
 
@@ -124,12 +124,12 @@ def test_tables_and_charts_lie_on_the_paper(browser, pages):
     assert paper.evaluate("getComputedStyle(document.querySelector('nav')).display") == "none"
 
 
-def test_the_start_stands_out_of_the_table(browser, pages):
+def test_the_base_model_stands_out_of_the_table(browser, pages):
     for dark in (False, True):
         page = browser.open(pages["report"], width=1280, dark=dark)
         colour = "getComputedStyle(document.querySelector('tr{} > td')).backgroundColor"
-        assert page.evaluate(colour.format(".start")) != page.evaluate(colour.format(":not(.start)"))
-        shown = "document.querySelector('tr.start th bdi').textContent"
+        assert page.evaluate(colour.format(".base")) != page.evaluate(colour.format(":not(.base)"))
+        shown = "document.querySelector('tr.base th bdi').textContent"
         assert page.evaluate(shown) == "base"
 
 

@@ -32,7 +32,7 @@ def shown(folder):
 
 
 def gaps(report):
-    return " ".join(next(one for one in report.sections if one.id == "open").notes)
+    return " ".join(next(one for one in report.sections if one.id == "gaps").notes)
 
 
 def gone(folder, *patterns):
@@ -44,16 +44,16 @@ def gone(folder, *patterns):
 def test_a_plan_alone(folder):
     gone(folder, "cells", "base")
     report = shown(folder)
-    assert report.answer[0] == "After fine-tuning nothing has been measured yet, so there is no answer."
+    assert report.answer[0] == "After fine-tuning, nothing has been measured yet."
     assert report.answer[2].startswith("Not measured: 22 planned runs, ")
-    assert report.status.endswith("0 runs finished, 22 of the plan missing")
-    assert [section.id for section in report.sections] == ["open", "settings"]
+    assert report.status.endswith("0 runs finished, 22 planned but missing")
+    assert [section.id for section in report.sections] == ["gaps", "settings"]
 
 
-def test_the_start_alone(folder):
+def test_the_base_model_alone(folder):
     gone(folder, "cells", "base/rl")
     report = shown(folder)
-    assert report.answer[0].startswith("After fine-tuning nothing has been measured")
+    assert report.answer[0].startswith("After fine-tuning, nothing has been measured")
     [table] = next(one for one in report.sections if one.id == "results").tables
     assert [row[0].text for row in table.rows] == ["base", "sft", "prift-mass", "eksft", "random"]
 
@@ -61,18 +61,18 @@ def test_the_start_alone(folder):
 def test_stopped_before_the_baseline_was_run(folder):
     gone(folder, "cells/sft-*", "cells/prift-mass-*s44", "base/rl")
     report = shown(folder)
-    assert "sft was not measured, so no difference to it is tested" in report.answer[0]
-    assert report.cautions == ("Unfinished: the figures are of the runs that are done, and may change.",)
+    assert "sft was not measured, so there is no difference to test" in report.answer[0]
+    assert report.cautions == ("Unfinished: the figures are of the finished runs, and may change.",)
     assert "cells/prift-mass-lr0.0003-s44" in gaps(report)
     assert "and 3 more" not in gaps(report)
 
 
 def test_many_missing_runs_are_counted_and_some_named(folder):
     gone(folder, "cells/*-s4?")
-    told = gaps(shown(folder)).partition("0.0003-s43 and ")
-    assert told[0].startswith("21 runs not finished: cells/sft-lr0.0003-s42, cells/prift-mass-lr0.0003-s42, ")
-    assert told[0].count("cells/") == 8
-    assert told[2].startswith("13 more. ")
+    named = gaps(shown(folder)).partition("0.0003-s43 and ")
+    assert named[0].startswith("21 runs not finished: cells/sft-lr0.0003-s42, cells/prift-mass-lr0.0003-s42, ")
+    assert named[0].count("cells/") == 8
+    assert named[2].startswith("13 more. ")
 
 
 def test_rl_of_some_seeds_and_some_objectives(folder):
@@ -92,13 +92,13 @@ def test_every_run_broke_off(folder):
         mark = json.loads(path.read_text())["cell"]
         shutil.rmtree(path.parent)
         path.parent.mkdir()
-        path.write_text(json.dumps({"status": "failed", "error": "Error: no", "recipe": {}, "cell": mark}))
+        path.write_text(json.dumps({"schema": 1, "status": "failed", "error": "Error: no", "recipe": {}, "cell": mark}))
         (path.parent / "error.txt").write_text("Traceback (most recent call last): …")
     gone(folder, "base/rl")
     report = shown(folder)
     assert "24 failed" in report.status
     assert "sft (seed 42, rate 3e-4) failed: Error: no" in gaps(report)
-    assert report.answer[0].startswith("After fine-tuning nothing has been measured")
+    assert report.answer[0].startswith("After fine-tuning, nothing has been measured")
 
 
 def test_a_diverged_objective_without_figures(folder):
@@ -114,7 +114,7 @@ def test_a_diverged_objective_without_figures(folder):
         logs = [{**log, "nll": float("nan")} if log.get("step", 0) > 24 and "nll" in log else log for log in logs]
         (path / "metrics.jsonl").write_text("".join(json.dumps(log) + "\n" for log in logs))
     report = shown(folder)
-    assert report.cautions[0].startswith("eksft in fine-tuning logged values that are no finite number")
+    assert report.cautions[0].startswith("eksft in fine-tuning logged values that are not finite")
     before, _ = next(one for one in report.sections if one.id == "metrics").tables
     [nll] = [row for row in before.rows if row[0].text == "nll ↓"]
     assert nll[before.columns.index("eksft")].text == "–"
@@ -123,13 +123,16 @@ def test_a_diverged_objective_without_figures(folder):
 @pytest.mark.parametrize(
     ("compare", "words"),
     [
-        ({"objectives": ["prift-mass"]}, "there is no other objective here to compare it with."),
-        ({"objectives": ["sft"], "seeds": 1, "then": None}, "there is no other objective here to compare it with."),
-        ({"objectives": ["sft", "eksft"], "seeds": 1, "rates": [1e-4], "choose_by": None}, "one seed, so whether"),
+        ({"objectives": ["prift-mass"]}, "there is no other objective to compare it with."),
+        ({"objectives": ["sft"], "seeds": 1, "then": None}, "there is no other objective to compare it with."),
+        (
+            {"objectives": ["sft", "eksft"], "seeds": 1, "rates": [1e-4], "choose_by": None},
+            "not tested, as there is only one seed",
+        ),
     ],
 )
 def test_the_smallest_comparisons(tmp_path, compare, words):
     report = shown(report_records.comparison(tmp_path / "lab", **compare))
-    assert words in report.answer[0] or "no objective is ahead of the start" in report.answer[0]
+    assert words in report.answer[0] or "no objective beats the base model" in report.answer[0]
     charts = [chart for section in report.sections for chart in section.charts]
     assert charts

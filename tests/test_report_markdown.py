@@ -7,10 +7,12 @@ from markdown_it import MarkdownIt
 from ruamel.yaml import YAML
 
 import report_records
+from ballast.records.runs import read_run
+from ballast.records.schema import PlanRecord
+from ballast.records.summary import Summary
 from ballast.report.build import build
-from ballast.report.charts.tables import plain_tables
+from ballast.report.charts.tables import chart_tables
 from ballast.report.render import html, markdown_text
-from ballast.report.runs import read_runs
 from ballast.report.source import Source, load
 
 NASTY = (
@@ -92,7 +94,7 @@ def headings(tokens, tag):
 
 def test_every_table_of_the_report_is_a_table_with_the_same_cells(report):
     found = tables(parsed(markdown_text(report)))
-    expected = [table for section in report.sections for table in (*section.tables, *plain_tables(section))]
+    expected = [table for section in report.sections for table in (*section.tables, *chart_tables(section))]
     assert len(found) == len(expected) >= 10
     for cells, table in zip(found, expected, strict=True):
         assert cells[0] == list(table.columns)
@@ -103,7 +105,7 @@ def test_headings_answer_and_notes_are_those_of_the_page(report):
     tokens, page = parsed(markdown_text(report)), html(report)
     assert headings(tokens, "h1") == [report.title]
     left_out = {section.title for section in report.sections} - set(headings(tokens, "h2"))
-    assert left_out == {"Weights of the tokens"}, "charts alone"
+    assert left_out == {"Token weights"}, "charts alone"
     found = paragraphs(tokens)
     for sentence in report.answer:
         assert sentence in found
@@ -117,13 +119,13 @@ def test_text_from_data_stays_text_in_tables_notes_and_code(nasty, plain, tmp_pa
     broken = tmp_path / "cells" / "broken"
     broken.mkdir(parents=True)
     mark = {"label": "eksft", "rate": 1e-4, "seed": 42, "role": "report"}
-    failed = {"status": "failed", "error": f"RuntimeError: {nasty}", "recipe": {}, "cell": mark}
+    failed = {"schema": 1, "status": "failed", "error": f"RuntimeError: {nasty}", "recipe": {}, "cell": mark}
     (broken / "run.json").write_text(json.dumps(failed))
     summary, plan = (
-        json.loads(text.replace('"prift-mass"', json.dumps(nasty)).replace('"lab:test"', json.dumps(nasty)))
-        for text in plain
+        text.replace('"prift-mass"', json.dumps(nasty)).replace('"lab:test"', json.dumps(nasty)) for text in plain
     )
-    report = build(Source((tmp_path,), summary, tuple(read_runs(broken)), None, plan))
+    summary, plan = Summary.model_validate_json(summary), PlanRecord.model_validate_json(plan)
+    report = build(Source((tmp_path,), summary, (read_run(broken),), None, plan))
     tokens = parsed(markdown_text(report))
     kinds = {child.type for token in tokens for child in token.children or ()} | {token.type for token in tokens}
     assert kinds <= KINDS

@@ -1,6 +1,5 @@
 """The report of a comparison: the answer, figures equal to the records', one page that holds everything, inert text."""
 
-import copy
 import json
 import re
 import shutil
@@ -11,6 +10,7 @@ import pytest
 
 import report_records
 from ballast.errors import BallastError
+from ballast.records.tokens import TokensRecord
 from ballast.report import write_report
 from ballast.report.build import build
 from ballast.report.render import html, markdown_text, tokens_html
@@ -76,68 +76,65 @@ def report(source):
     return build(source)
 
 
-def summary_with(source, **changes):
-    """A source whose summary has other figures of the accuracy after SFT: label → {key of a difference: value}."""
-    from dataclasses import replace
-
-    summary = copy.deepcopy(source.summary)
-    for row in summary["rows"]:
-        result = row["stages"].get("before_rl", {}).get("tasks", {}).get("greedy", {}).get("accuracy")
-        difference = result and result["to_baseline"]
-        if difference and row["label"] in changes:
-            difference.update(changes[row["label"]])
-    return replace(source, summary=summary)
+def accuracy(summary, label):
+    """The accuracy of a label after SFT, in a summary as plain data."""
+    [row] = [row for row in summary["rows"] if row["label"] == label]
+    return row["stages"]["before_rl"]["tasks"]["greedy"]["accuracy"]
 
 
 def test_the_answer_has_three_sentences_with_the_figures_of_the_summary(report, source):
     after_sft, after_rl, unmeasured = report.answer
-    rows = {row["label"]: row["stages"] for row in source.summary["rows"]}
-    result, start = (rows[label]["before_rl"]["tasks"]["greedy"]["accuracy"] for label in ("prift-mass", "base"))
-    assert after_sft.startswith("After fine-tuning, prift-mass is best by accuracy on greedy with ")
-    assert f"{result['over_seeds']['value']:.3f}" in after_sft
-    assert f"{result['to_baseline']['over_seeds']['value']:.3f} (" in after_sft
-    assert f"Holm-adjusted p = {result['to_baseline']['p_holm']:.3f}" in after_sft
-    assert f"the start: {start['over_seeds']['value']:.3f}" in after_sft
-    assert after_rl.startswith("After reinforcement learning, eksft is best")
+    rows = {row.label: row for row in source.summary.rows}
+    result, base = (rows[label].result("before_rl", "greedy", "accuracy") for label in ("prift-mass", "base"))
+    assert after_sft.startswith("After fine-tuning, prift-mass has the best greedy accuracy with ")
+    assert f"{result.over_seeds.value:.3f}" in after_sft
+    assert f"{result.to_baseline.over_seeds.value:.3f} (" in after_sft
+    assert f"Holm-adjusted p = {result.to_baseline.p_holm:.3f}" in after_sft
+    assert f"base model: {base.over_seeds.value:.3f}" in after_sft
+    assert after_rl.startswith("After reinforcement learning, eksft has the best")
     assert unmeasured.startswith("Not measured: ")
     assert all(sentence.endswith(".") for sentence in report.answer)
+
+
+BOTH = {"value": 0.3, "n": 3, "level": 0.95, "method": "crossed"}
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"p_holm": 0.2}, "within noise."),
-        ({"p_holm": 0.01, "over_both": {"value": 0.3, "low": 0.1, "high": 0.5, "n": 3}}, ": beyond noise."),
-        ({"p_holm": 0.01, "over_both": {"value": 0.3, "low": -0.1, "high": 0.7, "n": 3}}, "other items could undo it."),
-        ({"p_holm": None}, "no spread to test it against."),
-        ({"p_holm": None, "seeds": [42]}, "one seed, so whether another would say the same is not known."),
+        ({"p_holm": 0.01, "over_both": {**BOTH, "low": 0.1, "high": 0.5}}, ": beyond noise."),
+        (
+            {"p_holm": 0.01, "over_both": {**BOTH, "low": -0.1, "high": 0.7}},
+            ": beyond noise across seeds, but not across items.",
+        ),
+        ({"p_holm": None}, ": not tested, as the difference is the same on every seed."),
+        ({"p_holm": None, "seeds": [42]}, ": not tested, as there is only one seed."),
     ],
 )
 def test_the_answer_says_whether_the_difference_is_beyond_noise(source, change, words):
-    told = build(summary_with(source, **{"prift-mass": change})).answer[0]
-    assert told.endswith(words)
+    changed = report_records.changed(
+        source, lambda summary: accuracy(summary, "prift-mass")["to_baseline"].update(change)
+    )
+    sentence = build(changed).answer[0]
+    assert sentence.endswith(words)
     if change.get("p_holm") != 0.01:
-        assert "beyond noise" not in told
+        assert "beyond noise" not in sentence
 
 
 def test_a_baseline_that_is_best_is_compared_with_the_next(source):
-    from dataclasses import replace
-
-    summary = copy.deepcopy(source.summary)
-    for row in summary["rows"]:
-        if row["label"] == "sft":
-            row["stages"]["before_rl"]["tasks"]["greedy"]["accuracy"]["over_seeds"]["value"] = 0.99
-    told = build(replace(source, summary=summary)).answer[0]
-    assert told.startswith("After fine-tuning, sft is best")
-    assert "lower than the next, prift-mass" in told, "the records' own difference, said of sft"
+    best = report_records.changed(source, lambda summary: accuracy(summary, "sft")["over_seeds"].update(value=0.99))
+    sentence = build(best).answer[0]
+    assert sentence.startswith("After fine-tuning, sft has the best")
+    assert "lower than the runner-up prift-mass" in sentence, "the records' own difference, said of sft"
 
 
 def test_another_metric_decides_where_asked(source):
-    assert "best by pass@4 on sampled" in build(source, metric="sampled/pass@4").answer[0]
-    told = build(source, metric="forgetting/nll")
-    assert "best by nll on forgetting" in told.answer[0]
-    assert " lower than sft" in told.answer[0]
-    assert told.sections[0].lead.startswith("Lower is better")
+    assert "has the best sampled pass@4" in build(source, metric="sampled/pass@4").answer[0]
+    report = build(source, metric="forgetting/nll")
+    assert "has the best forgetting nll" in report.answer[0]
+    assert " lower than sft" in report.answer[0]
+    assert report.sections[0].lead.startswith("Lower is better")
 
 
 def test_the_best_of_a_metric_where_less_is_better_has_the_least(source):
@@ -153,13 +150,13 @@ def test_the_table_has_every_row_with_its_interval(report, source, stage, head):
     table = report.sections[0].tables[0]
     column = table.columns.index(head)
     beyond = 0
-    for row, shown in zip(source.summary["rows"], table.rows, strict=True):
-        found = row["stages"][stage]["tasks"]["greedy"]["accuracy"]
-        interval = found["over_both"] or found["over_items"]
-        low, high = max(interval["low"], 0.0), min(interval["high"], 1.0)
-        beyond += (low, high) != (interval["low"], interval["high"])
-        assert shown[0].text == row["label"]
-        assert shown[column].text == f"{found['over_seeds']['value']:.3f}"
+    for row, shown in zip(source.summary.rows, table.rows, strict=True):
+        found = row.result(stage, "greedy", "accuracy")
+        interval = found.over_both or found.over_items
+        low, high = max(interval.low, 0.0), min(interval.high, 1.0)
+        beyond += (low, high) != (interval.low, interval.high)
+        assert shown[0].text == row.label
+        assert shown[column].text == f"{found.over_seeds.value:.3f}"
         assert shown[column].detail == f"{low:.3f} to {high:.3f}"
     assert beyond or stage == "before_rl", "a share is cut at 1"
 
@@ -181,9 +178,9 @@ def test_pass_at_k_comes_from_the_scores_by_enumeration(report, source):
 
 def test_curves_are_means_over_seeds_and_span_them(report, source):
     section = next(section for section in report.sections if section.id == "training")
-    [chart] = [chart for chart in section.charts if chart.title.startswith("Negative log-likelihood of what")]
+    [chart] = [chart for chart in section.charts if chart.title == "Negative log-likelihood of trained tokens"]
     [line] = [line for line in chart.lines if line.label == "sft"]
-    logged = [run.metrics[0]["nll"] for run in source.reported("before_rl") if run.label == "sft"]
+    logged = [run.log[0].values["nll"] for run in source.reported("before_rl") if run.label == "sft"]
     assert len(logged) == 3
     assert line.points[0] == (8.0, pytest.approx(sum(logged) / 3))
     assert line.band[0] == (8.0, min(logged), max(logged))
@@ -194,17 +191,17 @@ def test_gains_point_up_where_the_metric_is_better(source, metric, sign):
     task, name = metric.split("/")
     drift = next(section for section in build(source, metric=metric).sections if section.id == "drift")
     [dot] = [dot for dot in drift.charts[0].dots if (dot.label, dot.stage) == ("eksft", "after RL")]
-    [row] = [row for row in source.summary["rows"] if row["label"] == "eksft"]
-    tasks = row["stages"]["after_rl"]["tasks"]
-    assert dot.y.value == pytest.approx(sign * tasks[task][name]["to_start"]["over_seeds"]["value"])
+    [row] = [row for row in source.summary.rows if row.label == "eksft"]
+    tasks = row.stages["after_rl"].tasks
+    assert dot.y.value == pytest.approx(sign * tasks[task][name].to_start.over_seeds.value)
     assert dot.y.low < dot.y.value < dot.y.high
-    assert dot.x.value == pytest.approx(tasks["forgetting"]["base_kl"]["over_seeds"]["value"])
-    assert drift.charts[0].mark == (0.0, 0.0)
+    assert dot.x.value == pytest.approx(tasks["forgetting"]["base_kl"].over_seeds.value)
+    assert drift.charts[0].base == (0.0, 0.0)
 
 
 def test_what_was_not_measured_is_read_off_the_records(source, tmp_path):
-    notes = " ".join(next(section for section in build(source).sections if section.id == "open").notes)
-    assert "The chosen rate is the end of the sweep for sft (highest, 3e-4)" in notes
+    notes = " ".join(next(section for section in build(source).sections if section.id == "gaps").notes)
+    assert "The best rate is at the end of the sweep for sft (highest, 3e-4)" in notes
     assert "No reinforcement learning" not in notes
     assert "pass@k" not in notes
     bare = report_records.comparison(tmp_path / "bare", then=None, seeds=1, rates=[1e-4], choose_by=None)
@@ -214,15 +211,15 @@ def test_what_was_not_measured_is_read_off_the_records(source, tmp_path):
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     (bare / "summary.json").unlink()
     report = build(load([bare]))
-    notes = " ".join(next(section for section in report.sections if section.id == "open").notes)
-    for words in ("No reinforcement learning", "One seed", "One learning rate", "base_kl", "kind: nll", "pass@k"):
+    notes = " ".join(next(section for section in report.sections if section.id == "gaps").notes)
+    for words in ("No reinforcement learning", "a single seed", "one learning rate", "base_kl", "kind: nll", "pass@k"):
         assert words in notes
     assert report.answer[2].endswith("; more below.")
 
 
 def test_every_section_of_a_whole_comparison_is_there(report):
     ids = [section.id for section in report.sections]
-    assert ids == ["results", "drift", "pass", "metrics", "training", "rl", "rates", "weights", "open", "settings"]
+    assert ids == ["results", "drift", "pass", "metrics", "training", "rl", "rates", "weights", "gaps", "settings"]
 
 
 def test_the_page_is_whole_and_loads_nothing(folder, tmp_path):
@@ -238,7 +235,7 @@ def test_the_page_is_whole_and_loads_nothing(folder, tmp_path):
     ids = {given["id"] for _, given in parsed.tags if "id" in given}
     assert {one[1:] for one in addresses if one.startswith("#")} <= ids
     assert len(written) < 400_000
-    assert text.read_text().startswith("# lab: which objective leaves the model best")
+    assert text.read_text().startswith("# lab: comparison of objectives")
 
 
 def test_the_same_records_give_the_same_bytes(folder, tmp_path):
@@ -297,7 +294,7 @@ def test_text_from_a_record_of_tokens_is_inert(nasty):
     for one in record["objectives"]:
         one |= {"label": f"{one['label']} {nasty}", "note": nasty}
         one["rows"][0]["selected"] = [nasty] * len(one["rows"][0]["selected"])
-    page = tokens_html(record)
+    page = tokens_html(TokensRecord.model_validate_json(json.dumps(record)))
     parsed = Page(page)
     assert {tag for tag, _ in parsed.tags} <= set(re.findall(r"\w+", KNOWN))
     assert not [name for _, given in parsed.tags for name in given if name.startswith("on")]
@@ -308,7 +305,7 @@ def test_text_from_a_record_of_tokens_is_inert(nasty):
 
 
 def test_a_page_of_tokens_has_one_table_for_each_objective_and_row():
-    record = report_records.tokens([("a", "b", "c"), ("</span><script>", "b", "<b>", "d")])
+    record = report_records.tokens_record([("a", "b", "c"), ("</span><script>", "b", "<b>", "d")])
     parsed = Page(tokens_html(record))
     tables = [given for tag, given in parsed.tags if tag == "table"]
     assert len(tables) == 4
@@ -349,14 +346,14 @@ def test_importing_the_report_loads_no_torch():
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
-def test_a_summary_that_lacks_a_finished_run_is_made_anew(folder, tmp_path):
+def test_a_summary_that_lacks_a_finished_run_is_made_again(folder, tmp_path):
     there = tmp_path / "copy"
     shutil.copytree(folder, there)
     partial = report_records.comparison(tmp_path / "less", leave_out=lambda path: path.startswith("cells/eksft"))
     shutil.copy(partial / "summary.json", there / "summary.json")
     fresh, stale = load([there]).summary, json.loads((partial / "summary.json").read_text())
     assert [row["label"] for row in stale["rows"] if row["stages"]] == ["base", "sft", "prift-mass"]
-    assert [row["label"] for row in fresh["rows"] if row["stages"]] == ["base", "sft", "prift-mass", "eksft"]
+    assert [row.label for row in fresh.rows if row.stages] == ["base", "sft", "prift-mass", "eksft"]
 
 
 def test_a_summary_without_its_cells_is_enough(folder, tmp_path):

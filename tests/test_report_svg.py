@@ -1,4 +1,4 @@
-"""Charts: every value is where its scale puts it, text is inert, looks differ without colour and for all eyes."""
+"""Charts: every value is where its scale puts it, text is inert, styles differ without colour and for all eyes."""
 
 import itertools
 import re
@@ -10,16 +10,16 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ballast.report import marks
+from ballast.records.folder import BASE
 from ballast.report.charts import svg
 from ballast.report.charts.data import (
-    BASE,
     RL,
     SFT,
     Dot,
     DotChart,
     Histogram,
     IntervalChart,
+    IntervalRow,
     Line,
     LineChart,
     Value,
@@ -27,7 +27,7 @@ from ballast.report.charts.data import (
 from ballast.report.charts.scales import linear, logarithmic
 
 LABELS = ("sft", "dft", "prift-prob", "prift-mass", "eksft", "ift", "gft", "x", "ninth")
-STYLES = marks.styles_of(LABELS)
+STYLES = svg.styles_of(LABELS)
 
 
 def parsed(chart):
@@ -92,14 +92,18 @@ def test_stages_differ_by_full_and_hollow_marks():
     )
     drawing = parsed(DotChart("t", "x", "y", dots, (0.0, 0.0)))
     kinds = [one.get("class") for one in drawing.iter("path")]
-    assert kinds.count("mark") == 2, "the start and the full mark"
+    assert kinds.count("mark") == 2, "the base model and the full mark"
     assert kinds.count("mark hollow") == 1
     assert kinds.count("whisker") == 2
     assert kinds.count("join") == 1
 
 
 def test_intervals_name_each_label_once_and_draw_the_reference():
-    rows = (("sft", SFT, Value(0.5, 0.4, 0.6)), ("sft", RL, Value(0.6)), ("dft", SFT, Value(0.7, 0.6, 0.8)))
+    rows = (
+        IntervalRow("sft", SFT, Value(0.5, 0.4, 0.6)),
+        IntervalRow("sft", RL, Value(0.6)),
+        IntervalRow("dft", SFT, Value(0.7, 0.6, 0.8)),
+    )
     drawing = parsed(IntervalChart("t", "accuracy", rows, ((0.45, "base"), (0.7, "base + RL"))))
     assert [one.text for one in drawing.iter("text") if one.get("class") == "label"] == ["sft", "dft"]
     assert len([one for one in drawing.iter("path") if one.get("class") == "reference"]) == 2
@@ -120,7 +124,7 @@ def test_text_in_charts_is_inert(nasty):
     charts = (
         LineChart(nasty, nasty, nasty, (Line(nasty, ((1.0, 0.1), (2.0, 0.2))),)),
         DotChart(nasty, nasty, nasty, (Dot(nasty, SFT, value, value),)),
-        IntervalChart(nasty, nasty, ((nasty, SFT, value),), ((0.1, nasty),)),
+        IntervalChart(nasty, nasty, (IntervalRow(nasty, SFT, value),), ((0.1, nasty),)),
         Histogram(nasty, nasty, nasty, (0.0, 1.0), (1,)),
     )
     for chart in charts:
@@ -130,12 +134,12 @@ def test_text_in_charts_is_inert(nasty):
         assert "\u202e" not in str(svg.draw(chart, STYLES))
 
 
-def test_every_label_has_a_look_of_its_own_without_colour():
-    looks = {(str(marks.MARKS[STYLES[label] % 8](0, 0)), marks.dashes(label, STYLES)) for label in LABELS}
-    assert len(looks) == len(LABELS)
-    assert marks.dashes("ninth", STYLES) != marks.dashes("sft", STYLES)
-    assert marks.css_class("ninth", STYLES) == marks.css_class("sft", STYLES)
-    assert marks.css_class(BASE, STYLES) == "s-base"
+def test_every_label_has_a_style_of_its_own_without_colour():
+    seen = {(str(svg.MARKS[STYLES[label] % 8](0, 0)), svg.dashes(label, STYLES)) for label in LABELS}
+    assert len(seen) == len(LABELS)
+    assert svg.dashes("ninth", STYLES) != svg.dashes("sft", STYLES)
+    assert svg.css_class("ninth", STYLES) == svg.css_class("sft", STYLES)
+    assert svg.css_class(BASE, STYLES) == "s-base"
 
 
 def palettes():

@@ -1,4 +1,4 @@
-"""Text from data stays text: in one line, in Markdown, in code spans; figures are written as they are."""
+"""Text from data stays text: in one line, in Markdown; figures are written as they are."""
 
 import math
 import re
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ballast.report.text import code, counted, inert, interval, joined, markdown, number, p_value, rate, signed
+from ballast.report.text import counted, inert, interval, joined, markdown, number, p_value, rate, signed
 
 HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
@@ -64,11 +64,6 @@ def test_markdown_shows_text_as_it_stands(text, shown):
 def test_no_markup_is_left_without_its_backslash(text):
     bare = re.sub(r"\\.", "", markdown(text))
     assert not set(bare) & set("[]<>`|*~&$\\\n")
-
-
-@pytest.mark.parametrize(("text", "shown"), [("a", "`a`"), ("a`b", "``a`b``"), ("`a", "`` `a ``"), ("a|b", r"`a\|b`")])
-def test_code_spans_are_not_left_by_backticks(text, shown):
-    assert code(text) == shown
 
 
 @pytest.mark.parametrize(

@@ -125,13 +125,13 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(folder):
 
 def test_another_start_and_output_than_the_recipes(folder):
     recipe = load_recipe(None, [*BASE, TASK, "rl.steps=1"])
-    record = run_rl(recipe, start="whole", output=Path("further"), say=lambda _: None)
-    assert record["start"] == "whole"
-    assert record["recipe"]["output"] == "further"
+    outcome = run_rl(recipe, start="whole", output=Path("further"), say=lambda _: None)
+    assert outcome.record.start == "whole"
+    assert outcome.record.recipe["output"] == "further"
     # Divergences are from the recipe's model, not from the start of this run.
-    assert record["evals"][0]["model"] == "before rl"
-    assert record["evals"][0]["tasks"][0]["metrics"]["base_kl"]["value"] > 1e-4
-    assert json.loads(Path("further/run.json").read_text())["reward"] == record["reward"]
+    assert outcome.measured[0].name == "before rl"
+    assert outcome.measured[0].results[0].metrics["base_kl"].value > 1e-4
+    assert json.loads(Path("further/run.json").read_text()) == outcome.record.plain()
     with pytest.raises(BallastError, match="output: further: is not empty"):
         run_rl(recipe, start="whole", output="further", say=lambda _: None)
 

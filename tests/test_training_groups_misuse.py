@@ -127,7 +127,7 @@ def test_what_answers_of_a_file_would_ignore_is_refused(tmp_path, groups, change
 
 def test_a_folder_goes_with_what_it_was_sampled_with(tmp_path):
     from ballast.groups import GroupOptions
-    from ballast.groups.store import GroupFolder, Part, StoreSettings, kept_options
+    from ballast.groups.store import GroupFolder, Part, StoreSettings, stored_options
     from ballast.reference.fingerprint import tokenizer_fingerprint
 
     asked = {**GROUPS, "file": str(tmp_path / "groups")}
@@ -140,7 +140,7 @@ def test_a_folder_goes_with_what_it_was_sampled_with(tmp_path):
         rows=1,
         seed=42,
         max_length=None,
-        groups=kept_options(GroupOptions.from_dict(asked)),
+        groups=stored_options(GroupOptions.from_dict(asked)),
     )
     folder = GroupFolder(tmp_path / "groups", made)
     with folder.filling():

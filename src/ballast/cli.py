@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +18,7 @@ from typer.core import TyperGroup
 from ballast.errors import BallastError
 
 if TYPE_CHECKING:
+    from ballast.config.recipe import Check, Recipe
     from ballast.objectives import ObjectiveInfo
 
 USAGE_ERROR = 2
@@ -120,11 +123,8 @@ def score(words: Words = None, dry_run: DryRun = False) -> None:
     """Score the demonstrations once under the frozen reference and keep the result in [cyan]reference.cache[/cyan]."""
     from ballast import pipeline
 
-    recipe = _recipe(words, pipeline.SCORE_CHECKS)
-    if dry_run:
-        print(recipe.to_yaml(), end="")
-        return
-    pipeline.run_score(recipe, say=_console().print)
+    with _recipe(words, pipeline.SCORE_CHECKS, dry_run) as recipe:
+        pipeline.run_score(recipe, say=_console().print)
 
 
 @app.command()
@@ -132,11 +132,8 @@ def advise(words: Words = None, as_json: AsJson = False, dry_run: DryRun = False
     """Say what the scored demonstrations tell before any training: support, label noise, what each objective keeps."""
     from ballast import pipeline
 
-    recipe = _recipe(words, pipeline.ADVISE_CHECKS)
-    if dry_run:
-        print(recipe.to_yaml(), end="")
-        return
-    advised = pipeline.run_advise(recipe, say=_console(stderr=as_json).print)
+    with _recipe(words, pipeline.ADVISE_CHECKS, dry_run) as recipe:
+        advised = pipeline.run_advise(recipe, say=_console(stderr=as_json).print)
     if as_json:
         _print_json(advised.to_dict())
         return
@@ -149,11 +146,8 @@ def sample(words: Words = None, dry_run: DryRun = False) -> None:
     """Sample and judge the group of every prompt once, and keep the answers in [cyan]groups.file[/cyan]."""
     from ballast import pipeline
 
-    recipe = _recipe(words, pipeline.SAMPLE_CHECKS)
-    if dry_run:
-        print(recipe.to_yaml(), end="")
-        return
-    pipeline.run_sample(recipe, say=_console().print)
+    with _recipe(words, pipeline.SAMPLE_CHECKS, dry_run) as recipe:
+        pipeline.run_sample(recipe, say=_console().print)
 
 
 @app.command()
@@ -165,11 +159,8 @@ def train(
     """Fine-tune with the recipe's objective; the checkpoint and the run record go to [cyan]output[/cyan]."""
     from ballast import pipeline
 
-    recipe = _recipe(words, pipeline.RESUME_CHECKS if resume else pipeline.TRAIN_CHECKS)
-    if dry_run:
-        print(recipe.to_yaml(), end="")
-        return
-    pipeline.run_train(recipe, resume=resume, say=_console().print)
+    with _recipe(words, pipeline.RESUME_CHECKS if resume else pipeline.TRAIN_CHECKS, dry_run) as recipe:
+        pipeline.run_train(recipe, resume=resume, say=_console().print)
 
 
 @app.command()
@@ -181,11 +172,8 @@ def rl(
     """Go on with reinforcement learning (GRPO) from [cyan]model=CHECKPOINT[/cyan], rewarded by a verifier."""
     from ballast import pipeline
 
-    recipe = _recipe(words, pipeline.RL_RESUME_CHECKS if resume else pipeline.RL_CHECKS)
-    if dry_run:
-        print(recipe.to_yaml(), end="")
-        return
-    pipeline.run_rl(recipe, resume=resume, say=_console().print)
+    with _recipe(words, pipeline.RL_RESUME_CHECKS if resume else pipeline.RL_CHECKS, dry_run) as recipe:
+        pipeline.run_rl(recipe, resume=resume, say=_console().print)
 
 
 @app.command()
@@ -215,15 +203,15 @@ def evaluate(
     """Measure models on the recipe's tasks: accuracy, pass@k and negative log-likelihood, with intervals."""
     from ballast import pipeline
 
-    recipe = _recipe(words, pipeline.TASK_CHECKS if model else pipeline.EVALUATE_CHECKS)
-    if readiness or group is not None or samples is not None:
-        recipe = pipeline.with_readiness(recipe, wanted=readiness, group=group, samples=samples)
-    if dry_run:
-        print(recipe.to_yaml(), end="")
-        return
-    measured = pipeline.run_evaluate(recipe, paths=model or (), items=items, say=_console(stderr=as_json).print)
+    with _recipe(words, pipeline.TASK_CHECKS if model else pipeline.EVALUATE_CHECKS) as recipe:
+        if readiness or group is not None or samples is not None:
+            recipe = pipeline.with_readiness(recipe, wanted=readiness, group=group, samples=samples)
+        if dry_run:
+            print(recipe.to_yaml(), end="")
+            return
+        measured = pipeline.run_evaluate(recipe, paths=model or (), items=items, say=_console(stderr=as_json).print)
     if as_json:
-        _print_json([entry.record() for entry in measured])
+        _print_json([entry.record().plain() for entry in measured])
     else:
         _console().print(pipeline.table(measured))
         for line in pipeline.readiness_lines(measured):
@@ -246,26 +234,23 @@ def compare(
 ) -> None:
     """Run objectives × learning rates × seeds, RL after them, and report which left the model best; resumes itself."""
     from ballast import compare as matrix
+    from ballast.pipeline.inspect import write_tokens
     from ballast.report import write_report
-    from ballast.report.looks import write_tokens
 
     part = matrix.Part.parse(only) if only else None
-    recipe = _recipe(words, matrix.COMPARE_CHECKS)
-    if dry_run:
-        print(recipe.to_yaml(), end="")
-        return
     console = _console(stderr=as_json)
-    summary = matrix.run_compare(recipe, part=part, jobs=jobs, say=console.print, console=console)
+    with _recipe(words, matrix.COMPARE_CHECKS, dry_run) as recipe:
+        summary = matrix.run_compare(recipe, part=part, jobs=jobs, say=console.print, console=console)
     if as_json:
-        _print_json(summary)
+        _print_json(summary.plain())
     else:
         matrix.show(summary, say=console.print)
-    if any(row["stages"] for row in summary["rows"]):
+    if any(row.stages for row in summary.rows):
         if why := write_tokens(recipe, [one.build() for one in recipe.compare.objectives], recipe.output):
             console.print(f"the report has no token views: {why}", soft_wrap=True)
         page, _ = write_report([recipe.output])
         console.print(f"report: {page}", soft_wrap=True)
-    if summary["failed"]:
+    if summary.failed:
         raise typer.Exit(1)
 
 
@@ -299,22 +284,29 @@ def inspect(
         typer.Option("--objective", help="Name, or {name: …, option: …}; repeat for several. Default: the recipe's."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", help="The live model.", show_default="the recipe's start, as the reference")
+        str | None, typer.Option("--model", help="The live model.", show_default="the recipe's, as the reference")
     ] = None,
-    page: Annotated[Path | None, typer.Option("--html", help="Write a page to this file.", show_default=False)] = None,
+    page: Annotated[
+        Path | None, typer.Option("--html", dir_okay=False, help="Write a page to this file.", show_default=False)
+    ] = None,
     record: Annotated[
         Path | None,
-        typer.Option("--record", help="Write the figures as JSON; reports show a run folder's tokens.json."),
+        typer.Option(
+            "--record", dir_okay=False, help="Write the figures as JSON; reports show a run folder's tokens.json."
+        ),
     ] = None,
     over: Annotated[int, typer.Option("--over", min=0, help="First rows whose weights the histograms count.")] = 64,
 ) -> None:
     """Show what objectives make of every token of some rows: weight, probabilities, entropy, KL, selection."""
-    from ballast.pipeline import inspect as inspection
+    from ballast.pipeline.inspect import INSPECT_CHECKS, run_inspect
+    from ballast.report import show_tokens
 
-    recipe = _recipe(words, inspection.INSPECT_CHECKS)
-    inspection.run_inspect(
-        recipe, rows, objectives=objective or (), model=model, over=over, page=page, record=record, say=_console().print
-    )
+    counted = over if page or record else 0
+    with _recipe(words, INSPECT_CHECKS) as recipe:
+        tokens = run_inspect(recipe, rows, objectives=objective or (), model=model, over=counted, record=record)
+    show_tokens(tokens, page=page, say=_console().print)
+    if record is not None:
+        print(f"{record}: written")
 
 
 @app.command()
@@ -353,20 +345,29 @@ def frozen_lake(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the initial policies.")] = 0,
 ) -> None:
     """Compare SFT, IFT, ORPO and DPO with the optimal policy of a small game: about a minute on one core."""
-    from ballast.lab.frozen_lake.experiment import run_frozen_lake
+    from ballast.lab.frozen_lake import run_frozen_lake
 
     run_frozen_lake(seeds=seeds, steps=steps, output=output, seed=seed, say=_console().print)
 
 
-def _recipe(words: list[str] | None, checks: Any) -> Any:
-    """Read ``[RECIPE] [KEY=VALUE]...``: the first word is a recipe when it is a file or has no ``=``."""
+@contextmanager
+def _recipe(words: list[str] | None, checks: Sequence[Check], dry_run: bool = False) -> Iterator[Recipe]:
+    """Read ``[RECIPE] [KEY=VALUE]...``: the first word is a recipe when it is a file or has no ``=``.
+
+    What the checks read is not read again within the block. A dry run ends with the resolved recipe printed.
+    """
     from ballast.config.recipe import load_recipe
-    from ballast.pipeline import quiet
+    from ballast.pipeline import quiet, sources
 
     quiet()
     words = list(words or ())
     path = words.pop(0) if words and (Path(words[0]).is_file() or "=" not in words[0]) else None
-    return load_recipe(path, words, checks=checks)
+    with sources.read_once():
+        recipe = load_recipe(path, words, checks=checks)
+        if dry_run:
+            print(recipe.to_yaml(), end="")
+            raise typer.Exit
+        yield recipe
 
 
 def _console(*, stderr: bool = False) -> Console:

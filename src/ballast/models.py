@@ -11,6 +11,7 @@ from ballast.config.recipe import ModelSection
 from ballast.errors import BallastError, suggest
 
 if TYPE_CHECKING:
+    import torch
     from peft import LoraConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -246,3 +247,11 @@ def _unloadable(path: str, what: str, error: Exception) -> str:
 
 def _more(items: list[str]) -> str:
     return f" and {len(items) - 1} more" if len(items) > 1 else ""
+
+
+def default_device() -> torch.device:
+    """Return the accelerator where there is one, else the CPU."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")

@@ -141,7 +141,7 @@ def _taken(folder: Path) -> bool:
 def _look(folder: Path, objectives: tuple[str, ...], seed: int) -> None:
     """Let the report show some rows token by token; the first of them has a wrong result in it."""
     from ballast.objectives import objective
-    from ballast.report.looks import write_tokens
+    from ballast.pipeline.inspect import write_tokens
 
     write_tokens(_recipe({"use": "auto"}, seed), [objective(name) for name in objectives], folder)
 
@@ -160,6 +160,7 @@ def _settle() -> None:
 
 def _rows(folder: Path, objectives: tuple[str, ...], seed: int, say: Callable[[Any], Any]) -> list[dict[str, Any]]:
     from ballast.pipeline import run_score, run_train
+    from ballast.pipeline.evaluate import BASE, TRAINED
 
     started = time.monotonic()
     cache = folder / "reference"
@@ -169,12 +170,13 @@ def _rows(folder: Path, objectives: tuple[str, ...], seed: int, say: Callable[[A
     for name in objectives:
         started = time.monotonic()
         recipe = _recipe(_reference(name, cache), seed, objective=name, output=folder / name, base=not rows)
-        record = run_train(recipe, say=lambda _: None, progress=False)
+        outcome = run_train(recipe, say=lambda _: None, progress=False)
         seconds = round(time.monotonic() - started, 1)
         say(f"trained and measured {name} ({seconds:.0f} s)")
-        for measured in record["evals"]:
-            label = name if measured["model"] == "trained" else "base"
-            rows.append({"name": label, "tasks": {task["name"]: task["metrics"] for task in measured["tasks"]}})
+        for measured in outcome.measured:
+            label = name if measured.name == TRAINED else BASE
+            tasks = measured.record().plain()["tasks"]
+            rows.append({"name": label, "tasks": {task["name"]: task["metrics"] for task in tasks}})
         rows[-1]["seconds"] = seconds
     return rows
 

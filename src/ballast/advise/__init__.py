@@ -1,4 +1,4 @@
-"""What demonstrations scored under the frozen start say before any training."""
+"""What demonstrations scored under the frozen base model say before any training."""
 
 from ballast.advise.advice import Advice, advise
 from ballast.advise.kept import Kept, kept

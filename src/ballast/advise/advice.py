@@ -24,8 +24,8 @@ class Advice:
         outliers: rows far below the median row.
         suspects: of each row with contradicted tokens the first, the most surprising first.
         suspect_rows: share of rows with contradicted tokens.
-        separable: whether the suspects can be told from what is merely new to the start: flaws in some rows stand out
-            only where the start supports the typical one.
+        separable: whether suspects differ from what is new to the base model: flaws in some rows stand out only where
+            the base model supports the typical one.
         kept: what each objective keeps.
         not_known: what the scores do not tell, in sentences.
     """
@@ -47,7 +47,7 @@ class Advice:
 def advise(
     tokens: ScoredTokens, objectives: Sequence[Objective], *, threshold: float = THRESHOLD, ties: str = "strict"
 ) -> Advice:
-    """Return what the start's statistics on the demonstrations say before any training.
+    """Return what the base model's statistics on the demonstrations say before any training.
 
     Args:
         objectives: those to weigh the tokens with.
@@ -70,15 +70,15 @@ def advise(
 
 
 def _not_known(found: Support, separable: bool, weighed: Sequence[Kept]) -> tuple[str, ...]:
-    told = [f"{one.name}: {one.note}" for one in weighed if one.note]
+    unknown = [f"{one.name}: {one.note}" for one in weighed if one.note]
     if not separable:
-        told.append(
-            "label noise: where the start does not support the typical row, a wrong token and a new one look alike"
+        unknown.append(
+            "label noise: where the base model does not support the typical row, a wrong token and a new one look alike"
         )
-    told.append(
-        "who is wrong where the start contradicts the data, the data or the start; `ballast evaluate --readiness` "
-        "tells how often the start is right"
+    unknown.append(
+        "who is wrong where the base model contradicts the data, the data or the model; `ballast evaluate --readiness` "
+        "says how often the model is right"
     )
-    told.append("whether answers are right that the start finds likely")
-    told.append("how much of the gain is left after RL, and what another learning rate would change")
-    return tuple(told)
+    unknown.append("whether answers are right that the base model finds likely")
+    unknown.append("how much of the gain is left after RL, and what another learning rate would change")
+    return tuple(unknown)

@@ -29,8 +29,8 @@ class Kept:
         weight_mean: mean weight.
         zero_share: share of tokens with weight 0.
         effective_tokens: (Σ|w|)² / Σw², the number of equal weights that would be as even.
-        contradicted_share: share of the loss Σ w·nll that lies on tokens which the start confidently expects otherwise.
-        note: what the scores do not tell.
+        contradicted_share: share of the loss Σ w·nll that lies on contradicted tokens, see `contradicted`.
+        note: what the scores do not say.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Kept:
 
 
 def kept(tokens: ScoredTokens, objectives: Sequence[Objective]) -> list[Kept]:
-    """Return what each objective would keep at the start of training, and for how long that holds."""
+    """Return what each objective would keep at the first step of training, and for how long that holds."""
     stats = statistics(tokens)
     against = contradicted(tokens)
     return [_kept(one, stats, against) for one in objectives]
@@ -70,7 +70,7 @@ def _kept(objective: Objective, stats: TokenStats, against: np.ndarray) -> Kept:
         return Kept(
             objective.name,
             UNKNOWN,
-            note="its weights come from the rewards of groups of answers, which no score of demonstrations tells: "
+            note="its weights come from the rewards of groups of answers, which no score of demonstrations holds: "
             "`ballast sample` and `ballast evaluate --readiness` do",
         )
     if objective.scope == "batch":

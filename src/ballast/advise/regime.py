@@ -1,4 +1,4 @@
-"""Which regime the demonstrations are: does the start know what they teach, or do they teach what it does not know?"""
+"""Which regime the demonstrations are: whether the base model knows what they teach."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STRONG, WEAK, UNKNOWN = "strong", "weak", "unknown"
 class Rule:
     """Limits on the median row and on the loss.
 
-    The median row, since flaws sit in some rows and what is new to the start sits in all of them: the share of its
+    The median row, since flaws sit in some rows and what is new to the base model sits in all of them: the share of its
     tokens that is supported, and the share that is contradicted. ``flawed_loss`` is the share of sft's loss on
     contradicted tokens from which a gate has something to spare the model.
     """
@@ -84,11 +84,11 @@ class Regime:
 
 ABOVE, EQUAL, BELOW = "above", "equal", "below"
 MEANING = {
-    ABOVE: "the start supports the typical row and contradicts others, so objectives that drop or discount what it "
-    "does not support are spared flaws and lose little: expect prift-mass above sft",
-    EQUAL: "the start supports the typical row and hardly contradicts any, so there is little to be spared: expect no "
-    "difference between prift-mass and sft",
-    BELOW: "the typical row holds tokens that the start does not support, so these are what training is for, and "
+    ABOVE: "the base model supports the typical row and contradicts others, so objectives that drop or discount what "
+    "it does not support are spared flaws and lose little: expect prift-mass above sft",
+    EQUAL: "the base model supports the typical row and hardly contradicts any, so there is little to be spared: "
+    "expect no difference between prift-mass and sft",
+    BELOW: "the typical row holds tokens that the base model does not support, so these are what training is for, and "
     "objectives that drop or discount them would not learn them: expect prift-mass below sft",
     UNKNOWN: "the scores do not say whether prift-mass or sft is better here: compare both",
 }

@@ -1,4 +1,4 @@
-"""How much of the demonstrations the frozen start supports: distributions of q(y_t) and u_t."""
+"""How much of the demonstrations the frozen base model supports: distributions of q(y_t) and u_t."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ THRESHOLD = 0.5
 
 @dataclass(frozen=True)
 class Support:
-    """What the start makes of the demonstrations; shares are of trained tokens.
+    """What the base model makes of the demonstrations; shares are of trained tokens.
 
     Attributes:
         probability, mass: quantiles of q(y_t) and of u_t by level.
         mean_probability: mean of q(y_t).
-        nll, entropy: mean −log q(y_t) and mean entropy of the start, in nats per token.
+        nll, entropy: mean −log q(y_t) and mean entropy of the base model, in nats per token.
         below_mass: share with u_t below `threshold`, by the ties of `prift-mass`.
         below_probability: share with q(y_t) below each of `PROBABILITIES`.
         tied: share of tokens for which the two ways to count ties fall on different sides of the threshold.
-        contradicted: share of tokens that the start confidently expects otherwise; see `contradicted`.
+        contradicted: share of tokens that the base model confidently expects otherwise; see `contradicted`.
         contradicted_loss: share of Σ −log q(y_t) on these tokens.
         typical_row: of the median row, the share of its tokens with u_t at or above the threshold (``supported``), the
             share contradicted, and its mean q(y_t).

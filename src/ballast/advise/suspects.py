@@ -1,4 +1,4 @@
-"""Rows and tokens that the frozen start finds far less likely than it finds the rest."""
+"""Rows and tokens that the frozen base model finds far less likely than it finds the rest."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 from ballast.advise.tokens import ScoredTokens
 
 EXCESS = 3.0
-"""Nats by which a token's surprisal exceeds the entropy: e³ = 20 times less likely than the start's typical token."""
+"""Nats by which a token's surprisal exceeds the entropy: e³ = 20 times less likely than its typical token."""
 CONFIDENT = 1.0
-"""Entropy, in nats, up to which the start counts as confident."""
+"""Entropy, in nats, up to which the base model counts as confident."""
 DEVIATION = -3.5
 """Robust deviations from the median row below which a row is an outlier (Iglewicz and Hoaglin 1993)."""
 FEWEST_ROWS = 20
@@ -21,7 +21,7 @@ WORST = 3
 
 @dataclass(frozen=True)
 class SuspectToken:
-    """A token, by row from 0 and by place among the ids of its row, with its statistics under the start."""
+    """A token, by row from 0 and by place among the ids of its row, with its statistics under the base model."""
 
     row: int
     place: int
@@ -47,10 +47,10 @@ class SuspectRow:
 
 
 def contradicted(tokens: ScoredTokens) -> np.ndarray:
-    """Return which tokens the start confidently expects otherwise, ``[N]`` of bool.
+    """Return which tokens the base model confidently expects otherwise, ``[N]`` of bool.
 
-    ``−log q(y_t) − H_t ≥ EXCESS`` and ``H_t ≤ CONFIDENT``: unlikely where the start is sure, and not merely one of many
-    that it holds possible.
+    ``−log q(y_t) − H_t ≥ EXCESS`` and ``H_t ≤ CONFIDENT``: unlikely where the base model is sure, and not just one of
+    many tokens that it holds possible.
     """
     return (-tokens.logprob - tokens.entropy >= EXCESS) & (tokens.entropy <= CONFIDENT)
 

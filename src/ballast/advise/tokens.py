@@ -1,4 +1,4 @@
-"""The trained tokens of all rows with their statistics under the frozen start, laid end to end.
+"""The trained tokens of all rows with their statistics under the frozen base model, laid end to end.
 
 Shape: ``N`` trained tokens of all rows, in the order of the rows.
 """
@@ -19,7 +19,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class ScoredTokens:
-    """Trained tokens and their statistics under the frozen start, in nats.
+    """Trained tokens and their statistics under the frozen base model, in nats.
 
     Attributes:
         logprob, entropy, mass, tied: ``[N]`` float64, as in `TokenStats`.

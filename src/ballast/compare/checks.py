@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
-from ballast.compare.cells import LENGTH, has_length, method_recipe, on_groups
-from ballast.compare.plan import REPORT, RESERVED, TUNING, Plan, direction, label_of
+from ballast.compare.plan import LENGTH, Plan, direction, has_length, label_of, method_recipe, on_groups
 from ballast.config import training as settings
-from ballast.config.recipe import Check, Recipe, TaskSection, check_group_options
+from ballast.config.recipe import Check, Recipe, TaskSection
 from ballast.config.sections import BudgetSection, ChooseSection, CompareSection, MethodSection
-from ballast.config.source import Problem
+from ballast.config.source import Problem, Where
 from ballast.errors import BallastError, suggest
+from ballast.evaluation.tasks import CodeTask, GenerateTask
 from ballast.objectives import Objective
 from ballast.pipeline.checks import common as checks
 from ballast.pipeline.checks import groups as group_checks
 from ballast.pipeline.checks import rl as rl_checks
-from ballast.records.folder import BASE, CACHE, CELLS, JOBS_LOG, PLAN, SUMMARY
+from ballast.records.folder import BASE, CACHE, CELLS, JOBS_LOG, PLAN, REPORT, RESERVED, SUMMARY, TUNING
 
 OWN_FILES = (PLAN, SUMMARY, CELLS, BASE, CACHE, "report.html", "report.md", JOBS_LOG)
 ROW_CHECKS: tuple[Check, ...] = (
-    check_group_options,
     checks.check_reference,
     group_checks.check_groups,
     settings.check_training,
@@ -54,11 +53,11 @@ def check_section(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
 def _check_labels(section: CompareSection) -> Iterable[Problem]:
     labels = [label_of(one) for one in section.objectives]
     for index, label in enumerate(labels):
-        where = (*ROWS, index, *(["label"] if section.objectives[index].label else []))
+        where: Where = (*ROWS, index, *(["label"] if section.objectives[index].label else []))
         if not re.fullmatch(rf"\w[\w.-]{{,{LABEL - 1}}}", label):
             yield Problem(where, f"label {label!r} cannot name a folder; use up to {LABEL} letters, digits and . _ -")
         elif label.casefold() in RESERVED:
-            yield Problem(where, f"label {label!r} names a row of its own; choose another")
+            yield Problem(where, f"label {label!r} is the name of another row; choose another")
         elif label.casefold() in [other.casefold() for other in labels[:index]]:
             yield Problem(
                 where, f"a second row labelled {label!r}, whose runs would pass for the first one's; add label:"
@@ -75,25 +74,20 @@ def check_rows(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     section = recipe.compare
     yield from _check_rate(recipe.training, ("training",))
     yield from _check_budget(recipe, section.budget)
-    built = {index: _built(row) for index, row in enumerate(section.objectives)}
+    built = {index: row.build() for index, row in enumerate(section.objectives) if not row.problems()}
     for index, row in enumerate(section.objectives):
         yield from _check_rate(row.training, (*ROWS, index, "training"))
-        objective = built[index]
-        if objective is None:  # reported with the recipe
+        if index not in built:  # reported with the recipe
             continue
-        yield from _check_groups(row, index, objective, section)
-        one = method_recipe(recipe, row, steps=_any_steps(section), cache=str(Path(recipe.output or ".") / CACHE))
+        yield from _check_groups(row, index, built[index], section)
+        try:
+            one = method_recipe(recipe, row, steps=_any_steps(section), cache=str(Path(recipe.output or ".") / CACHE))
+        except BallastError:  # reported with the recipe
+            continue
         for check in ROW_CHECKS:
             yield from (_relocated(problem, index, row, recipe) for problem in check(one, broken))
-    if recipe.groups is not None and not any(one is not None and on_groups(one) for one in built.values()):
+    if recipe.groups is not None and not any(map(on_groups, built.values())):
         yield Problem(("groups",), "no row trains on groups, so they would be ignored; leave them out")
-
-
-def _built(row: MethodSection) -> Objective | None:
-    try:
-        return row.build()
-    except (BallastError, TypeError):
-        return None
 
 
 def _check_groups(row: MethodSection, index: int, objective: Objective, section: CompareSection) -> Iterable[Problem]:
@@ -113,7 +107,7 @@ def _any_steps(section: CompareSection) -> int | None:
     return None if section.budget is None else section.budget.steps or 1
 
 
-def _check_rate(training: dict[str, Any], where: tuple[str | int, ...]) -> Iterable[Problem]:
+def _check_rate(training: dict[str, Any], where: Where) -> Iterable[Problem]:
     if "learning_rate" in training:
         message = "would be overridden by the rates that are compared; set compare.rates, or rates in the row"
         yield Problem((*where, "learning_rate"), message)
@@ -132,7 +126,8 @@ def _check_budget(recipe: Recipe, budget: BudgetSection | None) -> Iterable[Prob
 def _relocated(problem: Problem, index: int, row: MethodSection, recipe: Recipe) -> Problem:
     """Move a problem to the row, unless it is with what the recipe says for all rows."""
     head, *rest = problem.where
-    shared = {"groups": recipe.groups or {}, "training": recipe.training, "objective": {}}
+    groups = recipe.groups.model_fields_set if recipe.groups else set()
+    shared: dict[str, Container[str]] = {"groups": groups, "training": recipe.training, "objective": {}}
     own = {"groups": row.groups, "training": row.training, "objective": {}}
     if head not in shared or (rest and rest[0] in shared[head] and rest[0] not in own[head]):
         return problem
@@ -191,7 +186,7 @@ def _check_apart(plan: Plan, chosen: str) -> Iterable[Problem]:
 
 def _items(section: TaskSection) -> set[str]:
     """Return what a task asks, row by row; texts and questions are asked too."""
-    from ballast.pipeline.evaluate import load_task
+    from ballast.pipeline.tasks import load_task
 
     keys = ("prompt", "question", "text", "completion")
     rows = load_task(section).data
@@ -201,18 +196,17 @@ def _items(section: TaskSection) -> set[str]:
 
 def _metrics(section: TaskSection) -> tuple[str, ...] | None:
     """Return the metrics of a task that can choose, None where they are not known beforehand."""
-    from ballast.pipeline.evaluate import load_task
+    from ballast.pipeline.tasks import load_task
 
     try:
         task = load_task(section)
     except BallastError:  # reported with the tasks
         return None
-    several = (f"mean@{task.samples}", *(f"pass@{k}" for k in task.k))
-    answers = ("accuracy",) if task.samples == 1 else several
-    divergence = ("base_kl",) if task.base_kl else ()
+    divergence = ("base_kl",) if task.needs_base else ()
+    if isinstance(task, GenerateTask | CodeTask):
+        several = (f"mean@{task.samples}", *(f"pass@{k}" for k in task.k))
+        return (*(("accuracy",) if task.samples == 1 else several), *divergence)
     return {
-        "generate": (*answers, *divergence),
-        "code": (*answers, *divergence),
         "choice": ("accuracy", "accuracy_per_token", "accuracy_per_character"),
         "nll": ("nll", "perplexity", "bits_per_character", *divergence),
     }.get(task.kind)
@@ -226,30 +220,15 @@ def check_then(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
         if recipe.rl is not None:
             yield Problem(("rl",), "would be ignored: nothing says that RL follows; add compare.then.rl")
         return
-    own = recipe.compare.then.rl
-    merged = {**(recipe.rl or {}), **own}
-    wrong = list(_rl_options(recipe, merged))
-    after = recipe.model_copy(update={"rl": merged})
-    for problem in wrong or rl_checks.check_rl(after, broken):
-        shared = problem.where[1:2] and problem.where[1] in (recipe.rl or {}) and problem.where[1] not in own
+    own, shared_rl = recipe.compare.then.rl, recipe.rl.model_fields_set if recipe.rl else ()
+    try:
+        after = recipe.model_copy(update={"rl": recipe.rl_of(recipe.compare.then)})
+    except BallastError:  # reported with the recipe
+        return
+    for problem in rl_checks.check_rl(after, broken):
+        shared = problem.where[1:2] and problem.where[1] in shared_rl and problem.where[1] not in own
         here = problem.where[0] == "rl" and not shared
         yield Problem(("compare", "then", *problem.where) if here else problem.where, problem.message, problem.place)
-
-
-def _rl_options(recipe: Recipe, rl: dict[str, Any]) -> Iterable[Problem]:
-    """Take away one option to blame at a time, so that it does not hide the next."""
-    left = dict(rl)
-    while True:
-        try:
-            recipe.model_copy(update={"rl": left}).rl_options()
-            return
-        except BallastError as error:
-            place, _, message = str(error).partition(": ")
-        key = place.removeprefix("rl.")
-        yield Problem(("rl", key), message)
-        if key not in left:
-            return
-        del left[key]
 
 
 def check_place(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:

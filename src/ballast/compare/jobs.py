@@ -1,214 +1,207 @@
-"""The single pieces of work of a comparison, each of which leaves a folder that is done or none."""
+"""The jobs of a comparison, each of which leaves a folder that is done or none."""
 
 from __future__ import annotations
 
 import gc
 import shutil
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from ballast.compare.cells import cell_recipe, rl_recipe, seeded
-from ballast.compare.plan import BASE, REPORT, TUNING, Cell, Plan
+from ballast.compare.plan import Plan, cell_recipe, rl_recipe, seeded
 from ballast.config.recipe import EvaluationSection, Recipe
 from ballast.errors import BallastError
-from ballast.records import write as records
-from ballast.records.folder import (
-    ERROR,
-    FULL,
-    MARK,
-    Store,
-    differing_key,
-    discard,
-    drop_weights,
-    mark_done,
-    read_run,
-    room,
-    writing,
+from ballast.records.folder import BASE, ERROR, REPORT, TUNING, Store, differing_key, discard, drop_weights
+from ballast.records.read import read_lines
+from ballast.records.runs import read_record
+from ballast.records.schema import SCHEMA, CellRecord, EvalRecord, Record, RunRecord
+from ballast.records.write import (
+    EVALS,
+    RUN,
+    disk_full_as_error,
+    git_commit,
+    is_disk_full,
+    unwritable_as_error,
+    versions,
+    write_json,
+    write_jsonl,
 )
-from ballast.records.runs import FAILED, read_failure, read_lines
 
-FINE_TUNE, REINFORCE = "train", "rl"
+MESSAGE = 500
+"""Characters of an error that a record keeps; the rest is in ``error.txt``."""
 
 
-@dataclass(frozen=True)
-class Work:
-    """One piece: fine-tune a cell, or follow a cell (or the start, without one) with RL."""
+class Job(Record):
+    """Fine-tune a cell, or follow it with RL; the cell of the base model is followed with RL alone."""
 
-    kind: str
-    seed: int
-    cell: Cell | None = None
+    kind: Literal["train", "rl"]
+    cell: CellRecord
 
     @property
     def name(self) -> str:
         """What the user sees."""
-        of = BASE if self.cell is None else self.cell.name
-        return of if self.kind == FINE_TUNE else f"{of}-s{self.seed}, RL" if self.cell is None else f"{of}, RL"
+        of = f"{BASE}-s{self.cell.seed}" if self.cell.label == BASE else self.cell.name
+        return of if self.kind == "train" else f"{of}, RL"
 
     @property
     def label(self) -> str:
         """The row that it belongs to."""
-        return BASE if self.cell is None else self.cell.label
+        return self.cell.label
 
     def folder(self, store: Store) -> Path:
         """Return where its record lies."""
-        if self.cell is None:
-            return store.base_rl(self.seed)
-        return store.cell(self.cell.name) if self.kind == FINE_TUNE else store.rl(self.cell.name)
+        if self.cell.label == BASE:
+            return store.base_rl(self.cell.seed)
+        return store.cell(self.cell.name) if self.kind == "train" else store.rl(self.cell.name)
 
-    def mark(self) -> dict[str, Any]:
-        """Return which part of the comparison it is, as its record says it."""
-        start = {"label": BASE, "rate": None, "seed": self.seed, "role": REPORT}
-        return start if self.cell is None else self.cell.record()
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Work:
-        """Return the work that `to_dict` wrote out."""
-        cell = values["cell"]
-        return cls(values["kind"], values["seed"], None if cell is None else Cell(**cell))
+def base_rl(seed: int) -> Job:
+    """Return the RL that starts from the base model."""
+    return Job(kind="rl", cell=CellRecord(label=BASE, rate=None, seed=seed, role=REPORT))
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What every piece of work needs: the matrix, where it lies, and the steps of its budget."""
+class JobContext:
+    """What every job needs: the matrix, where it lies, and the steps of its budget."""
 
     plan: Plan
     store: Store
     steps: int | None = None
 
-    def recipe(self, work: Work) -> Recipe:
-        """Return the recipe of a piece of work."""
-        if work.kind == REINFORCE:
-            return rl_recipe(self.plan, work.seed, work.folder(self.store))
-        assert work.cell is not None
-        return cell_recipe(self.plan, work.cell, self.store, steps=self.steps)
+    def recipe(self, job: Job) -> Recipe:
+        """Return the recipe of a job."""
+        if job.kind == "rl":
+            return rl_recipe(self.plan, job.cell.seed, job.folder(self.store))
+        return cell_recipe(self.plan, job.cell, self.store, steps=self.steps)
 
-    def is_done(self, work: Work) -> bool:
-        """Whether a piece of work is done, by this recipe.
+    def is_done(self, job: Job) -> bool:
+        """Whether a job is done, by this recipe.
 
         Raises:
             BallastError: it was done by another one.
         """
-        folder = work.folder(self.store)
-        record = read_run(folder)
+        record = self._finished(job)
         if record is None:
             return False
-        if (key := differing_key(record.get("recipe") or {}, self.recipe(work).resolved())) is not None:
+        if (key := differing_key(record.recipe, self.recipe(job).resolved())) is not None:
             raise BallastError(
-                f"{folder}: was run with another {key} than the recipe now says, so its results would be mixed with "
-                "others; choose another output, set it back, or remove the folder to have it done again"
+                f"{job.folder(self.store)}: was run with another {key} than the recipe now says, so its results would "
+                "be mixed with others; choose another output, set it back, or remove the folder to have it done again"
             )
         return True
 
-    def seconds(self, work: Work) -> float | None:
-        """Return how long a piece of work took, None where no record says so."""
-        record = read_run(work.folder(self.store)) or {}
-        laps = record.get("seconds")
-        return sum(laps.values()) if laps else None
+    def seconds(self, job: Job) -> float | None:
+        """Return how long a job took, None where no record says so."""
+        record = self._finished(job)
+        return sum(record.seconds.values()) if record is not None and record.seconds else None
 
-    def run(self, work: Work) -> None:
-        """Do a piece of work from the start, and mark it as done.
+    def _finished(self, job: Job) -> RunRecord | None:
+        record = read_record(job.folder(self.store))
+        return record if record is not None and record.cell is not None and record.status == "finished" else None
+
+    def has_failed(self, job: Job) -> bool:
+        """Whether the record says that it broke off."""
+        record = read_record(job.folder(self.store))
+        return record is not None and record.status == "failed"
+
+    def run(self, job: Job) -> None:
+        """Do a job from its beginning.
 
         Raises:
             BallastError: its input cannot be used.
         """
-        folder = work.folder(self.store)
+        folder = job.folder(self.store)
         discard(folder)
-        KINDS[work.kind](self, work, folder)
-        mark_done(folder, work.mark())
-        _forget()
+        KINDS[job.kind](self, job, folder)
+        _free_memory()
 
-    def fail(self, work: Work, error: BaseException) -> str:
-        """Keep a record of work that broke off; return the error in one line.
+    def fail(self, job: Job, error: BaseException) -> str:
+        """Keep a record of a job that broke off; return the error in one line.
 
         Raises:
             BallastError: the disk is full or takes no record, which would break off every other run too.
         """
-        folder = work.folder(self.store)
-        message = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        with writing(folder), room(folder):
+        folder = job.folder(self.store)
+        message = " ".join(f"{type(error).__name__}: {error}".split())[:MESSAGE]
+        with unwritable_as_error(folder), disk_full_as_error(folder):
             discard(folder)
-            if FULL in message:
+            if is_disk_full(error):
                 raise error
             folder.mkdir(parents=True)
             (folder / ERROR).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-            record = {"status": FAILED, "error": message, "recipe": self.recipe(work).resolved(), MARK: work.mark()}
-            records.write_json(folder / records.RUN, record)
-        _forget()
+            recipe = self.recipe(job).resolved()
+            record = RunRecord(schema=SCHEMA, status="failed", error=message, recipe=recipe, cell=job.cell)
+            write_json(folder / RUN, record.plain())
+        _free_memory()
         return message
 
-    def has_failed(self, work: Work) -> bool:
-        """Whether the record says that it broke off."""
-        return read_failure(work.folder(self.store)) is not None
+    def drop_tuning_weights(self, job: Job) -> None:
+        """Remove the weights of a run that chooses a rate, unless the recipe keeps them."""
+        if job.cell.role == TUNING and not self.plan.compare.keep_tuning:
+            drop_weights(job.folder(self.store))
 
 
-def _fine_tune(bench: Bench, work: Work, folder: Path) -> None:
+def _fine_tune(context: JobContext, job: Job, folder: Path) -> None:
     from ballast.pipeline import run_train
 
-    run_train(bench.recipe(work), say=_silent, progress=False)
-    assert work.cell is not None
-    if work.cell.role == TUNING and not bench.plan.compare.keep_tuning:
-        drop_weights(folder)
+    run_train(context.recipe(job), cell=job.cell, say=_silent, progress=False)
+    context.drop_tuning_weights(job)
 
 
-def _reinforce(bench: Bench, work: Work, folder: Path) -> None:
+def _reinforce(context: JobContext, job: Job, folder: Path) -> None:
     from ballast.pipeline import run_rl
 
-    start = None if work.cell is None else bench.store.cell(work.cell.name)
-    run_rl(bench.recipe(work), start=start, output=folder, say=_silent, progress=False)
+    start = None if job.cell.label == BASE else context.store.cell(job.cell.name)
+    run_rl(context.recipe(job), start=start, output=folder, cell=job.cell, say=_silent, progress=False)
 
 
-KINDS: dict[str, Callable[[Bench, Work, Path], None]] = {FINE_TUNE: _fine_tune, REINFORCE: _reinforce}
+KINDS: dict[str, Callable[[JobContext, Job, Path], None]] = {"train": _fine_tune, "rl": _reinforce}
 
 
-def measure_start(bench: Bench, *, progress: bool) -> None:
-    """Measure the recipe's model on all tasks, unless that is done: answers first, the results last."""
+def measure_base(context: JobContext, *, progress: bool) -> None:
+    """Measure the base model on all tasks, unless that is done: answers first, the results last."""
     from ballast import models
-    from ballast.pipeline.evaluate import check_prompts, default_device, measure
+    from ballast.pipeline.evaluate import check_prompts, measure
+    from ballast.pipeline.tasks import load_tasks
 
-    plan, folder = bench.plan, bench.store.base
-    recipe = start_recipe(plan)
-    if (folder / records.EVALS).is_file():
-        found = read_lines(folder / records.EVALS)
-        recorded = found[0].get("recipe") if found else None
-        if recorded is not None and (key := differing_key(recorded, recipe.resolved())) is not None:
-            raise BallastError(
-                f"{folder}: the start was measured with another {key} than the recipe now says; choose another output, "
-                "set it back, or remove the folder to have it measured again"
-            )
+    folder, recipe = context.store.base, base_recipe(context.plan)
+    if (folder / EVALS).is_file():
+        _check_base(folder, recipe)
         return
     shutil.rmtree(folder / "evals", ignore_errors=True)
     for leftover in folder.glob("*.tmp"):
         leftover.unlink(missing_ok=True)
     assert recipe.model is not None
-    section = models.resolve(recipe.model)
+    section, tasks = models.resolve(recipe.model), load_tasks(recipe)
     tokenizer = models.load_tokenizer(section)
-    model = models.load_model(section).to(default_device())
-    check_prompts(recipe, model, tokenizer)
-    [measured] = measure(recipe, model, tokenizer, name=BASE, progress=progress)
+    model = models.load_model(section).to(models.default_device())
+    check_prompts(tasks, model, tokenizer)
+    measured = measure(tasks, model, tokenizer, name=BASE, base=model, progress=progress)
     measured.write_items(folder / "evals")
-    made = {"versions": records.versions(), "commit": records.git_commit(), "device": str(model.device)}
-    records.write_jsonl(folder / records.EVALS, [measured.record(step=0, recipe=recipe.resolved(), **made)])
-    _forget()
+    made = {"versions": versions(), "commit": git_commit(), "device": str(model.device)}
+    write_jsonl(folder / EVALS, [measured.record(step=0, recipe=recipe.resolved(), **made).plain()])
+    _free_memory()
 
 
-def start_recipe(plan: Plan) -> Recipe:
-    """Return the recipe that the start is measured with: every task, with the samples of the first seed."""
+def _check_base(folder: Path, recipe: Recipe) -> None:
+    """Refuse measurements of the base model that another recipe made."""
+    found = read_lines(folder / EVALS, EvalRecord, remedy=f"remove {folder} to have it measured again")
+    recorded = found[0].recipe if found else None
+    if recorded is not None and (key := differing_key(recorded, recipe.resolved())) is not None:
+        raise BallastError(
+            f"{folder}: the base model was measured with another {key} than the recipe now says; choose another "
+            "output, set it back, or remove the folder to have it measured again"
+        )
+
+
+def base_recipe(plan: Plan) -> Recipe:
+    """Return the recipe that the base model is measured with: every task, with the samples of the first seed."""
     tasks = seeded(plan.recipe.evaluation.tasks, plan.recipe.seed)
-    changes = {
-        "evaluation": EvaluationSection(tasks=tasks),
-        "compare": None,
-        "rl": None,
-        "training": {},
-        "groups": None,
-    }
-    return plan.recipe.model_copy(update=changes)
+    evaluation = EvaluationSection(tasks=tasks)
+    others: dict[str, Any] = {"compare": None, "rl": None, "training": {}, "groups": None}
+    return plan.recipe.model_copy(update={"evaluation": evaluation, **others})
 
 
 def make_random(plan: Plan, seed: int, folder: Path) -> None:
@@ -239,7 +232,7 @@ def _silent(_: Any) -> None:
     return None
 
 
-def _forget() -> None:
+def _free_memory() -> None:
     """Give memory back before the next model is loaded."""
     import torch
 

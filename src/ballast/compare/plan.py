@@ -1,25 +1,35 @@
-"""From a recipe to the runs of a comparison: which objective, rate and seed, for what, under which name.
+"""From a recipe to the runs of a comparison: which objective, rate and seed, for what, and the recipe of each.
 
-A rate is chosen on runs of its own (other seeds) by a task of its own; what is reported was chosen by nothing.
+A rate is chosen by separate runs (other seeds) on a separate task; what is reported was chosen by nothing.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
+from pathlib import Path
 from typing import Any
 
-from ballast.config.recipe import Recipe, TaskSection
-from ballast.config.sections import CompareSection, MethodSection
+from ballast.config.recipe import EvaluationSection, ModelSection, Recipe, ReferenceSection
+from ballast.config.sections import CompareSection, MethodSection, ObjectiveSection
 from ballast.errors import BallastError
+from ballast.evaluation.tasks import SampledTask, Task
+from ballast.objectives import Objective
+from ballast.records.folder import RANDOM, REPORT, TUNING, Store
+from ballast.records.schema import CellRecord, Role
+from ballast.stats import GROUP_FIELDS, PAIR_FIELDS
 
-TUNING, REPORT = "tuning", "report"
-BASE, RANDOM = "base", "random"
-RESERVED = (BASE, RANDOM)
 TUNING_OFFSET = 1000
 """Distance of the tuning seeds from the reported ones: constant, so that more seeds can be added later."""
+
+LENGTH = ("max_steps", "num_train_epochs")
+"""Training settings that say how long a run is; a row that has one is not bound by the budget."""
+
+QUIET = {"save_strategy": "no", "report_to": "none"}
+"""A run that was stopped is done again, so it needs no checkpoints; its record is kept here."""
 
 BETTER: tuple[tuple[str, int], ...] = (
     (r"accuracy(_per_token|_per_character)?|mean@\d+|pass@\d+", 1),
@@ -48,25 +58,6 @@ class Method:
     section: MethodSection
     rates: tuple[float, ...]
     random: bool = False
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run: ``role`` is `TUNING` (measured on the task that chooses the rate) or `REPORT` (on all others)."""
-
-    label: str
-    rate: float
-    seed: int
-    role: str
-
-    @property
-    def name(self) -> str:
-        """The folder's name; the rate in full, so that two rates never share one."""
-        return f"{self.label}-lr{self.rate!r}-s{self.seed}"
-
-    def record(self) -> dict[str, Any]:
-        """Return plain values, as they stand in ``run.json``."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -111,19 +102,20 @@ class Plan:
         """Return the row of a label."""
         return next(row for row in self.methods if row.label == label)
 
-    def tuning(self, label: str) -> list[Cell]:
+    def tuning(self, label: str) -> list[CellRecord]:
         """Return the runs that choose a row's rate, none where it has a single one."""
         rates = self.method(label).rates
         if len(rates) == 1:
             return []
-        return [Cell(label, rate, seed, TUNING) for seed in self.tuning_seeds for rate in rates]
+        pairs = product(self.tuning_seeds, rates)
+        return [CellRecord(label=label, rate=rate, seed=seed, role=TUNING) for seed, rate in pairs]
 
-    def report(self, rates: Mapping[str, float]) -> list[Cell]:
+    def report(self, rates: Mapping[str, float]) -> list[CellRecord]:
         """Return the reported runs of the rows that have a rate, seed by seed, so that what is there pairs up."""
-        labels = [row.label for row in self.methods if row.label in rates]
-        return [Cell(label, rates[label], seed, REPORT) for seed in self.seeds for label in labels]
+        pairs = product(self.seeds, [row.label for row in self.methods if row.label in rates])
+        return [CellRecord(label=label, rate=rates[label], seed=seed, role=REPORT) for seed, label in pairs]
 
-    def tasks(self, role: str) -> tuple[TaskSection, ...]:
+    def tasks(self, role: Role) -> tuple[Task, ...]:
         """Return the tasks that runs of a role are measured on: never the same ones."""
         chosen = None if self.compare.choose_by is None else self.compare.choose_by.task
         wanted = role == TUNING
@@ -131,10 +123,10 @@ class Plan:
 
     @property
     def rl(self) -> bool:
-        """Whether RL follows the start and every reported run of a method."""
+        """Whether RL follows the base model and every reported run of a method."""
         return self.compare.then is not None
 
-    def followed(self, cell: Cell) -> bool:
+    def followed(self, cell: CellRecord) -> bool:
         """Whether RL follows a run: not from random weights, whose answers earn no reward to learn from."""
         return self.rl and cell.role == REPORT and not self.method(cell.label).random
 
@@ -145,7 +137,7 @@ class Plan:
 
 
 def label_of(section: MethodSection) -> str:
-    """Return a row's name: its label, else its objective's name without the module of one's own."""
+    """Return a row's name: its label, else its objective's name without its module."""
     return section.label or re.split(r"[.:]", section.name)[-1]
 
 
@@ -168,11 +160,11 @@ class Part:
         """Return the part that ``i/n`` names.
 
         Raises:
-            BallastError: it is no such pair.
+            BallastError: it is not such a pair.
         """
         match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text.strip())
         if match is None or int(match[1]) > int(match[2]):
-            raise BallastError(f"--only {text}: is no part of a whole; write 1/2 on one machine and 2/2 on the other")
+            raise BallastError(f"--only {text}: is not a part of a whole; write 1/2 on one machine and 2/2 on another")
         return cls(int(match[1]), int(match[2]))
 
     def check(self, plan: Plan) -> None:
@@ -188,13 +180,13 @@ class Part:
                 f"most {units} parts"
             )
 
-    def takes(self, plan: Plan, cell: Cell) -> bool:
+    def takes(self, plan: Plan, cell: CellRecord) -> bool:
         """Whether a run belongs to this part."""
         tuned = len(plan.method(cell.label).rates) > 1
         return self._takes(plan, (cell.label, None if tuned else cell.seed))
 
     def takes_base(self, plan: Plan, seed: int | None = None) -> bool:
-        """Whether this part measures the start, or, with a seed, follows it with RL."""
+        """Whether this part measures the base model, or, with a seed, follows it with RL."""
         return self.number == 1 if seed is None else (plan.seeds.index(seed) % self.of) + 1 == self.number
 
     def _takes(self, plan: Plan, unit: tuple[str, int | None]) -> bool:
@@ -204,3 +196,102 @@ class Part:
 def _units(plan: Plan) -> Iterator[tuple[str, int | None]]:
     for row in plan.methods:
         yield from ((row.label, seed) for seed in ((None,) if len(row.rates) > 1 else plan.seeds))
+
+
+def cell_recipe(plan: Plan, cell: CellRecord, store: Store, *, steps: int | None = None) -> Recipe:
+    """Return what `pipeline.run_train` runs for a cell.
+
+    Args:
+        steps: optimiser steps of the budget, where the recipe has one.
+    """
+    method = plan.method(cell.label)
+    start = store.random(cell.seed) if method.random else None
+    return method_recipe(plan.recipe, method.section, steps=steps, cache=str(store.cache), start=start).model_copy(
+        update={
+            "training": {**_training(plan.recipe, method.section, steps), "learning_rate": cell.rate},
+            "evaluation": EvaluationSection(tasks=seeded(plan.tasks(cell.role), cell.seed), base=False),
+            "output": str(store.cell(cell.name)),
+            "seed": cell.seed,
+        }
+    )
+
+
+def method_recipe(
+    recipe: Recipe, section: MethodSection, *, steps: int | None = None, cache: str, start: Path | None = None
+) -> Recipe:
+    """Return the recipe of a row, as it is for all of its rates and seeds.
+
+    Args:
+        cache: folder of the reference's statistics, for objectives that a cache serves.
+        start: another model to start from.
+    """
+    objective = section.build()
+    assert recipe.model is not None
+    groups = recipe.groups_of(section) if on_groups(objective) else None
+    return recipe.model_copy(
+        update={
+            "objective": ObjectiveSection(name=section.name, **section.options),
+            "groups": groups,
+            "training": _training(recipe, section, steps),
+            "reference": _reference(recipe.reference, objective, None if start else cache),
+            "model": recipe.model if start is None else ModelSection(path=str(start), dtype=recipe.model.dtype),
+            "compare": None,
+            "rl": None,
+        }
+    )
+
+
+def has_length(training: Mapping[str, Any]) -> bool:
+    """Whether training settings say how long a run is."""
+    return any(key in training for key in LENGTH)
+
+
+def on_groups(objective: Objective) -> bool:
+    """Whether an objective trains on groups of answers rather than on demonstrations."""
+    return bool(set(objective.needs) & set(GROUP_FIELDS))
+
+
+def seeded(tasks: tuple[Task, ...], seed: int) -> tuple[Task, ...]:
+    """Return tasks that sample with other random numbers for every seed, and the same for every method.
+
+    So the spread over seeds has the luck of sampling in it, and differences on a seed have less of it.
+    """
+    return tuple(_seeded(task, seed) for task in tasks)
+
+
+def _seeded(task: Task, seed: int) -> Task:
+    sampled = isinstance(task, SampledTask) and task.temperature
+    return task.changed({"seed": task.seed + seed}) if sampled else task
+
+
+def _training(recipe: Recipe, section: MethodSection, steps: int | None) -> dict[str, Any]:
+    budget = {} if steps is None or has_length(section.training) else {"max_steps": steps}
+    return {**QUIET, **recipe.training, **budget, **section.training}
+
+
+def _reference(reference: ReferenceSection, objective: Objective, cache: str | None) -> ReferenceSection:
+    """Return the shared cache where it can serve; a live reference for whole distributions; what the recipe says."""
+    live = ReferenceSection() if reference.cache else reference
+    if reference.model or reference.use != "auto" or cache is None:
+        return live
+    if set(objective.needs) & {*PAIR_FIELDS, *GROUP_FIELDS}:
+        return live
+    return ReferenceSection(cache=reference.cache or cache)
+
+
+def rl_recipe(plan: Plan, seed: int, output: Path) -> Recipe:
+    """Return what `pipeline.run_rl` runs: the same after every cell, and from the recipe's model itself."""
+    assert plan.compare.then is not None
+    return plan.recipe.model_copy(
+        update={
+            "rl": plan.recipe.rl_of(plan.compare.then),
+            "objective": None,
+            "groups": None,
+            "reference": ReferenceSection(),
+            "training": {},
+            "compare": None,
+            "evaluation": EvaluationSection(tasks=seeded(plan.tasks(REPORT), seed), base=False),
+            "output": str(output),
+            "seed": seed,
+        }
+    )

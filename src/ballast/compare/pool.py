@@ -1,4 +1,8 @@
-"""Works done one after the other here, or by several processes."""
+"""Jobs done one after the other in this process, or by several processes.
+
+A process is asked in lines of JSON. The first line on its stdin says what is compared, every further one is a job; each
+is answered by one line on stdout, the first one when everything is imported.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -14,69 +19,74 @@ from queue import Queue
 from threading import Lock
 from typing import IO, Any, Protocol
 
-from ballast.compare.jobs import Bench, Work
+from ballast.compare.jobs import Job, JobContext
+from ballast.compare.plan import Plan
+from ballast.config.recipe import Recipe
 from ballast.errors import BallastError
-from ballast.records.folder import writing
+from ballast.records.folder import Store
+from ballast.records.write import unwritable_as_error
 
-PROGRAM = ("-m", "ballast.compare.worker")
+# The working directory is no place to import from, unless this process has it on its path too.
+SERVE = "import sys; sys.path = [entry for entry in sys.path if entry]; from ballast.compare.pool import serve; serve()"
+PROGRAM = ("-c", SERVE)
 """What a process runs."""
 
 
 class Watcher(Protocol):
-    """Is told what happens to each piece of work."""
+    """Is told what happens to each job."""
 
-    def began(self, work: Work) -> None: ...
+    def began(self, job: Job) -> None: ...
 
-    def ended(self, work: Work) -> None: ...
+    def ended(self, job: Job) -> None: ...
 
-    def failed(self, work: Work, error: str) -> None: ...
+    def failed(self, job: Job, error: str) -> None: ...
 
 
-class Here:
+class Serial:
     """One after the other, in this process."""
 
-    def __init__(self, bench: Bench) -> None:
-        self.bench = bench
+    def __init__(self, context: JobContext) -> None:
+        self.context = context
 
-    def each(self, works: Sequence[Work], watcher: Watcher) -> None:
-        """Do all works; one that breaks off is recorded and does not stop the others.
+    def each(self, jobs: Sequence[Job], watcher: Watcher) -> None:
+        """Do all jobs; one that breaks off is recorded and does not stop the others.
 
         Raises:
             BallastError: input that cannot be used, which would stop every other run too.
         """
-        for work in works:
-            watcher.began(work)
+        for job in jobs:
+            watcher.began(job)
             try:
-                self.bench.run(work)
+                self.context.run(job)
             except BallastError as error:
-                raise BallastError(f"{work.name}: {error}") from error
+                raise BallastError(f"{job.name}: {error}") from error
             except Exception as error:
-                watcher.failed(work, self.bench.fail(work, error))
+                watcher.failed(job, self.context.fail(job, error))
             else:
-                watcher.ended(work)
+                watcher.ended(job)
 
 
 class ProcessDiedError(RuntimeError):
-    """A process ended in the midst of its work: killed, or out of memory."""
+    """A process ended in the midst of its job: killed, or out of memory."""
 
 
 class Processes:
-    """Several at a time, each in a process that stays for the next work."""
+    """Several at a time, each in a process that stays for the next job."""
 
-    def __init__(self, bench: Bench, count: int, threads: int | None) -> None:
-        self.bench, self.count, self.threads = bench, count, threads
+    def __init__(self, context: JobContext, count: int, threads: int | None) -> None:
+        self.context, self.count, self.threads = context, count, threads
         self._idle: Queue[_Process | None] = Queue()
         self._all: list[_Process] = []
         self._lock, self._closed = Lock(), False
         for _ in range(count):
             self._idle.put(None)
 
-    def each(self, works: Sequence[Work], watcher: Watcher) -> None:
-        """As `Here.each`."""
+    def each(self, jobs: Sequence[Job], watcher: Watcher) -> None:
+        """As `Serial.each`."""
         with ThreadPoolExecutor(self.count) as pool:
             futures: list[Future[None]] = []
             try:
-                futures += [pool.submit(self._one, work, watcher) for work in works]
+                futures += [pool.submit(self._one, job, watcher) for job in jobs]
                 for future in as_completed(futures):
                     future.result()
             except BaseException:
@@ -85,7 +95,7 @@ class Processes:
                 self.close()
                 raise
 
-    def _one(self, work: Work, watcher: Watcher) -> None:
+    def _one(self, job: Job, watcher: Watcher) -> None:
         process = self._idle.get()
         try:
             process = process or self._start()
@@ -97,25 +107,24 @@ class Processes:
             if not ready:
                 raise BallastError(
                     f"--jobs {self.count}: a process ended with exit code {process.code()} before its first run; see "
-                    f"{self.bench.store.jobs_log}, or take --jobs 1, which starts none"
+                    f"{self.context.store.jobs_log}, or take --jobs 1, which starts none"
                 )
-            watcher.began(work)
-            reply = process.ask(work)
+            watcher.began(job)
+            reply = process.ask(job)
             if reply is None and self._closed:
                 # Ended from here: neither done nor broken off, so it leaves no record.
                 return
             if reply is None:
-                code = process.code()
-                process = None
-                log = self.bench.store.jobs_log
+                code, process = process.code(), None
+                log = self.context.store.jobs_log
                 error = ProcessDiedError(f"its process ended with exit code {code}; out of memory? {log} may say more")
-                watcher.failed(work, self.bench.fail(work, error))
+                watcher.failed(job, self.context.fail(job, error))
             elif "unusable" in reply:
-                raise BallastError(f"{work.name}: {reply['unusable']}")
+                raise BallastError(f"{job.name}: {reply['unusable']}")
             elif "failed" in reply:
-                watcher.failed(work, reply["failed"])
+                watcher.failed(job, reply["failed"])
             else:
-                watcher.ended(work)
+                watcher.ended(job)
         except BaseException:
             self.close()
             raise
@@ -127,7 +136,7 @@ class Processes:
         with self._lock:
             if self._closed:
                 return None
-            process = _Process(self.bench, self.threads)
+            process = _Process(self.context, self.threads)
             self._all.append(process)
             return process
 
@@ -140,11 +149,11 @@ class Processes:
 
 
 class _Process:
-    """One process that does works as it is asked; it ends when this process does."""
+    """One process that does jobs as it is asked; it ends when this process does."""
 
-    def __init__(self, bench: Bench, threads: int | None) -> None:
-        with writing(bench.store.jobs_log):
-            log = bench.store.jobs_log.open("ab")
+    def __init__(self, context: JobContext, threads: int | None) -> None:
+        with unwritable_as_error(context.store.jobs_log):
+            log = context.store.jobs_log.open("ab")
         with log:
             self._process = subprocess.Popen(
                 [sys.executable, *PROGRAM],
@@ -156,13 +165,13 @@ class _Process:
                 # The terminal's interrupt is for whoever asks, who then ends this process.
                 start_new_session=True,
             )
-        context = {
-            "recipe": bench.plan.recipe.resolved(),
-            "root": str(bench.store.root),
-            "steps": bench.steps,
+        asked = {
+            "recipe": context.plan.recipe.resolved(),
+            "root": str(context.store.root),
+            "steps": context.steps,
             "threads": threads,
         }
-        self._send(context)
+        self._send(json.dumps(asked))
         self._ready = False
 
     def wait(self) -> bool:
@@ -170,9 +179,9 @@ class _Process:
         self._ready = self._ready or bool(self._read())
         return self._ready
 
-    def ask(self, work: Work) -> dict[str, Any] | None:
-        """Return what came of a piece of work, None where the process died."""
-        self._send(work.to_dict())
+    def ask(self, job: Job) -> dict[str, str] | None:
+        """Return what came of a job, None where the process died."""
+        self._send(job.model_dump_json())
         line = self._read()
         return json.loads(line) if line.endswith("\n") else None
 
@@ -188,10 +197,10 @@ class _Process:
         self._process.kill()
         return self._process.wait()
 
-    def _send(self, value: Any) -> None:
+    def _send(self, line: str) -> None:
         pipe = self._pipe(self._process.stdin)
         try:
-            pipe.write(json.dumps(value) + "\n")
+            pipe.write(line + "\n")
             pipe.flush()
         except BrokenPipeError:  # it died; the answer that never comes says so
             pass
@@ -206,18 +215,71 @@ class _Process:
 
 
 def _path() -> str:
-    """Return the search path of this process, so that verifiers and objectives of one's own are found there too."""
+    """Return the search path of this process, so that the user's verifiers and objectives are found there too."""
     return os.pathsep.join(str(Path(entry or ".").resolve()) for entry in sys.path)
 
 
 @contextmanager
-def runner(bench: Bench, jobs: int, threads: int | None) -> Iterator[Here | Processes]:
-    """Yield what does the works."""
-    if jobs == 1:
-        yield Here(bench)
+def runner(context: JobContext, count: int, threads: int | None) -> Iterator[Serial | Processes]:
+    """Yield what does the jobs, `count` at a time."""
+    if count == 1:
+        yield Serial(context)
         return
-    processes = Processes(bench, jobs, threads)
+    processes = Processes(context, count, threads)
     try:
         yield processes
     finally:
         processes.close()
+
+
+def serve() -> None:
+    """Be one of the processes: do jobs until stdin ends, which it does with the process that asks."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    # What libraries print is no answer.
+    os.dup2(2, 1)
+    lines: Queue[str] = Queue()
+    threading.Thread(target=_listen, args=(lines,), daemon=True).start()
+    asked: dict[str, Any] = json.loads(lines.get())
+    context = JobContext(Plan(Recipe.model_validate(asked["recipe"])), Store(Path(asked["root"])), asked["steps"])
+    configure_process(asked["threads"])
+    reply: dict[str, str] = {}
+    while True:
+        answers.write(json.dumps(reply) + "\n")
+        answers.flush()
+        reply = _answer(context, Job.model_validate_json(lines.get()))
+
+
+def configure_process(threads: int | None) -> None:
+    """Turn off progress bars and notices, and threads that a small model only waits for."""
+    import datasets
+    import torch
+    import transformers
+
+    import ballast.training  # noqa: F401  # what every run needs, before any is timed
+    from ballast.pipeline import quiet
+
+    quiet()
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def _listen(lines: Queue[str]) -> None:
+    for line in sys.stdin:
+        lines.put(line)
+    # Whoever asked is gone: what is half done would otherwise be finished beside the next run of it.
+    os._exit(1)
+
+
+def _answer(context: JobContext, job: Job) -> dict[str, str]:
+    try:
+        try:
+            context.run(job)
+        except BallastError:
+            raise
+        except Exception as error:
+            return {"failed": context.fail(job, error)}
+    except BallastError as error:
+        return {"unusable": str(error)}
+    return {}

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from threading import RLock
 from typing import Any
 
-from ballast.compare.jobs import REINFORCE, Work
+from ballast.compare.jobs import Job
 
 Slot = tuple[str, str]
 """A row's label, and what is counted of it: ``tuning``, ``runs`` or ``rl``."""
@@ -18,24 +18,23 @@ HEADINGS = {"tuning": "choose rate", "runs": "runs", "rl": "RL"}
 NOUNS = {"tuning": "tuning", "runs": "runs", "rl": "RL"}
 
 
-def slot_of(work: Work) -> Slot:
-    """Return where a piece of work is counted."""
-    if work.kind == REINFORCE:
-        return work.label, "rl"
-    assert work.cell is not None
-    return work.label, "tuning" if work.cell.role == "tuning" else "runs"
+def slot_of(job: Job) -> Slot:
+    """Return where a job is counted."""
+    if job.kind == "rl":
+        return job.label, "rl"
+    return job.label, "tuning" if job.cell.role == "tuning" else "runs"
 
 
 class Board:
-    """Counts what is done of each row, and estimates the time left from how long works took.
+    """Counts what is done of each row, and estimates the time left from how long jobs took.
 
     Args:
-        totals: works of every row and kind.
+        totals: jobs of every row and kind.
         done: those of them that an earlier process did.
         took: the seconds that some of those took; they count until this process has timed the like.
         say: what prints lines.
-        score: returns a line on what a piece of work scored.
-        jobs: works at a time.
+        score: returns a line on what a job scored.
+        jobs: how many run at a time.
     """
 
     def __init__(
@@ -45,7 +44,7 @@ class Board:
         *,
         took: Mapping[Slot, Sequence[float]] | None = None,
         say: Callable[[Any], Any],
-        score: Callable[[Work], str],
+        score: Callable[[Job], str],
         jobs: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -55,38 +54,38 @@ class Board:
         self.rates: dict[str, float] = {}
         self.seconds: dict[Slot, list[float]] = {}
         self._earlier = {slot: list(values) for slot, values in (took or {}).items() if values}
-        self.running: dict[Work, float] = {}
+        self.running: dict[Job, float] = {}
         self.last: dict[str, str] = {}
         self._say, self._score, self._jobs, self._clock = say, score, jobs, clock
         self._lock = RLock()
         self._live = False
         self._began = clock()
 
-    def began(self, work: Work) -> None:
-        """A piece of work begins."""
+    def began(self, job: Job) -> None:
+        """A job begins."""
         with self._lock:
-            self.running[work] = self._clock()
+            self.running[job] = self._clock()
 
-    def ended(self, work: Work) -> None:
-        """A piece of work is done."""
-        score = self._score(work)
+    def ended(self, job: Job) -> None:
+        """A job is done."""
+        score = self._score(job)
         with self._lock:
-            took = self._close(work)
-            self.done[slot_of(work)] += 1
-            self.seconds.setdefault(slot_of(work), []).append(took)
-            self.last[work.label] = score
-            self._tell(f"{work.name}: {score} ({took:.0f} s; {self.left_text()})")
+            took = self._close(job)
+            self.done[slot_of(job)] += 1
+            self.seconds.setdefault(slot_of(job), []).append(took)
+            self.last[job.label] = score
+            self._tell(f"{job.name}: {score} ({took:.0f} s; {self.left_text()})")
 
-    def failed(self, work: Work, error: str) -> None:
-        """A piece of work broke off."""
+    def failed(self, job: Job, error: str) -> None:
+        """A job broke off."""
         with self._lock:
-            self._close(work)
-            follows = (work.label, "rl")
-            lost = [slot_of(work), *([follows] if slot_of(work)[1] == "runs" and follows in self.totals else [])]
+            self._close(job)
+            follows = (job.label, "rl")
+            lost = [slot_of(job), *([follows] if slot_of(job)[1] == "runs" and follows in self.totals else [])]
             for slot in lost:
                 self.broken[slot] = self.broken.get(slot, 0) + 1
-            self.last[work.label] = f"failed: {error}"
-            self._tell(f"{work.name}: failed: {error}")
+            self.last[job.label] = f"failed: {error}"
+            self._tell(f"{job.name}: failed: {error}")
 
     def chose(self, label: str, rate: float, why: str) -> None:
         """A row has its rate."""
@@ -97,16 +96,16 @@ class Board:
     def left(self) -> float | None:
         """Return an estimate of the seconds left, None before anything was timed.
 
-        A row's own mean where it has one, else that of the same kind of work, else that of all work.
+        A row's own mean where it has one, else that of the same kind of job, else that of all jobs.
         """
         if not self._times():
             return None
         with self._lock:
-            since = [(slot_of(work), self._clock() - began) for work, began in self.running.items()]
+            since = [(slot_of(job), self._clock() - began) for job, began in self.running.items()]
             running = [max(self._expected(slot) - spent, 0.0) for slot, spent in since]
             waiting = Counter({slot: self._open(slot) for slot in self.totals}) - Counter(slot for slot, _ in since)
             left = sum(running) + sum(self._expected(slot) * number for slot, number in waiting.items())
-            # A work is not shared: the last ones leave processes idle.
+            # A job is not shared: the last ones leave processes idle.
             longest = max([*running, *map(self._expected, waiting)], default=0.0)
         return max(left / self._jobs, longest)
 
@@ -132,8 +131,8 @@ class Board:
     def _open(self, slot: Slot) -> int:
         return max(self.totals[slot] - self.done[slot] - self.broken.get(slot, 0), 0)
 
-    def _close(self, work: Work) -> float:
-        return self._clock() - self.running.pop(work, self._clock())
+    def _close(self, job: Job) -> float:
+        return self._clock() - self.running.pop(job, self._clock())
 
     def _tell(self, text: str) -> None:
         """Print a line, where no table shows what it says; what is told of a run may look like markup."""
@@ -177,7 +176,7 @@ class Board:
                 table.add_row(label, *counts, rate, Text(self.last.get(label, ""), overflow="ellipsis", no_wrap=True))
             total = sum(self.totals.values())
             done = sum(self.done.values()) + sum(self.broken.values())
-            now = "; ".join(f"{work.name} ({self._clock() - since:.0f} s)" for work, since in self.running.items())
+            now = "; ".join(f"{job.name} ({self._clock() - since:.0f} s)" for job, since in self.running.items())
             elapsed = _clock_text(self._clock() - self._began)
             lines = Table.grid()
             lines.add_row(ProgressBar(total=total, completed=done, width=60))

@@ -5,43 +5,53 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from ballast.compare.cells import cell_recipe
-from ballast.compare.choose import chosen_rates, swept
-from ballast.compare.jobs import FINE_TUNE, REINFORCE, Bench, Work, make_random, measure_start
-from ballast.compare.plan import RANDOM, REPORT, TUNING, Cell, Part, Plan
-from ballast.compare.pool import Here, Processes, runner
+from ballast.compare.jobs import Job, JobContext, base_rl, make_random, measure_base
+from ballast.compare.plan import Part, Plan, cell_recipe
+from ballast.compare.pool import Processes, Serial, configure_process, runner
 from ballast.compare.progress import Board, Slot, slot_of
-from ballast.compare.summary import summarise
-from ballast.compare.worker import settle
+from ballast.compare.summary import chosen_rates, summarise, sweep
 from ballast.config.recipe import Recipe
 from ballast.errors import BallastError
+from ballast.pipeline.sources import read_once
 from ballast.protocols import Say
-from ballast.records import write as records
-from ballast.records.folder import Store, room, writing
-from ballast.records.runs import read_runs
+from ballast.records.folder import BASE, REPORT, TUNING, Store
+from ballast.records.read import read, read_lines
+from ballast.records.runs import Run, read_comparison
+from ballast.records.schema import SCHEMA, CellRecord, EvalRecord, PlanRecord
+from ballast.records.summary import Summary
+from ballast.records.write import EVALS, disk_full_as_error, git_commit, unwritable_as_error, versions, write_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 SMALL = 100 * 2**20
 """Bytes of weights below which a model only waits for further threads."""
 MOST_JOBS = 4
-"""Processes that are started unasked; each holds the libraries, the better part of a gigabyte."""
+"""Processes that are started unless the user says how many; each holds the libraries, the better part of a gigabyte."""
 
 
+@read_once()
 def run_compare(
-    recipe: Recipe, *, part: Part | None = None, jobs: int | None = 1, say: Say = print, console: Any = None
-) -> dict[str, Any]:
+    recipe: Recipe,
+    *,
+    part: Part | None = None,
+    jobs: int | None = 1,
+    say: Say = print,
+    console: Console | None = None,
+) -> Summary:
     """Run what is missing of the recipe's matrix, write ``summary.json`` into its output, and return it.
 
     Args:
         part: do only this part; the summary is then of what lies in the output.
-        jobs: works at a time, each in a process of its own; 1 stays in this process. None takes one for each core, up
-            to `MOST_JOBS`, where there is no accelerator and the model so small that it uses a single core.
+        jobs: how many run at a time, each in a process of its own; 1 stays in this process. None takes one for each
+            core, up to `MOST_JOBS`, where there is no accelerator and the model so small that it uses a single core.
         say: what prints lines.
-        console: a rich console; on a terminal it shows a live table instead of lines.
+        console: on a terminal it shows a live table instead of lines.
 
     Raises:
         BallastError: the input cannot be used, or the output belongs to another comparison or process.
@@ -51,23 +61,27 @@ def run_compare(
     store = Store(Path(str(recipe.output)))
     threads = 1 if _is_small(plan) else None
     jobs = _jobs(threads) if jobs is None else jobs
-    settle(threads)
-    with _alone(store):
-        bench = Bench(plan, store, _budget_steps(plan))
-        _write_plan(bench)
-        board = _board(bench, part, say, jobs)
-        with room(store.root):
-            _prepare(bench, part, say)
-        with board.shown(console), runner(bench, jobs, threads) as run:
-            _run(bench, part, board, run)
+    configure_process(threads)
+    with _locked(store):
+        context = JobContext(plan, store, _budget_steps(plan))
+        _write_plan(context)
+        board = _board(context, part, say, jobs)
+        with disk_full_as_error(store.root):
+            _prepare(context, part, say)
+        with board.shown(console), runner(context, jobs, threads) as run:
+            _run(context, part, board, run)
         return write_summary(store, plan)
 
 
-def write_summary(store: Store, plan: Plan) -> dict[str, Any]:
-    """Make ``summary.json`` of what lies in the output, and return it."""
-    summary = summarise(plan, *read_runs(store))
-    with writing(store.summary):
-        records.write_json(store.summary, summary)
+def write_summary(store: Store, plan: Plan) -> Summary:
+    """Make ``summary.json`` of what lies in the output, and return it.
+
+    Raises:
+        BallastError: a record cannot be used, or the file cannot be written.
+    """
+    summary = summarise(plan, read_comparison(store))
+    with unwritable_as_error(store.summary):
+        write_json(store.summary, summary.plain())
     return summary
 
 
@@ -75,142 +89,151 @@ def load_plan(output: str | Path) -> Plan:
     """Return the matrix of an output.
 
     Raises:
-        BallastError: the folder is no comparison's.
+        BallastError: the folder is no comparison's, or its recipe cannot be used.
     """
-    import json
-
     path = Store(Path(output)).plan
+    record = read(path, PlanRecord, remedy="name the output of `ballast compare`")
     try:
-        return Plan(Recipe.model_validate(json.loads(path.read_text(encoding="utf-8"))["recipe"]))
-    except (OSError, ValueError, KeyError) as error:
-        raise BallastError(f"{path}: cannot be read, so this is no comparison's output ({error})") from error
+        return Plan(Recipe.model_validate(record.recipe))
+    except ValueError as error:
+        first = " ".join(str(error).split())
+        raise BallastError(f"{path}: its recipe cannot be read ({first}); copy the folder again") from error
 
 
-def _run(bench: Bench, part: Part, board: Board, run: Here | Processes) -> None:
-    plan = bench.plan
-    tuning = [cell for row in plan.methods for cell in plan.tuning(row.label)]
-    run.each(_open(bench, _trainings(plan, part, tuning)), board)
-    rates = _choose(bench, board)
-    _write_plan(bench, rates)
+def _run(context: JobContext, part: Part, board: Board, run: Serial | Processes) -> None:
+    plan = context.plan
+    tuning = _trainings(plan, part, [cell for row in plan.methods for cell in plan.tuning(row.label)])
+    run.each(_open(context, tuning), board)
+    for job in tuning:
+        # A process that is killed right after a run leaves its weights.
+        context.drop_tuning_weights(job)
+    rates = _choose(context, board)
+    _write_plan(context, rates)
     trainings = _trainings(plan, part, plan.report(rates))
-    run.each(_open(bench, trainings), board)
+    run.each(_open(context, trainings), board)
     if plan.rl:
-        # A run that broke off leads nowhere.
-        there = [work for work in trainings if not bench.has_failed(work)]
-        run.each(_open(bench, _reinforcements(plan, part, there)), board)
+        # Nothing can follow a run that broke off.
+        there = [job for job in trainings if not context.has_failed(job)]
+        run.each(_open(context, _reinforcements(plan, part, there)), board)
 
 
-def _trainings(plan: Plan, part: Part, cells: list[Cell]) -> list[Work]:
-    return [Work(FINE_TUNE, cell.seed, cell) for cell in cells if part.takes(plan, cell)]
+def _trainings(plan: Plan, part: Part, cells: Sequence[CellRecord]) -> list[Job]:
+    return [Job(kind="train", cell=cell) for cell in cells if part.takes(plan, cell)]
 
 
-def _reinforcements(plan: Plan, part: Part, trainings: list[Work]) -> list[Work]:
-    """Return the RL that follows the start and each of some runs."""
-    starts = [Work(REINFORCE, seed) for seed in plan.seeds if part.takes_base(plan, seed)]
-    after = [Work(REINFORCE, work.seed, work.cell) for work in trainings if work.cell and plan.followed(work.cell)]
-    return sorted([*starts, *after], key=lambda work: work.seed)
+def _reinforcements(plan: Plan, part: Part, trainings: Sequence[Job]) -> list[Job]:
+    """Return the RL that follows the base model and each of some runs."""
+    starts = [base_rl(seed) for seed in plan.seeds if part.takes_base(plan, seed)]
+    after = [Job(kind="rl", cell=job.cell) for job in trainings if plan.followed(job.cell)]
+    return sorted([*starts, *after], key=lambda job: job.cell.seed)
 
 
-def _open(bench: Bench, works: list[Work]) -> list[Work]:
-    return [work for work in works if not bench.is_done(work)]
+def _open(context: JobContext, jobs: Sequence[Job]) -> list[Job]:
+    return [job for job in jobs if not context.is_done(job)]
 
 
-def _choose(bench: Bench, board: Board) -> dict[str, float]:
-    """Return the rate of every row whose tuning is there, and tell of those that were chosen."""
-    plan = bench.plan
-    runs, failures = read_runs(bench.store)
+def _choose(context: JobContext, board: Board) -> dict[str, float]:
+    """Return the rate of every row whose tuning is there, and show those that were chosen."""
+    plan = context.plan
+    runs = read_comparison(context.store)
     _check_measured(plan, [run for run in runs if run.role == TUNING])
-    rates = chosen_rates(plan, runs, failures)
+    rates = chosen_rates(plan, runs)
     for row in plan.methods:
-        if row.label not in rates:
-            continue
-        sweep = [swept(plan, row.label, rate, runs, failures) for rate in row.rates] if len(row.rates) > 1 else []
-        means = ", ".join(f"{one['rate']:g}: {_number(one['score']['value'])}" for one in sweep)
-        board.chose(row.label, rates[row.label], f"chosen by {_by(plan)} ({means})" if means else "")
+        if row.label in rates:
+            points = sweep(plan, row, runs)
+            means = ", ".join(f"{one.rate:g}: {_number(one.score.value)}" for one in points)
+            board.chose(row.label, rates[row.label], f"chosen by {_chosen_by(plan)} ({means})" if means else "")
     return rates
 
 
-def _by(plan: Plan) -> str:
+def _chosen_by(plan: Plan) -> str:
     assert plan.compare.choose_by is not None
     return f"{plan.compare.choose_by.task} {plan.compare.choose_by.metric}"
 
 
-def _check_measured(plan: Plan, runs: list[Any]) -> None:
+def _check_measured(plan: Plan, tuning: Sequence[Run]) -> None:
     by = plan.compare.choose_by
-    lacking = [run for run in runs if by is not None and by.metric not in run.tasks[by.task]["metrics"]]
-    if lacking and by is not None:
-        known = ", ".join(lacking[0].tasks[by.task]["metrics"])
-        raise BallastError(f"compare.choose_by.metric: task {by.task!r} does not measure {by.metric!r}, only {known}")
+    for run in tuning:
+        task = None if by is None or run.result is None else run.result.tasks.get(by.task)
+        if by is not None and task is not None and by.metric not in task.metrics:
+            known = ", ".join(task.metrics)
+            raise BallastError(
+                f"compare.choose_by.metric: task {by.task!r} does not measure {by.metric!r}, only {known}"
+            )
 
 
-def _prepare(bench: Bench, part: Part, say: Say) -> None:
-    """Do once what all runs share: statistics of the reference, the start's measurements, random weights."""
+def _prepare(context: JobContext, part: Part, say: Say) -> None:
+    """Do once what all runs share: statistics of the reference, the base model's measurements, random weights."""
     from ballast.pipeline import run_score
 
-    plan, store = bench.plan, bench.store
-    cells = [Cell(row.label, row.rates[0], plan.recipe.seed, REPORT) for row in plan.methods]
-    recipes = [cell_recipe(plan, cell, store, steps=bench.steps) for cell in cells]
-    cached = next((recipe for recipe in recipes if recipe.reference.cache is not None), None)
+    plan, store = context.plan, context.store
+    cached = next((recipe for recipe in _row_recipes(context) if recipe.reference.cache is not None), None)
     if cached is not None:
         run_score(cached, say=say)
     if part.takes_base(plan) and plan.recipe.evaluation.base:
-        if not (store.base / records.EVALS).exists():
+        if not (store.base / EVALS).exists():
             say("base: is being measured")
-        measure_start(bench, progress=False)
-    if any(row.label == RANDOM and row.random for row in plan.methods):
+        measure_base(context, progress=False)
+    if any(row.random for row in plan.methods):
         for seed in plan.seeds:
             make_random(plan, seed, store.random(seed))
 
 
-def _board(bench: Bench, part: Part, say: Say, jobs: int) -> Board:
+def _row_recipes(context: JobContext) -> list[Recipe]:
+    """Return the recipe of one run of each row."""
+    plan = context.plan
+    cells = [CellRecord(label=row.label, rate=row.rates[0], seed=plan.recipe.seed, role=REPORT) for row in plan.methods]
+    return [cell_recipe(plan, cell, context.store, steps=context.steps) for cell in cells]
+
+
+def _board(context: JobContext, part: Part, say: Say, jobs: int) -> Board:
     """Return the display, with what an earlier process did counted as done."""
-    plan, store = bench.plan, bench.store
-    runs, failures = read_runs(store)
-    rates = chosen_rates(plan, runs, failures)
+    plan = context.plan
+    rates = chosen_rates(plan, read_comparison(context.store))
     totals: Counter[Slot] = Counter()
     done: Counter[Slot] = Counter()
     took: defaultdict[Slot, list[float]] = defaultdict(list)
     tuning = [cell for row in plan.methods for cell in plan.tuning(row.label)]
-    # Rates that are not chosen yet stand in by the first: the number of runs is the same.
+    # A row without its rate counts with its first one: the number of runs is the same.
     report = plan.report({row.label: rates.get(row.label, row.rates[0]) for row in plan.methods})
     trainings = _trainings(plan, part, [*tuning, *report])
-    works = trainings + (_reinforcements(plan, part, trainings) if plan.rl else [])
-    for work in works:
-        totals[slot_of(work)] += 1
-        known = work.cell is None or work.cell.role == TUNING or work.label in rates
-        if known and bench.is_done(work):
-            done[slot_of(work)] += 1
-            took[slot_of(work)] += [seconds for seconds in [bench.seconds(work)] if seconds is not None]
-    return Board(totals, done, took=took, say=say, score=lambda work: _score(bench, work), jobs=jobs)
+    for job in trainings + (_reinforcements(plan, part, trainings) if plan.rl else []):
+        totals[slot_of(job)] += 1
+        known = job.label == BASE or job.cell.role == TUNING or job.label in rates
+        if known and context.is_done(job):
+            done[slot_of(job)] += 1
+            took[slot_of(job)] += [seconds for seconds in [context.seconds(job)] if seconds is not None]
+    return Board(totals, done, took=took, say=say, score=lambda job: _score(context, job), jobs=jobs)
 
 
-def _score(bench: Bench, work: Work) -> str:
+def _score(context: JobContext, job: Job) -> str:
     """Return a run's first metric with its interval over items, to be seen while it runs."""
-    entries = records.read_jsonl(work.folder(bench.store) / records.EVALS)
-    if not entries or not entries[-1]["tasks"]:
+    entries = read_lines(job.folder(context.store) / EVALS, EvalRecord)
+    if not entries or not entries[-1].tasks:
         return "done"
-    task = entries[-1]["tasks"][0]
-    metric, estimate = next(iter(task["metrics"].items()))
-    interval = "" if estimate["low"] is None else f" ({_number(estimate['low'])} to {_number(estimate['high'])})"
-    return f"{task['name']} {metric} {_number(estimate['value'])}{interval}"
+    task = entries[-1].tasks[0]
+    metric, estimate = next(iter(task.metrics.items()))
+    interval = "" if estimate.low is None else f" ({_number(estimate.low)} to {_number(estimate.high)})"
+    return f"{task.name} {metric} {_number(estimate.value)}{interval}"
 
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def _write_plan(bench: Bench, rates: dict[str, float] | None = None) -> None:
-    plan = bench.plan
+def _write_plan(context: JobContext, rates: Mapping[str, float] | None = None) -> None:
+    plan = context.plan
     cells = [cell for row in plan.methods for cell in plan.tuning(row.label)] + plan.report(rates or {})
-    made = {
-        "recipe": plan.recipe.resolved(),
-        "versions": records.versions(),
-        "commit": records.git_commit(),
-        "steps": bench.steps,
-        "cells": [{"name": cell.name, **cell.record()} for cell in cells],
-    }
-    with writing(bench.store.plan):
-        records.write_json(bench.store.plan, made)
+    record = PlanRecord(
+        schema=SCHEMA,
+        recipe=plan.recipe.resolved(),
+        versions=versions(),
+        commit=git_commit(),
+        steps=context.steps,
+        cells=tuple(cells),
+    )
+    with unwritable_as_error(context.store.plan):
+        write_json(context.store.plan, record.plain())
 
 
 def _budget_steps(plan: Plan) -> int | None:
@@ -218,11 +241,9 @@ def _budget_steps(plan: Plan) -> int | None:
     budget = plan.compare.budget
     if budget is None or budget.steps is not None:
         return None if budget is None else budget.steps
-    from ballast.pipeline.prepare import ready
+    from ballast.pipeline.inputs import ready
 
-    store = Store(Path(str(plan.recipe.output)))
-    cells = [Cell(row.label, row.rates[0], plan.recipe.seed, REPORT) for row in plan.methods]
-    recipes = [cell_recipe(plan, cell, store, steps=1) for cell in cells]
+    recipes = _row_recipes(JobContext(plan, Store(Path(str(plan.recipe.output))), steps=1))
     made = ready(next(recipe for recipe in recipes if recipe.groups is None), lambda _: None)
     assert made.train is not None
     assert budget.tokens is not None
@@ -251,11 +272,11 @@ def _is_small(plan: Plan) -> bool:
 
 
 @contextmanager
-def _alone(store: Store) -> Iterator[None]:
+def _locked(store: Store) -> Iterator[None]:
     """Keep other processes off the output: each would take the other's unfinished runs for its own leftovers."""
     from filelock import FileLock, Timeout
 
-    with writing(store.root):
+    with unwritable_as_error(store.root):
         store.root.mkdir(parents=True, exist_ok=True)
     lock = FileLock(store.root / ".lock", timeout=0)
     try:

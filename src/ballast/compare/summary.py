@@ -1,62 +1,159 @@
-"""From the records of a comparison to its summary: estimates with intervals, differences paired by seed and item.
+"""From the runs of a comparison to its summary: which rate each row is reported at, and what came of it.
 
 Pure: the same plan and runs give the same summary. docs/compare.md says what each key holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, Literal
 
-import numpy as np
+from ballast.compare.plan import Method, Plan, direction
+from ballast.compare.results import difference, result
+from ballast.compare.statistics import holm, over_seeds
+from ballast.evaluation.metrics import LEVEL
+from ballast.records.folder import AFTER, BASE, BEFORE, REPORT, TUNING
+from ballast.records.runs import Run
+from ballast.records.schema import SCHEMA, Estimate
+from ballast.records.summary import (
+    Better,
+    Budget,
+    ChooseSummary,
+    Difference,
+    FailedRun,
+    MetricSummary,
+    Provenance,
+    Result,
+    Row,
+    SeedsSummary,
+    Stage,
+    Summary,
+    SweepPoint,
+    TaskSummary,
+)
 
-from ballast.compare.choose import chosen_rates, swept
-from ballast.compare.plan import BASE, RANDOM, REPORT, TUNING, Method, Plan, direction
-from ballast.compare.statistics import holm, over_both, over_items, over_seeds, paired_p
-from ballast.errors import BallastError
-from ballast.evaluation.metrics import LEVEL, Estimate
-from ballast.evaluation.metrics import mean as item_mean
-from ballast.records.runs import AFTER, BEFORE, START, Failure, Run
+BETTER: Final[Mapping[int, Better]] = {1: "higher", -1: "lower", 0: None}
 
-FORMAT = 1
-WORDS = {1: "higher", -1: "lower", 0: None}
+BASE_ROW = Row(label=BASE, kind="start", objective=None, rate=None, edge=None, tuning=(), stages={})
+"""The row of the base model, without its results."""
 
 
-def summarise(plan: Plan, runs: Sequence[Run], failures: Sequence[Failure] = ()) -> dict[str, Any]:
+def choose_rate(scores: Mapping[float, Sequence[float]], sign: int) -> float:
+    """Return the rate with the best mean, the smaller one of equals.
+
+    Args:
+        scores: for each rate one value per tuning seed; not empty.
+        sign: 1 where more is better, -1 where less is.
+    """
+    means = {rate: sign * sum(values) / len(values) for rate, values in scores.items()}
+    best = max(means.values())
+    # Sums of the same values in another order differ in the last digit, which must not choose.
+    return min(rate for rate, mean in means.items() if mean >= best - 1e-12 * max(1.0, abs(best)))
+
+
+def chosen_rates(plan: Plan, runs: Sequence[Run]) -> dict[str, float]:
+    """Return the rate of every row whose tuning is complete; a rate with a failed run is not chosen."""
+    found = {}
+    for row in plan.methods:
+        if len(row.rates) == 1:
+            found[row.label] = row.rates[0]
+            continue
+        points = sweep(plan, row, runs)
+        if all(len(one.seeds) + len(one.failed) == len(plan.tuning_seeds) for one in points):
+            scores = {one.rate: one.values for one in points if not one.failed}
+            if scores:
+                found[row.label] = choose_rate(scores, plan.sign)
+    return found
+
+
+def sweep(plan: Plan, method: Method, runs: Sequence[Run]) -> tuple[SweepPoint, ...]:
+    """Return what the tuning runs of a row scored at each of its rates; nothing where it has one rate."""
+    return tuple(_point(plan, method.label, rate, runs) for rate in method.rates) if len(method.rates) > 1 else ()
+
+
+def _point(plan: Plan, label: str, rate: float, runs: Sequence[Run]) -> SweepPoint:
+    by = plan.compare.choose_by
+    assert by is not None
+    tuning = [run for run in runs if (run.role, run.label, run.rate) == (TUNING, label, rate)]
+    values = {run.seed: run.value(by.task, by.metric) for run in tuning if run.done}
+    failed = {run.seed for run in tuning if run.failed} | {seed for seed, value in values.items() if value is None}
+    known = {seed: value for seed, value in sorted(values.items()) if value is not None and seed in plan.tuning_seeds}
+    return SweepPoint(
+        rate=rate,
+        seeds=tuple(known),
+        values=tuple(known.values()),
+        failed=tuple(sorted(failed & set(plan.tuning_seeds))),
+        score=Estimate.of(over_seeds(list(known.values()))),
+    )
+
+
+def summarise(plan: Plan, runs: Sequence[Run]) -> Summary:
     """Return what ``summary.json`` holds.
 
     Args:
         plan: the matrix.
-        runs: the runs that are done; those that the plan does not have are left out.
-        failures: the runs that broke off.
+        runs: those that lie in its folder; what the plan does not have, or is not done, is left out.
 
     Raises:
         BallastError: runs that should pair were measured on different items.
     """
-    rates = chosen_rates(plan, runs, failures)
-    reported = _planned(plan, rates, runs)
-    names = _tasks(plan, reported)
-    rows = [_start_row(plan, reported, names)]
-    rows += [_row(plan, method, rates, runs, failures, reported, names) for method in plan.methods]
-    _adjust(rows)
-    missing = missing_runs(plan, rates, runs)
+    done = [run for run in runs if run.done]
+    rates = chosen_rates(plan, runs)
     by = plan.compare.choose_by
-    return {
-        "format": FORMAT,
-        "level": LEVEL,
-        "baseline": plan.baseline,
-        "choose_by": None if by is None else {**by.model_dump(), "better": WORDS[plan.sign]},
-        "seeds": {"report": list(plan.seeds), "tuning": list(plan.tuning_seeds)},
-        "complete": not missing,
-        "missing": missing,
-        "failed": [{"run": one.path, "error": one.error} for one in failures],
-        "tasks": [_described(name, reported) for name in names],
-        "rows": rows,
-        "provenance": _provenance([*reported, *(run for run in runs if run.role == TUNING)]),
-    }
+    return tabulate(
+        [BASE_ROW, *(_row(plan, method, rates.get(method.label), runs) for method in plan.methods)],
+        _planned(plan, rates, done),
+        baseline=plan.baseline,
+        tasks=[task.settings()["name"] for task in plan.tasks(REPORT)],
+        seeds=SeedsSummary(report=plan.seeds, tuning=plan.tuning_seeds),
+        choose_by=None if by is None else ChooseSummary(task=by.task, metric=by.metric, better=BETTER[plan.sign]),
+        missing=missing_runs(plan, rates, done),
+        failed=[run for run in runs if run.failed],
+        tuning=[run for run in done if run.role == TUNING],
+    )
 
 
-def missing_runs(plan: Plan, rates: dict[str, float], runs: Iterable[Run]) -> list[str]:
+def tabulate(
+    rows: Sequence[Row],
+    runs: Sequence[Run],
+    *,
+    baseline: str,
+    tasks: Sequence[str],
+    seeds: SeedsSummary,
+    choose_by: ChooseSummary | None = None,
+    missing: Sequence[str] = (),
+    failed: Sequence[Run] = (),
+    tuning: Sequence[Run] = (),
+) -> Summary:
+    """Return rows with the results of their runs, and differences between them.
+
+    Args:
+        rows: without stages; the base model first.
+        runs: finished ones, in the order of their seeds.
+        tasks: names; those that no run has are left out.
+        missing, failed: what is not among the runs, to be named.
+        tuning: runs that chose the rates.
+
+    Raises:
+        BallastError: runs that should pair were measured on different items.
+    """
+    names = [name for name in tasks if any(name in _measured(run) for run in runs)]
+    return Summary(
+        schema=SCHEMA,
+        level=LEVEL,
+        baseline=baseline,
+        choose_by=choose_by,
+        seeds=seeds,
+        complete=not missing,
+        missing=tuple(missing),
+        failed=tuple(FailedRun(run=run.path, error=run.record.error) for run in failed),
+        tasks=tuple(_described(name, runs) for name in names),
+        rows=_adjusted([row.model_copy(update={"stages": _stages(row, baseline, runs, names)}) for row in rows]),
+        provenance=_provenance([*runs, *tuning]),
+    )
+
+
+def missing_runs(plan: Plan, rates: Mapping[str, float], runs: Iterable[Run]) -> list[str]:
     """Return the folders, below the output, of runs that the matrix has and that are not done."""
     there = {run.path for run in runs}
     reported = [f"cells/{cell.name}" for cell in plan.report(rates)]
@@ -69,99 +166,77 @@ def missing_runs(plan: Plan, rates: dict[str, float], runs: Iterable[Run]) -> li
     return [path for path in wanted if path not in there] + unknown
 
 
-def _planned(plan: Plan, rates: dict[str, float], runs: Iterable[Run]) -> list[Run]:
+def _planned(plan: Plan, rates: Mapping[str, float], done: Iterable[Run]) -> list[Run]:
     """Return the reported runs that the plan has, by seed: other rates, seeds and labels may lie in the folder too."""
 
     def wanted(run: Run) -> bool:
-        if run.role != REPORT:
-            return run.role == START
+        if run.is_base or run.role != REPORT:
+            return run.is_base
         return run.seed in plan.seeds and (run.label == BASE or (run.label in rates and run.rate == rates[run.label]))
 
-    return sorted((run for run in runs if wanted(run)), key=lambda run: run.seed)
+    return sorted((run for run in done if wanted(run)), key=lambda run: run.seed)
 
 
-def _tasks(plan: Plan, reported: Sequence[Run]) -> list[str]:
-    names = [task.settings()["name"] for task in plan.tasks(REPORT)]
-    return [name for name in names if any(name in run.tasks for run in reported)]
-
-
-def _described(name: str, reported: Sequence[Run]) -> dict[str, Any]:
-    tasks = [run.tasks[name] for run in reported if name in run.tasks]
-    metrics = dict.fromkeys(metric for task in tasks for metric in task["metrics"])
-    return {
-        "name": name,
-        "kind": tasks[0]["kind"],
-        "n": max(estimate["n"] for task in tasks for estimate in task["metrics"].values()),
-        # Every seed has samples of its own.
-        "settings": {key: value for key, value in tasks[0]["settings"].items() if key != "seed"},
-        "metrics": {metric: {"better": WORDS[direction(metric)]} for metric in metrics},
-    }
-
-
-def _start_row(plan: Plan, reported: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
-    return {
-        "label": BASE,
-        "kind": "start",
-        "objective": None,
-        "rate": None,
-        "edge": None,
-        "tuning": [],
-        "stages": _stages(plan, BASE, False, reported, names),
-    }
-
-
-def _row(
-    plan: Plan,
-    method: Method,
-    rates: dict[str, float],
-    runs: Sequence[Run],
-    failures: Sequence[Failure],
-    reported: Sequence[Run],
-    names: Sequence[str],
-) -> dict[str, Any]:
+def _row(plan: Plan, method: Method, rate: float | None, runs: Sequence[Run]) -> Row:
+    """Return a method's row without its results."""
     tuned = len(method.rates) > 1
-    rate = rates.get(method.label)
-    ends = {min(method.rates): "lowest", max(method.rates): "highest"} if tuned else {}
-    resolved = next((run.objective for run in runs if run.label == method.label and run.objective), None)
-    compared = not method.random and method.label != plan.baseline
-    return {
-        "label": method.label,
-        "kind": RANDOM if method.random else "method",
-        "objective": resolved or {"name": method.section.name, **method.section.options},
-        "rate": rate,
-        "edge": None if rate is None else ends.get(rate),
-        "tuning": [swept(plan, method.label, one, runs, failures) for one in method.rates] if tuned else [],
-        "stages": _stages(plan, method.label, compared, reported, names),
-    }
+    edge: Literal["lowest", "highest"] | None = None
+    if tuned and rate in (min(method.rates), max(method.rates)):
+        edge = "lowest" if rate == min(method.rates) else "highest"
+    resolved = (run.record.objective for run in runs if run.done and run.label == method.label)
+    return Row(
+        label=method.label,
+        kind="random" if method.random else "method",
+        objective=next((one for one in resolved if one), {"name": method.section.name, **method.section.options}),
+        rate=rate,
+        edge=edge,
+        tuning=sweep(plan, method, runs),
+        stages={},
+    )
 
 
-def _stages(
-    plan: Plan, label: str, compared: bool, reported: Sequence[Run], names: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """Return a row's stages; ``compared`` says whether it has a difference to the baseline."""
+def _measured(run: Run) -> Iterable[str]:
+    return () if run.result is None else run.result.tasks
+
+
+def _described(name: str, runs: Sequence[Run]) -> TaskSummary:
+    tasks = [run.result.tasks[name] for run in runs if run.result is not None and name in run.result.tasks]
+    metrics = dict.fromkeys(metric for task in tasks for metric in task.metrics)
+    return TaskSummary(
+        name=name,
+        kind=tasks[0].kind,
+        n=max(estimate.n for task in tasks for estimate in task.metrics.values()),
+        # Every seed has samples of its own.
+        settings={key: value for key, value in tasks[0].settings.items() if key != "seed"},
+        metrics={metric: MetricSummary(better=BETTER[direction(metric)]) for metric in metrics},
+    )
+
+
+def _stages(row: Row, baseline: str, runs: Sequence[Run], names: Sequence[str]) -> dict[str, Stage]:
     found = {}
-    start = _of(reported, BASE, BEFORE)
-    before = _of(reported, label, BEFORE)
+    base, before = _of(runs, BASE, BEFORE), _of(runs, row.label, BEFORE)
+    compared = row.kind == "method" and row.label != baseline
     for stage in (BEFORE, AFTER):
-        mine = before if stage == BEFORE else _of(reported, label, AFTER)
+        mine = before if stage == BEFORE else _of(runs, row.label, AFTER)
         if not mine:
             continue
         partners = {
-            "to_baseline": _of(reported, plan.baseline, stage) if compared else [],
-            "to_start": [] if mine == start else start,
+            "to_baseline": _of(runs, baseline, stage) if compared else [],
+            "to_start": [] if (row.label, stage) == (BASE, BEFORE) else base,
             **({"gain": before} if stage == AFTER else {}),
         }
-        tasks: dict[str, dict[str, Any]] = {}
-        for name in names:
-            for metric in _metrics(mine, name):
-                differences = {key: _difference(mine, runs, name, metric) for key, runs in partners.items()}
-                tasks.setdefault(name, {})[metric] = {**_result(mine, name, metric), **differences}
-        found[stage] = {
-            "runs": [run.path for run in mine],
-            "seeds": [run.seed for run in mine],
-            "budget": {key: [run.budget.get(key) for run in mine] for key in ("steps", "tokens", "seconds")},
-            "tasks": tasks,
-        }
+        tasks = {name: _results(mine, partners, name) for name in names}
+        budgets = [run.budget for run in mine]
+        found[stage] = Stage(
+            runs=tuple(run.path for run in mine),
+            seeds=tuple(run.seed for run in mine),
+            budget=Budget(
+                steps=tuple(one["steps"] for one in budgets),
+                tokens=tuple(one["tokens"] for one in budgets),
+                seconds=tuple(one["seconds"] for one in budgets),
+            ),
+            tasks={name: metrics for name, metrics in tasks.items() if metrics},
+        )
     return found
 
 
@@ -169,116 +244,59 @@ def _of(runs: Iterable[Run], label: str, stage: str) -> list[Run]:
     return [run for run in runs if run.label == label and run.stage == stage]
 
 
-def _metrics(runs: Sequence[Run], name: str) -> list[str]:
-    return list(dict.fromkeys(metric for run in runs for metric in run.tasks.get(name, {}).get("metrics", {})))
-
-
-def _result(runs: Sequence[Run], name: str, metric: str) -> dict[str, Any]:
-    values = [run.value(name, metric) for run in runs]
-    table = _table(runs, name, metric)
-    # Of scores that are all 0 or 1, as of one run, Wilson's interval.
-    items = _own_interval(runs, name, metric) if table is None else item_mean(table.mean(axis=0))
+def _results(runs: Sequence[Run], partners: Mapping[str, Sequence[Run]], task: str) -> dict[str, Result]:
+    """Return the result of every metric of a task, with the differences to each of the partners."""
+    tasks = [run.result.tasks[task] for run in runs if run.result is not None and task in run.result.tasks]
     return {
-        "values": values,
-        "over_seeds": over_seeds([value for value in values if value is not None]).to_dict(),
-        "over_items": None if items is None else items.to_dict(),
-        "over_both": None if table is None or len(table) < 2 else over_both(table).to_dict(),
-    }
-
-
-def _own_interval(runs: Sequence[Run], name: str, metric: str) -> Estimate | None:
-    """Return the interval that a single run came with: its task keeps no scores of items to make one of."""
-    found = runs[0].tasks.get(name, {}).get("metrics", {}).get(metric)
-    if len(runs) != 1 or found is None:
-        return None
-    return Estimate(**{**found, "value": np.nan if found["value"] is None else found["value"]})
-
-
-def _table(runs: Sequence[Run], name: str, metric: str) -> np.ndarray | None:
-    """Return the scores as seeds × items, None where a run has none.
-
-    Raises:
-        BallastError: the runs were measured on different items.
-    """
-    columns = [run.items.get(name, {}).get(metric) for run in runs]
-    kept = [column for column in columns if column is not None]
-    if not kept or len(kept) < len(columns):
-        return None
-    _check_items(runs, name)
-    return np.stack(kept)
-
-
-def _check_items(runs: Sequence[Run], name: str) -> None:
-    first = runs[0]
-    other = next((run for run in runs if run.prompts[name] != first.prompts[name]), None)
-    if other is not None:
-        raise BallastError(
-            f"{other.path}: task {name!r} was measured on other items than {first.path}, so the two do not pair; "
-            "remove one of the folders to have it done again"
+        metric: result(runs, task, metric).model_copy(
+            update={key: difference(runs, others, task, metric) for key, others in partners.items()}
         )
-
-
-def _difference(runs: Sequence[Run], others: Sequence[Run], name: str, metric: str) -> dict[str, Any] | None:
-    """Return runs minus others; a single start is the partner of every seed."""
-    pairs = _pairs(runs, others, name, metric)
-    if not pairs:
-        return None
-    values = np.array([one - other for _, one, other in pairs])
-    seeds = [seed for seed, _, _ in pairs]
-    mine, theirs = _by_seed(runs, seeds), _by_seed(others, seeds)
-    tables = _table(mine, name, metric), _table(theirs, name, metric)
-    table = None
-    if tables[0] is not None and tables[1] is not None:
-        _check_items([mine[0], theirs[0]], name)
-        table = tables[0] - tables[1]
-    return {
-        "seeds": seeds,
-        "values": values.tolist(),
-        "over_seeds": over_seeds(values).to_dict(),
-        "over_items": None if table is None else over_items(table).to_dict(),
-        "over_both": None if table is None or len(table) < 2 else over_both(table).to_dict(),
-        "p": paired_p(values),
+        for metric in dict.fromkeys(metric for one in tasks for metric in one.metrics)
     }
 
 
-def _pairs(runs: Sequence[Run], others: Sequence[Run], name: str, metric: str) -> list[tuple[int, float, float]]:
-    """Return (seed, value, the other's value) for every seed that both have."""
-    found = []
-    for run in runs:
-        other = next(iter(_by_seed(others, [run.seed])), None)
-        values = run.value(name, metric), None if other is None else other.value(name, metric)
-        if values[0] is not None and values[1] is not None:
-            found.append((run.seed, values[0], values[1]))
-    return found
-
-
-def _by_seed(runs: Sequence[Run], seeds: Sequence[int]) -> list[Run]:
-    """Return the run of each seed; a start has no seed and stands for all."""
-    if len(runs) == 1 and runs[0].role == START:
-        return [runs[0]] * len(seeds)
-    return [run for seed in seeds for run in runs if run.seed == seed]
-
-
-def _adjust(rows: Sequence[dict[str, Any]]) -> None:
-    """Add Holm's adjustment over the methods, for each stage, task and metric by itself."""
-    families: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+def _adjusted(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Return rows with Holm's adjustment over the methods, for each stage, task and metric by itself."""
+    families: dict[tuple[str, str, str], dict[str, Difference]] = {}
     for row in rows:
-        for stage, found in row["stages"].items():
-            for task, metrics in found["tasks"].items():
-                for metric, result in metrics.items():
-                    if result["to_baseline"] is not None:
-                        families.setdefault((stage, task, metric), []).append(result["to_baseline"])
-    for family in families.values():
-        for difference, adjusted in zip(family, holm([one["p"] for one in family]), strict=True):
-            difference["p_holm"] = adjusted
+        for stage, there in row.stages.items():
+            for task, metrics in there.tasks.items():
+                for metric, found in metrics.items():
+                    if found.to_baseline is not None:
+                        families.setdefault((stage, task, metric), {})[row.label] = found.to_baseline
+    adjusted = {
+        (label, *family): one.model_copy(update={"p_holm": p})
+        for family, members in families.items()
+        for (label, one), p in zip(members.items(), holm([one.p for one in members.values()]), strict=True)
+    }
+    return tuple(_with_p_values(row, adjusted) for row in rows)
 
 
-def _provenance(runs: Sequence[Run]) -> dict[str, Any]:
+def _with_p_values(row: Row, adjusted: Mapping[tuple[str, str, str, str], Difference]) -> Row:
+    def results(stage: str, task: str, metrics: Mapping[str, Result]) -> dict[str, Result]:
+        return {
+            metric: found.model_copy(update={"to_baseline": adjusted.get((row.label, stage, task, metric))})
+            for metric, found in metrics.items()
+        }
+
+    stages = {
+        stage: there.model_copy(
+            update={"tasks": {task: results(stage, task, metrics) for task, metrics in there.tasks.items()}}
+        )
+        for stage, there in row.stages.items()
+    }
+    return row.model_copy(update={"stages": stages})
+
+
+def _provenance(runs: Iterable[Run]) -> Provenance:
     """Return what the runs were made with, each value once."""
-    found: dict[str, list[Any]] = {"versions": [], "commits": [], "devices": []}
-    for run in runs:
-        for key, name in (("versions", "versions"), ("commits", "commit"), ("devices", "device")):
-            value = run.provenance.get(name)
-            if value is not None and value not in found[key]:
-                found[key].append(value)
-    return found
+    records = [run.record for run in runs]
+    versions: list[dict[str, str]] = []
+    for record in records:
+        if record.versions and record.versions not in versions:
+            versions.append(record.versions)
+    return Provenance(
+        versions=tuple(versions),
+        commits=tuple(dict.fromkeys(record.commit for record in records if record.commit is not None)),
+        devices=tuple(dict.fromkeys(record.device for record in records if record.device is not None)),
+    )

@@ -1,0 +1,1 @@
+"""The typed recipe: its sections, YAML files and overrides, and the training arguments it stands for."""

@@ -4,35 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_serializer, field_validator, model_validator
 
-from ballast.config.sections import CompareSection, ObjectiveSection, Section
-from ballast.config.source import SHORTHANDS, Problem, RecipeError, Where, load_source
-from ballast.errors import BallastError, suggest
+from ballast.config.sections import CompareSection, MethodSection, ObjectiveSection, ThenSection
+from ballast.config.source import SHORTHANDS, Problem, RecipeError, load_source
+from ballast.evaluation.tasks import SOURCES, AnyTask, Task
 from ballast.groups.options import GroupOptions
-from ballast.objectives import objective as build_objective
-from ballast.rl import options as rl_options
+from ballast.options import Columns, Options, OptionsError, Sources, Text, Where
 from ballast.rl.options import RLOptions
 
-COLUMN_STYLES = ("alpaca", "sharegpt")
 NEVER_EMPTY = ("model", "objective")
 """Sections that are a slip where they are written without a value."""
 
 
-class ModelSection(Section):
+class ModelSection(Options):
     """The model that fine-tuning starts from; a bare string is its ``path``."""
 
-    path: str = Field(min_length=1, description="folder, hub id, or 'lab' for the embedded model")
-    revision: str | None = Field(None, description="branch, tag or commit on the hub")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "float32", description="dtype of the weights in memory; float32 is also what mixed-precision training updates"
-    )
-    attn_implementation: str | None = Field(None, description="sdpa, eager, flash_attention_2, …")
-    trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
-    adapter: str | None = Field(None, description="folder of a PEFT adapter that training continues from")
-    lora: dict[str, Any] | None = Field(None, description="fields of peft.LoraConfig: train a new adapter")
+    path: Text
+    """A folder in transformers format, a hub id, or `lab` for the embedded model."""
+    revision: Text | None = None
+    """Branch, tag or commit on the hub."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    """Dtype of the weights in memory. Full fine-tuning in `bfloat16` loses small updates; with `training.bf16` the
+    weights stay `float32` and the arithmetic is `bfloat16`."""
+    attn_implementation: Text | None = None
+    """`sdpa`, `eager`, `flash_attention_2`, …"""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+    adapter: Text | None = None
+    """Folder of a PEFT adapter that training continues from."""
+    lora: dict[str, Any] | None = None
+    """Fields of `peft.LoraConfig`: train a new adapter."""
 
     @model_validator(mode="after")
     def _one_adapter(self) -> ModelSection:
@@ -41,41 +45,41 @@ class ModelSection(Section):
         return self
 
 
-class DataSection(Section):
+class DataSection(Options):
     """Demonstrations: files, folders or hub ids, and how their columns are called."""
 
-    train: tuple[str, ...] = Field((), strict=False, description="a source, or a list of them (a mixture)")
-    eval: tuple[str, ...] = Field((), strict=False, description="held-out rows for eval_loss during training")
-    split: str | None = Field(None, description="split of the training source, where it has several")
-    eval_split: str | None = Field(None, description="split of the held-out source")
-    columns: str | dict[str, str] | None = Field(
-        None, description="alpaca, sharegpt, or a mapping from our column names to yours"
-    )
-    limit: int | None = Field(None, ge=1, description="use the first rows of each training source")
-
-    @field_validator("columns", mode="before")
-    @classmethod
-    def _columns(cls, value: Any) -> Any:
-        named = isinstance(value, str) and value in COLUMN_STYLES
-        mapped = isinstance(value, dict) and all(isinstance(part, str) for pair in value.items() for part in pair)
-        if value is not None and not named and not mapped:
-            raise ValueError(f"must be {' or '.join(COLUMN_STYLES)}, or map our column names to yours; got {value!r}")
-        return value
+    train: Sources = ()
+    """A source, or a list of them (a mixture): `.jsonl`, `.jsonl.gz`, `.json`, `.parquet`, a folder of such files or
+    one saved by `datasets`, a hub id, or a split of the lab (`lab:train`, `lab:validation`, `lab:test`,
+    `lab:test-hard`, `lab:forgetting`)."""
+    eval: Sources = ()
+    """The same, held out for `eval_loss` during training."""
+    split: Text | None = None
+    """Split of the training source, where it has several."""
+    eval_split: Text | None = None
+    """Split of the held-out source."""
+    columns: Columns = None
+    """`alpaca`, `sharegpt`, or a mapping from our column names to yours: `{prompt: question, completion: solution}`."""
+    limit: int | None = Field(None, ge=1)
+    """Use the first rows of each training source."""
 
     @field_validator("train", "eval", mode="before")
     @classmethod
-    def _listed(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else () if value is None else value
+    def _none_is_no_source(cls, value: Any) -> Any:
+        return () if value is None else value
 
 
-class ReferenceSection(Section):
+class ReferenceSection(Options):
     """The frozen model that objectives compare with; a bare string is ``use``."""
 
-    use: Literal["auto", "model", "adapter-off"] = Field(
-        "auto", description="auto: the cache if given, else adapter-off under PEFT, else a frozen copy of the start"
-    )
-    cache: str | None = Field(None, min_length=1, description="folder of statistics written by `ballast score`")
-    model: str | None = Field(None, min_length=1, description="another model than the start")
+    use: Literal["auto", "model", "adapter-off"] = "auto"
+    """`auto`: the cache if one is given, else under PEFT the adapter switched off where it starts at zero, else a
+    frozen copy of the start; nothing where the objective needs none. `model`: a frozen copy of the start, in memory.
+    `adapter-off`: the model itself without its adapter; no further memory."""
+    cache: Text | None = None
+    """Folder of statistics of the start, written by `ballast score`; `ballast train` scores what is missing."""
+    model: Text | None = None
+    """Another model than the start, in memory."""
 
     @model_validator(mode="after")
     def _one_reference(self) -> ReferenceSection:
@@ -87,54 +91,71 @@ class ReferenceSection(Section):
         return self
 
 
-class TaskSection(Section):
-    """One evaluation task; the options of its kind (verifier, samples, …) stand beside these keys."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
-
-    kind: Literal["generate", "choice", "code", "nll", "readiness"] = "generate"
-    name: str = Field("", description="name in results; the data's where absent")
-    data: str = Field(min_length=1, description="source of the rows")
-
-    def settings(self) -> dict[str, Any]:
-        """Return the mapping that `ballast.evaluation.Task.from_dict` takes."""
-        return {**self.model_dump(), "name": self.name or self.data}
+def _written_down(task: Any) -> Any:
+    """Read a task as a recipe has it: of kind ``generate`` unless it says otherwise, its rows named by their source."""
+    given = vars(task) if isinstance(task, Task) else task
+    if not isinstance(given, dict):
+        return task
+    wrong = [name for name in SOURCES if not isinstance(given.get(name), str | None)]
+    if wrong:
+        raise OptionsError([((name,), f"must be text, the source of the rows; got {given[name]!r}") for name in wrong])
+    return task if task is not given else {**given, "kind": given.get("kind") or "generate"}
 
 
-class EvaluationSection(Section):
+class EvaluationSection(Options):
     """What to measure before and after training."""
 
-    tasks: tuple[TaskSection, ...] = Field((), strict=False)
-    base: bool = Field(True, description="measure the model before training too; a score says little without it")
+    tasks: tuple[Annotated[AnyTask, BeforeValidator(_written_down)], ...] = Field((), strict=False)
+    """A list of tasks."""
+    base: bool = True
+    """Measure the model before training too; a score says little without it."""
 
 
-class Recipe(Section):
+TaskSection = Task
+
+
+class Recipe(Options):
     """A whole recipe. `load_recipe` reads one; `resolved` writes it out with every default."""
 
     model: ModelSection | None = None
     data: DataSection = DataSection()
     objective: ObjectiveSection | None = None
     reference: ReferenceSection = ReferenceSection()
-    groups: dict[str, Any] | None = Field(None, description="fields of ballast.groups.GroupOptions: for gft")
-    training: dict[str, Any] = Field(default_factory=dict, description="fields of ballast.TrainingConfig")
+    groups: GroupOptions | None = None
+    training: dict[str, Any] = Field(default_factory=dict)
     evaluation: EvaluationSection = EvaluationSection()
-    rl: dict[str, Any] | None = Field(None, description="fields of ballast.rl.RLOptions: for `ballast rl`")
-    compare: CompareSection | None = Field(None, description="for `ballast compare`")
-    output: str | None = Field(None, min_length=1, description="folder for checkpoints and the run record")
+    rl: RLOptions | None = None
+    compare: CompareSection | None = None
+    output: Text | None = None
+    """Folder for checkpoints and the run record; new or empty, unless the run is resumed."""
     seed: int = Field(42, ge=0)
+    """Decides the order of rows, the adapter's initial weights and dropout."""
 
     @field_validator(*SHORTHANDS, mode="before")
     @classmethod
     def _longhand(cls, value: Any, info: ValidationInfo) -> Any:
         return {SHORTHANDS[str(info.field_name)]: value} if isinstance(value, str) else value
 
+    @field_serializer("groups")
+    def _written_groups(self, groups: GroupOptions | None) -> dict[str, Any] | None:
+        # What stands beside a file must agree with it, so that defaults must not be written down.
+        return None if groups is None else groups.model_dump(mode="json", exclude_unset=groups.file is not None)
+
     def group_options(self) -> GroupOptions | None:
-        """Return how groups of answers are made, None without groups; raises BallastError where it is not allowed."""
-        return None if self.groups is None else GroupOptions.from_dict(self.groups)
+        """Return how groups of answers are made, None without groups."""
+        return self.groups
 
     def rl_options(self) -> RLOptions | None:
-        """Return how reinforcement learning goes, None without it; raises BallastError where it is not allowed."""
-        return None if self.rl is None else RLOptions.from_dict(self.rl)
+        """Return how reinforcement learning goes, None without it."""
+        return self.rl
+
+    def groups_of(self, row: MethodSection) -> GroupOptions:
+        """Return the groups of a row of the comparison; raises OptionsError where they are not allowed."""
+        return (self.groups or GroupOptions()).changed(row.groups)
+
+    def rl_of(self, then: ThenSection) -> RLOptions:
+        """Return the RL that follows a comparison's runs; raises OptionsError where it is not allowed."""
+        return (self.rl or RLOptions()).changed(then.rl)
 
     def resolved(self) -> dict[str, Any]:
         """Return plain values with every default filled in; loading them again gives an equal recipe."""
@@ -171,145 +192,61 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = (), *, check
     source, problems = load_source(path, overrides)
     recipe, broken, found = _validated(source.tree)
     problems += found
-    for check in (_check_objective, check_group_options, _check_rl, *checks):
+    for check in (_check_objectives, _check_overlays, *checks):
         problems += check(recipe, broken)
     if problems:
         raise RecipeError([source.describe(problem) for problem in problems])
     return recipe
 
 
-def _validated(tree: Mapping[Any, Any]) -> tuple[Recipe, frozenset[str], list[Problem]]:
+def _validated(tree: Mapping[str, Any]) -> tuple[Recipe, frozenset[str], list[Problem]]:
     """Validate section by section, so that one broken section does not hide what is wrong with the others."""
     valid: dict[str, Any] = {}
     problems: list[Problem] = []
     broken: set[str] = set()
     for key, value in tree.items():
         try:
-            valid[key] = getattr(Recipe.model_validate({str(key): _default_for_empty(key, value)}), str(key))
-        except ValidationError as error:
-            broken.add(str(key))
-            problems += [_problem(details) for details in error.errors()]
+            valid[key] = getattr(Recipe(**{key: _default_for_empty(key, value)}), key)
+        except OptionsError as error:
+            broken.add(key)
+            problems += [Problem(where, message) for where, message in error.problems]
     return Recipe.model_construct(**valid), frozenset(broken), problems
 
 
-def _default_for_empty(key: Any, value: Any) -> Any:
+def _default_for_empty(key: str, value: Any) -> Any:
     """An empty ``training:`` means no settings; an empty ``objective:`` or ``model:`` is a slip."""
-    field = Recipe.model_fields.get(str(key))
-    if value is not None or field is None or str(key) in NEVER_EMPTY:
+    field = Recipe.model_fields.get(key)
+    if value is not None or field is None or key in NEVER_EMPTY:
         return "" if value is None else value
     return field.get_default(call_default_factory=True)
 
 
-def _check_objective(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+def _check_objectives(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     """The objective's options, and those of every row of a comparison."""
+    sections: list[tuple[Where, ObjectiveSection]] = []
     if recipe.objective is not None and "objective" not in broken:
-        yield from _check_options(recipe.objective, ("objective",))
+        sections.append((("objective",), recipe.objective))
     if recipe.compare is not None and "compare" not in broken:
-        for index, section in enumerate(recipe.compare.objectives):
-            yield from _check_options(section, ("compare", "objectives", index))
+        sections += [(("compare", "objectives", place), row) for place, row in enumerate(recipe.compare.objectives)]
+    for where, section in sections:
+        yield from (Problem((*where, key), message) for key, message in section.problems())
 
 
-def _check_options(section: ObjectiveSection, where: Where) -> Iterable[Problem]:
-    """Take away one option to blame at a time, so that a bad option does not hide the next."""
-    options = section.options
-    while (message := _rejected(section.name, options)) is not None:
-        without = ({key: options[key] for key in options if key != blamed} for blamed in options)
-        smaller = next((rest for rest in without if _rejected(section.name, rest) != message), None)
-        blamed = [key for key in options if smaller is not None and key not in smaller]
-        yield Problem((*where, *(blamed or ["name"])), message)
-        if smaller is None:
-            return
-        options = smaller
-
-
-def check_group_options(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
-    """Look at every key by itself, so that a bad one does not hide the next; then at all of them together."""
-    if recipe.groups is None or "groups" in broken:
+def _check_overlays(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+    """What a comparison lays over `groups` and `rl`, each together with what it is laid over."""
+    compare = recipe.compare
+    if compare is None or "compare" in broken:
         return
-    # One own answer goes with every temperature.
-    wrong = {key: message for key, value in recipe.groups.items() if (message := _refused({"own": 1, key: value}))}
-    for key, message in wrong.items():
-        before = f"groups.{key} = {recipe.groups[key]!r}: "
-        known = message.startswith(before)
-        text = f"{message.removeprefix(before)}; got {recipe.groups[key]!r}" if known else message
-        yield Problem(("groups", key), text.removeprefix("groups: "))
-    if not wrong and (message := _refused(recipe.groups)):
-        key = next((key for key in recipe.groups if message.startswith(f"groups.{key} = ")), None)
-        text = message.removeprefix(f"groups.{key} = ").removeprefix("groups: ")
-        yield Problem(("groups", *([key] if key else [])), text)
+    if "groups" not in broken:
+        for place, row in enumerate(compare.objectives):
+            yield from _refused(("compare", "objectives", place, "groups"), recipe.groups_of, row)
+    if "rl" not in broken and compare.then is not None:
+        yield from _refused(("compare", "then", "rl"), recipe.rl_of, compare.then)
 
 
-def _check_rl(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
-    """Look at every key by itself, then at all of them together."""
-    if recipe.rl is None or "rl" in broken:
-        return
-    wrong = list(rl_options.problems(recipe.rl))
-    yield from (Problem(("rl", key), message) for key, message in wrong)
-    if not wrong:
-        try:
-            recipe.rl_options()
-        except BallastError as error:
-            place, _, message = str(error).partition(": ")
-            yield Problem(tuple(place.split(".")), message)
-
-
-def _refused(groups: Mapping[str, Any]) -> str | None:
+def _refused(where: Where, lay_over: Callable[[Any], Options], section: Options) -> list[Problem]:
     try:
-        GroupOptions.from_dict(groups)
-    except BallastError as error:
-        return str(error)
-    return None
-
-
-def _rejected(name: str, options: Mapping[str, Any]) -> str | None:
-    try:
-        build_objective(name, **options)
-    except BallastError as error:
-        return _bare(error)
-    except TypeError as error:
-        return str(error)
-    return None
-
-
-def _bare(error: BallastError) -> str:
-    """Without the name of the objective, which the place already gives."""
-    text = str(error)
-    return text.split(": ", 1)[1] if text.startswith("objective") and ": " in text else text
-
-
-def _problem(details: Mapping[str, Any]) -> Problem:
-    where: Where = tuple(details["loc"])
-    kind, value = details["type"], details.get("input")
-    if kind == "extra_forbidden":
-        known = _known_keys(where[:-1])
-        return Problem(where, f"unknown key{suggest(str(where[-1]), known)}")
-    if kind == "missing":
-        return Problem(where, "is required and missing")
-    if kind == "literal_error":
-        known = tuple(part.strip("'") for part in details["ctx"]["expected"].replace(" or ", ", ").split(", "))
-        return Problem(where, f"{value!r} is not allowed{suggest(str(value), known)}")
-    if kind == "string_too_short":
-        return Problem(where, "is empty; give a value or leave the key out")
-    if kind in ("model_type", "model_attributes_type", "dict_type"):
-        return Problem(where, f"must be a mapping of keys; got {value!r}")
-    if kind == "value_error":
-        return Problem(where, str(details["ctx"]["error"]))
-    message = details["msg"].removeprefix("Input ").replace("valid tuple", "text or a list of them")
-    return Problem(where, f"{message}; got {value!r}")
-
-
-def _known_keys(where: Where) -> tuple[str, ...]:
-    """Return the keys that the section at ``where`` has."""
-    section: type[BaseModel] = Recipe
-    for part in where:
-        if isinstance(part, int):
-            continue
-        section = next(kind for kind in _section_types(section.model_fields[str(part)].annotation))
-    return tuple(section.model_fields)
-
-
-def _section_types(annotation: Any) -> Iterable[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from _section_types(inner)
+        lay_over(section)
+    except OptionsError as error:
+        return [Problem((*where, *inner), message) for inner, message in error.problems]
+    return []

@@ -5,24 +5,21 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from ballast.objectives import Objective
 from ballast.objectives import objective as build_objective
+from ballast.objectives import problems as objective_problems
+from ballast.options import Options, Text
 
 
-class Section(BaseModel):
-    """A part of a recipe: frozen, no unknown keys, no silent conversion of types."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
-
-
-class ObjectiveSection(Section):
+class ObjectiveSection(Options):
     """An objective's name and its options, written side by side; a bare string is the ``name``."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    model_config = ConfigDict(extra="allow")
 
-    name: str = Field(min_length=1)
+    name: Text
+    """A name of `ballast objectives`, or `package.module:Class` for one of your own."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -32,14 +29,22 @@ class ObjectiveSection(Section):
         """Return the objective with these options; raises BallastError where they are not allowed."""
         return build_objective(self.name, **self.options)
 
+    def problems(self) -> list[tuple[str, str]]:
+        """Return which options are not allowed, and why."""
+        return objective_problems(self.name, self.options)
+
 
 class MethodSection(ObjectiveSection):
     """One row of a comparison: an objective, its options beside it, and where it departs from the other rows."""
 
-    label: str = Field("", description="name in results; the objective's where absent")
-    rates: tuple[float, ...] = Field((), description="learning rates of this row, instead of `compare.rates`")
-    groups: dict[str, Any] = Field(default_factory=dict, description="laid over the recipe's `groups`")
-    training: dict[str, Any] = Field(default_factory=dict, description="laid over the recipe's `training`")
+    label: str = ""
+    """Name in results; the objective's where absent."""
+    rates: tuple[float, ...] = ()
+    """Learning rates of this row, instead of `compare.rates`."""
+    groups: dict[str, Any] = Field(default_factory=dict)
+    """Laid over the recipe's `groups`."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Laid over the recipe's `training`."""
 
     @field_validator("rates", mode="before")
     @classmethod
@@ -47,18 +52,22 @@ class MethodSection(ObjectiveSection):
         return _listed_rates(value)
 
 
-class ChooseSection(Section):
+class ChooseSection(Options):
     """By what a learning rate is chosen: a task that is not reported, and one of its metrics."""
 
-    task: str = Field(min_length=1)
-    metric: str = Field("accuracy", min_length=1)
+    task: Text
+    """Name of an evaluation task, which is not reported."""
+    metric: Text = "accuracy"
+    """What of it is best."""
 
 
-class BudgetSection(Section):
+class BudgetSection(Options):
     """How long every row trains; a row's own `training` goes before."""
 
-    steps: int | None = Field(None, ge=1, description="optimiser steps")
-    tokens: int | None = Field(None, ge=1, description="tokens read, prompts included, rounded to steps")
+    steps: int | None = Field(None, ge=1)
+    """Optimiser steps."""
+    tokens: int | None = Field(None, ge=1)
+    """Tokens read, prompts included, rounded to steps."""
 
     @model_validator(mode="after")
     def _one_unit(self) -> BudgetSection:
@@ -67,25 +76,36 @@ class BudgetSection(Section):
         return self
 
 
-class ThenSection(Section):
+class ThenSection(Options):
     """What follows every reported run."""
 
-    rl: dict[str, Any] = Field(description="laid over the recipe's `rl`")
+    rl: dict[str, Any]
+    """Laid over the recipe's `rl`."""
 
 
-class CompareSection(Section):
+class CompareSection(Options):
     """A matrix of objectives, learning rates and seeds."""
 
     objectives: tuple[MethodSection, ...] = Field(strict=False)
-    rates: tuple[float, ...] = Field(description="learning rates to choose from, for every row")
-    choose_by: ChooseSection | None = Field(None, description="required where there are several rates")
-    seeds: int = Field(5, ge=1, le=1000, description="runs of every row at its chosen rate")
-    tuning_seeds: int = Field(2, ge=1, le=1000, description="other runs, of every row at every rate")
-    baseline: str | None = Field(None, description="label to compare with; sft where there is one, else the first")
+    """Rows: names, or mappings with options beside the `name` and what differs in this row."""
+    rates: tuple[float, ...]
+    """Learning rates to choose from, for every row."""
+    choose_by: ChooseSection | None = None
+    """Task and metric that the rate is chosen by; required where there are several rates."""
+    seeds: int = Field(5, ge=1, le=1000)
+    """Runs of every row at its chosen rate."""
+    tuning_seeds: int = Field(2, ge=1, le=1000)
+    """Other runs, of every row at every rate."""
+    baseline: str | None = None
+    """Label to compare with; `sft` where there is one, else the first."""
     budget: BudgetSection | None = None
+    """How long every row trains."""
     then: ThenSection | None = None
-    random: bool = Field(False, description="also train the baseline's objective from random weights")
-    keep_tuning: bool = Field(False, description="keep the weights of the runs that the rate is chosen by")
+    """RL after every reported run."""
+    random: bool = False
+    """Also train the baseline's objective from random weights."""
+    keep_tuning: bool = False
+    """Keep the weights of the runs that the rate is chosen by."""
 
     @field_validator("objectives", mode="before")
     @classmethod

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ballast.errors import BallastError
-
-Where = tuple["str | int", ...]
+from ballast.options import Where, dotted
 
 # A scalar in these places is short for a mapping with that one key, so `model=lab model.dtype=bfloat16` composes.
 SHORTHANDS: dict[str, str] = {"model": "path", "objective": "name", "reference": "use"}
@@ -61,11 +60,6 @@ class RecipeError(BallastError):
         super().__init__("\n".join(self.problems))
 
 
-def dotted(where: Where) -> str:
-    """Return ``a.b.0.c`` for ``("a", "b", 0, "c")``."""
-    return ".".join(str(part) for part in where)
-
-
 def load_source(path: str | Path | None, overrides: Sequence[str] = ()) -> tuple[Source, list[Problem]]:
     """Read the recipe file, if one is named, and lay the overrides over it.
 
@@ -88,7 +82,7 @@ def load_source(path: str | Path | None, overrides: Sequence[str] = ()) -> tuple
             continue
         lines = {known: line for known, line in lines.items() if known[: len(where)] != where}
         overridden[where] = text
-    return Source(tree=tree, name=name, lines=lines, overridden=overridden), problems
+    return Source(tree=_text_keys(tree), name=name, lines=lines, overridden=overridden), problems
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Where, int]]:
@@ -176,6 +170,13 @@ def _opened(node: Any, where: Sequence[str | int]) -> Any:
     if len(where) == 1 and where[0] in SHORTHANDS and isinstance(node, str):
         return {SHORTHANDS[str(where[0])]: node}
     return node
+
+
+def _text_keys(node: Any) -> Any:
+    """Return a tree with text for every key: options have names, and ``1: x`` would otherwise be none."""
+    if isinstance(node, dict):
+        return {str(key): _text_keys(value) for key, value in node.items()}
+    return [_text_keys(value) for value in node] if isinstance(node, list) else node
 
 
 def _walk(root: Any) -> tuple[dict[Where, int], list[tuple[Where, int]]]:

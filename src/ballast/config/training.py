@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from ballast.config.recipe import Recipe
 from ballast.config.source import Problem
-from ballast.errors import BallastError, suggest
+from ballast.errors import suggest
 
 if TYPE_CHECKING:
     from ballast.training import TrainingConfig
@@ -61,7 +61,7 @@ def check_training(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     ]
     yield from problems
     elsewhere = broken & {"objective", "reference", "groups", "seed", "output"}
-    if not problems and not elsewhere and _buildable(recipe):
+    if not problems and not elsewhere and not (recipe.objective and recipe.objective.problems()):
         yield from _construct(recipe)
 
 
@@ -78,20 +78,11 @@ def training_config(recipe: Recipe, **changes: Any) -> TrainingConfig:
     if recipe.objective is not None:
         settings["objective"] = recipe.objective.build()
     if recipe.groups is not None:
-        settings["groups"] = dict(recipe.groups)
+        settings["groups"] = recipe.groups.to_dict()
     with warnings.catch_warnings():
         # Names that TRL itself still uses; nothing that a recipe could do about.
         warnings.simplefilter("ignore", FutureWarning)
         return TrainingConfig(**{**settings, **changes})
-
-
-def _buildable(recipe: Recipe) -> bool:
-    """Whether the sections that the settings go with are right; what is wrong with them is reported with them."""
-    try:
-        recipe.group_options()
-        return recipe.objective is None or recipe.objective.build() is not None
-    except (BallastError, TypeError):
-        return False
 
 
 def _construct(recipe: Recipe) -> Iterable[Problem]:

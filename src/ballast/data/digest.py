@@ -10,7 +10,7 @@ import numpy as np
 DIGEST_VERSION = "ballast-row-1"
 
 
-def row_digest(input_ids: Sequence[int], labels: Sequence[int]) -> str:
+def row_digest(input_ids: Sequence[int] | np.ndarray, labels: Sequence[int] | np.ndarray) -> str:
     """Return the BLAKE2b-128 hex digest of a row's exact token ids and labels.
 
     Shapes: ``input_ids`` and ``labels`` are ``[T]`` integers. The same tokens with other labels are another row, since

@@ -9,31 +9,31 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "Completion": "generation",
-    "Estimate": "metrics",
-    "GenerationOptions": "generation",
-    "ScoredBatch": "verifiers",
-    "ScoredSequence": "scoring",
-    "Task": "tasks",
-    "TaskResult": "tasks",
-    "Verifier": "verifiers",
-    "bits_per_character": "metrics",
-    "choice_scores": "choice",
-    "evaluate": "run",
-    "evaluate_expression": "expression",
-    "generate": "generation",
-    "kl_to_base": "likelihood",
-    "mean": "metrics",
-    "mean_pass_at_k": "metrics",
-    "pass_at_k": "metrics",
-    "proportion": "metrics",
-    "run_program": "code",
-    "score_answers": "verifiers",
-    "sequence_statistics": "scoring",
-    "text_likelihood": "likelihood",
-    "token_nll": "metrics",
-    "verifier": "verifiers",
-    "write_results": "tasks",
+    "Completion": "ballast.evaluation.generation",
+    "Estimate": "ballast.evaluation.metrics",
+    "GenerationOptions": "ballast.evaluation.generation",
+    "ScoredBatch": "ballast.verifiers.registry",
+    "ScoredSequence": "ballast.evaluation.scoring",
+    "Task": "ballast.evaluation.tasks",
+    "TaskResult": "ballast.evaluation.results",
+    "Verifier": "ballast.verifiers.registry",
+    "bits_per_character": "ballast.evaluation.metrics",
+    "choice_scores": "ballast.evaluation.choice",
+    "evaluate": "ballast.evaluation.run",
+    "evaluate_expression": "ballast.verifiers.expression",
+    "generate": "ballast.evaluation.generation",
+    "kl_to_base": "ballast.evaluation.likelihood",
+    "mean": "ballast.evaluation.metrics",
+    "mean_pass_at_k": "ballast.evaluation.metrics",
+    "pass_at_k": "ballast.evaluation.metrics",
+    "proportion": "ballast.evaluation.metrics",
+    "run_program": "ballast.verifiers.code",
+    "score_answers": "ballast.verifiers.registry",
+    "sequence_statistics": "ballast.evaluation.scoring",
+    "text_likelihood": "ballast.evaluation.likelihood",
+    "token_nll": "ballast.evaluation.metrics",
+    "verifier": "ballast.verifiers.registry",
+    "write_results": "ballast.evaluation.results",
 }
 
 __all__ = sorted(_HOMES)
@@ -42,7 +42,7 @@ __all__ = sorted(_HOMES)
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -12,7 +12,7 @@ from ballast.errors import BallastError, suggest
 from ballast.evaluation.generation import encode_prompt
 from ballast.evaluation.likelihood import common_prefix
 from ballast.evaluation.scoring import BATCH_TOKENS, ScoredSequence, context_length, sequence_statistics
-from ballast.protocols import Progress
+from ballast.protocols import Model, Progress, Tokenizer
 
 NORMALISATIONS = ("sum", "token", "character")
 """Log-likelihood of an option: as it is, per token, per character."""
@@ -68,8 +68,8 @@ def question(row: Mapping[str, Any]) -> Question:
             raise BallastError(f"no {name!r} (columns: {', '.join(map(str, row))})")
     options = row["options"]
     if isinstance(options, Mapping):
-        kept = {str(label): str(text) for label, text in options.items() if text is not None}
-        labels, texts = tuple(kept), tuple(kept.values())
+        offered = {str(label): str(text) for label, text in options.items() if text is not None}
+        labels, texts = tuple(offered), tuple(offered.values())
     else:
         texts = tuple(map(str, options))
         labels = tuple(chr(ord("A") + i) for i in range(len(texts)))
@@ -97,8 +97,8 @@ def _answer_index(row: Mapping[str, Any], labels: tuple[str, ...], texts: tuple[
 
 
 def choice_scores(
-    model: Any,
-    tokenizer: Any,
+    model: Model,
+    tokenizer: Tokenizer,
     rows: Sequence[Mapping[str, Any]],
     *,
     style: str = "text",
@@ -165,7 +165,7 @@ def _loglik(one: Question, logprobs: list[np.ndarray], style: str) -> dict[str, 
     }
 
 
-def _sequences(tokenizer: Any, one: Question, style: str) -> list[ScoredSequence]:
+def _sequences(tokenizer: Tokenizer, one: Question, style: str) -> list[ScoredSequence]:
     """Return one sequence per option; scoring starts where its ids part from those of the prompt alone."""
     prompt, continuations = STYLES[style](one)
     prompt_ids = encode_prompt(tokenizer, prompt)

@@ -1,4 +1,4 @@
-"""Generate answers: batched, greedy or sampled, the same whatever else is in the batch or the process.
+"""Generate answers: batched, greedy or sampled, independent of the rest of the batch and of the process.
 
 Sampling draws one uniform number per token from a stream of its own for every (seed, prompt, sample), and inverts
 the cumulative distribution with it; the process's random state is neither read nor moved. A prompt's stream is named by
@@ -7,23 +7,31 @@ its place in the list, or by numbers of the caller's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
 from ballast.data.render import prompt_ids
 from ballast.errors import BallastError
 from ballast.evaluation.scoring import BATCH_TOKENS, ScoredSequence, batches, context_length, inference
-from ballast.protocols import Progress
+from ballast.protocols import Model, Progress, Tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    LogitsProcessor = Callable[[Tensor, Tensor], Tensor]
+
 Prompt = str | Sequence[Mapping[str, Any]] | Mapping[str, Any]
 """A prompt alone, text or messages; or a row with ``prompt`` and perhaps ``tools`` and ``chat_template_kwargs``."""
+
+
+class _Generates(Protocol):
+    """What every class for causal language modelling has, and its base class lacks."""
+
+    def generate(self, **inputs: Any) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,7 @@ class Completion:
     ids: tuple[int, ...] = field(repr=False)
 
 
-def encode_prompt(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
+def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> tuple[int, ...]:
     """Return the ids of a prompt exactly as fine-tuning sees them, see `ballast.data.render`.
 
     Raises:
@@ -85,7 +93,7 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
     return prompt_ids(prompt if isinstance(prompt, Mapping) else {"prompt": prompt}, tokenizer)
 
 
-def encode_rows(tokenizer: Any, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
+def encode_rows(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
     """Return the ids of all prompts.
 
     Raises:
@@ -100,30 +108,55 @@ def encode_rows(tokenizer: Any, prompts: Sequence[Prompt]) -> list[tuple[int, ..
     return encoded
 
 
-def encode_prompts(model: Any, tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens: int) -> list[tuple[int, ...]]:
+def encode_prompts(
+    model: Model, tokenizer: Tokenizer, prompts: Sequence[Prompt], max_new_tokens: int
+) -> list[tuple[int, ...]]:
     """Return the ids of all prompts, each with room for the answer.
 
     Raises:
         BallastError: naming the first row that cannot be written, is empty, or leaves no room for `max_new_tokens` in
             the context.
     """
-    context = context_length(model)
     encoded = encode_rows(tokenizer, prompts)
-    for row, ids in enumerate(encoded):
-        if not ids:
-            raise BallastError(f"row {row + 1}: the prompt has no tokens, so there is nothing to continue")
-        if context is not None and len(ids) + max_new_tokens > context:
-            raise BallastError(
-                f"row {row + 1}: prompt of {len(ids)} tokens + max_new_tokens {max_new_tokens} exceeds the model's "
-                f"context of {context}: positions beyond it are untrained and would yield garbage; shorten the prompt "
-                "or lower max_new_tokens"
-            )
+    check_room([len(ids) for ids in encoded], max_new_tokens, context_length(model))
     return encoded
 
 
+def check_room(
+    sizes: Sequence[int],
+    new: int,
+    limit: int | None,
+    *,
+    option: str = "max_new_tokens",
+    what: str = "the model's context",
+    why: str = "positions beyond it are untrained and would yield garbage",
+) -> None:
+    """Refuse prompts without tokens, and those that leave no room for an answer.
+
+    Args:
+        sizes: tokens of each row's prompt.
+        new: tokens that are sampled; 0 where answers are given.
+        limit: tokens of prompt and answer together, None being without bound.
+        option, what, why: what an error calls `new` and `limit`, and what would become of a longer sequence.
+
+    Raises:
+        BallastError: naming the first such row.
+    """
+    for row, size in enumerate(sizes, start=1):
+        if not size:
+            raise BallastError(f"row {row}: the prompt has no tokens, so there is nothing to continue")
+        if limit is not None and size >= limit:
+            raise BallastError(f"row {row}: prompt of {size} tokens leaves nothing of {what} {limit} to an answer")
+        if limit is not None and size + new > limit:
+            raise BallastError(
+                f"row {row}: prompt of {size} tokens + {option} {new} exceeds {what} {limit}: {why}; shorten the "
+                f"prompt, or lower {option}"
+            )
+
+
 def generate(
-    model: Any,
-    tokenizer: Any,
+    model: Model,
+    tokenizer: Tokenizer,
     prompts: Sequence[Prompt],
     options: GenerationOptions | None = None,
     *,
@@ -191,7 +224,7 @@ def own_sequences(
 
 
 def _generate_batch(
-    model: Any, prompts: list[tuple[int, ...]], seeds: list[tuple[int, ...]], options: GenerationOptions, pad: int
+    model: Model, prompts: list[tuple[int, ...]], seeds: list[tuple[int, ...]], options: GenerationOptions, pad: int
 ) -> list[list[int]]:
     import torch
 
@@ -199,15 +232,17 @@ def _generate_batch(
     ids_BT = torch.tensor([[pad] * (width - len(ids)) + list(ids) for ids in prompts], device=model.device)
     attention_BT = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
     processors = [] if options.temperature == 0 else _sampling(seeds, options, width)
-    output_BT = model.generate(input_ids=ids_BT, attention_mask=attention_BT, logits_processor=processors)
+    output_BT = cast(_Generates, model).generate(
+        input_ids=ids_BT, attention_mask=attention_BT, logits_processor=processors
+    )
     return output_BT[:, width:].tolist()
 
 
-def _sampling(seeds: list[tuple[int, ...]], options: GenerationOptions, width: int) -> list[Any]:
+def _sampling(seeds: list[tuple[int, ...]], options: GenerationOptions, width: int) -> list[LogitsProcessor]:
     from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
     uniform_BT = np.stack([np.random.default_rng(seed).random(options.max_new_tokens) for seed in seeds])
-    warpers: list[Any] = []
+    warpers: list[LogitsProcessor] = []
     if options.temperature != 1:
         warpers.append(TemperatureLogitsWarper(float(options.temperature)))
     if options.top_p < 1:
@@ -237,7 +272,7 @@ class _InverseSampler:
         return torch.full_like(scores, -torch.inf).scatter(-1, chosen_B1, 0.0)
 
 
-def end_ids(model: Any, tokenizer: Any) -> set[int]:
+def end_ids(model: Model, tokenizer: Tokenizer) -> set[int]:
     """Return the ids that end an answer: the generation configuration's and the tokenizer's."""
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ends = configured if isinstance(configured, (list, tuple, set)) else [configured]
@@ -245,7 +280,7 @@ def end_ids(model: Any, tokenizer: Any) -> set[int]:
 
 
 @contextmanager
-def _own_configuration(model: Any, options: GenerationOptions, ends: set[int], pad: int) -> Iterator[None]:
+def _own_configuration(model: Model, options: GenerationOptions, ends: set[int], pad: int) -> Iterator[None]:
     """Replace the generation configuration: `generate` would fill what ours leaves open from the model's own."""
     from transformers import GenerationConfig
 
@@ -257,23 +292,24 @@ def _own_configuration(model: Any, options: GenerationOptions, ends: set[int], p
         eos_token_id=sorted(ends) or None,
         pad_token_id=pad,
     )
-    # A PEFT wrapper overwrites its inner model's configuration with its own, so all of them are kept.
-    kept = [(module, module.generation_config) for module in model.modules() if "generation_config" in vars(module)]
-    for module, _ in kept:
+    # A PEFT wrapper overwrites its inner model's configuration with its own, so all of them are put back.
+    modules: list[Any] = [module for module in model.modules() if "generation_config" in vars(module)]
+    before = [module.generation_config for module in modules]
+    for module in modules:
         module.generation_config = configuration
     try:
         yield
     finally:
-        for module, own in kept:
+        for module, own in zip(modules, before, strict=True):
             module.generation_config = own
 
 
-def read_completion(tokenizer: Any, prompt: tuple[int, ...], ids: Sequence[int], ends: set[int]) -> Completion:
+def read_completion(tokenizer: Tokenizer, prompt: tuple[int, ...], ids: Sequence[int], ends: set[int]) -> Completion:
     """Return the answer that sampled ids spell behind their prompt, up to and with the first end token."""
     end = next((place for place, token in enumerate(ids) if token in ends), None)
-    kept = tuple(ids if end is None else ids[: end + 1])
+    answer = tuple(ids if end is None else ids[: end + 1])
     # Decoded behind its prompt: alone, sentencepiece-like tokenizers would lose the answer's leading space.
     before = tokenizer.decode(prompt, skip_special_tokens=True)
-    whole = tokenizer.decode(prompt + kept, skip_special_tokens=True)
-    text = whole[len(before) :] if whole.startswith(before) else tokenizer.decode(kept, skip_special_tokens=True)
-    return Completion(text=text, tokens=len(kept), ended=end is not None, ids=kept)
+    whole = tokenizer.decode(prompt + answer, skip_special_tokens=True)
+    text = whole[len(before) :] if whole.startswith(before) else tokenizer.decode(answer, skip_special_tokens=True)
+    return Completion(text=text, tokens=len(answer), ended=end is not None, ids=answer)

@@ -9,13 +9,16 @@ from typing import Any
 from ballast.errors import BallastError
 from ballast.evaluation import choice, likelihood, metrics, readiness
 from ballast.evaluation.generation import Completion, encode_prompts, generate, own_sequences
+from ballast.evaluation.results import estimates
 from ballast.evaluation.scoring import sequence_statistics
-from ballast.evaluation.tasks import Task, estimates
+from ballast.evaluation.tasks import ChoiceTask, CodeTask, JudgedTask, NllTask, ReadinessTask, SampledTask
 from ballast.protocols import Progress
 from ballast.verifiers import code
 from ballast.verifiers import registry as verifiers
 
 Rows = Sequence[Mapping[str, Any]]
+Measured = tuple[dict[str, metrics.Estimate], dict[str, int], list[dict[str, Any]]]
+"""Metrics and counts by name, and one JSON-able record per row."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,11 @@ class Context:
 class Kind:
     """How a kind checks its rows before anything runs, and what it measures."""
 
-    check: Callable[[Task, Rows], None]
-    measure: Callable[[Task, Rows, Context], tuple[dict[str, metrics.Estimate], dict[str, int], list[dict[str, Any]]]]
+    check: Callable[[Any, Rows], None]
+    measure: Callable[[Any, Rows, Context], Measured]
 
 
-def _check_generate(task: Task, rows: Rows) -> None:
+def _check_generate(task: JudgedTask, rows: Rows) -> None:
     for index, row in enumerate(rows):
         if not isinstance(row.get("prompt"), (str, list, tuple)) or not row["prompt"]:
             raise BallastError(
@@ -47,20 +50,20 @@ def _check_generate(task: Task, rows: Rows) -> None:
     verifiers.check_rows(_verifier(task), rows)
 
 
-def _verifier(task: Task) -> verifiers.Verifier:
+def _verifier(task: JudgedTask) -> verifiers.Verifier:
     return verifiers.verifier(task.verifier, seconds=task.verifier_seconds)
 
 
-def _check_code(task: Task, rows: Rows) -> None:
+def _check_code(task: CodeTask, rows: Rows) -> None:
     code.require_permission(task.allow_code_execution, len(rows) * task.samples)
     code.check_rows(rows)
 
 
-def _check_choice(task: Task, rows: Rows) -> None:
+def _check_choice(task: ChoiceTask, rows: Rows) -> None:
     choice.read_questions(rows)
 
 
-def _check_nll(task: Task, rows: Rows) -> None:
+def _check_nll(task: NllTask, rows: Rows) -> None:
     column = "completion" if _are_demonstrations(rows) else "text"
     for index, row in enumerate(rows):
         if not row.get(column):
@@ -73,7 +76,7 @@ def _are_demonstrations(rows: Rows) -> bool:
     return "text" not in rows[0] and "completion" in rows[0]
 
 
-def _measure_generate(task: Task, rows: Rows, context: Context) -> Any:
+def _measure_generate(task: JudgedTask, rows: Rows, context: Context) -> Measured:
     completions, measured, counts = _answers(task, rows, context)
     flat = [(one.text, row) for row, answers in zip(rows, completions, strict=True) for one in answers]
     scored = verifiers.score_answers(_verifier(task), flat)
@@ -83,7 +86,7 @@ def _measure_generate(task: Task, rows: Rows, context: Context) -> Any:
     return {**_score_metrics(task, scores), **measured}, counts, items
 
 
-def _measure_readiness(task: Task, rows: Rows, context: Context) -> Any:
+def _measure_readiness(task: ReadinessTask, rows: Rows, context: Context) -> Measured:
     measured, counts, items = _measure_generate(task, rows, context)
     budget = {"budget_tokens": len(items) * task.samples * task.max_new_tokens}
     measured |= readiness.groups(items, task.group, seed=task.seed)
@@ -91,7 +94,7 @@ def _measure_readiness(task: Task, rows: Rows, context: Context) -> Any:
     return measured | beside, {**counts, **budget, **readiness.spent(items), **rows_beside}, items
 
 
-def _measure_code(task: Task, rows: Rows, context: Context) -> Any:
+def _measure_code(task: CodeTask, rows: Rows, context: Context) -> Measured:
     completions, measured, counts = _answers(task, rows, context)
     programs = [code.assemble(row, one.text) for row, answers in zip(rows, completions, strict=True) for one in answers]
     limits = code.CodeLimits(seconds=task.code_seconds, memory_bytes=task.code_memory_mb * 2**20)
@@ -109,7 +112,9 @@ def _measure_code(task: Task, rows: Rows, context: Context) -> Any:
     return {**_score_metrics(task, scores), **measured}, counts, items
 
 
-def _answers(task: Task, rows: Rows, context: Context) -> tuple[list[list[Completion]], dict[str, Any], dict[str, int]]:
+def _answers(
+    task: SampledTask, rows: Rows, context: Context
+) -> tuple[list[list[Completion]], dict[str, metrics.Estimate], dict[str, int]]:
     """Return completions, metrics of the answers as text (length, entropy, KL to base), and counts."""
     completions = generate(context.model, context.tokenizer, rows, task.generation(), progress=context.progress)
     flat = [one for answers in completions for one in answers]
@@ -138,7 +143,7 @@ def _per_row(sums: Sequence[float], tokens: Sequence[int], samples: int) -> tupl
     return [float(sum(sums[i : i + samples])) for i in starts], [sum(tokens[i : i + samples]) for i in starts]
 
 
-def _score_metrics(task: Task, scores: Sequence[Sequence[float]]) -> dict[str, metrics.Estimate]:
+def _score_metrics(task: SampledTask, scores: Sequence[Sequence[float]]) -> dict[str, metrics.Estimate]:
     """Return accuracy of single answers, or mean@n and pass@k of several; an answer passes with a score of 1."""
     if task.samples == 1:
         return {"accuracy": metrics.mean([given[0] for given in scores], seed=task.seed)}
@@ -160,7 +165,7 @@ def _item(row: Mapping[str, Any], answers: Sequence[Completion], scores: list[fl
     return {"prompt": row["prompt"], **kept, "completions": completions, "scores": scores}
 
 
-def _measure_choice(task: Task, rows: Rows, context: Context) -> Any:
+def _measure_choice(task: ChoiceTask, rows: Rows, context: Context) -> Measured:
     scored = choice.choice_scores(
         context.model,
         context.tokenizer,
@@ -184,7 +189,7 @@ def _measure_choice(task: Task, rows: Rows, context: Context) -> Any:
     return measured, {"overlong": len(scored) - len(kept)}, items
 
 
-def _measure_nll(task: Task, rows: Rows, context: Context) -> Any:
+def _measure_nll(task: NllTask, rows: Rows, context: Context) -> Measured:
     if _are_demonstrations(rows):
         return _measure_demonstrations(task, rows, context)
     found = likelihood.text_likelihood(
@@ -205,7 +210,7 @@ def _measure_nll(task: Task, rows: Rows, context: Context) -> Any:
     return measured, counts, []
 
 
-def _measure_demonstrations(task: Task, rows: Rows, context: Context) -> Any:
+def _measure_demonstrations(task: NllTask, rows: Rows, context: Context) -> Measured:
     sequences = likelihood.completion_sequences(context.model, context.tokenizer, rows)
     values = sequence_statistics(
         context.model, sequences, ("logprob", "entropy"), batch_tokens=task.batch_tokens, progress=context.progress
@@ -220,7 +225,7 @@ def _measure_demonstrations(task: Task, rows: Rows, context: Context) -> Any:
     return measured, {"tokens": sum(tokens)}, []
 
 
-def _divergence(task: Task, sequences: Any, context: Context, owners: Any = None) -> dict[str, metrics.Estimate]:
+def _divergence(task: NllTask, sequences: Any, context: Context, owners: Any = None) -> dict[str, metrics.Estimate]:
     found = likelihood.kl_to_base(
         context.model, context.base, sequences, owners=owners, batch_tokens=task.batch_tokens, seed=task.seed
     )

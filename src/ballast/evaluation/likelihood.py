@@ -12,8 +12,15 @@ from ballast.data.render import Rendered, conversation, encode, render_chat, tem
 from ballast.errors import BallastError
 from ballast.evaluation.generation import encode_prompt
 from ballast.evaluation.metrics import Estimate, bits_per_character, token_nll
-from ballast.evaluation.scoring import BATCH_TOKENS, ScoredSequence, context_length, sequence_statistics
-from ballast.protocols import Progress
+from ballast.evaluation.scoring import (
+    BATCH_TOKENS,
+    Base,
+    ScoredSequence,
+    check_length,
+    context_length,
+    sequence_statistics,
+)
+from ballast.protocols import Model, Progress, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -74,8 +81,8 @@ def windows(ids: Sequence[int], context: int, *, stride: int | None = None) -> l
 
 
 def text_likelihood(
-    model: Any,
-    tokenizer: Any,
+    model: Model,
+    tokenizer: Tokenizer,
     rows: Sequence[Mapping[str, Any]],
     *,
     column: str = "text",
@@ -114,8 +121,8 @@ class TextWindows:
 
 
 def text_windows(
-    model: Any,
-    tokenizer: Any,
+    model: Model,
+    tokenizer: Tokenizer,
     rows: Sequence[Mapping[str, Any]],
     *,
     column: str = "text",
@@ -156,7 +163,7 @@ def _by_owner(
 
 
 def completion_sequences(
-    model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], *, append_end: bool = True
+    model: Model, tokenizer: Tokenizer, rows: Sequence[Mapping[str, Any]], *, append_end: bool = True
 ) -> list[ScoredSequence]:
     """Return demonstrations {prompt, completion} as sequences whose completion tokens are scored.
 
@@ -179,18 +186,14 @@ def completion_sequences(
         start = common_prefix(prompt, ids)
         if start == 0 or start >= len(ids):
             raise BallastError(f"row {index + 1}: the completion has no token that the prompt precedes")
-        if context is not None and len(ids) > context:
-            raise BallastError(
-                f"row {index + 1}: {len(ids)} tokens exceed the model's context of {context}: positions beyond it are "
-                "untrained and would score as noise; leave the row out"
-            )
+        check_length(f"row {index + 1}", len(ids), context)
         sequences.append(ScoredSequence(ids, start))
     return sequences
 
 
 def kl_to_base(
-    model: Any,
-    base: Any,
+    model: Model,
+    base: Model | Base,
     sequences: Sequence[ScoredSequence],
     *,
     owners: Sequence[int] | None = None,
@@ -228,7 +231,7 @@ def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
     return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
 
 
-def _demonstration(tokenizer: Any, row: Mapping[str, Any], append_end: bool) -> tuple[tuple[int, ...], ...]:
+def _demonstration(tokenizer: Tokenizer, row: Mapping[str, Any], append_end: bool) -> tuple[tuple[int, ...], ...]:
     messages = conversation({name: row[name] for name in ("prompt", "completion")})
     if messages is not None:
         whole = render_chat(messages, tokenizer, template_options(row))
@@ -248,19 +251,17 @@ def _text(row: Mapping[str, Any], column: str, index: int) -> str:
 
 def _likelihood(nll: np.ndarray, tokens: np.ndarray, characters: np.ndarray, unscored: int, seed: int) -> Likelihood:
     characters = characters[: len(tokens)]
-    kept = tokens > 0
-    per_token = token_nll(nll[kept], tokens[kept], seed=seed)
+    scored = tokens > 0
+    per_token = token_nll(nll[scored], tokens[scored], seed=seed)
     with np.errstate(over="ignore"):
-        value, low, high = (
-            None if bound is None else float(np.exp(bound))
-            for bound in (per_token.value, per_token.low, per_token.high)
-        )
+        low, high = (None if bound is None else float(np.exp(bound)) for bound in (per_token.low, per_token.high))
+        perplexity = replace(per_token, value=float(np.exp(per_token.value)), low=low, high=high)
     return Likelihood(
         nll=per_token,
-        bits_per_character=bits_per_character(nll[kept], characters[kept], seed=seed),
-        perplexity=replace(per_token, value=value, low=low, high=high),
-        rows=int(kept.sum()),
+        bits_per_character=bits_per_character(nll[scored], characters[scored], seed=seed),
+        perplexity=perplexity,
+        rows=int(scored.sum()),
         tokens=int(tokens.sum()),
-        characters=int(characters[kept].sum()),
+        characters=int(characters[scored].sum()),
         unscored_tokens=unscored,
     )

@@ -154,13 +154,15 @@ def _bootstrap(
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
-def token_nll(nll: Sequence[float], tokens: Sequence[int], *, level: float = LEVEL, seed: int = 0) -> Estimate:
+def token_nll(
+    nll: Sequence[float] | np.ndarray, tokens: Sequence[int] | np.ndarray, *, level: float = LEVEL, seed: int = 0
+) -> Estimate:
     """Return nats per token, Σ nll / Σ tokens over texts, with an interval over texts."""
     return ratio(nll, tokens, level=level, seed=seed)
 
 
 def bits_per_character(
-    nll: Sequence[float], characters: Sequence[int], *, level: float = LEVEL, seed: int = 0
+    nll: Sequence[float] | np.ndarray, characters: Sequence[int] | np.ndarray, *, level: float = LEVEL, seed: int = 0
 ) -> Estimate:
     """Return bits per character, Σ nll / (ln 2 · Σ characters) over texts, with an interval over texts."""
     return ratio(np.asarray(nll, dtype=np.float64) / math.log(2), characters, level=level, seed=seed)

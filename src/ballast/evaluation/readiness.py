@@ -17,7 +17,7 @@ from ballast.evaluation.scoring import sequence_statistics
 
 if TYPE_CHECKING:
     from ballast.evaluation.metrics import Estimate
-    from ballast.evaluation.tasks import Task
+    from ballast.evaluation.tasks import ReadinessTask
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -88,7 +88,7 @@ def check_beside(beside: Mapping[str, Rows]) -> None:
 
 
 def beside(
-    task: Task, model: Any, tokenizer: Any, base: Any, rows: Mapping[str, Rows]
+    task: ReadinessTask, model: Any, tokenizer: Any, base: Any, rows: Mapping[str, Rows]
 ) -> tuple[dict[str, Estimate], dict[str, int]]:
     """Return what the model is like on text that it did not write, in nats per token, and the number of rows.
 
@@ -106,7 +106,7 @@ def beside(
     return measured, {f"{name}_rows": len(some) for name, some in rows.items()}
 
 
-def _demonstrations(task: Task, model: Any, tokenizer: Any, base: Any, rows: Rows) -> dict[str, Estimate]:
+def _demonstrations(task: ReadinessTask, model: Any, tokenizer: Any, base: Any, rows: Rows) -> dict[str, Estimate]:
     try:
         sequences = likelihood.completion_sequences(model, tokenizer, rows)
     except BallastError as error:

@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
 from ballast.errors import BallastError
-from ballast.protocols import Progress
+from ballast.protocols import Model, Progress
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from ballast.head import LMHead
@@ -47,16 +48,36 @@ class ScoredSequence:
 class Base(Protocol):
     """A frozen model to compare with, as `ballast.reference` provides it."""
 
-    head: LMHead
+    @property
+    def head(self) -> LMHead:
+        """The LM head that reads the hidden states."""
 
     def hidden(self, **inputs: Any) -> Tensor:
         """Return the last hidden states, ``[B, T, H]``."""
 
 
-def context_length(model: Any) -> int | None:
+def context_length(model: Model) -> int | None:
     """Return the number of positions the model was built for, or None when its configuration names none."""
-    config = model.config.get_text_config()
-    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    return positions(model.config)
+
+
+def positions(config: Any) -> int | None:
+    """Return the number of positions that a transformers configuration names, or None."""
+    text = config.get_text_config()
+    return getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+
+
+def check_length(what: str, tokens: int, context: int | None) -> None:
+    """Refuse a sequence that is longer than the model's context, None being without bound.
+
+    Raises:
+        BallastError: naming `what` is too long.
+    """
+    if context is not None and tokens > context:
+        raise BallastError(
+            f"{what}: {tokens} tokens exceed the model's context of {context}: positions beyond it are untrained and "
+            "would score as noise; shorten it or leave it out"
+        )
 
 
 def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -72,7 +93,7 @@ def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
 
 
 @contextmanager
-def inference(model: Any) -> Iterator[None]:
+def inference(model: Model) -> Iterator[None]:
     """Put the model in eval mode without gradient; afterwards every module has its own mode back."""
     import torch
 
@@ -87,11 +108,11 @@ def inference(model: Any) -> Iterator[None]:
 
 
 def sequence_statistics(
-    model: Any,
+    model: Model,
     sequences: Sequence[ScoredSequence],
     fields: tuple[str, ...] = ("logprob",),
     *,
-    base: Any = None,
+    base: Model | Base | None = None,
     batch_tokens: int = BATCH_TOKENS,
     progress: Progress | None = None,
 ) -> list[dict[str, np.ndarray]]:
@@ -112,11 +133,7 @@ def sequence_statistics(
     """
     context = context_length(model)
     for index, sequence in enumerate(sequences):
-        if context is not None and len(sequence.ids) > context:
-            raise BallastError(
-                f"sequence {index} has {len(sequence.ids)} tokens, the model's context is {context}: positions beyond "
-                "it are untrained and would score as noise; shorten or window it"
-            )
+        check_length(f"sequence {index}", len(sequence.ids), context)
     results: list[dict[str, np.ndarray]] = [{}] * len(sequences)
     done = 0
     with inference(model), _base_provider(base) as provider:
@@ -131,7 +148,7 @@ def sequence_statistics(
 
 
 def _batch_statistics(
-    model: Any, sequences: Sequence[ScoredSequence], fields: tuple[str, ...], provider: Any
+    model: Model, sequences: Sequence[ScoredSequence], fields: tuple[str, ...], provider: Base | None
 ) -> list[dict[str, np.ndarray]]:
     import torch
 
@@ -147,7 +164,7 @@ def _batch_statistics(
     return [{name: split[name][row] for name in fields} for row in range(len(sequences))]
 
 
-def _padded(sequences: Sequence[ScoredSequence], device: Any) -> tuple[dict[str, Tensor], Tensor]:
+def _padded(sequences: Sequence[ScoredSequence], device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
     """Return right-padded inputs and the mask ``[B, T]`` of the positions that predict a scored token."""
     import torch
 
@@ -165,16 +182,16 @@ def _padded(sequences: Sequence[ScoredSequence], device: Any) -> tuple[dict[str,
 
 
 @contextmanager
-def _base_provider(base: Any) -> Iterator[Any]:
+def _base_provider(base: Model | Base | None) -> Iterator[Base | None]:
     if base is None or hasattr(base, "hidden"):
-        yield base
+        yield cast("Base | None", base)
         return
     with inference(base):
         yield _SecondModel(base)
 
 
 class _SecondModel:
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Model) -> None:
         from ballast.head import lm_head
 
         self.model = model

@@ -1,207 +1,254 @@
-"""Evaluation tasks and their results, as data. Torch-free."""
+"""Evaluation tasks: one class per kind, with the options that the kind reads. Torch-free."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from ballast.errors import BallastError, suggest
-from ballast.evaluation.metrics import Estimate
-from ballast.files import write_atomically
+from pydantic import Field, PlainValidator, field_validator, model_validator
 
-KINDS = ("choice", "code", "generate", "nll", "readiness")
-SAMPLING = ("generate", "code", "readiness")
+from ballast.errors import suggest
+from ballast.options import Columns, Options, OptionsError, Text
+
+if TYPE_CHECKING:
+    from ballast.evaluation.generation import GenerationOptions
+
 SOURCES = ("data", "demonstrations", "forgetting")
 """Options that are rows, or name a source of them."""
-GROUP = 8
-"""Answers to one prompt in a step of reinforcement learning, unless the task says otherwise."""
 
 
-@dataclass(frozen=True)
-class Task:
-    """One thing to measure.
+def _rows(value: Any) -> Any:
+    if value == "" or isinstance(value, Mapping) or not isinstance(value, Iterable):
+        raise ValueError(f"must be rows or a source of them; got {value!r}")
+    return value
 
-    Attributes:
-        name: names the task in results and files; unique within a run.
-        kind: ``generate`` (answers judged by a verifier), ``choice`` (options by likelihood), ``code`` (answers judged
-            by their tests), ``nll`` (likelihood of held-out text) or ``readiness`` (``generate``, read as the start of
-            reinforcement learning).
-        data: rows, or a source that `ballast.data.load_rows` reads.
-        verifier: of ``generate``: ``exact``, ``expression``, ``last-number``, ``math`` or ``package.module:function``.
-        verifier_seconds: wall clock of one verdict of ``math`` or a function of one's own.
-        samples, temperature, top_p, max_new_tokens: of ``generate``, ``code`` and ``readiness``; temperature 0 is
-            greedy. None is 1 sample at temperature 0; for ``readiness`` `group` samples at temperature 1.
-        k: pass@k to report, each at most `samples`; empty means k = `samples` where there are several.
-        entropy: of ``generate`` and ``code``: also the mean entropy of the model on its own answers.
-        base_kl: of ``generate``, ``code`` and ``nll``: also KL(model‖base) on the scored tokens; needs a base.
-            ``readiness`` has both, unless they are set to False.
-        group: of ``readiness``: answers to one prompt in a step of reinforcement learning; None is 8.
-        demonstrations, forgetting: of ``readiness``: rows or a source with ``prompt`` and ``completion``, on which the
-            KL to the base is measured too, and of rows with ``text``, for its likelihood.
-        style, overlong: of ``choice``, see `choice_scores`.
-        context, stride: of ``nll``, see `text_likelihood`.
-        limit: first rows to use; None takes all.
-        seed: of samples and bootstrap intervals.
-        batch_tokens: padded tokens of one batch.
-        split, columns: passed to `ballast.data.load_rows` with a source.
-        allow_code_execution: lets ``code`` run what the model wrote on this machine.
-        code_seconds, code_memory_mb: limits of one program.
 
-    Raises:
-        BallastError: for an unknown kind or a value out of range.
-    """
+Rows = Annotated[str | Sequence[Mapping[str, Any]], PlainValidator(_rows)]
+"""Rows, or a source that `ballast.data.load_rows` reads; in a recipe always a source."""
 
-    name: str
+
+class Task(Options):
+    """One thing to measure. ``Task(kind="choice", …)`` makes a `ChoiceTask`; None stands for an option's default."""
+
+    name: Text
+    """Name in results and files, unique within a run; the source's where absent."""
     kind: str
-    data: str | Sequence[Mapping[str, Any]] = field(repr=False)
-    verifier: str = "exact"
-    verifier_seconds: float = 10.0
-    samples: int | None = None
-    temperature: float | None = None
-    top_p: float = 1.0
-    k: tuple[int, ...] = ()
-    max_new_tokens: int = 256
-    entropy: bool | None = None
-    base_kl: bool | None = None
-    style: str = "text"
-    overlong: str = "refuse"
-    context: int | None = None
-    stride: int | None = None
-    limit: int | None = None
-    seed: int = 0
-    batch_tokens: int = 16384
-    split: str | None = None
-    columns: str | Mapping[str, str] | None = None
-    allow_code_execution: bool = False
-    code_seconds: float = 10.0
-    code_memory_mb: int = 1024
-    group: int | None = None
-    demonstrations: str | Sequence[Mapping[str, Any]] | None = field(default=None, repr=False)
-    forgetting: str | Sequence[Mapping[str, Any]] | None = field(default=None, repr=False)
+    """`generate` (answers judged by a verifier), `choice` (options by likelihood), `code` (answers judged by their
+    tests), `nll` (likelihood of held-out text) or `readiness` (`generate`, read as the start of RL)."""
+    data: Rows = Field(repr=False)
+    """Source of the rows; in Python also rows."""
+    split: Text | None = None
+    """Split of the source, where it has several."""
+    columns: Columns = None
+    """How the source's columns are called, as in `data.columns`."""
+    limit: int | None = Field(None, ge=1)
+    """Use the first rows."""
+    seed: int = Field(0, ge=0)
+    """Of samples and bootstrap intervals."""
+    batch_tokens: int = Field(16384, ge=1)
+    """Padded tokens of one batch."""
 
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise BallastError(f"task {self.name!r}: unknown kind {self.kind!r}{suggest(self.kind, KINDS)}")
-        for name, value in self._defaults().items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
-        for name in ("samples", "max_new_tokens", "batch_tokens", "limit", "context", "stride", "group"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise BallastError(f"task {self.name!r}: {name} = {value!r}: must be a whole number of at least 1")
-        object.__setattr__(self, "k", self._passes())
-        wrong = [k for k in self.k if not isinstance(k, int) or not 1 <= k <= self.samples]
-        if wrong:
-            raise BallastError(
-                f"task {self.name!r}: pass@{wrong[0]} cannot be estimated from {self.samples} samples; raise samples"
-            )
-        if self.kind in SAMPLING:
-            self.generation()
+    def __new__(cls, name: str | None = None, kind: str | None = None, data: Any = None, **options: Any) -> Task:
+        """Choose the class of the kind."""
+        chosen = CLASSES.get(str(kind or "generate")) if cls is Task else cls
+        if chosen is None:
+            message = f"{kind!r} is not allowed{suggest(str(kind), tuple(CLASSES))}"
+            raise OptionsError([(("kind",), message)], cls.owner_of({"name": name, "data": data}))
+        return super().__new__(chosen)
 
-    def _defaults(self) -> dict[str, Any]:
-        if self.kind == "readiness":
-            group = GROUP if self.group is None else self.group
-            return {"group": group, "samples": group, "temperature": 1.0, "entropy": True, "base_kl": True}
-        for name in ("group", "demonstrations", "forgetting"):
-            if getattr(self, name) is not None:
-                raise BallastError(f"task {self.name!r}: {name} is of kind readiness, {self.kind} would ignore it")
-        return {"samples": 1, "temperature": 0.0, "entropy": False, "base_kl": False}
+    def __init__(self, name: str | None = None, kind: str | None = None, data: Any = None, **options: Any) -> None:
+        super().__init__(name=name, kind=kind, data=data, **options)
 
-    def _passes(self) -> tuple[int, ...]:
-        """Return the k of pass@k; readiness always has 1 and the group's."""
-        if self.kind != "readiness":
-            return tuple(self.k) or ((self.samples,) if self.samples > 1 else ())
-        if self.group < 2:
-            raise BallastError(
-                f"task {self.name!r}: group = {self.group}: a group of one answer never has a gradient; at least 2"
-            )
-        return tuple(dict.fromkeys((1, self.group, *self.k)))
+    @model_validator(mode="before")
+    @classmethod
+    def _given(cls, values: Any) -> Any:
+        """Leave out what is None, and take the source's name where there is no other."""
+        given = {key: value for key, value in values.items() if value is not None or key not in cls.model_fields}
+        if not given.get("name") and isinstance(given.get("data"), str):
+            given["name"] = given["data"]
+        return given
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Task:
-        """Return a task from a recipe's mapping.
+    def owner_of(cls, values: Mapping[str, Any]) -> str:
+        return f"task {values.get('name') or values.get('data')!r}: "
 
-        Raises:
-            BallastError: for a misspelt or missing key, or a bad value.
-        """
-        known = [one.name for one in fields(cls)]
-        label = f"task {values.get('name', '?')!r}"
-        for key in values:
-            if key not in known:
-                raise BallastError(f"{label}: unknown option {key!r}{suggest(str(key), known)}")
-        for key in ("name", "kind", "data"):
-            if key not in values:
-                raise BallastError(f"{label}: {key!r} is missing")
-        return cls(**{**values, "k": tuple(_listed(values.get("k", ())))})
+    @classmethod
+    def unknown(cls, key: str) -> str:
+        readers = [kind for kind, other in CLASSES.items() if key in other.model_fields]
+        if not readers:
+            return super().unknown(key)
+        own = cls.model_fields["kind"].default
+        return f"is an option of kind {', '.join(readers)}; {own} would ignore it, so leave it out"
 
-    def generation(self) -> Any:
-        """Return the task's `GenerationOptions`.
+    @property
+    def needs_base(self) -> bool:
+        """Whether the model before training is needed to compare with."""
+        return False
 
-        Raises:
-            BallastError: naming the task, for a value out of range.
-        """
-        from ballast.evaluation.generation import GenerationOptions
-
-        names = [one.name for one in fields(GenerationOptions)]
-        try:
-            return GenerationOptions(**{name: getattr(self, name) for name in names})
-        except BallastError as error:
-            raise BallastError(f"task {self.name!r}: {error}") from error
+    def sources(self) -> dict[str, str]:
+        """Return the sources that the task names, by option; those that are given as rows are none."""
+        return {name: value for name in SOURCES if isinstance(value := getattr(self, name, None), str)}
 
     def settings(self) -> dict[str, Any]:
         """Return everything but the rows, JSON-able; a source is kept by name."""
-        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in SOURCES}
-        values["k"] = list(self.k)
-        values["columns"] = dict(self.columns) if isinstance(self.columns, Mapping) else self.columns
-        named = {name: getattr(self, name) for name in SOURCES}
-        return {**values, **{name: value if isinstance(value, str) else None for name, value in named.items()}}
+        rows = {name for name in SOURCES if name in type(self).model_fields and name not in self.sources()}
+        return self.model_dump(mode="json", exclude=rows) | dict.fromkeys(rows)
 
 
-def _listed(value: Any) -> Sequence[int]:
-    return [value] if isinstance(value, int) else value
+class SampledTask(Task):
+    """What kinds that sample answers have in common."""
+
+    samples: int = Field(1, ge=1)
+    """Answers per prompt."""
+    temperature: float = Field(0.0, ge=0)
+    """Of the samples; 0 is greedy, for one sample."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Samples come from the most likely tokens up to this mass."""
+    max_new_tokens: int = Field(256, ge=1)
+    """Tokens after which an answer is cut off."""
+    k: tuple[int, ...] = Field((), strict=False)
+    """The k of pass@k, each at most `samples`; `samples` itself where absent."""
+    entropy: bool = False
+    """Also the mean entropy of the model on its own answers."""
+    base_kl: bool = False
+    """Also KL(model‖base) on the scored tokens."""
+
+    @field_validator("k", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _completed(self) -> SampledTask:
+        """Fill in what follows from other options; it does not count as given."""
+        for name, value in self._derived().items():
+            object.__setattr__(self, name, value)
+        for k in self.k:
+            if not 1 <= k <= self.samples:
+                message = f"pass@{k} cannot be estimated from {self.samples} samples; raise samples"
+                raise OptionsError([(("k",), message)])
+        self.generation()
+        return self
+
+    def _derived(self) -> dict[str, Any]:
+        return {"k": self.k or ((self.samples,) if self.samples > 1 else ())}
+
+    @property
+    def needs_base(self) -> bool:
+        return self.base_kl
+
+    def generation(self) -> GenerationOptions:
+        """Return how answers are generated; raises BallastError for several samples at temperature 0."""
+        from ballast.evaluation.generation import GenerationOptions
+
+        return GenerationOptions(
+            max_new_tokens=self.max_new_tokens,
+            samples=self.samples,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=self.seed,
+            batch_tokens=self.batch_tokens,
+        )
 
 
-@dataclass(frozen=True)
-class TaskResult:
-    """What a task measured.
+class JudgedTask(SampledTask):
+    """What kinds whose answers a verifier judges have in common."""
 
-    Attributes:
-        name, kind: the task's.
-        metrics: estimates with interval and number of items.
-        counts: plain numbers: rows, answers cut off, verifier errors, over-long rows, tokens.
-        settings: the task's options.
-        seconds: wall clock.
-        items: one JSON-able record per row (prompt, completions, scores).
-    """
-
-    name: str
-    kind: str
-    metrics: dict[str, Estimate]
-    counts: dict[str, int]
-    settings: dict[str, Any]
-    seconds: float
-    items: tuple[dict[str, Any], ...] = field(repr=False, default=())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result without its items, JSON-able."""
-        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("items", "metrics")}
-        return {**values, "metrics": {name: estimate.to_dict() for name, estimate in self.metrics.items()}}
+    verifier: Text = "exact"
+    """What judges an answer: `exact`, `math`, `expression`, `last-number` or `package.module:function`."""
+    verifier_seconds: float = Field(10.0, gt=0)
+    """Wall clock of one verdict of `math` or a function of your own."""
 
 
-def write_results(path: str | Path, results: Sequence[TaskResult], *, extra: Mapping[str, Any] | None = None) -> None:
-    """Write results as one JSON file, with `extra` beside them; whole or not at all."""
-    document = {**(extra or {}), "tasks": [result.to_dict() for result in results]}
-    write_atomically(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+class GenerateTask(JudgedTask):
+    """Answers judged by a verifier."""
+
+    kind: Literal["generate"] = "generate"
 
 
-def write_items(path: str | Path, result: TaskResult) -> None:
-    """Write the records of a task as JSON lines; whole or not at all."""
-    write_atomically(path, "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in result.items))
+class CodeTask(SampledTask):
+    """Answers judged by their tests."""
+
+    kind: Literal["code"] = "code"
+    allow_code_execution: bool = False
+    """Run what the model wrote on this machine; nothing is run without."""
+    code_seconds: float = Field(10.0, gt=0)
+    """Wall clock of one program."""
+    code_memory_mb: int = Field(1024, ge=1)
+    """Memory of one program."""
 
 
-def estimates(values: Any) -> dict[str, Estimate]:
-    """Return the `Estimate` fields of a dataclass by name."""
-    return {one.name: value for one in fields(values) if isinstance(value := getattr(values, one.name), Estimate)}
+class ReadinessTask(JudgedTask):
+    """Answers judged by a verifier, read as the start of reinforcement learning."""
+
+    kind: Literal["readiness"] = "readiness"
+    group: int = 8
+    """Answers to one prompt in a step of reinforcement learning, at least 2."""
+    samples: int = Field(8, ge=1)
+    """Answers per prompt; `group` where absent."""
+    temperature: float = Field(1.0, ge=0)
+    """Of the samples."""
+    k: tuple[int, ...] = Field((), strict=False)
+    """Further k of pass@k, beside 1 and `group`."""
+    entropy: bool = True
+    """Also the mean entropy of the model on its own answers."""
+    base_kl: bool = True
+    """Also KL(model‖base) on its own answers and on `demonstrations`."""
+    demonstrations: Rows | None = Field(None, repr=False)
+    """Rows with `prompt` and `completion`, for their likelihood and KL(model‖base); `data.train` names the recipe's."""
+    forgetting: Rows | None = Field(None, repr=False)
+    """Rows with `text`, for their likelihood."""
+
+    @field_validator("group")
+    @classmethod
+    def _can_differ(cls, value: int) -> int:
+        if value < 2:
+            raise ValueError(f"must be at least 2: a group of one answer never has a gradient; got {value}")
+        return value
+
+    def _derived(self) -> dict[str, Any]:
+        samples = self.samples if "samples" in self.model_fields_set else self.group
+        return {"samples": samples, "k": tuple(dict.fromkeys((1, self.group, *self.k)))}
+
+
+class ChoiceTask(Task):
+    """Multiple choice by likelihood; see `choice_scores`."""
+
+    kind: Literal["choice"] = "choice"
+    style: Literal["text", "letter"] = "text"
+    """Score an option's words, or list the options and score the letter."""
+    overlong: Literal["refuse", "skip"] = "refuse"
+    """What to do with a row of which an option exceeds the context."""
+
+
+class NllTask(Task):
+    """Likelihood of held-out text, or of demonstrations; see `text_likelihood`."""
+
+    kind: Literal["nll"] = "nll"
+    context: int | None = Field(None, ge=1)
+    """Tokens of one window; the model's context where absent."""
+    stride: int | None = Field(None, ge=1)
+    """New tokens of each further window; half the context where absent."""
+    base_kl: bool = False
+    """Also KL(model‖base) on the scored tokens."""
+
+    @property
+    def needs_base(self) -> bool:
+        return self.base_kl
+
+    @model_validator(mode="after")
+    def _moves_on(self) -> NllTask:
+        if self.context is not None and self.stride is not None and self.stride >= self.context:
+            message = f"{self.stride} new tokens leave no room for what comes before them in context {self.context}"
+            raise OptionsError([(("stride",), message)])
+        return self
+
+
+AnyTask = Annotated[GenerateTask | ChoiceTask | CodeTask | NllTask | ReadinessTask, Field(discriminator="kind")]
+CLASSES: dict[str, type[Task]] = {
+    "generate": GenerateTask,
+    "choice": ChoiceTask,
+    "code": CodeTask,
+    "nll": NllTask,
+    "readiness": ReadinessTask,
+}

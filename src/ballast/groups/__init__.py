@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,20 +22,20 @@ __all__ = [
     "sample_groups",
 ]
 
-_HOME = {
-    "ORIGINS": "members",
-    "Group": "members",
-    "GroupOptions": "options",
-    "GroupRows": "members",
-    "Member": "members",
-    "SampledGroups": "sampler",
-    "advantages": "advantage",
-    "sample_groups": "sampler",
+_HOMES = {
+    "ORIGINS": "ballast.groups.members",
+    "Group": "ballast.groups.members",
+    "GroupOptions": "ballast.groups.options",
+    "GroupRows": "ballast.groups.members",
+    "Member": "ballast.groups.members",
+    "SampledGroups": "ballast.groups.sampler",
+    "advantages": "ballast.groups.advantage",
+    "sample_groups": "ballast.groups.sampler",
 }
 
 
 def __getattr__(name: str) -> Any:
     # The recipe reads the options without loading torch.
-    if name not in _HOME:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(import_module(_HOMES[name]), name)

@@ -13,12 +13,13 @@ from ballast.data.prepare import prepare
 from ballast.data.readers import from_rows
 from ballast.data.render import prompt_columns
 from ballast.errors import BallastError
-from ballast.evaluation.generation import encode_rows
+from ballast.evaluation import generation
 from ballast.groups.options import GroupOptions
 from ballast.verifiers.registry import Verifier, check_rows, score_answers, verifier
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
 ORIGINS = ("expert", "teacher", "own")
 """Where an answer comes from; a token's `TokenStats.origin` is the place in this tuple."""
@@ -79,12 +80,14 @@ class GroupRows:
         rows: the raw rows, as the verifier reads them.
         tokenizer: with the end-of-text token and chat template that training uses.
         options: how groups are made up.
-        verify: judges every answer, whatever its origin.
+        verify: judges the answers of every origin.
         truncated: answers cut to the maximum length.
         errors, timeouts: given answers that score 0 because the verifier failed or overran its time.
     """
 
-    def __init__(self, dataset: Dataset, tokenizer: Any, options: GroupOptions, prepared: PrepareOptions) -> None:
+    def __init__(
+        self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, options: GroupOptions, prepared: PrepareOptions
+    ) -> None:
         """Tokenise and judge the given answers.
 
         Args:
@@ -116,8 +119,8 @@ class GroupRows:
         self._fixed: list[list[Member]] = [[] for _ in self.rows]
         for one, (ids, start), reward in zip(given, sequences, scored.scores, strict=True):
             self._fixed[one.row].append(Member(ids, start, one.origin, reward, one.text))
-        self._prompt_ids = encode_rows(self.tokenizer, self.rows)
-        self._check_lengths(prepared.max_length)
+        self._prompt_ids = generation.encode_rows(self.tokenizer, self.rows)
+        check_room([len(ids) for ids in self._prompt_ids], options, max_length=prepared.max_length)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -131,12 +134,12 @@ class GroupRows:
         return self._prompt_ids[row]
 
     def check_context(self, context: int | None) -> None:
-        """Refuse prompts that leave no room for an own answer in a model's context, None being without bound.
+        """Refuse prompts that leave no room for an answer in a model's context, None being without bound.
 
         Raises:
             BallastError: naming the first such row.
         """
-        self._check_room(context, "the model's context", "positions beyond it are untrained")
+        check_room([len(ids) for ids in self._prompt_ids], self.options, context=context)
 
     def check_ends(self, ends: set[int]) -> None:
         """Warn where an expert's answer has no token that ends an own one: own answers would never be whole.
@@ -197,19 +200,6 @@ class GroupRows:
             sequences.append((tuple(ids[:limit]), start))
         return sequences
 
-    def _check_lengths(self, limit: int | None) -> None:
-        self._check_room(limit, "training.max_length", "own answers would be cut after they were judged")
-
-    def _check_room(self, limit: int | None, what: str, why: str) -> None:
-        if limit is None or not self.options.own:
-            return
-        for row, ids in enumerate(self._prompt_ids):
-            if len(ids) + self.options.max_new_tokens > limit:
-                raise BallastError(
-                    f"row {row + 1}: prompt of {len(ids)} tokens + groups.max_new_tokens {self.options.max_new_tokens} "
-                    f"exceeds {what} {limit}: {why}; shorten the prompt, or lower groups.max_new_tokens"
-                )
-
 
 def refuse_preparation(prepared: PrepareOptions) -> None:
     """Refuse ways of preparing demonstrations that groups do not have.
@@ -245,6 +235,20 @@ def check_prompts(rows: Sequence[Row], options: GroupOptions) -> None:
     for index, row in enumerate(rows):
         if problem := _row_problem(row, options):
             raise BallastError(f"row {index + 1}: {problem}")
+
+
+def check_room(
+    sizes: Sequence[int], options: GroupOptions, *, max_length: int | None = None, context: int | None = None
+) -> None:
+    """Refuse prompts of these numbers of tokens that leave no room for an answer, None being without bound.
+
+    Raises:
+        BallastError: naming the first such row.
+    """
+    new, option = options.max_new_tokens if options.own else 0, "groups.max_new_tokens"
+    cut = "own answers would be cut after they were judged"
+    generation.check_room(sizes, new, max_length, option=option, what="training.max_length", why=cut)
+    generation.check_room(sizes, new, context, option=option)
 
 
 def _row_problem(row: Row, options: GroupOptions) -> str | None:

@@ -1,4 +1,4 @@
-"""Groups from a file of one's own: one answer a row, with its prompt, its origin and its reward."""
+"""Groups from a file that the user made: one answer a row, with its prompt, its origin and its reward."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ballast.data.load import load_rows
 from ballast.data.options import PrepareOptions
@@ -16,10 +16,13 @@ from ballast.data.render import TEMPLATE_OPTIONS, prompt_columns
 from ballast.errors import BallastError
 from ballast.groups.members import ORIGINS, Group, Member
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 COLUMNS = ("prompt", "origin", "response", "reward")
 
 
-def read_brought(path: str | Path, tokenizer: Any) -> list[Group]:
+def read_file(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> list[Group]:
     """Return the groups of a Parquet or JSONL file, or of a folder of them, in the order of their first rows.
 
     Rows with the same prompt are one group. Prompt and response are both text, or both messages, and are tokenised as a
@@ -31,7 +34,7 @@ def read_brought(path: str | Path, tokenizer: Any) -> list[Group]:
     rows = load_rows(str(path)).with_format(None)
     if lacking := [name for name in COLUMNS if name not in rows.column_names]:
         raise BallastError(
-            f"{path}: no column {lacking[0]!r} (columns: {', '.join(rows.column_names)}); groups of one's own have "
+            f"{path}: no column {lacking[0]!r} (columns: {', '.join(rows.column_names)}); a file of groups has "
             f"{', '.join(COLUMNS)}"
         )
     columns = [name for name in (*COLUMNS, *TEMPLATE_OPTIONS) if name in rows.column_names]
@@ -59,7 +62,9 @@ def _row_problem(row: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _tokenise(rows: list[dict[str, Any]], tokenizer: Any, path: str | Path) -> list[tuple[tuple[int, ...], int]]:
+def _tokenise(
+    rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, path: str | Path
+) -> list[tuple[tuple[int, ...], int]]:
     flat = from_rows([{**prompt_columns(row), "completion": row["response"]} for row in rows], str(path)).dataset
     ready = prepare(flat, tokenizer, PrepareOptions(max_length=None), name=str(path)).dataset
     if len(ready) != len(rows):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ballast.evaluation.generation import Completion, GenerationOptions, generate
 from ballast.groups.members import Group, GroupRows, Member
+from ballast.protocols import Model
 from ballast.verifiers.registry import score_answers
 
 
@@ -31,7 +31,7 @@ class SampledGroups:
     scoring: float = 0.0
 
 
-def sample_groups(model: Any, rows: GroupRows, indices: Sequence[int], *, seed: int, step: int) -> SampledGroups:
+def sample_groups(model: Model, rows: GroupRows, indices: Sequence[int], *, seed: int, step: int) -> SampledGroups:
     """Return the groups of these rows, their own part sampled by the model as it is.
 
     An answer depends on `seed`, `step`, its row and its place in the group, not on the other rows of the call.

@@ -19,13 +19,16 @@ from ballast.groups.options import GroupOptions
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from transformers import PreTrainedTokenizerBase
+
+    from ballast.protocols import Tokenizer
 
 VERSION = 1
 MANIFEST, LOCK = "manifest.json", ".lock"
 ROWS_PER_PART = 64
 """Prompts of one part: what a kill costs at most. Answers of one part share batches, so it is the same in every run."""
 
-NOT_KEPT = ("refresh", "batch_tokens", "seconds", "file")
+NOT_STORED = ("refresh", "batch_tokens", "seconds", "file")
 """Options that leave the answers alone, but for rounding and time-outs."""
 
 WHAT_DIFFERS = {
@@ -53,7 +56,7 @@ class StoreSettings:
         rows: number of prompts.
         seed: of the samples.
         max_length: sequences were cut there.
-        groups: the `GroupOptions` but for `NOT_KEPT`.
+        groups: the `GroupOptions` but for `NOT_STORED`.
     """
 
     model: str
@@ -92,8 +95,8 @@ class StoreSettings:
                 changed = [key for key in mine if mine[key] != theirs.get(key)]
                 found += [f"{phrase} (groups.{key} {theirs.get(key)!r}, not {mine[key]!r})" for key in changed]
             else:
-                shown = "" if name in ("model", "tokenizer", "data") else f" ({theirs}, not {mine})"
-                found.append(f"{phrase}{shown}")
+                values = "" if name in ("model", "tokenizer", "data") else f" ({theirs}, not {mine})"
+                found.append(f"{phrase}{values}")
         return found
 
 
@@ -106,9 +109,9 @@ class Part:
     counts: Mapping[str, int] = field(default_factory=dict)
 
 
-def kept_options(options: GroupOptions) -> dict[str, Any]:
+def stored_options(options: GroupOptions) -> dict[str, Any]:
     """Return the options that answers depend on."""
-    return {name: value for name, value in options.to_dict().items() if name not in NOT_KEPT}
+    return {name: value for name, value in options.to_dict().items() if name not in NOT_STORED}
 
 
 def data_digest(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -133,7 +136,7 @@ class GroupFolder:
 
     @contextmanager
     def filling(self) -> Iterator[None]:
-        """Hold the folder: nobody else samples into it.
+        """Hold the folder's lock: no other process samples into it.
 
         Raises:
             BallastError: if it is another folder, was sampled with other settings, or is being filled.
@@ -212,7 +215,7 @@ def check_target(path: Path) -> None:
         BallastError: saying what is there.
     """
     if path.exists() and not path.is_dir():
-        raise BallastError(f"{path}: is a file; groups are kept in a folder, choose another path")
+        raise BallastError(f"{path}: is a file; groups are written into a folder, choose another path")
     if path.is_dir() and not (path / MANIFEST).exists():
         ours = (LOCK, MANIFEST)
         foreign = [one.name for one in path.iterdir() if one.name not in ours and not one.name.endswith(".tmp")]
@@ -238,8 +241,8 @@ def read_settings(path: str | Path) -> StoreSettings:
         raise BallastError(f"{manifest}: cannot be read as the manifest of groups: {error}") from error
 
 
-def read_groups(path: str | Path, tokenizer: Any, *, max_length: int | None = None) -> list[Group]:
-    """Return groups by prompt: of a folder that `ballast sample` filled, or of a file of one's own.
+def read_groups(path: str | Path, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None) -> list[Group]:
+    """Return groups by prompt: of a folder that `ballast sample` filled, or of a file that the user made.
 
     Args:
         path: a folder with a manifest; or a Parquet or JSONL file (or a folder of them) with one answer a row and the
@@ -256,14 +259,14 @@ def read_groups(path: str | Path, tokenizer: Any, *, max_length: int | None = No
     if (path / MANIFEST).exists():
         groups = _read_sampled(path, tokenizer)
     else:
-        from ballast.groups.read import read_brought
+        from ballast.groups.read import read_file
 
-        groups = read_brought(path, tokenizer)
+        groups = read_file(path, tokenizer)
     _check(groups, tokenizer, max_length, path)
     return groups
 
 
-def _read_sampled(path: Path, tokenizer: Any) -> list[Group]:
+def _read_sampled(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Group]:
     from ballast.reference.fingerprint import tokenizer_fingerprint
 
     settings = read_settings(path)
@@ -274,7 +277,7 @@ def _read_sampled(path: Path, tokenizer: Any) -> list[Group]:
     return [group for part in GroupFolder(path, settings).read() for group in part.groups]
 
 
-def _check(groups: Sequence[Group], tokenizer: Any, max_length: int | None, path: Path) -> None:
+def _check(groups: Sequence[Group], tokenizer: Tokenizer, max_length: int | None, path: Path) -> None:
     largest = max(tokenizer.get_vocab().values(), default=-1)
     for group in groups:
         for member in group.members:

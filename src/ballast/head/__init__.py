@@ -11,6 +11,7 @@ from ballast.head.fused import fused_loss, fused_pass
 from ballast.head.greedy import greedy
 from ballast.head.inputs import as_head, check, frozen
 from ballast.head.lm_head import LMHead, backbone, backbone_hidden, lm_head, trained_positions, unwrapped
+from ballast.head.projection import chunk_rows
 from ballast.head.two_phase import two_phase
 from ballast.stats import TokenStats
 
@@ -36,12 +37,6 @@ Backend = Literal["auto", "dense", "chunked"]
 
 DENSE_LIMIT = 2**22
 """Logits (16 MiB in float32) up to which holding them all is cheaper than computing them twice."""
-
-CHUNK_LIMIT = 2**25
-"""Logits of one chunk (128 MiB in float32), unless the caller says how many rows."""
-
-CPU_CHUNK_LIMIT = 2**23
-"""The same on a CPU (32 MiB): larger ones cost time in page faults, smaller ones starve the projection."""
 
 
 def token_stats(
@@ -98,8 +93,7 @@ def token_stats(
         return TokenStats(**dense(hidden, head, targets, fields, fixed, vocab_size))
     if backend != "chunked":
         raise ValueError(f"unknown backend {backend!r}: auto, dense or chunked")
-    limit = min(CHUNK_LIMIT, CPU_CHUNK_LIMIT) if hidden.device.type == "cpu" else CHUNK_LIMIT
-    rows = max(1, limit // len(head.weight)) if chunk is None else chunk
+    rows = chunk_rows(hidden.device.type, head) if chunk is None else chunk
     if rows < 1:
         raise ValueError(f"chunk must be at least 1 row, got {rows}")
     return TokenStats(**chunked(hidden, head, targets, fields, fixed, vocab_size, rows))

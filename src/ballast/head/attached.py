@@ -91,7 +91,7 @@ def attach(loss: Tensor, hidden: Tensor, head: LMHead, gradients: Gradients | No
     if gradients is None:
         return loss
     finished = gradients.finished()
-    return _Attached.apply(hidden, head.weight, head.bias, loss, finished)  # type: ignore[no-untyped-call]
+    return _Attached.apply(hidden, head.weight, head.bias, loss, finished)  # type: ignore[no-untyped-call]  # of torch
 
 
 class _Attached(torch.autograd.Function):

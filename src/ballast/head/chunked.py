@@ -51,7 +51,7 @@ def chunked(
     ref_hidden, ref_head = reference if reference is not None and in_use else (None, None)
     plan = _Plan(fields, chunk, ref_head, vocab_size, autocast_dtype(device))
     with torch.autocast(device, enabled=False):
-        outputs = _Statistics.apply(  # type: ignore[no-untyped-call]
+        outputs = _Statistics.apply(  # type: ignore[no-untyped-call]  # of torch
             hidden_NH, head.weight, head.bias, targets_N, ref_hidden, head.softcap, head.scale, plan
         )
     return dict(zip(fields, outputs, strict=True))

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
+from ballast.head.projection import chunk_rows
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -27,18 +29,11 @@ def greedy(hidden_NH: Tensor, head: LMHead, *, chunk: int | None = None) -> Tens
     Raises:
         ValueError: if `chunk` is less than 1.
     """
-    rows = _rows(hidden_NH, head) if chunk is None else chunk
+    rows = chunk_rows(hidden_NH.device.type, head) if chunk is None else chunk
     if rows < 1:
         raise ValueError(f"chunk must be at least 1 row, got {rows}")
-    chunks = hidden_NH.split(rows)  # type: ignore[no-untyped-call]
+    chunks = hidden_NH.split(rows)
     return torch.cat([_likeliest(hidden_CH, head) for hidden_CH in chunks])
-
-
-def _rows(hidden_NH: Tensor, head: LMHead) -> int:
-    from ballast.head import CHUNK_LIMIT, CPU_CHUNK_LIMIT
-
-    limit = min(CHUNK_LIMIT, CPU_CHUNK_LIMIT) if hidden_NH.device.type == "cpu" else CHUNK_LIMIT
-    return max(1, limit // len(head.weight))
 
 
 def _likeliest(hidden_CH: Tensor, head: LMHead) -> Tensor:

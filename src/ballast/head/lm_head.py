@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from ballast.errors import BallastError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
+
+    from ballast.protocols import Model
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,12 @@ class LMHead:
         return logits
 
 
-def unwrapped(model: nn.Module) -> Any:
+def unwrapped(model: Model) -> Model:
     """Return the causal language model inside a PEFT wrapper, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def lm_head(model: nn.Module) -> LMHead:
+def lm_head(model: Model) -> LMHead:
     """Return the LM head of a transformers causal language model, read anew (sharded weights are gathered).
 
     Raises:
@@ -103,7 +105,7 @@ def logit_scale(config: Any) -> float:
     return float(divisor) if config.model_type == "hyperclovax" else 1.0 / float(divisor)
 
 
-def backbone(causal: Any) -> Any:
+def backbone(causal: Model) -> Any:
     """Return the part of a causal language model that ends in hidden states.
 
     Raises:
@@ -114,7 +116,7 @@ def backbone(causal: Any) -> Any:
     return causal.base_model
 
 
-def backbone_hidden(model: nn.Module, **inputs: Any) -> Tensor:
+def backbone_hidden(model: Model, **inputs: Any) -> Tensor:
     """Return the last hidden states ``[B, T, H]`` of a causal language model, without projecting them."""
     hidden: Tensor = backbone(unwrapped(model))(**inputs, use_cache=False).last_hidden_state
     return hidden

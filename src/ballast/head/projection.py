@@ -11,6 +11,12 @@ if TYPE_CHECKING:
 
     from ballast.head.lm_head import LMHead
 
+CHUNK_LIMIT = 2**25
+"""Logits of one chunk (128 MiB in float32), unless the caller says how many rows."""
+
+CPU_CHUNK_LIMIT = 2**23
+"""The same on a CPU (32 MiB): larger ones cost time in page faults, smaller ones starve the projection."""
+
 CPU_STRIP = 1024
 """Vocabulary rows that a product in float32 goes over at a time on a CPU, for each thread: they stay in its cache."""
 
@@ -18,6 +24,12 @@ CPU_STRIP = 1024
 def autocast_dtype(device: str) -> torch.dtype | None:
     """Return the dtype that autocast projects in on this type of device, None where it is off."""
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def chunk_rows(device: str, head: LMHead) -> int:
+    """Return how many rows of a head's logits one chunk holds on this type of device."""
+    limit = min(CHUNK_LIMIT, CPU_CHUNK_LIMIT) if device == "cpu" else CHUNK_LIMIT
+    return max(1, limit // len(head.weight))
 
 
 class Projection:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import accumulate
 from random import Random
+from typing import Any
 
 from ballast.errors import BallastError, suggest
 
@@ -26,6 +27,8 @@ LARGEST_TERM = 20
 NOISE = 0.15
 OFF_STYLE = 0.05
 _ANSWER = re.compile(r"0|[1-9][0-9]*")
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,8 @@ def _steps(chain: Chain) -> str:
 
 def _words(chain: Chain) -> str:
     moves = zip(chain.terms[1:], chain.totals[1:], strict=True)
-    told = "".join(f" {'add' if term > 0 else 'take'} {abs(term)} now {total}." for term, total in moves)
-    return f"start {chain.terms[0]}.{told}#{chain.answer}"
+    steps = "".join(f" {'add' if term > 0 else 'take'} {abs(term)} now {total}." for term, total in moves)
+    return f"start {chain.terms[0]}.{steps}#{chain.answer}"
 
 
 def _answer(chain: Chain) -> str:
@@ -106,7 +109,7 @@ def solve_with_slip(chain: Chain, rng: Random) -> str:
     return f"{_write_steps(chain, written)}#{chain.answer}"
 
 
-def verify(completion: str, row: Mapping) -> float:
+def verify(completion: str, row: Mapping[str, Any]) -> float:
     """Return 1.0 when the text from the first ``#`` to the end is exactly the row's ``answer``, else 0.0.
 
     No ``#``, a second ``#``, spaces, signs, leading zeros, or anything after the number make it 0.0.
@@ -115,7 +118,7 @@ def verify(completion: str, row: Mapping) -> float:
     return float(bool(mark) and _ANSWER.fullmatch(tail) is not None and tail == str(row["answer"]))
 
 
-def answered(completion: str, row: Mapping) -> float:
+def answered(completion: str, row: Mapping[str, Any]) -> float:
     """Return 1.0 when the text from the first ``#`` to the end is a number, right or wrong, else 0.0."""
     return float(_ANSWER.fullmatch(completion.partition("#")[2]) is not None)
 
@@ -126,7 +129,7 @@ verify.answered = answered  # type: ignore[attr-defined]
 
 def problems(
     seed: int, size: int, terms: int | Sequence[int] = (3, 4), exclude: Collection[str] | None = None
-) -> list[dict]:
+) -> list[Row]:
     """Draw ``size`` different problems as rows ``{"prompt", "answer", "terms"}``.
 
     Args:
@@ -148,7 +151,7 @@ def demonstrations(
     noise: float = NOISE,
     off_style: float = OFF_STYLE,
     exclude: Collection[str] | None = None,
-) -> list[dict]:
+) -> list[Row]:
     """Draw ``size`` worked problems as rows ``{"prompt", "completion", "answer"}``, most of them in ``steps``.
 
     Exactly ``round(noise * size)`` rows have one wrong intermediate result (`solve_with_slip`) and exactly
@@ -245,21 +248,21 @@ TRAIN_SEED, TRAIN_SIZE, RL_SIZE = 5, 256, 1024
 
 
 @dataclass(frozen=True)
-class _Shown:
+class _Demonstrations:
     size: int = TRAIN_SIZE
     terms: tuple[int, ...] = (3, 4)
     repaired: bool = False
 
 
-_SHOWN: dict[str, _Shown] = {
-    "train": _Shown(),
-    "train-clean": _Shown(repaired=True),
-    "train-few": _Shown(size=64),
-    "train-many": _Shown(size=2048),
-    "long-train": _Shown(terms=(6,)),
-    "long-train-clean": _Shown(terms=(6,), repaired=True),
+_DEMONSTRATIONS: dict[str, _Demonstrations] = {
+    "train": _Demonstrations(),
+    "train-clean": _Demonstrations(repaired=True),
+    "train-few": _Demonstrations(size=64),
+    "train-many": _Demonstrations(size=2048),
+    "long-train": _Demonstrations(terms=(6,)),
+    "long-train-clean": _Demonstrations(terms=(6,), repaired=True),
 }
-_ASKED: dict[str, tuple[int, ...]] = {"rl": (4, 5), "long-rl": (6,)}
+_PROMPTS: dict[str, tuple[int, ...]] = {"rl": (4, 5), "long-rl": (6,)}
 
 
 @lru_cache(maxsize=1)
@@ -279,24 +282,24 @@ def held_out() -> frozenset[str]:
     return frozenset(chain.prompt for chains in _held_chains().values() for chain in chains)
 
 
-def _shown_rows(shown: _Shown) -> list[dict]:
-    rows = demonstrations(TRAIN_SEED, shown.size, shown.terms)
-    return [_repaired(row) for row in rows] if shown.repaired else rows
+def _demonstration_rows(wanted: _Demonstrations) -> list[Row]:
+    rows = demonstrations(TRAIN_SEED, wanted.size, wanted.terms)
+    return [_repaired(row) for row in rows] if wanted.repaired else rows
 
 
-def _repaired(row: dict) -> dict:
+def _repaired(row: Row) -> Row:
     """Return a row whose steps are right, in the style that it has."""
     chain = Chain(tuple(map(int, re.findall(r"[+-]?\d+", row["prompt"]))))
     return {**row, "completion": solve(chain)} if row["completion"][0].isdigit() else row
 
 
-def _held_rows(name: str) -> list[dict]:
+def _held_rows(name: str) -> list[Row]:
     return [
         {"prompt": chain.prompt, "completion": solve(chain), "answer": chain.answer} for chain in _held_chains()[name]
     ]
 
 
-def _forgetting() -> list[dict]:
+def _forgetting() -> list[Row]:
     # Alternating, so that every prefix of the split holds both styles that demonstrations leave behind.
     styles = ("words", "answer")
     return [
@@ -304,16 +307,16 @@ def _forgetting() -> list[dict]:
     ]
 
 
-_SPLITS: dict[str, Callable[[], list[dict]]] = {
-    **{name: partial(_shown_rows, shown) for name, shown in _SHOWN.items()},
-    **{name: partial(problems, TRAIN_SEED, RL_SIZE, terms) for name, terms in _ASKED.items()},
+_SPLITS: dict[str, Callable[[], list[Row]]] = {
+    **{name: partial(_demonstration_rows, wanted) for name, wanted in _DEMONSTRATIONS.items()},
+    **{name: partial(problems, TRAIN_SEED, RL_SIZE, terms) for name, terms in _PROMPTS.items()},
     **{name: partial(_held_rows, name) for name in _HELD if name != "forgetting"},
     "forgetting": _forgetting,
 }
 SPLITS = tuple(_SPLITS)
 
 
-def split(name: str) -> list[dict]:
+def split(name: str) -> list[Row]:
     """Return one of the fixed splits.
 
     Demonstrations, ``{"prompt", "completion", "answer"}``: ``train`` is 256 of 3 to 4 terms with the default flaws;

@@ -19,6 +19,7 @@ from ballast.errors import BallastError, suggest
 STRIDE = 1_000_000
 LARGEST_SEED = 4_000
 INSTRUCTION = "\nGive the final answer between <answer> and </answer>."
+Row = dict[str, Any]
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
@@ -46,14 +47,14 @@ def _items(task: str, seed: int, size: int, config: str) -> Any:
         raise BallastError(f"reasoning-gym task {task!r} refuses the options {config}: {error}") from error
 
 
-def _take(task: str, wanted: int, seed: int, config: Mapping | None) -> list[dict]:
+def _take(task: str, wanted: int, seed: int, config: Mapping[str, Any] | None) -> list[Row]:
     if not isinstance(seed, int) or not 0 <= seed <= LARGEST_SEED:
         raise BallastError(f"reasoning-gym seed={seed!r}; give a whole number from 0 to {LARGEST_SEED}")
     # Some tasks build all their items at once, so the data set is no larger than duplicates may need.
     size, options = min(2 * wanted + 100, STRIDE), json.dumps(dict(config or {}), sort_keys=True)
     place = {"task": task, "seed": seed, "size": size, "config": options}
     items = _items(task, seed, size, options)
-    rows: dict[str, dict] = {}
+    rows: dict[str, Row] = {}
     for index in range(size):
         if len(rows) == wanted:
             break
@@ -73,7 +74,7 @@ def _check_size(name: str, size: int) -> None:
         raise BallastError(f"reasoning-gym {name}={size!r} is not a number of rows; give a whole number from 0")
 
 
-def problems(task: str, seed: int, size: int, config: Mapping | None = None) -> list[dict]:
+def problems(task: str, seed: int, size: int, config: Mapping[str, Any] | None = None) -> list[Row]:
     """Draw ``size`` problems, different by text, as rows ``{"prompt", "answer"}`` plus what `verify` needs.
 
     Args:
@@ -89,8 +90,8 @@ def problems(task: str, seed: int, size: int, config: Mapping | None = None) -> 
 
 
 def split(
-    task: str, train_size: int, test_size: int, seed: int = 0, config: Mapping | None = None
-) -> tuple[list[dict], list[dict]]:
+    task: str, train_size: int, test_size: int, seed: int = 0, config: Mapping[str, Any] | None = None
+) -> tuple[list[Row], list[Row]]:
     """Return ``(train, test)`` rows that share neither an item nor a text.
 
     The test rows come first in the stream of the seed, so that a larger ``train_size`` leaves them as they are.
@@ -104,11 +105,11 @@ def split(
     return rows[test_size:], rows[:test_size]
 
 
-def verify(completion: str, row: Mapping) -> float:
+def verify(completion: str, row: Mapping[str, Any]) -> float:
     """Return 1.0 when the task's own scorer gives the text in the last ``<answer>…</answer>`` full marks, else 0.0.
 
-    Partial marks count nothing: several scorers give them to wrong answers that merely contain the right one. The item
-    is drawn anew from the row, as a scorer may need more of it than the answer text.
+    Partial marks count nothing: several scorers give them to wrong answers that contain the right one. The item
+    is drawn again from the row, as a scorer may need more of it than the answer text.
 
     Raises:
         BallastError: the package is missing, or draws another problem for the row than the one in its prompt.

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 from ballast.errors import BallastError, suggest
-from ballast.objectives.base import Objective, option
+from ballast.objectives.base import Objective, OptionError, option
 from ballast.stats import FIELDS
 
 __all__ = ["Objective", "ObjectiveInfo", "list_objectives", "objective", "option"]
@@ -69,29 +69,47 @@ def objective(spec: str | Mapping[str, Any] | Objective, /, **options: Any) -> O
         return objective(mapping.pop("name"), **mapping)
     if not isinstance(spec, str):
         raise BallastError(f"objective: expected a name or a mapping with 'name', got {type(spec).__name__}")
-    cls = _third_party(spec) if ":" in spec else _registry().get(spec)
-    if cls is None:
-        raise BallastError(f"objective: unknown name {spec!r}{suggest(spec, list(_registry()))}")
-    known = [item.name for item in fields(cls) if item.init]
-    for key in options:
-        if key not in known:
-            hint = suggest(key, known) if known else "; it has no options"
-            raise BallastError(f"objective {cls.name}: unknown option {key!r}{hint}")
+    cls = _class(spec)
+    for key, message in cls.problems(options):
+        raise OptionError(cls.name, key, message)
     return _built(cls, options)
 
 
-def _built(cls: type[Objective], options: dict[str, Any]) -> Objective:
+def problems(name: str, options: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return all that is wrong with an objective and its options: the option at fault, or ``name``, and why."""
+    try:
+        cls = _class(name)
+        found = list(cls.problems(options))
+        if not found:
+            _built(cls, options)
+    except OptionError as error:
+        return [(error.option, error.message)]
+    except BallastError as error:
+        return [("name", str(error))]
+    return found
+
+
+def _class(name: str) -> type[Objective]:
+    cls = _third_party(name) if ":" in name else _registry().get(name)
+    if cls is None:
+        raise OptionError("", "name", f"unknown name {name!r}{suggest(name, list(_registry()))}")
+    for key in ("name", "source"):
+        if not isinstance(getattr(cls, key, None), str):
+            raise OptionError(cls.__qualname__, "name", f"the class has no {key!r}, a string is needed")
+    return cls
+
+
+def _built(cls: type[Objective], options: Mapping[str, Any]) -> Objective:
     """Make the objective and check what a class of someone else's may have got wrong."""
-    for name in ("name", "source"):
-        if not isinstance(getattr(cls, name, None), str):
-            raise BallastError(f"objective {cls.__qualname__}: the class has no {name!r}, a string is needed")
     try:
         made = cls(**options)
     except TypeError as error:
-        raise BallastError(f"objective {cls.name}: {error}; give every option a default with `option(...)`") from error
+        message = f"{error}; give every option a default with `option(...)`"
+        raise OptionError(cls.name, "name", message) from error
     for need in made.needs:
         if need not in FIELDS:
-            raise BallastError(f"objective {cls.name}: needs {need!r}, which is no statistic{suggest(need, FIELDS)}")
+            message = f"needs {need!r}, which is no statistic{suggest(need, FIELDS)}"
+            raise OptionError(cls.name, "name", message)
     return made
 
 
@@ -100,9 +118,9 @@ def _third_party(spec: str) -> type[Objective]:
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise BallastError(f"objective: cannot import {spec!r}: {error}") from error
+        raise OptionError("", "name", f"cannot import {spec!r}: {error}") from error
     if not (inspect.isclass(cls) and issubclass(cls, Objective)):
-        raise BallastError(f"objective: {spec!r} is not a subclass of ballast.objectives.Objective")
+        raise OptionError("", "name", f"{spec!r} is not a subclass of ballast.objectives.Objective")
     return cls
 
 

@@ -15,7 +15,7 @@ def segments(stats: TokenStats, scope: str) -> Tensor:
     logprob = stats.require("logprob")
     if scope == "batch" or stats.sequence is None:
         return logprob.new_zeros(len(logprob)).long()
-    index: Tensor = stats.sequence.unique(return_inverse=True)[1]  # type: ignore[no-untyped-call]
+    index: Tensor = stats.sequence.unique(return_inverse=True)[1]
     return index
 
 

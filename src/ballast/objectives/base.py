@@ -6,14 +6,23 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from ballast.errors import BallastError
+from ballast.errors import BallastError, suggest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from torch import Tensor
 
     from ballast.stats import TokenStats
+
+
+class OptionError(BallastError):
+    """An objective that cannot be: ``option`` is at fault, ``name`` where no single one is; ``message`` says why."""
+
+    def __init__(self, objective: str, option: str, message: str) -> None:
+        self.option, self.message = option, message
+        super().__init__(f"{f'objective {objective}'.strip()}: {message}")
+
 
 Scope = Literal["token", "sequence", "batch"]
 Reduction = Literal["tokens", "sequences", "groups"]
@@ -51,10 +60,18 @@ class Objective:
     source: ClassVar[str]
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            problem = _problem(getattr(self, item.name), **item.metadata) if item.metadata else None
-            if problem:
-                raise BallastError(f"objective {self.name}: {item.name} {problem}")
+        for name, message in self.problems({item.name: getattr(self, item.name) for item in fields(self) if item.init}):
+            raise OptionError(self.name, name, message)
+
+    @classmethod
+    def problems(cls, options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Yield each option that is not known or whose value is not allowed by itself, and what is wrong with it."""
+        known = {item.name: item for item in fields(cls) if item.init}
+        for name, value in options.items():
+            if name not in known:
+                yield name, f"unknown option {name!r}{suggest(name, list(known)) if known else '; it has no options'}"
+            elif known[name].metadata and (problem := _problem(value, **known[name].metadata)):
+                yield name, f"{name} {problem}"
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ballast.errors import BallastError
 from ballast.objectives._mixing import SCHEDULES, mixed
 from ballast.objectives._propagation import VARIANTS, lengths
-from ballast.objectives.base import Objective, Reduction, Scope, option
+from ballast.objectives.base import Objective, OptionError, Reduction, Scope, option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,11 +42,10 @@ class IFT(Objective):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.variant == "equation21" and self.gamma != GAMMA:
-            raise BallastError("objective ift: variant 'equation21' has no 'gamma', it would be ignored: leave it out")
+            raise OptionError(self.name, "gamma", "variant 'equation21' has no 'gamma', it would be ignored")
         if self.schedule != "linear" and self.lam_start != LAM_START:
-            raise BallastError(
-                "objective ift: 'lam_start' is ignored by all schedules but 'linear': name it, or leave it"
-            )
+            message = "'lam_start' is ignored by all schedules but 'linear': name it, or leave it"
+            raise OptionError(self.name, "lam_start", message)
 
     scope: ClassVar[Scope] = "sequence"
 

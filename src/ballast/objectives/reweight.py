@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ballast.errors import BallastError
 from ballast.objectives._rules import RULES
-from ballast.objectives.base import Objective, option
+from ballast.objectives.base import Objective, OptionError, option
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,9 +44,9 @@ class Reweight(Objective):
         has = RULES[self.rule].options
         for key in ("alpha", "threshold", "max_entropy", "ties"):
             if getattr(self, key) is not None and key not in has:
-                raise BallastError(f"objective {self.name}: rule {self.rule!r} has no {key!r}, it would be ignored")
+                raise OptionError(self.name, key, f"rule {self.rule!r} has no {key!r}, it would be ignored")
             if getattr(self, key) is None and key in has and has[key] is None:
-                raise BallastError(f"objective {self.name}: rule {self.rule!r} needs the option {key!r}")
+                raise OptionError(self.name, "rule", f"rule {self.rule!r} needs the option {key!r}")
 
     def _options(self) -> dict[str, Any]:
         given = {key: getattr(self, key) for key in RULES[self.rule].options}

@@ -1,7 +1,6 @@
 """From a recipe to scores, a checkpoint, or measurements; importing it imports no torch."""
 
-from ballast.pipeline.advice_view import view
-from ballast.pipeline.advise import run_advise
+from ballast.pipeline.advise import run_advise, view
 from ballast.pipeline.checks.common import (
     ADVISE_CHECKS,
     EVALUATE_CHECKS,
@@ -12,10 +11,10 @@ from ballast.pipeline.checks.common import (
     TRAIN_CHECKS,
 )
 from ballast.pipeline.checks.rl import RL_CHECKS, RL_RESUME_CHECKS
-from ballast.pipeline.evaluate import run_evaluate, table
-from ballast.pipeline.prepare import quiet
-from ballast.pipeline.readiness import readiness_lines, with_readiness
+from ballast.pipeline.evaluate import readiness_lines, run_evaluate, table, with_readiness
+from ballast.pipeline.inputs import quiet
 from ballast.pipeline.rl import run_rl
+from ballast.pipeline.run import Outcome
 from ballast.pipeline.sample import run_sample
 from ballast.pipeline.score import run_score
 from ballast.pipeline.train import run_train
@@ -30,6 +29,7 @@ __all__ = [
     "SCORE_CHECKS",
     "TASK_CHECKS",
     "TRAIN_CHECKS",
+    "Outcome",
     "quiet",
     "readiness_lines",
     "run_advise",

@@ -1,26 +1,32 @@
-"""`ballast evaluate`: models on the recipe's tasks."""
+"""`ballast evaluate`: models on the recipe's tasks, or their readiness for reinforcement learning alone."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ballast import models
-from ballast.config.recipe import DataSection, ModelSection, Recipe, TaskSection
+from ballast.config.recipe import ModelSection, Recipe
 from ballast.errors import BallastError
+from ballast.evaluation.tasks import GenerateTask, NllTask, ReadinessTask, SampledTask, Task
 from ballast.pipeline import sources
-from ballast.pipeline.readiness import read_source
-from ballast.protocols import Say
+from ballast.pipeline.tasks import Tasks, load_tasks
+from ballast.progress import on_stderr
+from ballast.protocols import Model, Say, Tokenizer
+from ballast.records.schema import Estimate, EvalRecord, TaskRecord
 from ballast.records.write import EVALS, append_jsonl, file_name
 
 if TYPE_CHECKING:
-    from ballast.evaluation import Task, TaskResult
+    from rich.table import Table
+
+    from ballast.evaluation import TaskResult
 
 BASE, TRAINED = "base", "trained"
+READINESS = "readiness"
+KEPT = ("verifier", "verifier_seconds", "max_new_tokens", "top_p", "limit", "split", "columns", "seed", "batch_tokens")
+"""Options that the readiness task takes over from the task it is made of."""
 
 
 @dataclass(frozen=True)
@@ -29,29 +35,38 @@ class Measured:
 
     name: str
     results: tuple[TaskResult, ...]
-    data: Mapping[str, Mapping[str, str]]
+    sources: Mapping[str, Mapping[str, str]]
 
-    def record(self, **extra: Any) -> dict[str, Any]:
-        """Return the results as plain values, without the single answers."""
-        tasks = [result.to_dict() for result in self.results]
-        named = [{**task, "settings": {**task["settings"], **self.data[task["name"]]}} for task in tasks]
-        return {"model": self.name, **extra, "tasks": named}
+    def record(self, **beside: Any) -> EvalRecord:
+        """Return the results without the single answers, and other fields of the record."""
+        return EvalRecord(model=self.name, tasks=tuple(map(self._task, self.results)), **beside)
+
+    def _task(self, result: TaskResult) -> TaskRecord:
+        return TaskRecord(
+            name=result.name,
+            kind=result.kind,
+            metrics={name: Estimate.of(estimate) for name, estimate in result.metrics.items()},
+            counts=dict(result.counts),
+            settings={**result.settings, **self.sources[result.name]},
+            seconds=result.seconds,
+        )
 
     def write_items(self, folder: Path) -> None:
         """Write every prompt, answer and score, one file per task."""
-        from ballast.evaluation.tasks import write_items
+        from ballast.evaluation.results import write_items
 
         for result in self.results:
             write_items(folder / file_name(self.name) / f"{file_name(result.name)}.jsonl", result)
 
 
+@sources.read_once()
 def run_evaluate(
     recipe: Recipe, *, paths: Sequence[str] = (), items: str | Path | None = None, say: Say = print
 ) -> list[Measured]:
     """Measure models on the recipe's tasks, and return one entry per model.
 
     Args:
-        paths: models to measure; by default the recipe's start (as ``base``), then the checkpoint in its output.
+        paths: models to measure; by default the recipe's model (as ``base``), then the checkpoint in its output.
         items: folder for every prompt, answer and score.
 
     Raises:
@@ -62,87 +77,75 @@ def run_evaluate(
         problem = models.check_folder(section.path) or (section.adapter and models.check_adapter(section.adapter))
         if problem:
             raise BallastError(f"model {name}: {problem}")
-    measured = []
+    tasks, base, measured = load_tasks(recipe), None, []
     for name, section in chosen:
         say(f"{name}: {section.adapter or section.path}")
         tokenizer = models.load_tokenizer(section)
         models.check_vocabulary(section.path, models.load_config(section), tokenizer)
-        model = models.load_model(section).to(default_device())
-        measured += measure(recipe, model, tokenizer, name=name)
+        model = models.load_model(section).to(models.default_device())
+        if base is None:
+            base = model if name == BASE else base_model(tasks, recipe.model, model)
+        measured.append(measure(tasks, model, tokenizer, name=name, base=base))
         if name == TRAINED:
-            append_jsonl(Path(str(recipe.output)) / EVALS, [measured[-1].record()])
+            append_jsonl(Path(str(recipe.output)) / EVALS, [measured[-1].record().plain()])
         if items is not None:
             measured[-1].write_items(Path(items))
     return measured
 
 
-def measure(recipe: Recipe, model: Any, tokenizer: Any, *, name: str, progress: bool = True) -> list[Measured]:
-    """Return one model's results, none where the recipe has no task; `progress` shows bars on a terminal."""
+def measure(
+    tasks: Tasks, model: Model, tokenizer: Tokenizer, *, name: str, base: Model | None, progress: bool = True
+) -> Measured:
+    """Return one model's results.
+
+    Args:
+        base: the model before training, where `tasks` measure divergences from it.
+        progress: show bars on a terminal.
+    """
     from ballast.evaluation import evaluate
 
-    tasks = [load_task(section, recipe.data) for section in recipe.evaluation.tasks]
-    if not tasks:
-        return []
-    base = _base(recipe, model, name) if any(task.base_kl for task in tasks) else None
-    with _progress(name) if progress else nullcontext() as bars:
-        results = evaluate(model, tokenizer, tasks, base=base, progress=bars)
-    named = {section.settings()["name"]: _sources(section) for section in recipe.evaluation.tasks}
-    return [Measured(name, tuple(results), named)]
+    with on_stderr("rows", show=progress, lines=False) as tell:
+        results = evaluate(
+            model,
+            tokenizer,
+            tasks.loaded,
+            base=base,
+            progress=lambda task, done, total: tell(f"{name}: {task}", done, total),
+        )
+    return Measured(name, tuple(results), tasks.sources)
 
 
-def check_prompts(recipe: Recipe, model: Any, tokenizer: Any) -> None:
+def base_model(tasks: Tasks, section: ModelSection | None, model: Model) -> Model | None:
+    """Return the model before training, loaded beside `model`; None where no task measures a divergence from it.
+
+    Raises:
+        BallastError: if there is no such model.
+    """
+    if not tasks.need_base:
+        return None
+    if section is None:
+        raise BallastError("a task with base_kl compares with the model before training; name it: model=PATH")
+    return models.load_model(models.resolve(section)).to(model.device)
+
+
+def check_prompts(tasks: Tasks, model: Model, tokenizer: Tokenizer) -> None:
     """Refuse prompts without room for their answers in the model's context, before training rather than after it.
 
     Raises:
         BallastError: naming the task and the row.
     """
     from ballast.evaluation.generation import encode_prompts
-    from ballast.evaluation.tasks import SAMPLING
 
-    for task in (load_task(section, recipe.data) for section in recipe.evaluation.tasks):
-        if task.kind in SAMPLING:
+    for task in tasks.loaded:
+        if isinstance(task, SampledTask) and not isinstance(task.data, str):
             try:
                 encode_prompts(model, tokenizer, list(task.data), task.max_new_tokens)
             except BallastError as error:
                 raise BallastError(f"evaluation task {task.name!r}: {error}") from error
 
 
-def load_task(section: TaskSection, data: DataSection | None = None) -> Task:
-    """Return a task with its rows read and checked.
-
-    Args:
-        data: what ``data.train`` means as a source of demonstrations.
-
-    Raises:
-        BallastError: an option, the verifier or a row cannot be used.
-    """
-    from ballast.evaluation import Task
-    from ballast.evaluation.evaluate import check_rows, load_rows_beside, load_task_rows
-
-    settings = section.settings()
-    if problem := sources.check_source(section.data):
-        raise BallastError(problem)
-    task = Task.from_dict(settings)
-    if section.data.startswith(sources.LAB):
-        rows = list(sources.load(section.data, split=task.split, columns=task.columns, limit=task.limit))
-    else:
-        rows = load_task_rows(task)
-    read = {name: read_source(source, data) for name, source in _sources(section).items() if name != "data"}
-    loaded = Task.from_dict({**settings, "data": rows, **read})
-    check_rows(loaded, rows, load_rows_beside(loaded))
-    return loaded
-
-
-def _sources(section: TaskSection) -> dict[str, str]:
-    """Return the sources that a task names, by option."""
-    from ballast.evaluation.tasks import SOURCES
-
-    settings = section.settings()
-    return {name: settings[name] for name in SOURCES if settings.get(name) is not None}
-
-
-def table(measured: Sequence[Measured]) -> Any:
-    """Return a rich table: a row per task and metric, a column per model, each value with its interval."""
+def table(measured: Sequence[Measured]) -> Table:
+    """Return a row per task and metric, a column per model, each value with its interval."""
     from rich.box import SIMPLE
     from rich.table import Column, Table
 
@@ -175,37 +178,75 @@ def _chosen(recipe: Recipe, paths: Sequence[str]) -> list[tuple[str, ModelSectio
     return found
 
 
-def _base(recipe: Recipe, model: Any, name: str) -> Any:
-    """Return the model before training, which divergences are measured from."""
-    if name == BASE:
-        return model
+def with_readiness(
+    recipe: Recipe, *, wanted: bool = True, group: int | None = None, samples: int | None = None
+) -> Recipe:
+    """Return the recipe with its tasks of kind ``readiness`` alone, or with one made of its other tasks.
+
+    That one asks the prompts of the first task that generates; its demonstrations are the recipe's training rows, its
+    texts those of the first ``nll`` task.
+
+    Args:
+        wanted: False where `group` or `samples` were given without asking for readiness, which is refused.
+        group, samples: set over those of the tasks.
+
+    Raises:
+        BallastError: if there is no task to make it of, or the numbers do not go together.
+    """
+    if not wanted:
+        raise BallastError("--group and --samples belong to --readiness, without it they would be ignored; add it")
+    tasks = recipe.evaluation.tasks
+    found = [task for task in tasks if isinstance(task, ReadinessTask)] or [_readiness_of(recipe)]
+    given = {name: value for name, value in (("group", group), ("samples", samples)) if value is not None}
+    changed = [task.changed(given) for task in found]
+    return recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"tasks": tuple(changed)})})
+
+
+def _readiness_of(recipe: Recipe) -> ReadinessTask:
+    start = next((task for task in recipe.evaluation.tasks if isinstance(task, GenerateTask)), None)
+    if start is None:
+        raise BallastError(
+            "evaluation.tasks: none generates answers, so there are no prompts to sample from; add a task with data "
+            "and a verifier"
+        )
+    kept = {name: value for name in KEPT if (value := getattr(start, name)) is not None}
+    if start.temperature:
+        kept["temperature"] = start.temperature
     if recipe.model is None:
-        raise BallastError("a task with base_kl compares with the model before training; name it: model=PATH")
-    return models.load_model(models.resolve(recipe.model)).to(model.device)
+        kept["base_kl"] = False
+    if recipe.data.train:
+        kept["demonstrations"] = sources.TRAIN
+    text = next((task for task in recipe.evaluation.tasks if _is_text(task)), None)
+    return ReadinessTask(name=READINESS, data=start.data, forgetting=text.data if text else None, **kept)
 
 
-@contextmanager
-def _progress(model: str) -> Iterator[Callable[[str, int, int], None] | None]:
-    """Yield a callback that moves a bar per task; None off a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    bars: dict[str, Any] = {}
-    with Progress(console=Console(stderr=True), transient=True) as shown:
-
-        def advance(task: str, done: int, total: int) -> None:
-            if task not in bars:
-                bars[task] = shown.add_task(f"{model}: {task}", total=total)
-            shown.update(bars[task], completed=done, total=total)
-
-        yield advance
+def _is_text(task: Task) -> bool:
+    """Whether a task reads plain texts that need no renaming; one of kind ``nll`` may also read demonstrations."""
+    if not isinstance(task, NllTask) or task.columns is not None or task.split is not None:
+        return False
+    return "text" in sources.load(task.sources()["data"], limit=task.limit).column_names
 
 
-def default_device() -> Any:
-    """Return the accelerator where there is one, else the CPU."""
-    import torch
+def readiness_lines(measured: Sequence[Measured]) -> list[str]:
+    """Return for every model and task of kind ``readiness`` what was spent and what it says, in sentences."""
+    found = [(entry.name, result) for entry in measured for result in entry.results if result.kind == READINESS]
+    return [line for model, result in found for line in (_budget(model, result), _gradient(model, result))]
 
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+def _budget(model: str, result: TaskResult) -> str:
+    settings, counts = result.settings, result.counts
+    return (
+        f"{model}: {counts['rows']:,} prompts × {settings['samples']} samples × at most {settings['max_new_tokens']} "
+        f"tokens, {counts['generated_tokens']:,} generated; temperature {settings['temperature']:g}; "
+        f"{counts['cut_off']:,} answers cut off"
+    )
+
+
+def _gradient(model: str, result: TaskResult) -> str:
+    group = result.settings["group"]
+    mixed, solved = result.metrics[f"mixed@{group}"], result.metrics[f"pass@{group}"]
+    distinct = result.metrics[f"distinct@{group}"]
+    return (
+        f"{model}: in groups of {group}, {mixed.value:.0%} have mixed rewards, and so a gradient in GRPO; in "
+        f"{1 - solved.value:.0%} no answer is right; {distinct.value:.1f} of {group} answers differ"
+    )

@@ -1,23 +1,87 @@
-"""The rows that a recipe's groups are made of, or the answers sampled beforehand: read, and checked row by row."""
+"""What a run needs beside the weights: rows, groups, tokenizer, settings; read in the order that finds faults early."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ballast import models
-from ballast.config.recipe import Recipe
+from ballast.config import training as settings
+from ballast.config.recipe import ModelSection, Recipe
 from ballast.errors import BallastError
 from ballast.groups.options import GroupOptions
 from ballast.pipeline import sources
+from ballast.protocols import Model, Say, Tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from ballast.data import Prepared, PrepareOptions, PrepareReport
     from ballast.groups.store import StoreSettings
     from ballast.training import TrainingConfig
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Everything that a run needs beside the weights.
+
+    Attributes:
+        train: demonstrations, tokenised; None where the run trains on groups.
+        prompts: raw rows to make groups of; None without groups, or where `groups.file` has them.
+    """
+
+    recipe: Recipe
+    model: ModelSection
+    args: TrainingConfig
+    tokenizer: Tokenizer
+    train: Prepared | None
+    eval: Prepared | None
+    prompts: Dataset | None = None
+
+    @property
+    def parts(self) -> list[Prepared]:
+        """The prepared sets: training rows, then held-out rows where there are any."""
+        return [part for part in (self.train, self.eval) if part is not None]
+
+    @property
+    def reports(self) -> list[PrepareReport]:
+        """What became of the rows of each set."""
+        return [part.report for part in self.parts]
+
+
+def ready(recipe: Recipe, say: Say) -> Ready:
+    """Return arguments, tokenizer and prepared rows of a recipe; no weight is read and nothing of ours is written.
+
+    Raises:
+        BallastError: rows, tokenizer or settings cannot be used.
+    """
+    from ballast.data import PrepareOptions
+
+    assert recipe.model is not None
+    section = models.resolve(recipe.model)
+    args = settings.training_config(recipe)
+    say = say if args.process_index == 0 else silent
+    tokenizer, context = _tokenizer_and_context(section)
+    held_out = sources.load_eval(recipe.data)
+    train = prompts = evaluation = None
+    if recipe.groups is not None:
+        prompts = _load_prompts(recipe, tokenizer, args, context, say)
+    else:
+        raw = sources.load_train(recipe.data)
+        train = _prepared(raw, tokenizer, PrepareOptions.from_training_args(args), "train", recipe.data.train)
+    if held_out is not None:
+        options = PrepareOptions.from_training_args(args, packing=args.eval_packing)
+        evaluation = _prepared(held_out, tokenizer, options, "eval", recipe.data.eval)
+    made = Ready(recipe, section, args, tokenizer, train, evaluation, prompts)
+    for line in (line for report in made.reports for line in report.lines()):
+        say(line)
+    return made
+
+
+def silent(_: object) -> None:
+    """Say nothing."""
 
 
 def stored_settings(file: str) -> StoreSettings | None:
@@ -34,83 +98,87 @@ def stored_settings(file: str) -> StoreSettings | None:
     return read_settings(path) if (path / MANIFEST).exists() else None
 
 
-def load(recipe: Recipe, tokenizer: Any, args: TrainingConfig, say: Callable[[str], Any]) -> Dataset | None:
-    """Return the raw rows that groups are made of, checked; None where `groups.file` has the answers, checked too.
+def notes(recipe: Recipe, model: Model, tokenizer: Tokenizer) -> list[str]:
+    """Return what a user should know of the answers in `groups.file` and would not see, as lines to print."""
+    from ballast.reference import CacheKey
 
-    Raises:
-        BallastError: naming the source and the first row that cannot be used.
-    """
+    file = None if recipe.groups is None else recipe.groups.file
+    stored = None if file is None else stored_settings(file)
+    if stored is None or not stored.groups["own"] or CacheKey.of(model, tokenizer).model == stored.model:
+        return []
+    return [
+        f"groups: the own answers of {file} are another model's than the one that training starts from: they are "
+        "off-policy from the first step"
+    ]
+
+
+def _tokenizer_and_context(section: ModelSection) -> tuple[Tokenizer, int | None]:
+    """Return the tokenizer, and the positions that the model was built for, from its configuration alone."""
+    from ballast.evaluation.scoring import positions
+
+    tokenizer, config = models.load_tokenizer(section), models.load_config(section)
+    models.check_vocabulary(section.path, config, tokenizer)
+    return tokenizer, positions(config)
+
+
+def _prepared(
+    rows: Dataset, tokenizer: Tokenizer, options: PrepareOptions, name: str, source: Sequence[str]
+) -> Prepared:
+    """Prepare one set; what is wrong with it names the recipe's key and the source."""
+    from ballast.data import prepare
+
+    try:
+        return prepare(rows, tokenizer, options, name=name)
+    except BallastError as error:
+        raise BallastError(f"data.{name} ({', '.join(source)}): {str(error).removeprefix(f'{name}: ')}") from error
+
+
+def _load_prompts(
+    recipe: Recipe, tokenizer: Tokenizer, args: TrainingConfig, context: int | None, say: Say
+) -> Dataset | None:
+    """Return the raw rows that groups are made of, checked; None where `groups.file` has the answers, checked too."""
     from ballast.data import PrepareOptions, trl
 
-    options = GroupOptions.from_dict(recipe.groups or {})
-    ready = trl.training_tokenizer(tokenizer, PrepareOptions.from_training_args(args))
-    context = _context(recipe)
+    options = recipe.groups or GroupOptions()
+    tokenizer = trl.training_tokenizer(tokenizer, PrepareOptions.from_training_args(args))
     if options.file is not None:
-        _check_file(recipe, options, ready, args.max_length, context, say)
+        _check_file(recipe, options, tokenizer, args.max_length, context, say)
         return None
     rows = sources.load_train(recipe.data)
-    check_rows(rows, recipe.data.train, ready, options, args.max_length, context)
+    try:
+        _check_prompts(list(rows.with_format(None)), tokenizer, options, args.max_length, context)
+    except BallastError as error:
+        raise BallastError(f"data.train ({', '.join(recipe.data.train)}): {error}") from error
     return rows
 
 
-def check_rows(
-    rows: Dataset,
-    named: Sequence[str],
-    tokenizer: Any,
+def _check_prompts(
+    rows: Sequence[dict[str, Any]],
+    tokenizer: Tokenizer,
     options: GroupOptions,
     max_length: int | None,
     context: int | None,
 ) -> None:
-    """Refuse rows that cannot have a group, before the weights are loaded and the start is measured.
-
-    Raises:
-        BallastError: naming the source and the first such row.
-    """
+    """Refuse rows that cannot have a group, before the weights are loaded and the base model is measured."""
+    from ballast.evaluation.generation import encode_rows
     from ballast.groups import members
-    from ballast.verifiers.registry import check_rows as check_judged
-    from ballast.verifiers.registry import verifier
+    from ballast.verifiers import registry
 
-    plain = list(rows.with_format(None))
-    try:
-        members.check_prompts(plain, options)
-        check_judged(verifier(str(options.verifier), seconds=options.seconds), plain)
-        _check_room(plain, tokenizer, options, max_length, context)
-    except BallastError as error:
-        raise BallastError(f"data.train ({', '.join(named)}): {error}") from error
-
-
-def _check_room(
-    rows: Sequence[dict[str, Any]], tokenizer: Any, options: GroupOptions, max_length: int | None, context: int | None
-) -> None:
-    from ballast.evaluation.generation import encode_prompt
-
-    new = options.max_new_tokens if options.own else 0
-    limits = (
-        (max_length, "training.max_length", "own answers would be cut after they were judged"),
-        (context, "the model's context", "positions beyond it are untrained"),
-    )
-    for index, row in enumerate(rows):
-        size = len(encode_prompt(tokenizer, row))
-        for limit, what, why in limits:
-            if limit is None:
-                continue
-            if size >= limit:
-                raise BallastError(f"row {index + 1}: prompt of {size} tokens leaves nothing of {what} {limit}")
-            if size + new > limit:
-                raise BallastError(
-                    f"row {index + 1}: prompt of {size} tokens + groups.max_new_tokens {new} exceeds {what} {limit}: "
-                    f"{why}; shorten the prompt, or lower groups.max_new_tokens"
-                )
+    members.check_prompts(rows, options)
+    registry.check_rows(registry.verifier(str(options.verifier), seconds=options.seconds), rows)
+    sizes = [len(ids) for ids in encode_rows(tokenizer, rows)]
+    members.check_room(sizes, options, max_length=max_length, context=context)
 
 
 def _check_file(
     recipe: Recipe,
     options: GroupOptions,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     max_length: int | None,
     context: int | None,
-    say: Callable[[str], Any],
+    say: Say,
 ) -> None:
+    from ballast.evaluation.scoring import check_length
     from ballast.groups.store import read_groups
 
     file = str(options.file)
@@ -119,22 +187,22 @@ def _check_file(
         _check_stored(recipe, options, stored, max_length)
     try:
         groups = read_groups(file, tokenizer, max_length=max_length)
+        for group in groups:
+            for member in group.members:
+                check_length(f"{file}: prompt {group.row + 1}", len(member.ids), context)
     except BallastError as error:
         raise BallastError(f"groups.file: {error}") from error
-    longest = max(len(member.ids) for group in groups for member in group.members)
-    if context is not None and longest > context:
-        raise BallastError(f"groups.file: {file}: a sequence of {longest} tokens exceeds the model's context {context}")
     answers = sum(len(group.members) for group in groups)
     say(f"groups: {len(groups):,} prompts, {answers:,} answers from {file}")
 
 
 def _check_stored(recipe: Recipe, options: GroupOptions, stored: StoreSettings, max_length: int | None) -> None:
     """Refuse a recipe that says other than what the groups were sampled with: it would be ignored."""
-    from ballast.groups.store import NOT_KEPT, data_digest
+    from ballast.groups.store import NOT_STORED, data_digest
 
     now = options.to_dict()
-    for key in recipe.groups or ():
-        if key not in NOT_KEPT and now[key] != stored.groups.get(key):
+    for key in options.model_fields_set:
+        if key not in NOT_STORED and now[key] != stored.groups.get(key):
             raise BallastError(
                 f"groups.{key}: {now[key]!r} would be ignored: {options.file} was sampled with "
                 f"{stored.groups.get(key)!r}; leave it out, or sample into another folder"
@@ -151,23 +219,19 @@ def _check_stored(recipe: Recipe, options: GroupOptions, stored: StoreSettings, 
         )
 
 
-def notes(recipe: Recipe, model: Any, tokenizer: Any) -> list[str]:
-    """Return what a user should know of the answers in `groups.file` and would not see, as lines to print."""
-    from ballast.reference import CacheKey
+def quiet() -> None:
+    """Leave stderr to what is wrong: no notices of the libraries below, and no progress bars off a terminal."""
+    import sys
+    import warnings
 
-    file = (recipe.groups or {}).get("file")
-    stored = None if file is None else stored_settings(file)
-    if stored is None or not stored.groups["own"] or CacheKey.of(model, tokenizer).model == stored.model:
-        return []
-    return [
-        f"groups: the own answers of {file} are another model's than the one that training starts from: they are "
-        "off-policy from the first step"
-    ]
+    import datasets
+    import huggingface_hub
+    import transformers
 
-
-def _context(recipe: Recipe) -> int | None:
-    """Return the number of positions that the model was built for, from its configuration alone."""
-    from ballast.evaluation.scoring import context_length
-
-    assert recipe.model is not None
-    return context_length(SimpleNamespace(config=models.load_config(models.resolve(recipe.model))))
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\.")
+    transformers.utils.logging.set_verbosity_error()
+    # Each failed attempt to reach the hub is a warning; the failure itself is what the user is told.
+    huggingface_hub.utils.logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()

@@ -13,22 +13,72 @@ from ballast.objectives import Objective
 from ballast.objectives import objective as build_objective
 from ballast.pipeline import sources
 from ballast.pipeline.checks.common import check_data, check_model, check_required
-from ballast.protocols import Say
-from ballast.report.measure import Models, Piece, load, pieces, reference_name, statistics, together
-from ballast.report.text import counted
+from ballast.pipeline.row_statistics import Piece, concatenated, load_models, reference_name, row_pieces, statistics
+from ballast.records.folder import TOKENS
+from ballast.records.schema import SCHEMA
+from ballast.records.tokens import Histogram, TokenObjective, TokenRow, TokensRecord, TokenWeights
 from ballast.stats import GROUP_FIELDS, LAYOUT_FIELDS
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from ballast.stats import TokenStats
 
 INSPECT_CHECKS: tuple[Check, ...] = (check_required("model"), check_model, check_data, check_training)
-SHOWN = ("logprob", "entropy", "kl", "mass", "ref_logprob", "ref_entropy", "ref_mass")
+RECORDED = ("logprob", "entropy", "kl", "mass", "ref_logprob", "ref_entropy", "ref_mass")
 """Statistics in the record, beside what the objectives need."""
 BINS = 20
 HISTOGRAM_ROWS = 64
-MOST_ROWS = 1000
+MAX_ROWS = 1000
+REPORT_ROWS = (1, 2, 3)
+"""Rows in the token views of a report by default."""
 
-_Measured = tuple[Sequence[Piece], Sequence["TokenStats"]]
+
+def run_inspect(
+    recipe: Recipe,
+    rows: str,
+    *,
+    objectives: Sequence[str] = (),
+    model: str | None = None,
+    over: int = HISTOGRAM_ROWS,
+    record: Path | None = None,
+) -> TokensRecord:
+    """Return what objectives make of rows such as ``3,7``, and write it to a file where asked.
+
+    Raises:
+        BallastError: what `inspect_rows` refuses, or a file that cannot be written.
+    """
+    chosen = [parse_objective(one) for one in objectives]
+    inspected = inspect_rows(recipe, parse_rows(rows), objectives=chosen, model=model, over=over)
+    if record is not None:
+        _write(record, inspected)
+    return inspected
+
+
+def write_tokens(recipe: Recipe, objectives: Sequence[Objective], folder: str | Path) -> str:
+    """Write what objectives make of the first rows as ``tokens.json``; return why not where that cannot be, else "".
+
+    Objectives on groups have no weights of a single row and are left out; one that comes twice is shown once.
+    An existing file stays as it is, with the rows that were chosen for it.
+    """
+    path = Path(folder) / TOKENS
+    single: list[Objective] = []
+    for one in objectives:
+        if one not in single and not set(one.needs) & set(GROUP_FIELDS):
+            single.append(one)
+    if path.exists() or not single:
+        return ""
+    try:
+        _write(path, inspect_rows(recipe, REPORT_ROWS, objectives=single))
+    except BallastError as error:
+        return str(error)
+    return ""
+
+
+def _write(path: Path, record: TokensRecord) -> None:
+    from ballast.records.write import write_json
+
+    write_json(path, record.plain())
 
 
 def parse_rows(text: str) -> list[int]:
@@ -37,7 +87,7 @@ def parse_rows(text: str) -> list[int]:
     Raises:
         BallastError: it names none.
     """
-    found: list[int] = []
+    rows: list[int] = []
     for part in text.split(","):
         first, dash, last = (piece.strip() for piece in part.partition("-"))
         bounds = (first, last) if dash else (first, first)
@@ -48,45 +98,10 @@ def parse_rows(text: str) -> list[int]:
         low, high = (int(bound) for bound in bounds)
         if not 1 <= low <= high:
             raise BallastError(f"--rows {text}: {part.strip()!r} holds no row; rows are counted from 1")
-        if high - low >= MOST_ROWS:
-            raise BallastError(f"--rows {text}: more than a thousand rows; nobody reads that many, name a few")
-        found += range(low, high + 1)
-    return list(dict.fromkeys(found))
-
-
-def run_inspect(
-    recipe: Recipe,
-    rows: str,
-    *,
-    objectives: Sequence[str] = (),
-    model: str | None = None,
-    over: int = HISTOGRAM_ROWS,
-    page: Path | None = None,
-    record: Path | None = None,
-    say: Say = print,
-) -> dict[str, Any]:
-    """Print what objectives make of rows such as ``3,7``; write a page and the record where asked; return the record.
-
-    Raises:
-        BallastError: what `inspect_rows` refuses, or a file that cannot be written.
-    """
-    from ballast.files import write_atomically
-    from ballast.records.write import write_json
-    from ballast.report import render, tokens
-
-    for option, path in (("--html", page), ("--record", record)):
-        if path is not None and path.is_dir():
-            raise BallastError(f"{option} {path}: is a folder; name a file in it")
-    chosen = [parse_objective(one) for one in objectives]
-    found = inspect_rows(recipe, parse_rows(rows), objectives=chosen, model=model, over=over if page or record else 0)
-    tokens.terminal(found, say=say)
-    if page is not None:
-        write_atomically(page, render.tokens_html(found))
-        say(f"{page}: written")
-    if record is not None:
-        write_json(record, found)
-        say(f"{record}: written")
-    return found
+        if high - low >= MAX_ROWS:
+            raise BallastError(f"--rows {text}: more than {MAX_ROWS} rows, which no page can show; name a few")
+        rows += range(low, high + 1)
+    return list(dict.fromkeys(rows))
 
 
 def parse_objective(text: str) -> str | dict[str, Any]:
@@ -101,13 +116,13 @@ def parse_objective(text: str) -> str | dict[str, Any]:
     if not text.lstrip().startswith("{"):
         return text
     try:
-        found = YAML(typ="safe").load(text)
+        parsed = YAML(typ="safe").load(text)
     except YAMLError as error:
         first = str(error).strip().splitlines()[0]
         raise BallastError(
             f"--objective {text}: cannot be read ({first}); write {{name: NAME, option: value}}"
         ) from error
-    return found if isinstance(found, dict) else text
+    return parsed if isinstance(parsed, dict) else text
 
 
 def inspect_rows(
@@ -117,53 +132,57 @@ def inspect_rows(
     objectives: Sequence[str | Mapping[str, Any] | Objective] = (),
     model: str | None = None,
     over: int = HISTOGRAM_ROWS,
-) -> dict[str, Any]:
-    """Return the statistics of every token of these rows and the weight that each objective gives it, JSON-able.
+) -> TokensRecord:
+    """Return the statistics of every token of these rows and the weight that each objective gives it.
 
     Args:
         rows: rows of ``data.train``, counted from 1.
         objectives: names, mappings or objectives; the recipe's where there is none.
-        model: the live model, a folder or hub id; the recipe's start by default, which is also the reference.
+        model: the live model, a folder or hub id; the recipe's by default, which is also the reference.
         over: first rows of the data whose weights the histograms count; 0 makes none.
 
     Raises:
         BallastError: a row is not there or has no trained token, or an objective cannot be shown on its own.
     """
+    from ballast.training.inputs import input_change
+
     chosen = [build_objective(one) for one in objectives] or _own_objective(recipe)
     labels = _labels(chosen)
     for one in chosen:
-        _check(one)
-    # Groups serve objectives on groups alone, which are not looked at here.
+        _check_objective(one)
+    # Groups serve objectives on groups alone, which are refused.
     recipe = recipe.model_copy(update={"groups": None, "objective": None})
     raw = sources.load_train(recipe.data)
-    if beyond := [row for row in rows if row > len(raw)]:
-        raise BallastError(f"--rows: there is no row {beyond[0]}; data.train has {counted(len(raw), 'row')}")
-    loaded = load(recipe, model)
-    shown = [piece for row in rows for piece in pieces(recipe, raw, [row], loaded.tokenizer)]
-    sample = pieces(recipe, raw, range(1, min(over, len(raw)) + 1), loaded.tokenizer) if over else []
-    fields = tuple(
-        dict.fromkeys((*SHOWN, *(need for one in chosen for need in one.needs if need not in LAYOUT_FIELDS)))
+    if missing := [row for row in rows if row > len(raw)]:
+        raise BallastError(f"--rows: there is no row {missing[0]}; data.train has {len(raw):,} rows")
+    loaded = load_models(recipe, model)
+    shown = [piece for row in rows for piece in row_pieces(recipe, raw, [row], loaded.tokenizer)]
+    sample = row_pieces(recipe, raw, range(1, min(over, len(raw)) + 1), loaded.tokenizer) if over else []
+    needs = (need for one in chosen for need in one.needs if need not in LAYOUT_FIELDS)
+    fields = tuple(dict.fromkeys((*RECORDED, *needs)))
+    of_shown, of_sample = (statistics(loaded, pieces, fields) for pieces in (shown, sample))
+
+    def weighed(objective: Objective, label: str) -> TokenObjective:
+        prepare = input_change(objective, recipe.seed, int(model is not None), 1)
+        if prepare is None:
+            return _token_objective(objective, label, of_shown, of_sample)
+        own = (statistics(loaded, pieces, fields, prepare) for pieces in (shown, sample))
+        return _token_objective(objective, label, *own, changed=True)
+
+    return TokensRecord(
+        schema=SCHEMA,
+        live=model or str(recipe.model.path if recipe.model else ""),
+        reference=reference_name(recipe),
+        same=loaded.live is loaded.reference,
+        data=tuple(recipe.data.train),
+        rows=tuple(_token_row(piece, one, loaded.tokenizer) for piece, one in zip(shown, of_shown, strict=True)),
+        objectives=tuple(weighed(one, label) for one, label in zip(chosen, labels, strict=True)),
     )
-    look = _Look(loaded, recipe.seed, trained=model is not None, fields=fields)
-    stats = [look.statistics(None, piece, place) for place, piece in enumerate(shown)]
-    counted_in = [look.statistics(None, piece, place) for place, piece in enumerate(sample)]
-    return {
-        "format": 1,
-        "live": model or str(recipe.model.path if recipe.model else ""),
-        "reference": reference_name(recipe),
-        "same": loaded.live is loaded.reference,
-        "data": list(recipe.data.train),
-        "rows": [_row_record(piece, one, loaded.tokenizer) for piece, one in zip(shown, stats, strict=True)],
-        "objectives": [
-            {"label": label, **look.objective(one, (shown, stats), (sample, counted_in))}
-            for one, label in zip(chosen, labels, strict=True)
-        ],
-    }
 
 
 def _own_objective(recipe: Recipe) -> list[Objective]:
     if recipe.objective is None:
-        raise BallastError("names no objective to look through; --objective NAME, or objective=NAME")
+        raise BallastError("names no objective to inspect; --objective NAME, or objective=NAME")
     return [recipe.objective.build()]
 
 
@@ -178,78 +197,63 @@ def _labels(chosen: Sequence[Objective]) -> list[str]:
         labels.append(f"{one.name} ({options})" if names.count(one.name) > 1 and options else one.name)
     double = next((label for place, label in enumerate(labels) if label in labels[:place]), None)
     if double is not None:
-        raise BallastError(f"--objective {double}: is named twice; its table would be there twice, name it once")
+        raise BallastError(f"--objective {double}: is named twice, so its table would come twice; name it once")
     return labels
 
 
-def _check(objective: Objective) -> None:
+def _check_objective(objective: Objective) -> None:
     needs = [name for name in objective.needs if name in GROUP_FIELDS]
     if needs:
         raise BallastError(
             f"--objective {objective.name}: its weights are the {needs[0]} of an answer among those sampled to the "
-            "same prompt, and a row by itself has none; look at the answers with `ballast sample`"
+            "same prompt, and a single row has none; look at the answers with `ballast sample`"
         )
 
 
-class _Look:
-    """Looks at rows through objectives; an objective that changes inputs has statistics of its own."""
-
-    def __init__(self, loaded: Models, seed: int, *, trained: bool, fields: tuple[str, ...]) -> None:
-        self.loaded, self.fields = loaded, fields
-        self._place = (seed, int(trained), 1)
-
-    def statistics(self, prepare: Any, piece: Piece, place: int) -> TokenStats:
-        """Return the statistics of one row; `prepare` changes what the live model reads."""
-        return statistics(self.loaded, piece, self.fields, place, prepare)
-
-    def objective(self, objective: Objective, shown: _Measured, sample: _Measured) -> dict[str, Any]:
-        """Return an objective's weights of the rows shown, and their histogram over the sample."""
-        from ballast.training.inputs import input_change
-
-        prepare = input_change(objective, *self._place)
-        of_rows, of_sample = shown[1], sample[1]
-        if prepare is not None:
-            of_rows, of_sample = (
-                [self.statistics(prepare, piece, place) for place, piece in enumerate(part)]
-                for part in (shown[0], sample[0])
-            )
-        return {
-            "name": objective.name,
-            "options": {key: value for key, value in objective.to_dict().items() if key != "name"},
-            "note": _note(objective, prepare is not None),
-            "rows": _weights(objective, of_rows, own=prepare is not None),
-            "histogram": _histogram(objective, of_sample) if of_sample else None,
-        }
+def _token_objective(
+    objective: Objective,
+    label: str,
+    of_shown: Sequence[TokenStats],
+    of_sample: Sequence[TokenStats],
+    *,
+    changed: bool = False,
+) -> TokenObjective:
+    """Return what an objective makes of the pieces shown and of the sample; `changed`: it reads inputs of its own."""
+    return TokenObjective(
+        label=label,
+        name=objective.name,
+        options={key: value for key, value in objective.to_dict().items() if key != "name"},
+        note=_note(objective, changed),
+        rows=_weights(objective, of_shown, with_logprob=changed),
+        histogram=_histogram(objective, of_sample) if of_sample else None,
+    )
 
 
-def _weights(objective: Objective, of_rows: Sequence[TokenStats], *, own: bool) -> list[dict[str, Any]]:
-    """Return weights, further terms and selection of every row; `own` keeps the probabilities as well."""
-    stats = together(of_rows)
-    weight, extra = objective.weight(stats).detach().float(), objective.extra(stats).detach().float()
-    selected = _selected(objective, stats)
-    found, start = [], 0
-    for one in of_rows:
-        logprob = one.require("logprob")
-        at = slice(start, start + len(logprob))
-        start = at.stop
-        found.append(
-            {
-                "weight": weight[at].tolist(),
-                "extra": extra[at].tolist() if bool(extra.any()) else None,
-                "selected": selected[at],
-                "logprob": logprob.tolist() if own else None,
-            }
+def _weights(objective: Objective, parts: Sequence[TokenStats], *, with_logprob: bool) -> tuple[TokenWeights, ...]:
+    """Return weights, further terms and selection of every piece."""
+    stats = concatenated(parts)
+    sizes = [len(part.require("logprob")) for part in parts]
+    weight, extra = (values.detach().float() for values in (objective.weight(stats), objective.extra(stats)))
+    has_extra, selected = bool(extra.any()), iter(_selected(objective, stats))
+    return tuple(
+        TokenWeights(
+            weight=tuple(own_weight.tolist()),
+            extra=tuple(own_extra.tolist()) if has_extra else None,
+            selected=tuple(next(selected) for _ in own_weight),
+            logprob=tuple(part.require("logprob").tolist()) if with_logprob else None,
         )
-    return found
+        for part, own_weight, own_extra in zip(parts, weight.split(sizes), extra.split(sizes), strict=True)
+    )
 
 
-def _selected(objective: Any, stats: TokenStats) -> list[str]:
-    """Return by which of its criteria an objective picks each token out."""
-    if not hasattr(objective, "selections"):
+def _selected(objective: Objective, stats: TokenStats) -> list[str]:
+    """Return by which of its criteria an objective selects each token."""
+    selections = getattr(objective, "selections", None)
+    if selections is None:
         return [""] * len(stats.require("logprob"))
-    by_entropy, by_kl, _ = (mask.tolist() for mask in objective.selections(stats))
+    by_entropy, by_kl, _ = (mask.tolist() for mask in selections(stats))
     return [
-        " and ".join(name for name, taken in (("entropy", entropy), ("KL", kl)) if taken)
+        " and ".join(name for name, selected in (("entropy", entropy), ("KL", kl)) if selected)
         for entropy, kl in zip(by_entropy, by_kl, strict=True)
     ]
 
@@ -263,27 +267,34 @@ def _note(objective: Objective, changed: bool) -> str:
     return "; ".join(notes)
 
 
-def _histogram(objective: Objective, of_sample: Sequence[TokenStats]) -> dict[str, Any]:
+def _histogram(objective: Objective, parts: Sequence[TokenStats]) -> Histogram:
     import torch
 
-    weight = objective.weight(together(of_sample)).detach().float()
+    weight = objective.weight(concatenated(parts)).detach().float()
     low, high = min(0.0, float(weight.min())), max(1.0, float(weight.max()))
-    counts = torch.histc(weight, bins=BINS, min=low, max=high).long().tolist()
-    edges = [low + (high - low) * place / BINS for place in range(BINS + 1)]
-    zero = int((weight == 0).sum())
-    return {"edges": edges, "counts": counts, "zero": zero, "tokens": len(weight), "rows": len(of_sample)}
+    return Histogram(
+        edges=tuple(low + (high - low) * place / BINS for place in range(BINS + 1)),
+        counts=tuple(torch.histc(weight, bins=BINS, min=low, max=high).long().tolist()),
+        zero=int((weight == 0).sum()),
+        tokens=len(weight),
+        rows=len(parts),
+    )
 
 
-def _row_record(piece: Piece, stats: TokenStats, tokenizer: Any) -> dict[str, Any]:
-    trained = [place for place in range(1, len(piece.ids)) if piece.labels[place] != -100]
-    values = {name: [round(value, 6) for value in stats.require(name).tolist()] for name in SHOWN}
-    return {"row": piece.row, "text": [_text(tokenizer, one) for one in piece.ids], "trained": trained, **values}
+def _token_row(piece: Piece, stats: TokenStats, tokenizer: PreTrainedTokenizerBase) -> TokenRow:
+    columns = {name: tuple(round(value, 6) for value in stats.require(name).tolist()) for name in RECORDED}
+    return TokenRow(
+        row=piece.row,
+        text=tuple(_text(tokenizer, one) for one in piece.ids),
+        trained=tuple(place for place in range(1, len(piece.ids)) if piece.labels[place] != -100),
+        **columns,
+    )
 
 
-def _text(tokenizer: Any, token: int) -> str:
+def _text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     """Return a token's text with its leading space; the vocabulary's own spelling where it is part of a character."""
     spelling = str(tokenizer.convert_ids_to_tokens(token))
     if spelling.startswith("▁"):
         return spelling.replace("▁", " ")
-    text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
+    text = str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
     return spelling if "\N{REPLACEMENT CHARACTER}" in text or not text else text

@@ -1,44 +1,23 @@
-"""What a run of training keeps in its output folder, whatever trained: the model, its measurements, times."""
+"""What a run of training keeps in its output folder, whatever trains: the model, its log, its measurements."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from ballast.pipeline.evaluate import Measured
 from ballast.records import write as records
+from ballast.records.read import read
+from ballast.records.schema import RunRecord
 
 FINAL = ".final"
 """Where the final model is written before it is moved to its place."""
-
-
-class Clock:
-    """Seconds of each part of a run."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._since = time.monotonic()
-
-    def lap(self, name: str) -> None:
-        """Keep the seconds since the last lap under a name."""
-        moment = time.monotonic()
-        self.laps[name], self._since = round(moment - self._since, 3), moment
-
-    @property
-    def total(self) -> float:
-        """Seconds of all laps."""
-        return sum(self.laps.values())
-
-
-def now() -> str:
-    """Return the time in UTC as a record has it."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+Line = Callable[[Mapping[str, Any]], dict[str, Any]]
+"""Turns an entry of a trainer's log into a line of ours."""
 
 
 @contextmanager
@@ -51,6 +30,31 @@ def no_empty_folder(output: Path) -> Iterator[None]:
         if not there and output.is_dir() and not any(path.is_file() for path in output.rglob("*")):
             shutil.rmtree(output)
         raise
+
+
+def read_record(output: Path) -> RunRecord | None:
+    """Return the record of the run in a folder, None where there is none.
+
+    Raises:
+        BallastError: it cannot be read.
+    """
+    path = output / records.RUN
+    return read(path, RunRecord) if path.is_file() else None
+
+
+def write_record(output: Path, record: RunRecord) -> None:
+    """Write the record of a run."""
+    records.write_json(output / records.RUN, record.plain())
+
+
+def write_evals(output: Path, measured: Sequence[Measured], *, step: int) -> None:
+    """Keep the answers and then what was measured at a step, instead of an earlier measurement at that step."""
+    for entry in measured:
+        entry.write_items(output / "evals")
+    names = {entry.name for entry in measured}
+    lines = records.read_jsonl(output / records.EVALS)
+    kept = [line for line in lines if line.get("step") != step or line["model"] not in names]
+    records.write_jsonl(output / records.EVALS, [*kept, *(entry.record(step=step).plain() for entry in measured)])
 
 
 def save_final(trainer: Any, output: Path) -> None:
@@ -67,8 +71,25 @@ def save_final(trainer: Any, output: Path) -> None:
     trainer.create_model_card(model_name=output.name)
 
 
-def write_evals(output: Path, measured: Sequence[Measured], *, step: int) -> None:
-    """Add what was measured at a step to the records, and keep the answers."""
-    records.append_jsonl(output / records.EVALS, [entry.record(step=step) for entry in measured])
-    for entry in measured:
-        entry.write_items(output / "evals")
+def log_writer(path: Path, *, line: Line = dict, tell: Callable[[dict[str, Any], Any], Any] | None = None) -> Any:
+    """Return a callback that keeps the metrics file in step with a trainer's log.
+
+    Args:
+        line: turns an entry of the log into a line of the file.
+        tell: called with each new line and the state of the trainer.
+    """
+    from transformers import TrainerCallback
+
+    class LogWriter(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.is_world_process_zero:
+                records.write_jsonl(path, map(line, state.log_history))
+
+        def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.is_world_process_zero:
+                latest = line(state.log_history[-1])
+                records.extend_jsonl(path, [latest])
+                if tell is not None:
+                    tell(latest, state)
+
+    return LogWriter()

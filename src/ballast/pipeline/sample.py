@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ballast import models
 from ballast.config.recipe import Recipe
 from ballast.errors import BallastError
 from ballast.groups.options import GroupOptions
-from ballast.pipeline.prepare import Ready, ready
-from ballast.protocols import Say
+from ballast.pipeline import sources
+from ballast.pipeline.inputs import Ready, ready
+from ballast.progress import on_stderr
+from ballast.protocols import Model, Say
 
 if TYPE_CHECKING:
     from ballast.groups import GroupRows, SampledGroups
     from ballast.groups.store import GroupFolder, Part, StoreSettings
 
-SECONDS_BETWEEN_LINES = 10.0
 COUNTS = ("cut_off", "errors", "timeouts")
 
 
+@sources.read_once()
 def run_sample(recipe: Recipe, *, say: Say = print) -> dict[str, Any]:
     """Sample and judge the group of every prompt into ``groups.file``, and return what is in it.
 
@@ -62,15 +62,15 @@ def run_sample(recipe: Recipe, *, say: Say = print) -> dict[str, Any]:
 
 def _without_file(recipe: Recipe) -> Recipe:
     """Return the recipe of what is sampled: its prompts, not what a folder may hold already, nor held-out rows."""
-    groups = {**(recipe.groups or {}), "file": None}
+    groups = (recipe.groups or GroupOptions()).changed({"file": None})
     return recipe.model_copy(update={"groups": groups, "data": recipe.data.model_copy(update={"eval": ()})})
 
 
-def _settings(made: Ready, model: Any, rows: GroupRows, options: GroupOptions) -> StoreSettings:
+def _settings(made: Ready, model: Model, rows: GroupRows, options: GroupOptions) -> StoreSettings:
     from ballast.evaluation.generation import end_ids
-    from ballast.groups.store import StoreSettings, data_digest, kept_options
-    from ballast.pipeline.score import autocast_dtype
+    from ballast.groups.store import StoreSettings, data_digest, stored_options
     from ballast.reference import CacheKey
+    from ballast.training.config import autocast_dtype
 
     key = CacheKey.of(model, rows.tokenizer, autocast=autocast_dtype(made.args))
     return StoreSettings(
@@ -82,25 +82,26 @@ def _settings(made: Ready, model: Any, rows: GroupRows, options: GroupOptions) -
         rows=len(rows),
         seed=made.recipe.seed,
         max_length=made.args.max_length,
-        groups=kept_options(options),
+        groups=stored_options(options),
     )
 
 
-def _fill(folder: GroupFolder, made: Ready, model: Any, rows: GroupRows) -> dict[str, float]:
+def _fill(folder: GroupFolder, made: Ready, model: Model, rows: GroupRows) -> dict[str, float]:
     """Sample the parts that are missing; return the seconds that took."""
     from ballast.groups import sample_groups
     from ballast.groups.store import Part
 
     seconds = {"sampling": 0.0, "scoring": 0.0}
-    missing = folder.missing()
-    with _progress(sum(len(folder.rows(part)) for part in missing)) as advance, _autocast(made):
-        for part in missing:
-            places = folder.rows(part)
+    missing = {part: folder.rows(part) for part in folder.missing()}
+    done, total = 0, sum(map(len, missing.values()))
+    with on_stderr("prompts") as tell, _autocast(made):
+        for part, places in missing.items():
             sampled: SampledGroups = sample_groups(model, rows, places, seed=made.recipe.seed, step=0)
             prompts = tuple(rows.rows[row]["prompt"] for row in places)
             folder.write(part, Part(sampled.groups, prompts, {name: getattr(sampled, name) for name in COUNTS}))
             seconds = {name: value + getattr(sampled, name) for name, value in seconds.items()}
-            advance(len(places))
+            done += len(places)
+            tell("sampling", done, total)
     return {name: round(value, 3) for name, value in seconds.items()}
 
 
@@ -108,7 +109,7 @@ def _autocast(made: Ready) -> Any:
     """Return the arithmetic that the trainer samples in."""
     import torch
 
-    from ballast.pipeline.score import autocast_dtype
+    from ballast.training.config import autocast_dtype
 
     dtype = autocast_dtype(made.args)
     return nullcontext() if dtype is None else torch.autocast(made.args.device.type, dtype)
@@ -142,26 +143,3 @@ def _line(file: str, found: dict[str, Any]) -> str:
         f"{found['verifier_timeouts']:,} time-outs ({found['seconds']:.1f} s: sampling {found['sampling']:.1f}, "
         f"scoring {found['scoring']:.1f})"
     )
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Yield a callback that counts prompts: a bar on a terminal, a line now and then elsewhere."""
-    done, last = 0, time.monotonic()
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import Progress
-
-        with Progress(console=Console(stderr=True), transient=True) as shown:
-            bar = shown.add_task("sampling", total=total)
-            yield lambda count: shown.advance(bar, count)
-        return
-
-    def say(count: int) -> None:
-        nonlocal done, last
-        done += count
-        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
-            last = time.monotonic()
-            print(f"sampled {done:,} of {total:,} prompts", file=sys.stderr, flush=True)
-
-    yield say

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ballast import models
 from ballast.config.recipe import Recipe
 from ballast.errors import BallastError
-from ballast.pipeline.prepare import Ready, ready
-from ballast.protocols import Say
+from ballast.pipeline import sources
+from ballast.pipeline.inputs import Ready, ready
+from ballast.protocols import Model, Say
 
 if TYPE_CHECKING:
     from ballast.reference import CacheKey, ReferenceCache
-    from ballast.training import TrainingConfig
 
 
+@sources.read_once()
 def run_score(recipe: Recipe, *, say: Say = print) -> ReferenceCache:
     """Score the rows that the recipe's cache lacks under its reference, and return the cache.
 
@@ -26,7 +27,7 @@ def run_score(recipe: Recipe, *, say: Say = print) -> ReferenceCache:
     return score(made, models.load_model(made.model), say)
 
 
-def score(made: Ready, model: Any, say: Say) -> ReferenceCache:
+def score(made: Ready, model: Model, say: Say) -> ReferenceCache:
     """Fill the recipe's cache with ``model``'s statistics of all prepared rows that are not in it yet."""
     from datasets import concatenate_datasets
 
@@ -44,15 +45,9 @@ def score(made: Ready, model: Any, say: Say) -> ReferenceCache:
     return cache
 
 
-def cache_key(made: Ready, model: Any) -> CacheKey:
+def cache_key(made: Ready, model: Model) -> CacheKey:
     """Return what the cache of this run depends on: weights, tokenizer, and the dtype that training computes in."""
     from ballast.reference import CacheKey
+    from ballast.training.config import autocast_dtype
 
     return CacheKey.of(model, made.tokenizer, autocast=autocast_dtype(made.args))
-
-
-def autocast_dtype(args: TrainingConfig) -> Any:
-    """Return the dtype that training computes in, None where it is that of the weights."""
-    import torch
-
-    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None

@@ -1,27 +1,32 @@
-"""The folder of a comparison: where each run lies, and which of them are done."""
+"""The folders of runs and comparisons: names, stages, roles, where each run lies."""
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Final
+
+from pydantic import JsonValue
 
 from ballast.errors import BallastError
-from ballast.records import write as records
+from ballast.records.schema import Values
+from ballast.records.write import RUN
 
-PLAN, SUMMARY = "compare.json", "summary.json"
-CELLS, BASE, CACHE, RL = "cells", "base", "cache", "rl"
+PLAN, SUMMARY, TOKENS = "compare.json", "summary.json", "tokens.json"
+CELLS, CACHE, RL = "cells", "cache", "rl"
 ERROR, JOBS_LOG = "error.txt", "jobs.log"
-FULL = os.strerror(errno.ENOSPC)
-"""What an error says where a disk is full, whichever library writes."""
-MARK = "cell"
-"""Key of ``run.json`` that is written last, when evaluations and answers are there: a run with it is done."""
+
+BASE, RANDOM = "base", "random"
+"""Labels of the recipe's model itself, and of the row that starts from random weights."""
+RESERVED = (BASE, RANDOM)
+TUNING: Final = "tuning"
+REPORT: Final = "report"
+"""Roles of a run: it chooses its row's learning rate, or is reported at it."""
+BEFORE, AFTER = "before_rl", "after_rl"
+"""Stages: fine-tuning (or the base model as it is), and the RL that follows."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Store:
 
     @property
     def base(self) -> Path:
-        """Measurements of the start."""
+        """Measurements of the base model."""
         return self.root / BASE
 
     @property
@@ -68,104 +73,62 @@ class Store:
         return self.cell(name) / RL
 
     def base_rl(self, seed: int) -> Path:
-        """The folder of the RL that starts from the recipe's model itself."""
+        """The folder of the RL that starts from the base model."""
         return self.base / RL / f"s{seed}"
 
+    def below(self, folder: Path) -> str:
+        """Return a folder's path below the output, as summaries name it."""
+        return folder.relative_to(self.root).as_posix()
 
-def read_run(folder: Path) -> dict[str, Any] | None:
-    """Return the record of a run that is done, None where there is none or it was stopped."""
-    try:
-        record = json.loads((folder / records.RUN).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise BallastError(
-            f"{folder / records.RUN}: cannot be read ({error}), so whether the run is done is unknown; remove {folder} "
-            "to have it done again"
-        ) from error
-    done = isinstance(record, dict) and record.get("status") == "finished" and MARK in record
-    return record if done else None
+    def run_folders(self) -> Iterator[Path]:
+        """Yield every folder that may hold a run, those of RL after the run that they follow."""
+        for folder in _folders(self.root / CELLS):
+            yield folder
+            yield folder / RL
+        yield from _folders(self.base / RL)
 
 
-def mark_done(folder: Path, mark: Mapping[str, Any]) -> None:
-    """Write into a finished run's record which part of the comparison it is."""
-    path = folder / records.RUN
-    record = json.loads(path.read_text(encoding="utf-8"))
-    records.write_json(path, {**record, MARK: dict(mark)})
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn a file system that takes nothing more into one line.
-
-    Raises:
-        BallastError: naming what was to be written.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-@contextmanager
-def room(path: Path) -> Iterator[None]:
-    """Turn a full disk into one line, whichever library finds it full.
-
-    Raises:
-        BallastError: naming the folder that is written to.
-    """
-    try:
-        yield
-    except Exception as error:
-        if FULL in str(error):
-            raise _unwritable(path, error) from error
-        raise
-
-
-def _unwritable(path: Path, error: Exception) -> BallastError:
-    return BallastError(
-        f"{path}: cannot be written ({' '.join(str(error).split())}), and what is not written would be lost; what is "
-        "done stays: put that right and run the same command again"
-    )
+def _folders(place: Path) -> list[Path]:
+    return sorted(path for path in place.glob("*") if path.is_dir())
 
 
 def discard(folder: Path) -> None:
-    """Take away what a stopped run left; its record goes first, so that half a folder is never taken for a run."""
-    (folder / records.RUN).unlink(missing_ok=True)
+    """Remove what a stopped run left; its record goes first, so that half a folder is never taken for a run."""
+    (folder / RUN).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     if folder.exists():
         raise BallastError(f"{folder}: cannot be removed, and what a stopped run left there would mix with the next")
 
 
 def drop_weights(folder: Path) -> None:
-    """Take the weights out of a run's folder; its record stays."""
+    """Remove the weights from a run's folder; its record stays."""
     for file in (*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")):
         file.unlink()
 
 
-def differing_key(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+def differing_key(found: Values, wanted: Values) -> str | None:
     """Return the first key path at which two resolved recipes differ, None where they are the same run.
 
     Where things lie is left out: a run that was copied from another machine has other paths in it.
     """
-    return _difference(_placeless(found), _placeless(wanted))
+    return _difference(_without_places(found), _without_places(wanted))
 
 
-def _placeless(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    plain = json.loads(json.dumps(recipe, default=str))
+def _without_places(recipe: Values) -> Values:
+    plain: Values = json.loads(json.dumps(recipe))
     plain.pop("output", None)
     plain.pop("compare", None)
-    reference = plain.get("reference") or {}
-    if reference.get("cache"):
+    reference, model = plain.get("reference"), plain.get("model")
+    if isinstance(reference, dict) and reference.get("cache"):
         reference["cache"] = True
-    model = plain.get("model") or {}
-    path = Path(str(model.get("path")))
-    if path.parent.name == CACHE:
-        model["path"] = path.name
+    if isinstance(model, dict):
+        path = Path(str(model.get("path")))
+        if path.parent.name == CACHE:
+            model["path"] = path.name
     return plain
 
 
-def _difference(found: Any, wanted: Any, where: str = "") -> str | None:
+def _difference(found: JsonValue, wanted: JsonValue, where: str = "") -> str | None:
     if isinstance(found, dict) and isinstance(wanted, dict):
         # A key that is not there is one that is none: a version before this one did not know it.
         keys = dict.fromkeys([*wanted, *found])

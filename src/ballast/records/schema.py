@@ -1,114 +1,245 @@
-"""Records as they lie on disk, read strictly: what is cut short, of another shape or not a number is refused."""
+"""What runs store, as models: the record of a run, its log, its measurements and the answers; the plan of a comparison.
+
+They are strict: a key that is not here, or a value of another type, is refused. `ballast.records.summary` has what a
+comparison sums up to, `ballast.records.tokens` what `ballast inspect` keeps.
+"""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Final, Literal
 
-from ballast.errors import BallastError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, model_validator
 
-REMEDY = "copy the run's folder again, or run it anew"
+if TYPE_CHECKING:
+    from ballast.evaluation import metrics
+
+SCHEMA: Final = 1
+"""Version of the records, under ``schema`` in each file that is one."""
+
+Number = int | float
+Values = dict[str, JsonValue]
+"""A mapping as JSON has it, such as a resolved recipe."""
+Role = Literal["tuning", "report"]
+"""Whether a run of a comparison chooses its row's learning rate or is reported at it."""
+Status = Literal["running", "trained", "finished", "failed"]
+"""How far a run came; ``trained``: the weights are saved, the last measurement is not."""
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file.
+class Record(BaseModel):
+    """A part of what is stored: frozen, no unknown keys, no silent conversion of types."""
 
-    Raises:
-        BallastError: naming the file, and the line where it breaks off.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
+
+    def plain(self) -> dict[str, object]:
+        """Return what JSON can hold of the fields that were set."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+
+class Versioned(Record):
+    """A record with a file of its own."""
+
+    schema_version: Literal[1] = Field(alias="schema")
+
+
+class Estimate(Record):
+    """A value, the number of items or seeds behind it, and a confidence interval.
+
+    Attributes:
+        value: None where there was nothing to measure, or the figure is infinite.
+        low, high: bounds of the interval; both None where the data allow none.
+        level: confidence level.
+        method: of the interval: ``wilson``, ``bootstrap-bca``, ``t-seeds``, …, or ``none``.
     """
-    value = _parsed(_text(path), str(path))
-    if not isinstance(value, dict):
-        raise BallastError(f"{path}: holds {_kind(value)}, not a record; {REMEDY}")
-    return value
+
+    value: FiniteFloat | None
+    n: int
+    low: FiniteFloat | None
+    high: FiniteFloat | None
+    level: FiniteFloat
+    method: str
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Estimate:
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"its interval goes from {self.low} down to {self.high}")
+        return self
+
+    @classmethod
+    def of(cls, estimate: metrics.Estimate) -> Estimate:
+        """Return an estimate that was just made; NaN and infinity become None."""
+        return cls.model_validate(estimate.to_dict())
 
 
-def read_lines(path: Path, *, torn_end: bool = False) -> list[dict[str, Any]]:
-    """Return the objects of a JSONL file, none where there is no file.
+class TaskRecord(Record):
+    """What one task measured of one model.
 
-    Args:
-        torn_end: leave out a last line that is cut short: what a run in progress, or killed, may leave.
-
-    Raises:
-        BallastError: naming the file and the line.
+    Attributes:
+        metrics: by name, such as ``accuracy`` or ``pass@8``.
+        counts: plain numbers: rows, answers cut off, errors of the verifier, tokens.
+        settings: the task's options, its sources by name.
+        seconds: wall clock.
     """
-    if not path.exists():
-        return []
-    lines = _text(path).split("\n")
-    rows = []
-    for place, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        last = place == len(lines)
-        try:
-            row = _parsed(line, f"{path}:{place}")
-        except BallastError:
-            if torn_end and last:
-                break
-            raise
-        if not isinstance(row, dict):
-            raise BallastError(f"{path}:{place}: holds {_kind(row)}, not a record; {REMEDY}")
-        rows.append(row)
-    return rows
+
+    name: str
+    kind: str
+    metrics: dict[str, Estimate]
+    counts: dict[str, Number]
+    settings: Values
+    seconds: float
 
 
-def field(record: Mapping[str, Any], where: str, path: str, kind: type | tuple[type, ...], default: Any = ...) -> Any:
-    """Return the value at a dotted path, which must be of that kind; `default` where the path ends early.
+class EvalRecord(Record):
+    """One line of ``evals.jsonl``: one model on all tasks.
 
-    Raises:
-        BallastError: naming the file and the path.
+    Attributes:
+        model: ``base``, ``trained``, ``before rl``, ``after rl``, or the path that was measured.
+        step: optimiser step of its training.
+        recipe, versions, commit, device: where no ``run.json`` lies beside the file.
     """
-    value: Any = record
-    for part in path.split("."):
-        value = value.get(part, ...) if isinstance(value, Mapping) else ...
-    if value is ... or value is None:
-        if default is not ...:
-            return default
-        raise BallastError(f"{where}: has no {path!r}, so it is no record of a run; {REMEDY}")
-    wrong = isinstance(value, bool) and bool not in (kind if isinstance(kind, tuple) else (kind,))
-    if wrong or not isinstance(value, kind):
-        raise BallastError(f"{where}: {path} is {_kind(value)}; {REMEDY}")
-    return value
+
+    model: str
+    step: int | None = None
+    tasks: tuple[TaskRecord, ...]
+    recipe: Values | None = None
+    versions: dict[str, str] = {}
+    commit: str | None = None
+    device: str | None = None
 
 
-def finite(value: Any, where: str) -> float:
-    """Return a finite number.
+class Completion(Record):
+    """An answer of a model; ``ended`` is whether it came to an end by itself."""
 
-    Raises:
-        BallastError: it is none.
+    model_config = ConfigDict(extra="allow")
+
+    text: str
+    tokens: int | None = None
+    ended: bool | None = None
+
+
+class ItemRecord(Record):
+    """One line of ``evals/MODEL/TASK.jsonl``: a row with its answers; other keys come from the row and the kind.
+
+    Attributes:
+        prompt: text or messages; None for tasks that ask nothing.
+        completions: one for each sample.
+        scores: one for each sample, None where the task scores no single answers.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
-        raise BallastError(f"{where} is {value!r}, not a finite number: a table would show it as a result; {REMEDY}")
-    return float(value)
+
+    model_config = ConfigDict(extra="allow")
+
+    prompt: JsonValue = None
+    completions: tuple[Completion, ...] = ()
+    scores: tuple[FiniteFloat, ...] | None = None
 
 
-def _finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
+class LogRecord(Record):
+    """One line of ``metrics.jsonl``: whatever the trainer logged, under its name; NaN where training diverged."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, JsonValue]
+
+    step: Number | None = None
+
+    @property
+    def values(self) -> dict[str, JsonValue]:
+        """Everything but the step."""
+        return self.__pydantic_extra__
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BallastError(f"{path}: cannot be read: {error}; {REMEDY}") from error
+class ModelRecord(Record):
+    """The model that a run started from; `dtype` is that of the weights in memory."""
+
+    path: str
+    type: str
+    parameters: int
+    dtype: str
 
 
-def _parsed(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = f" at line {error.lineno}" if error.lineno > 1 else ""
-        raise BallastError(f"{where}: is no JSON{line} ({error.msg}), perhaps cut short; {REMEDY}") from error
-    except (ValueError, RecursionError) as error:
-        # An integer of thousands of digits, or brackets in thousands.
-        raise BallastError(f"{where}: is no record ({error}); {REMEDY}") from error
+class RowsRecord(Record):
+    """What became of the rows of a source; further counts stand beside."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    rows_in: int
+    rows_out: int
+    tokens: int
+    trained_tokens: int
 
 
-def _kind(value: Any) -> str:
-    names = {dict: "a mapping", list: "a list", str: "text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), f"the number {value!r}")
+class RewardRecord(Record):
+    """Both ends of the reward curve of RL, each the mean of `lines` lines of the log."""
+
+    first: float
+    last: float
+    lines: int
+
+
+class CellRecord(Record):
+    """Which run of a comparison this is; RL straight from the base model has no rate."""
+
+    label: str
+    rate: float | None
+    seed: int
+    role: Role
+
+    @property
+    def name(self) -> str:
+        """The folder's name; the rate in full, so that two rates never share one."""
+        return f"{self.label}-lr{self.rate!r}-s{self.seed}"
+
+
+class RunRecord(Versioned):
+    """``run.json``: a run of ``ballast train`` or ``ballast rl``.
+
+    Attributes:
+        recipe: resolved, every default filled in.
+        objective: name and all options; None for RL.
+        data: what became of the rows of each source (`train`), or how many ``prompts`` there are (`rl`).
+        commit: of the working directory, with ``+`` where files differ from it.
+        started, finished: UTC, ISO 8601.
+        train: totals of the trainer.
+        seconds: of each part of the run.
+        rl, start: options of RL, and what it started from.
+        answers, cut_off, errors, timeouts: how many answers of RL were judged, and what went wrong with them.
+        cell: which run of a comparison it is.
+        error: what a failed run ended with.
+    """
+
+    status: Status
+    recipe: Values
+    objective: Values | None = None
+    model: ModelRecord | None = None
+    data: dict[str, RowsRecord | int] = {}
+    versions: dict[str, str] = {}
+    commit: str | None = None
+    device: str | None = None
+    processes: int = 1
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    started: str = ""
+    finished: str | None = None
+    train: dict[str, Number] = {}
+    seconds: dict[str, float] = {}
+    rl: Values | None = None
+    start: str | None = None
+    answers: int | None = None
+    cut_off: int | None = None
+    errors: int | None = None
+    timeouts: int | None = None
+    reward: RewardRecord | None = None
+    cell: CellRecord | None = None
+    error: str = ""
+
+
+class PlanRecord(Versioned):
+    """``compare.json``: what is compared; `steps` are those of the budget, where the recipe has one.
+
+    `cells` are the runs known so far: those at a chosen rate are not before it is chosen.
+    """
+
+    recipe: Values
+    versions: dict[str, str]
+    commit: str | None
+    steps: int | None = None
+    cells: tuple[CellRecord, ...] = ()

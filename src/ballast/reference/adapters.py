@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from ballast.errors import BallastError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from peft import PeftModel
     from torch import Tensor, nn
+
+    from ballast.protocols import Model
 
 COMPILED_PREFIX = "_orig_mod."
 VOLATILE_SETTINGS = frozenset(
@@ -25,12 +28,12 @@ VOLATILE_SETTINGS = frozenset(
 )
 
 
-def is_peft(model: Any) -> bool:
+def is_peft(model: object) -> TypeGuard[PeftModel]:
     """Return whether the model is wrapped in PEFT."""
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
 
 
-def refuse_prompt_learning(model: Any) -> None:
+def refuse_prompt_learning(model: Model) -> None:
     """Refuse adapters that put virtual tokens before the input, which hidden states of the base would leave out.
 
     Raises:
@@ -44,20 +47,20 @@ def refuse_prompt_learning(model: Any) -> None:
             )
 
 
-def base_state(model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
+def base_state(model: Model) -> tuple[Model, dict[str, Tensor]]:
     """Return the base model and its parameters and persistent buffers under the names they have without PEFT."""
     base = _bare(model)
     return base, {clean: tensor for _, clean, tensor in _entries(base) if clean is not None}
 
 
-def adapter_state(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def adapter_state(model: Model) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the settings of the active adapters and every tensor that is not the base's; empty without PEFT."""
     if not is_peft(model):
         return {}, {}
-    active = list(model.active_adapters)  # type: ignore[arg-type]
+    active = list(model.active_adapters)
     settings = {
         name: {key: value for key, value in config.to_dict().items() if key not in VOLATILE_SETTINGS}
-        for name, config in model.peft_config.items()  # type: ignore[union-attr, operator]
+        for name, config in model.peft_config.items()
         if name in active
     }
     base_names = {id(tensor) for tensor in base_state(model)[1].values()}
@@ -65,7 +68,7 @@ def adapter_state(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return {"active": active, "settings": settings}, others
 
 
-def starts_at_base(model: nn.Module) -> bool:
+def starts_at_base(model: Model) -> bool:
     """Return whether the active adapters leave the outputs as they are without them, as a fresh LoRA does.
 
     Judged by exact zeros: one factor of every low-rank pair is zero, and every saved module equals its original. Other
@@ -73,24 +76,24 @@ def starts_at_base(model: nn.Module) -> bool:
     """
     if not is_peft(model):
         return True
-    if model.active_peft_config.is_prompt_learning:  # type: ignore[union-attr]
+    if model.active_peft_config.is_prompt_learning:
         return False
     return all(_is_neutral(module) for module in _bare(model).modules())
 
 
-def trainable_base_names(model: nn.Module) -> list[str]:
+def trainable_base_names(model: Model) -> list[str]:
     """Return the base's own weights that training would move, which switching the adapter off would not restore."""
     base = _bare(model)
     names = {id(tensor): clean for _, clean, tensor in _entries(base) if clean is not None}
     return sorted(names[id(weight)] for weight in base.parameters() if weight.requires_grad and id(weight) in names)
 
 
-def _bare(model: Any) -> Any:
-    inner = model.get_base_model() if is_peft(model) else model
+def _bare(model: Model) -> Model:
+    inner: Any = model.get_base_model() if is_peft(model) else model
     return getattr(inner, "_orig_mod", inner)
 
 
-def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _tensors(module: Model) -> Iterator[tuple[str, Tensor]]:
     import torch
 
     for name, value in module.state_dict(keep_vars=True).items():
@@ -98,14 +101,14 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name.replace(COMPILED_PREFIX, ""), value
 
 
-def _entries(base: nn.Module) -> Iterator[tuple[str, str | None, Tensor]]:
+def _entries(base: Model) -> Iterator[tuple[str, str | None, Tensor]]:
     """Yield each tensor's name, its name without PEFT (None for an adapter's own) and the tensor."""
-    wrappers = {name.replace(COMPILED_PREFIX, ""): kept for name, kept in _wrappers(base)}
+    wrappers = {name.replace(COMPILED_PREFIX, ""): attribute for name, attribute in _wrappers(base)}
     for name, tensor in _tensors(base):
         yield name, _clean(name, wrappers), tensor
 
 
-def _wrappers(base: nn.Module) -> Iterator[tuple[str, str]]:
+def _wrappers(base: Model) -> Iterator[tuple[str, str]]:
     """Yield the path of each module that PEFT put in the place of another, and the attribute that holds the other."""
     import sys
 
@@ -123,9 +126,9 @@ def _wrappers(base: nn.Module) -> Iterator[tuple[str, str]]:
 
 def _clean(name: str, wrappers: dict[str, str]) -> str | None:
     pieces = name.split(".")
-    kept, index = [], 0
+    clean, index = [], 0
     while index < len(pieces):
-        kept.append(pieces[index])
+        clean.append(pieces[index])
         index += 1
         path = ".".join(pieces[:index])
         while path in wrappers and index < len(pieces):
@@ -133,10 +136,10 @@ def _clean(name: str, wrappers: dict[str, str]) -> str | None:
                 return None
             index += 1
             path = ".".join(pieces[:index])
-    return ".".join(kept)
+    return ".".join(clean)
 
 
-def _is_neutral(module: Any) -> bool:
+def _is_neutral(module: nn.Module) -> bool:
     from peft.tuners.lora import LoraLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
@@ -146,7 +149,10 @@ def _is_neutral(module: Any) -> bool:
         active = [module.modules_to_save[name] for name in module.active_adapters if name in module.modules_to_save]
         return all(weight.equal(original[name]) for copy in active for name, weight in copy.named_parameters())
     if isinstance(module, LoraLayer):
-        pairs = [(module.lora_A, module.lora_B), (module.lora_embedding_A, module.lora_embedding_B)]
+        pairs: list[tuple[Any, Any]] = [
+            (module.lora_A, module.lora_B),
+            (module.lora_embedding_A, module.lora_embedding_B),
+        ]
         return all(
             _is_zero(first[name]) or _is_zero(second[name])
             for first, second in pairs

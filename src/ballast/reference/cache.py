@@ -44,7 +44,7 @@ class ReferenceCache:
         self.path, self.key, self.shards = path, key, tuple(shards)
         self.fields = key.fields
         self._content = content
-        self._files: dict[int, Any] = {}
+        self._files: dict[int, dict[str, np.ndarray]] = {}
         self._rows: dict[bytes, int] = {}
         self._load_index()
 

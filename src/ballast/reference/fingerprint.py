@@ -14,7 +14,9 @@ from ballast.reference.adapters import adapter_state, base_state
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import Tensor, nn
+    from torch import Tensor
+
+    from ballast.protocols import Model, Tokenizer
 
 VOLATILE_CONFIG = frozenset(
     {
@@ -56,7 +58,7 @@ VOLATILE_ENDINGS = ("dropout", "pdrop", "dropout_prob", "dropout_rate", "layerdr
 DIGEST_BYTES = 16
 
 
-def model_fingerprint(model: nn.Module, *, adapters: bool = False) -> str:
+def model_fingerprint(model: Model, *, adapters: bool = False) -> str:
     """Return the content hash of a model as it stands in memory, as hex.
 
     Names, shapes, dtypes and bytes of parameters and persistent buffers count, and the configuration without what
@@ -82,7 +84,7 @@ def model_fingerprint(model: nn.Module, *, adapters: bool = False) -> str:
     return _hex(parts)
 
 
-def tokenizer_fingerprint(tokenizer: Any) -> str:
+def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
     """Return the content hash of a tokenizer, as hex: vocabulary, merges, normalisation, special tokens, chat template.
 
     The padding token, the side of padding and the longest length are left out: trainers set them, and neither token
@@ -156,4 +158,4 @@ def _digest(tensor: Tensor) -> str:
         tensor = tensor.full_tensor()
     # As bytes, because numpy has no bfloat16 and a float copy would cost memory.
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(memoryview(flat.numpy())).hexdigest()
+    return hashlib.sha256(flat.numpy().data).hexdigest()

@@ -1,4 +1,4 @@
-"""What a cache of reference statistics depends on, apart from the rows themselves."""
+"""What a cache of reference statistics depends on beside the rows themselves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import torch
-    from torch import nn
+
+    from ballast.protocols import Model, Tokenizer
 
 SCORER_VERSION = 1
 """Raised when the scorer's numbers change for the same model and rows, so that older caches stop matching."""
@@ -48,8 +49,8 @@ class CacheKey:
     @classmethod
     def of(
         cls,
-        model: nn.Module,
-        tokenizer: Any,
+        model: Model,
+        tokenizer: Tokenizer,
         *,
         autocast: torch.dtype | None = None,
         adapters: bool | None = None,
@@ -103,7 +104,7 @@ class CacheKey:
         ]
 
 
-def weights_dtype(model: nn.Module) -> torch.dtype:
+def weights_dtype(model: Model) -> torch.dtype:
     """Return the dtype of the model's floating-point weights, as transformers reports it."""
     from ballast.reference.adapters import base_state
 

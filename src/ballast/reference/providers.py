@@ -13,13 +13,16 @@ from ballast.reference.adapters import is_peft, trainable_base_names
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import Tensor, nn
+    from peft import PeftModel
+    from torch import Tensor
+
+    from ballast.protocols import Model
 
 
 class LiveReference:
     """A reference in memory: hidden states without gradient and in eval mode, and the LM head that reads them."""
 
-    model: nn.Module
+    model: Model
 
     def hidden(self, **inputs: Any) -> Tensor:
         """Return the last hidden states ``[B, T, H]`` for a transformers model's inputs."""
@@ -34,7 +37,7 @@ class LiveReference:
 class ModelReference(LiveReference):
     """A second model, frozen for good: no weight asks for a gradient, and it stays in eval mode."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Model) -> None:
         self.model = model.requires_grad_(False).eval()
 
     def hidden(self, **inputs: Any) -> Tensor:
@@ -54,7 +57,9 @@ class AdapterOffReference(LiveReference):
         BallastError: if the model has no adapter, or if training moves weights of the base itself.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    model: PeftModel
+
+    def __init__(self, model: Model) -> None:
         if not is_peft(model):
             raise BallastError(
                 "reference 'adapter-off' needs a model with a PEFT adapter: without one the reference would be the "
@@ -84,7 +89,7 @@ class AdapterOffReference(LiveReference):
 class AsItStands(LiveReference):
     """The model in its present state, left as it was found; for scoring."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Model) -> None:
         self.model = model
 
     def hidden(self, **inputs: Any) -> Tensor:
@@ -96,7 +101,7 @@ class AsItStands(LiveReference):
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: Model) -> Iterator[None]:
     """Put every module into eval mode, and afterwards each back into its own mode."""
     training = [module for module in model.modules() if module.training]
     if training:
@@ -110,7 +115,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def adapter_off(model: Any) -> Iterator[None]:
+def adapter_off(model: PeftModel) -> Iterator[None]:
     """Switch the adapters off, and afterwards on again with each weight's ``requires_grad`` as it was."""
     # PEFT turns gradients off along with the adapters, and on again for the active ones, whatever they were.
     flags = [(weight, weight.requires_grad) for weight in model.parameters()]
@@ -123,7 +128,7 @@ def adapter_off(model: Any) -> Iterator[None]:
                 weight.requires_grad_(flag)
 
 
-def frozen_copy(model: nn.Module) -> ModelReference:
+def frozen_copy(model: Model) -> ModelReference:
     """Return a frozen deep copy of the model as it stands, its adapters included.
 
     Raises:
@@ -149,7 +154,7 @@ def _is_closure(forward: Any) -> bool:
     return forward is not None and getattr(forward, "__closure__", None) is not None
 
 
-def check_vocabulary(model: nn.Module, reference: LiveReference, vocab_size: int | None = None) -> None:
+def check_vocabulary(model: Model, reference: LiveReference, vocab_size: int | None = None) -> None:
     """Refuse a reference whose vocabulary is not the model's.
 
     Args:

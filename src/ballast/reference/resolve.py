@@ -18,13 +18,15 @@ from ballast.reference.providers import (
 )
 
 if TYPE_CHECKING:
-    from torch import nn
-
+    from ballast.protocols import Model
     from ballast.reference.key import CacheKey
+
+    ReferenceSpec = str | Path | Mapping[str, Any] | Model | LiveReference | ReferenceCache | None
+    """What a user may write for a reference; see `resolve_reference`."""
 
 
 def resolve_reference(
-    spec: Any, model: nn.Module, *, key: CacheKey | None = None, vocab_size: int | None = None
+    spec: ReferenceSpec, model: Model, *, key: CacheKey | None = None, vocab_size: int | None = None
 ) -> LiveReference | ReferenceCache:
     """Return the reference that a specification names, the model being as it starts.
 
@@ -49,7 +51,7 @@ def resolve_reference(
     return reference
 
 
-def _make(spec: Any, model: nn.Module, key: CacheKey | None) -> LiveReference | ReferenceCache:
+def _make(spec: ReferenceSpec, model: Model, key: CacheKey | None) -> LiveReference | ReferenceCache:
     if isinstance(spec, LiveReference):
         return spec
     if isinstance(spec, ReferenceCache):
@@ -66,13 +68,13 @@ def _make(spec: Any, model: nn.Module, key: CacheKey | None) -> LiveReference | 
     raise BallastError(f"reference of type {type(spec).__name__}: give a name, the path of a cache, or a model")
 
 
-def _auto(model: nn.Module) -> LiveReference:
+def _auto(model: Model) -> LiveReference:
     if is_peft(model) and starts_at_base(model) and not trainable_base_names(model):
         return AdapterOffReference(model)
     return frozen_copy(model)
 
 
-BY_NAME: dict[str, Callable[[Any], LiveReference]] = {
+BY_NAME: dict[str, Callable[[Model], LiveReference]] = {
     "auto": _auto,
     "model": frozen_copy,
     "adapter-off": AdapterOffReference,
@@ -85,7 +87,7 @@ def _from_path(spec: str | Path, key: CacheKey | None) -> ReferenceCache:
     return ReferenceCache.open(spec, key)
 
 
-def _from_mapping(spec: Mapping[str, Any], model: nn.Module, key: CacheKey | None) -> LiveReference | ReferenceCache:
+def _from_mapping(spec: Mapping[str, Any], model: Model, key: CacheKey | None) -> LiveReference | ReferenceCache:
     if set(spec) == {"cache"}:
         return ReferenceCache.open(spec["cache"], key)
     if set(spec) == {"model"}:
@@ -93,18 +95,18 @@ def _from_mapping(spec: Mapping[str, Any], model: nn.Module, key: CacheKey | Non
     raise BallastError(f"reference {dict(spec)!r}: give either {{cache: path}} or {{model: path}}")
 
 
-def _load(path: Any, model: Any) -> nn.Module:
+def _load(path: str | Path, model: Model) -> Model:
     from transformers import AutoModelForCausalLM
 
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(str(path), dtype=model.dtype)
+        loaded: Model = AutoModelForCausalLM.from_pretrained(str(path), dtype=model.dtype)
     except (OSError, ValueError) as error:
         first = str(error).strip().split("\n")[0]
         raise BallastError(f"reference model {str(path)!r} cannot be loaded: {first}") from None
     return loaded.to(model.device)
 
 
-def _check_same_object(reference: Any, model: nn.Module) -> None:
+def _check_same_object(reference: Model, model: Model) -> None:
     ours = {id(weight) for weight in model.parameters()}
     if any(id(weight) in ours for weight in reference.parameters()):
         raise BallastError(
@@ -113,7 +115,7 @@ def _check_same_object(reference: Any, model: nn.Module) -> None:
         )
 
 
-def _check_apart(model: nn.Module, reference: ModelReference) -> None:
+def _check_apart(model: Model, reference: ModelReference) -> None:
     weight = next(model.parameters())
     other = next(reference.model.parameters())
     if other.device != weight.device:

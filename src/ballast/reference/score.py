@@ -11,17 +11,21 @@ import numpy as np
 from ballast.data import row_digest
 from ballast.errors import BallastError
 from ballast.head import token_stats, trained_positions
+from ballast.progress import on_stderr
 from ballast.reference.cache import ReferenceCache
 from ballast.reference.key import CacheKey, weights_dtype
-from ballast.reference.progress import ScoringProgress
 from ballast.reference.providers import AsItStands, LiveReference
 from ballast.reference.writer import CacheWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from torch import Tensor, nn
+    import torch
+    from datasets import Dataset
+    from torch import Tensor
+
+    from ballast.protocols import Model
 
 COLUMNS = ("input_ids", "labels", "digest")
 IGNORED = -100
@@ -40,13 +44,13 @@ class _Row:
 
 
 def score_rows(
-    model: nn.Module | LiveReference,
-    dataset: Any,
+    model: Model | LiveReference,
+    dataset: Dataset | Iterable[Mapping[str, Any]],
     path: str | Path,
     key: CacheKey,
     *,
     tokens_per_batch: int = 8192,
-    device: Any = None,
+    device: torch.device | str | None = None,
     progress: bool = True,
     wait: float | None = None,
     shard_tokens: int = 2_000_000,
@@ -55,7 +59,7 @@ def score_rows(
     """Score the rows that a cache does not have yet, and return the cache.
 
     Under the cache's lock, longest rows first: what does not fit into memory then fails at once and not after hours,
-    and the time left is never better than shown. The model's modes and gradients flags are left as they were.
+    and the time left is not underestimated. The model's modes and gradients flags are left as they were.
 
     Args:
         model: the reference, in the state to be scored, or a `LiveReference` such as `AdapterOffReference`.
@@ -84,12 +88,14 @@ def score_rows(
         wanted = set(writer.missing(digests))
         first = {digest: index for index, digest in reversed(list(enumerate(digests))) if digest in wanted}
         lengths = {index: rows["length"][index] for index in first.values()}
-        with ScoringProgress(len(lengths), sum(lengths.values()), progress) as shown:
+        done, total = 0, sum(lengths.values())
+        with on_stderr("tokens", show=progress) as tell:
             for batch in _batches(lengths, tokens_per_batch):
                 loaded = _load(rows, batch)
                 for row, values in zip(loaded, _score(reference, loaded, key), strict=True):
                     writer.add(row.digest, values)
-                shown.advance(len(batch), sum(lengths[index] for index in batch))
+                done += sum(lengths[index] for index in batch)
+                tell("scoring", done, total)
     return ReferenceCache.open(path, key, verify=False) if digests else _nothing(path)
 
 
@@ -97,7 +103,7 @@ def _nothing(path: str | Path) -> ReferenceCache:
     raise BallastError(f"{path}: the data set has no rows, so there is nothing to score: check `data` and its filters")
 
 
-def _table(dataset: Any) -> dict[str, Any]:
+def _table(dataset: Dataset | Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Return digests and lengths as lists, and the two token columns for access by row."""
     import datasets
     import pyarrow.compute as pc
@@ -146,11 +152,11 @@ def _ragged(column: Any) -> list[np.ndarray]:
 def _check_row(row: _Row) -> None:
     index, digest, ids, labels = row.index, row.digest, row.ids, row.labels
     if len(ids) != len(labels):
-        raise BallastError(f"row {index}: {len(ids)} tokens but {len(labels)} labels: prepare the rows anew")
+        raise BallastError(f"row {index}: {len(ids)} tokens but {len(labels)} labels: prepare the rows again")
     if row_digest(ids, labels) != digest:
         raise BallastError(
             f"row {index}: its digest {digest} is not that of its tokens and labels, so its values would be found by "
-            "no one or by another row: prepare the rows anew after changing them"
+            "no one or by another row: prepare the rows again after changing them"
         )
 
 
@@ -177,7 +183,7 @@ def _score(reference: LiveReference, rows: Sequence[_Row], key: CacheKey) -> lis
     return [dict(zip(key.fields, part, strict=True)) for part in parts]
 
 
-def _padded(rows: Sequence[_Row], device: Any) -> tuple[dict[str, Tensor], Tensor]:
+def _padded(rows: Sequence[_Row], device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
     import torch
 
     width = max(len(row.ids) for row in rows)
@@ -192,7 +198,7 @@ def _padded(rows: Sequence[_Row], device: Any) -> tuple[dict[str, Tensor], Tenso
     return inputs, torch.from_numpy(labels).to(device)
 
 
-def _autocast(reference: LiveReference, key: CacheKey, device: Any) -> AbstractContextManager[Any]:
+def _autocast(reference: LiveReference, key: CacheKey, device: torch.device) -> AbstractContextManager[Any]:
     import torch
 
     dtype = getattr(torch, key.dtype)

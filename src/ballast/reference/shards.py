@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -80,7 +80,7 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _slow(file)
 
 
-def _slow(file: Any) -> str:
+def _slow(file: BinaryIO) -> str:
     total = hashlib.sha256()
     while block := file.read(1 << 20):
         total.update(block)

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ballast.protocols import Say
+
+if TYPE_CHECKING:
+    from ballast.records.tokens import TokensRecord
 
 HTML, MARKDOWN = "report.html", "report.md"
 
@@ -41,4 +47,16 @@ def write_report(
     return place / HTML, place / MARKDOWN
 
 
-__all__ = ["HTML", "MARKDOWN", "write_report"]
+def show_tokens(record: TokensRecord, *, page: Path | None = None, say: Say = print) -> None:
+    """Print a record of `ballast inspect`, and write it as one HTML page where asked."""
+    from ballast.files import write_atomically
+    from ballast.report.render import tokens_html
+    from ballast.report.tokens import terminal
+
+    terminal(record, say=say)
+    if page is not None:
+        write_atomically(page, tokens_html(record))
+        say(f"{page}: written")
+
+
+__all__ = ["HTML", "MARKDOWN", "show_tokens", "write_report"]

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from ballast.report import weights
-from ballast.report.charts.data import BASE, Report, Section
-from ballast.report.drift import drift
+from collections.abc import Iterator
+
+from ballast.records.folder import BASE, RANDOM
+from ballast.report import tokens
+from ballast.report.charts.data import Report
 from ballast.report.figures import deciding, rows
-from ballast.report.gaps import gaps
-from ballast.report.others import everything
-from ballast.report.runs import FAILED, FINISHED, UNFINISHED
 from ballast.report.sections import curves
-from ballast.report.sections.answer import answer
-from ballast.report.sections.results import results
+from ballast.report.sections.answer import answer, not_measured
+from ballast.report.sections.results import drift, learning_rates, other_metrics, results
 from ballast.report.sections.settings import settings, subject
 from ballast.report.source import Source
-from ballast.report.sweep import sweep
 from ballast.report.text import counted, joined
 
 
@@ -30,58 +28,54 @@ def build(source: Source, *, metric: str | None = None) -> Report:
     """
     summary = source.summary
     decides = deciding(summary, metric)
-    found: list[Section | None] = []
-    if decides is not None:
-        found += [results(source, decides), drift(summary, decides)]
-    found += [curves.pass_curves(source), everything(summary, decides), curves.training(source)]
-    found += [curves.rewards(source), sweep(summary), weights.weights(source.tokens)]
-    found += [_open(source), settings(source)]
-    labels = [row["label"] for row in rows(summary)]
-    labels += [run.label for run in source.runs] + weights.labels(source.tokens)
+    sections = (
+        None if decides is None else results(source, decides),
+        None if decides is None else drift(summary, decides),
+        curves.pass_curves(source),
+        other_metrics(summary, decides),
+        curves.training(source),
+        curves.rewards(source),
+        learning_rates(summary),
+        tokens.histograms(source.tokens),
+        not_measured(source),
+        settings(source),
+    )
+    labels = [row.label for row in rows(summary)]
+    labels += [run.label for run in source.runs] + tokens.labels(source.tokens)
     return Report(
-        title=f"{source.folders[0].resolve().name}: which objective leaves the model best",
+        title=f"{source.folders[0].resolve().name}: comparison of objectives",
         answer=answer(source, decides),
         status=_status(source),
-        sections=tuple(section for section in found if section is not None),
+        sections=tuple(section for section in sections if section is not None),
         labels=tuple(dict.fromkeys(label for label in labels if label != BASE)),
         cautions=tuple(_cautions(source)),
-        tokens=None if source.tokens is None else dict(source.tokens),
+        tokens=source.tokens,
     )
 
 
 def _status(source: Source) -> str:
-    done = sum(run.status == FINISHED for run in source.runs)
-    parts = [f"{subject(source)}; {counted(done, 'run')} finished"]
-    for status in (UNFINISHED, FAILED):
-        if some := sum(run.status == status for run in source.runs):
-            parts.append(f"{some} {status}")
-    missing = len(source.summary["missing"])
-    if source.plan is not None and missing:
-        parts.append(f"{missing} of the plan missing")
+    finished, failed = sum(run.done for run in source.runs), sum(run.failed for run in source.runs)
+    unfinished = len(source.runs) - finished - failed
+    parts = [f"{subject(source)}; {counted(finished, 'run')} finished"]
+    parts += [f"{count} {state}" for count, state in ((unfinished, "unfinished"), (failed, "failed")) if count]
+    if source.plan is not None and source.summary.missing:
+        parts.append(f"{len(source.summary.missing)} planned but missing")
     return ", ".join(parts)
 
 
-def _cautions(source: Source) -> list[str]:
-    """Return what a reader must know before the answer."""
-    cautions = []
-    if source.summary["missing"]:
-        cautions.append("Unfinished: the figures are of the runs that are done, and may change.")
+def _cautions(source: Source) -> Iterator[str]:
+    """Yield what a reader must know before the answer."""
+    if source.summary.missing:
+        yield "Unfinished: the figures are of the finished runs, and may change."
     diverged = curves.diverged(source)
     if diverged:
-        told = f"{joined(diverged)} logged values that are no finite number, as training that diverges does"
-        cautions.append(f"{told}; the curves have gaps there.")
-    versions = source.summary.get("provenance", {}).get("versions", ())
-    if len(versions) > 1:
-        cautions.append("The runs were made with different versions of the libraries below; see the settings.")
-    models = {str((run.record.get("model") or {}).get("type")) for run in source.runs if run.label != "random"}
-    paths = {str((run.record.get("recipe") or {}).get("model")) for run in source.runs if run.label != "random"}
-    if source.plan is None and (len(models) > 1 or len(paths) > 1):
-        cautions.append("The runs do not start from the same model, so differences are not the objectives' alone.")
-    data = {str((run.record.get("recipe") or {}).get("data")) for run in source.runs}
-    if source.plan is None and len(data) > 1:
-        cautions.append("The runs do not train on the same data, so differences are not the objectives' alone.")
-    return cautions
-
-
-def _open(source: Source) -> Section:
-    return Section("open", "What was not measured", notes=tuple(gap.long for gap in gaps(source)))
+        yield f"{joined(diverged)} logged values that are not finite: training diverged; the curves have gaps there."
+    if len(source.summary.provenance.versions) > 1:
+        yield "The runs were made with different versions of the libraries; see the settings."
+    if source.plan is None:
+        records = [run.record for run in source.runs if run.label != RANDOM]
+        models = {(record.model.type if record.model else None, str(record.recipe.get("model"))) for record in records}
+        if len(models) > 1:
+            yield "The runs start from different models, so their differences are not due to the objectives alone."
+        if len({str(record.recipe.get("data")) for record in records}) > 1:
+            yield "The runs train on different data, so their differences are not due to the objectives alone."

@@ -7,19 +7,20 @@ same in an archive, in a mail and off line.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 from importlib import resources
-from typing import Any
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from ballast import __version__
-from ballast.report import marks, tokens, weights
+from ballast.records.folder import BASE
+from ballast.records.tokens import TokensRecord
+from ballast.report import tokens
 from ballast.report.charts import svg
-from ballast.report.charts.data import BASE, Report, Section
-from ballast.report.charts.tables import plain_tables
+from ballast.report.charts.data import Report, Section
+from ballast.report.charts.tables import chart_tables
 from ballast.report.text import inert, markdown
 
 
@@ -27,64 +28,47 @@ def html(report: Report) -> str:
     """Return the report as one self-contained page."""
     return _page("report.html.j2").render(
         report=report,
-        answer=[_led(sentence) for sentence in report.answer],
-        styles=marks.styles_of(report.labels),
+        answer=[_lead_and_rest(sentence) for sentence in report.answer],
+        styles=svg.styles_of(report.labels),
         views=tokens.views(report.tokens) if report.tokens else (),
-        **_common(),
     )
 
 
-def _led(sentence: str) -> tuple[str, str]:
-    """Return the words that a sentence starts with, which are set off for the eye, and the rest."""
-    found = re.match(r"[^,:]*[,:]", sentence)
-    lead = "" if found is None else found[0]
-    return inert(lead), inert(sentence[len(lead) :])
+def _lead_and_rest(sentence: str) -> tuple[str, str]:
+    """Return the words up to the first comma or colon, which are set in bold, and the rest."""
+    lead = re.match(r"[^,:]*[,:]", sentence)
+    end = 0 if lead is None else lead.end()
+    return inert(sentence[:end]), inert(sentence[end:])
 
 
-def tokens_html(record: Mapping[str, Any]) -> str:
+def tokens_html(record: TokensRecord) -> str:
     """Return a record of `ballast inspect` as one self-contained page, one table for each objective."""
     return _page("tokens.html.j2").render(
         record=record,
         views=tokens.views(record),
-        histograms=weights.weights(record),
-        styles=marks.styles_of(weights.labels(record)),
-        **_common(),
+        histograms=tokens.histograms(record),
+        styles=svg.styles_of(tokens.labels(record)),
     )
 
 
 def markdown_text(report: Report) -> str:
     """Return the report as Markdown: the answer, the tables, short curves as tables."""
-    shown = [section for section in report.sections if _says_something(section)]
-    text = _environment(False).get_template("report.md.j2").render(report=report, sections=shown)
+    sections = [section for section in report.sections if _has_text(section)]
+    text = _environment(False).get_template("report.md.j2").render(report=report, sections=sections)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
-def _says_something(section: Section) -> bool:
-    return bool(section.tables or section.notes or section.code or plain_tables(section))
+def _has_text(section: Section) -> bool:
+    return bool(section.tables or section.notes or section.code or chart_tables(section))
 
 
-def _common() -> dict[str, Any]:
-    return {
-        "version": __version__,
-        "style": Markup(_template("style.css")),
-        "draw": svg.draw,
-        "key": marks.key,
-        "labels_in": svg.labels_in,
-        "stages_in": svg.stages_in,
-        "stage_key": marks.stage_key,
-        "base": BASE,
-        "meaning": tokens.MEANING,
-        "heads": tokens.HEADS,
-    }
-
-
-def _page(name: str) -> Any:
+def _page(name: str) -> Template:
     return _environment(True).get_template(name)
 
 
 @cache
 def _environment(escapes: bool) -> Environment:
-    made = Environment(
+    environment = Environment(
         loader=FunctionLoader(_template),
         autoescape=escapes,
         undefined=StrictUndefined,
@@ -92,16 +76,28 @@ def _environment(escapes: bool) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    filters: dict[str, Callable[..., Any]] = {
+    filters: dict[str, Callable[..., object]] = {
         "inert": inert,
         "inert_lines": lambda text: inert(text, keep="\n"),
         "md": markdown,
         "breakable": _breakable,
         "fenced": _fenced,
-        "plain_tables": plain_tables,
+        "chart_tables": chart_tables,
     }
-    made.filters |= filters
-    return made
+    environment.filters |= filters
+    environment.globals |= {
+        "version": __version__,
+        "style": Markup(_template("style.css")),
+        "draw": svg.draw,
+        "label_key": svg.label_key,
+        "labels_in": svg.labels_in,
+        "stage_key": svg.stage_key,
+        "stages_in": svg.stages_in,
+        "base": BASE,
+        "meaning": tokens.MEANING,
+        "columns": tokens.COLUMNS,
+    }
+    return environment
 
 
 def _template(name: str) -> str:

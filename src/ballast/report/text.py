@@ -1,19 +1,18 @@
-"""Text from data as text: nothing in it acts on a page, a terminal or the direction of what stands beside it."""
+"""Text from data as text: nothing in it acts on a page, a terminal or the direction of the text beside it."""
 
 from __future__ import annotations
 
 import math
 import re
-import unicodedata
+from collections.abc import Callable
 
-INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-"""Unicode categories of characters that show nothing themselves, and may change how others are shown."""
+from ballast.text import inert
 
 ROUNDING = 1e-12
 """What sums of the same numbers in another order may differ by, so no difference."""
 
 MARKDOWN = re.compile(
-    r"""[\\`*{}\[\]<>|~$&]      # markup wherever it stands
+    r"""[\\`*{}\[\]<>|~$&]      # markup anywhere
     |(?<![^\W_])_|_(?![^\W_])  # emphasis, but not within a word
     |^(?:[#=]|[+-](?=[\s+-]|$)|\d+(?=[.)](?:\s|$)))  # what starts a heading or a list
     |:(?=//)|(?<=\bwww)\.      # addresses that would become links
@@ -22,41 +21,20 @@ MARKDOWN = re.compile(
 )
 
 
-def inert(text: object, *, keep: str = "") -> str:
-    """Return text with its invisible characters spelt out, such as ``⟨U+202E⟩``, but for those in `keep`.
-
-    Right-to-left overrides reorder what follows them, lone surrogates cannot be written, escape codes move a
-    terminal's cursor: spelt out, they are seen for what they are.
-    """
-    return "".join(c if c in keep or not _hidden(c) else f"⟨U+{ord(c):04X}⟩" for c in str(text))
-
-
-def _hidden(character: str) -> bool:
-    return unicodedata.category(character) in INVISIBLE
-
-
 def one_line(text: object) -> str:
     """Return inert text in one line: breaks and runs of white space become a space."""
     return inert(" ".join(str(text).split()))
 
 
 def markdown(text: object) -> str:
-    """Return text that Markdown shows as it stands: no markup, no link, no table cell of its own."""
+    """Return text that Markdown shows as it is: no markup, no link, no table cell of its own."""
     return MARKDOWN.sub(_escaped, one_line(text))
 
 
-def _escaped(found: re.Match[str]) -> str:
-    # A backslash goes before punctuation only; "1." at a line's start is undone behind the digit.
-    text = found[0]
+def _escaped(markup: re.Match[str]) -> str:
+    # A backslash goes before punctuation only; the number of a list gets a word joiner behind it.
+    text = markup[0]
     return f"{text}\u2060" if text.isdigit() else f"\\{text}"
-
-
-def code(text: object) -> str:
-    """Return text as a Markdown code span, with a fence longer than any run of backticks inside."""
-    plain = one_line(text).replace("|", "\\|")
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", plain)), default=0))
-    pad = " " if plain.startswith("`") or plain.endswith("`") else ""
-    return f"{fence}{pad}{plain}{pad}{fence}"
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -84,9 +62,9 @@ def signed(value: float | None, digits: int = 3) -> str:
     return f"+{text}" if value is not None and value > ROUNDING else text
 
 
-def interval(low: float | None, high: float | None, *, show: object = number) -> str:
+def interval(low: float | None, high: float | None, *, show: Callable[[float], str] = number) -> str:
     """Return ``low to high``, or nothing where there is no interval."""
-    return "" if low is None or high is None else f"{show(low)} to {show(high)}"  # type: ignore[operator]
+    return "" if low is None or high is None else f"{show(low)} to {show(high)}"
 
 
 def rate(value: float | None) -> str:

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
-from ballast.errors import BallastError
-from ballast.records.schema import REMEDY, finite
-from ballast.records.schema import field as at
-from ballast.report.text import inert, number
+from ballast.protocols import Say
+from ballast.records import tokens as stored
+from ballast.report.charts.data import Histogram, Section
+from ballast.report.text import counted, inert, number
 
-PER_TOKEN = ("logprob", "entropy", "kl", "mass", "ref_logprob", "ref_entropy", "ref_mass")
-HEADS = ("weight", "p live", "p reference", "entropy", "KL", "mass u", "selection")
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.table import Table
+    from rich.text import Text
+
+COLUMNS = ("weight", "p live", "p reference", "entropy", "KL", "mass u", "selection")
 MEANING = (
-    "p: probability of the token under the model that trains (live) and under the reference; entropy and KL of live to "
+    "p: probability of the token under the model in training (live) and under the reference; entropy and KL of live to "
     "reference in nats; u: the reference's mass of tokens no more likely than this one."
 )
-SHORT_HEADS = ("p", "q", "H", "KL", "u")
+SHORT_COLUMNS = ("p", "q", "H", "KL", "u")
 LEGEND = (
-    "Text and last columns: weight of each token, strongest where largest, struck out where 0; H, KL before it: picked "
-    "out by entropy, by KL. p, q: probability under the live model and the reference; H: entropy, KL: of live to "
+    "Text and last columns: weight of each token, strongest where largest, struck out where 0; H, KL before it: "
+    "selected by entropy, by KL. p, q: probability under the live model and the reference; H: entropy, KL: of live to "
     "reference, in nats; u: the reference's mass of tokens no more likely than this one."
 )
 SHADES = 9
-FIGURE, GAP, LABEL = 5, 2, 12
+FIGURE_WIDTH, GAP_WIDTH, LABEL_WIDTH = 5, 2, 12
 """Widths in the terminal: of a figure, between columns, of a label before it is folded."""
 
 
@@ -36,12 +40,12 @@ class Token:
     text: str
     shade: int | None = None
     negative: bool = False
-    told: str = ""
+    title: str = ""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A trained token's line in a table."""
+    """A trained token's line in a table; `mark` is its selection in few letters."""
 
     place: int
     token: Token
@@ -67,75 +71,43 @@ class ObjectiveView:
     rows: tuple[RowView, ...]
 
 
-def check_record(record: Mapping[str, Any], where: str) -> None:
-    """Refuse a record that a table cannot show.
-
-    Raises:
-        BallastError: naming the row and what does not fit.
-    """
-    at(record, where, "live", str)
-    rows = at(record, where, "rows", list)
-    for row in rows:
-        place = f"{where}: row {row.get('row') if isinstance(row, dict) else row!r}"
-        if not isinstance(row, dict) or not all(
-            isinstance(row.get(key), list) for key in ("text", "trained", *PER_TOKEN)
-        ):
-            raise BallastError(f"{place}: has not all of its tokens' statistics; {REMEDY}")
-        count = len(row["trained"])
-        inside = all(isinstance(one, int) and 0 <= one < len(row["text"]) for one in row["trained"])
-        if not inside or any(len(row[key]) != count for key in PER_TOKEN):
-            raise BallastError(f"{place}: {count} trained tokens, and not as many statistics; {REMEDY}")
-        for key in PER_TOKEN:
-            for value in row[key]:
-                finite(value, f"{place}: {key}")
-    for one in at(record, where, "objectives", list):
-        label = at(one, where, "label", str)
-        given = at(one, where, "rows", list)
-        fits = len(given) == len(rows) and all(
-            len(mine["weight"]) == len(mine["selected"]) == len(row["trained"])
-            for mine, row in zip(given, rows, strict=True)
-        )
-        if not fits:
-            raise BallastError(f"{where}: objective {label!r} has not one weight for each token; {REMEDY}")
-        for mine in given:
-            for value in mine["weight"]:
-                finite(value, f"{where}: {label}: weight")
-
-
-def views(record: Mapping[str, Any]) -> tuple[ObjectiveView, ...]:
+def views(record: stored.TokensRecord) -> tuple[ObjectiveView, ...]:
     """Return one view for each objective of a record."""
     return tuple(
         ObjectiveView(
-            inert(one["label"]),
-            inert(one.get("note") or ""),
-            tuple(_row(row, mine, _largest(one)) for row, mine in zip(record["rows"], one["rows"], strict=True)),
+            inert(objective.label),
+            inert(objective.note),
+            tuple(
+                _row(row, weights, _largest(objective))
+                for row, weights in zip(record.rows, objective.rows, strict=True)
+            ),
         )
-        for one in record["objectives"]
+        for objective in record.objectives
     )
 
 
-def _largest(objective: Mapping[str, Any]) -> float:
+def _largest(objective: stored.TokenObjective) -> float:
     """Return the largest size of a weight, at least 1, so that shades compare between rows."""
-    return max([1.0, *(abs(value) for row in objective["rows"] for value in row["weight"])])
+    return max([1.0, *(abs(weight) for row in objective.rows for weight in row.weight)])
 
 
-def _row(row: Mapping[str, Any], mine: Mapping[str, Any], largest: float) -> RowView:
-    lines = tuple(_lines(row, mine, largest))
+def _row(row: stored.TokenRow, weights: stored.TokenWeights, largest: float) -> RowView:
+    lines = tuple(_lines(row, weights, largest))
     by_place = {line.place: line.token for line in lines}
-    text = tuple(by_place.get(place, Token(visible(token))) for place, token in enumerate(row["text"]))
-    return RowView(int(row["row"]), text, lines)
+    text = tuple(by_place.get(place, Token(visible(token))) for place, token in enumerate(row.text))
+    return RowView(row.row, text, lines)
 
 
-def _lines(row: Mapping[str, Any], mine: Mapping[str, Any], largest: float) -> Iterator[Line]:
-    live = mine.get("logprob") or row["logprob"]
-    for index, place in enumerate(row["trained"]):
-        weight, selected = float(mine["weight"][index]), inert(mine["selected"][index])
+def _lines(row: stored.TokenRow, weights: stored.TokenWeights, largest: float) -> Iterator[Line]:
+    live = weights.logprob or row.logprob
+    for index, place in enumerate(row.trained):
+        weight, selected = weights.weight[index], inert(weights.selected[index])
         selection = ", ".join(part for part in (selected, "left out" if weight == 0 else "") if part)
-        p, q = _probability(live[index]), _probability(row["ref_logprob"][index])
+        p, q = _probability(live[index]), _probability(row.ref_logprob[index])
         shade = math.ceil(SHADES * abs(weight) / largest - 1e-9)
-        told = f"weight {_figure(weight)}, p {p}, reference {q}{f', {selection}' if selection else ''}"
-        token = Token(visible(row["text"][place]), shade, weight < 0, told)
-        figures = (_figure(row[key][index]) for key in ("entropy", "kl", "ref_mass"))
+        title = f"weight {_figure(weight)}, p {p}, reference {q}{f', {selection}' if selection else ''}"
+        token = Token(visible(row.text[place]), shade, weight < 0, title)
+        figures = (_figure(column[index]) for column in (row.entropy, row.kl, row.ref_mass))
         yield Line(place, token, (_figure(weight), p, q, *figures, selection), _mark(selected))
 
 
@@ -170,28 +142,49 @@ STYLES = (
     "white on #1e89d3",
     "bold white on #2097ea",
 )
-"""Styles of the terminal by shade; a token of weight 0 is struck out, so that it is told without colours."""
+"""Styles of the terminal by shade; a token of weight 0 is struck out, so that it differs without colours."""
 
 
-def terminal(record: Mapping[str, Any], *, say: Any) -> None:
+def histograms(record: stored.TokensRecord | None) -> Section | None:
+    """Return a histogram of the weights for each objective of a record; None where it has none."""
+    weights = {one.label: one.histogram for one in record.objectives if one.histogram} if record else {}
+    if record is None or not weights:
+        return None
+    first = next(iter(weights.values()))
+    over = f"{counted(first.rows, 'row')}, {counted(first.tokens, 'token')}"
+    charts = tuple(_histogram(label, histogram) for label, histogram in weights.items())
+    return Section("weights", "Token weights", f"At {record.live}, over {over}.", charts=charts)
+
+
+def _histogram(label: str, weights: stored.Histogram) -> Histogram:
+    x = f"weight; {weights.zero / max(weights.tokens, 1):.0%} of the tokens have weight 0"
+    return Histogram(label, x, label, weights.edges, weights.counts)
+
+
+def labels(record: stored.TokensRecord | None) -> list[str]:
+    """Return the labels of the objectives in a record."""
+    return [] if record is None else [objective.label for objective in record.objectives]
+
+
+def terminal(record: stored.TokensRecord, *, say: Say) -> None:
     """Print every row: its text coloured by each objective's weight, then a table of its tokens."""
     from rich.text import Text
 
-    found = views(record)
-    # One width for the labels, so that a token stands below itself.
-    room = max((len(view.label) for view in found), default=0) + 2
-    for place, row in enumerate(record["rows"]):
-        say(Text(f"row {row['row']}", style="bold"))
-        for view in found:
-            say(Text.assemble((f"{view.label}:".ljust(room), "italic"), _coloured(view.rows[place])))
-        say(_Tables(found, place))
-    notes = [f"{view.label}: {view.note}." for view in found if view.note]
-    if record.get("same"):
+    shown = views(record)
+    # One width for the labels, so that a token is below itself.
+    width = max((len(view.label) for view in shown), default=0) + 2
+    for place, row in enumerate(record.rows):
+        say(Text(f"row {row.row}", style="bold"))
+        for view in shown:
+            say(Text.assemble((f"{view.label}:".ljust(width), "italic"), _coloured(view.rows[place])))
+        say(_Tables(shown, place))
+    notes = [f"{view.label}: {view.note}." for view in shown if view.note]
+    if record.same:
         notes.append("Live and reference are the same model here, so every KL is 0: name a checkpoint with --model.")
     say(Text("\n".join([*notes, LEGEND]), style="dim"))
 
 
-def _coloured(row: RowView) -> Any:
+def _coloured(row: RowView) -> Text:
     from rich.text import Text
 
     text = Text()
@@ -206,54 +199,53 @@ def _style(token: Token) -> str:
 
 @dataclass(frozen=True)
 class _Tables:
-    """A row's tokens in figures: as many objectives side by side as the terminal has room for without cutting any."""
+    """A row's tokens in figures: as many objectives side by side as fit into the terminal without cutting any."""
 
-    found: Sequence[ObjectiveView]
+    views: Sequence[ObjectiveView]
     place: int
 
-    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.cells import cell_len
 
-        tokens = max(
-            (cell_len(line.token.text) for view in self.found for line in view.rows[self.place].lines), default=5
-        )
-        room = options.max_width - max(tokens, len("token")) - GAP - len(SHORT_HEADS) * (FIGURE + GAP)
+        texts = [line.token.text for view in self.views for line in view.rows[self.place].lines]
+        tokens = max(map(cell_len, ["token", *texts]))
+        width = options.max_width - tokens - GAP_WIDTH - len(SHORT_COLUMNS) * (FIGURE_WIDTH + GAP_WIDTH)
         part: list[ObjectiveView] = []
-        left = room
-        for view in self.found:
-            width = _width(view, self.place) + GAP
-            if part and width > left:
+        left = width
+        for view in self.views:
+            needed = _width(view, self.place) + GAP_WIDTH
+            if part and needed > left:
                 yield _table(part, self.place)
-                part, left = [], room
+                part, left = [], width
             part.append(view)
-            left -= width
+            left -= needed
         yield _table(part, self.place)
 
 
 def _width(view: ObjectiveView, place: int) -> int:
     """Return the width of an objective's column; a long label is folded."""
     marks = max((len(line.mark) + 1 for line in view.rows[place].lines if line.mark), default=0)
-    return max(FIGURE + marks, min(len(view.label), LABEL))
+    return max(FIGURE_WIDTH + marks, min(len(view.label), LABEL_WIDTH))
 
 
-def _table(found: Sequence[ObjectiveView], place: int) -> Any:
+def _table(shown: Sequence[ObjectiveView], place: int) -> Table:
     from rich.box import SIMPLE
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=SIMPLE, pad_edge=False, collapse_padding=True)
     table.add_column("token", overflow="fold")
-    for head in SHORT_HEADS:
-        table.add_column(head, justify="right", no_wrap=True, min_width=FIGURE)
-    for view in found:
+    for head in SHORT_COLUMNS:
+        table.add_column(head, justify="right", no_wrap=True, min_width=FIGURE_WIDTH)
+    for view in shown:
         table.add_column(Text(view.label), justify="right", width=_width(view, place), overflow="fold")
-    for lines in zip(*(view.rows[place].lines for view in found), strict=True):
+    for lines in zip(*(view.rows[place].lines for view in shown), strict=True):
         shaded = [_shaded(line) for line in lines]
         table.add_row(Text(lines[0].token.text), *(Text(cell) for cell in lines[0].cells[1:-1]), *shaded)
     return table
 
 
-def _shaded(line: Line) -> Any:
+def _shaded(line: Line) -> Text:
     from rich.text import Text
 
     mark = Text(f"{line.mark} " if line.mark else "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Prompts", "RLOptions", "Rewards", "Run", "reward_verifier"]
 
-_HOME = {
-    "Prompts": "prompts",
-    "RLOptions": "options",
-    "Rewards": "rewards",
-    "Run": "train",
-    "reward_verifier": "rewards",
+_HOMES = {
+    "Prompts": "ballast.rl.prompts",
+    "RLOptions": "ballast.rl.options",
+    "Rewards": "ballast.rl.rewards",
+    "Run": "ballast.rl.train",
+    "reward_verifier": "ballast.rl.rewards",
 }
 
 
 def __getattr__(name: str) -> Any:
     # The recipe reads the options without loading torch.
-    if name not in _HOME:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(import_module(_HOMES[name]), name)

@@ -2,162 +2,113 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal, get_args
 
-from ballast.errors import BallastError, suggest
+from pydantic import Field, field_validator, model_validator
 
-REWARDS = ("verifier", "reft")
-LOSS_TYPES = ("dapo", "grpo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo")
+from ballast.options import Columns, Options, OptionsError, Sources, Text, Where
 
-WHOLE = {"steps": 1, "prompts": 1, "group": 2, "micro_batch": 1, "max_new_tokens": 1, "iterations": 1}
-WHOLE |= {"limit": 1, "save_steps": 1}
-"""Smallest value of each option that is a whole number."""
-NUMBERS = ("learning_rate", "temperature", "top_p", "beta", "seconds")
-CHOICES = {"reward": REWARDS, "loss_type": LOSS_TYPES}
-TEXTS = ("verifier", "split")
-MAY_BE_NONE = ("verifier", "data", "split", "columns", "limit", "micro_batch", "save_steps")
-OF_DATA = ("split", "columns", "limit")
-"""Options that say how `data` is read, and mean nothing without it."""
+LossType = Literal["dapo", "grpo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"]
+LOSS_TYPES: tuple[str, ...] = get_args(LossType)
 
 
-@dataclass(frozen=True)
-class RLOptions:
-    """What GRPO samples, how it is rewarded, and how far it goes.
+class RLOptions(Options):
+    """What GRPO samples, how it is rewarded, and how far it goes."""
 
-    Attributes:
-        verifier: what judges an answer: ``exact``, ``expression``, ``last-number``, ``math`` or
-            ``package.module:function``; called with (answer, row).
-        data: source of the prompts, or several; None takes the recipe's ``data.train``.
-        split, columns, limit: how `data` is read.
-        reward: ``verifier`` for the verifier's score; ``reft`` for 1 right, 0.1 wrong with an answer that could be
-            read off, 0 without one.
-        seconds: wall clock of one verification by a function of one's own, or by math-verify.
-        steps: optimiser steps.
-        prompts, group: prompts of a step, and answers sampled for each.
-        micro_batch: answers of one forward and backward pass on one device; None takes all of a step at once.
-        max_new_tokens: tokens after which an answer is cut off; one that has not ended by then scores 0.
-        temperature, top_p: of the samples.
-        learning_rate: constant, unless ``trainer.lr_scheduler_type`` says otherwise.
-        beta: weight of the KL to the start; 0 keeps no reference model.
-        loss_type: how `trl.GRPOTrainer` sums tokens up.
-        iterations: optimiser steps on one round of answers; 1 is on-policy.
-        use_vllm: sample with vLLM, where it is installed.
-        save_steps: steps between checkpoints to resume from; None writes none.
-        trainer: further fields of `trl.GRPOConfig`, those in `TRAINER`.
+    owner: ClassVar[str] = "rl."
 
-    Raises:
-        BallastError: for an unknown name, a value out of range, or values that do not go together.
-    """
-
-    verifier: str | None = None
-    data: tuple[str, ...] | None = None
-    split: str | None = None
-    columns: Any = None
-    limit: int | None = None
-    reward: str = "verifier"
-    seconds: float = 10.0
-    steps: int = 100
-    prompts: int = 16
+    verifier: Text | None = None
+    """What judges an answer: `exact`, `math`, `expression`, `last-number` or `package.module:function`, called with
+    (answer, row)."""
+    data: Sources | None = None
+    """Source of the prompts, or a list of them; none given takes the recipe's `data.train`."""
+    split: Text | None = None
+    """Split of `data`, where it has several."""
+    columns: Columns = None
+    """How the columns of `data` are called, as in `data.columns`."""
+    limit: int | None = Field(None, ge=1)
+    """Use the first rows of `data`."""
+    reward: Literal["verifier", "reft"] = "verifier"
+    """The verifier's score; or `reft`: 1 right, 0.1 wrong with an answer that could be read off, 0 without one."""
+    seconds: float = Field(10.0, gt=0)
+    """Wall clock of one verdict of a function of your own, or of math-verify."""
+    steps: int = Field(100, ge=1)
+    """Optimiser steps."""
+    prompts: int = Field(16, ge=1)
+    """Prompts of a step."""
     group: int = 8
-    micro_batch: int | None = None
-    max_new_tokens: int = 256
+    """Answers sampled for each prompt, at least 2."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Answers of one forward and backward pass on one device; none given takes all of a step. The step is the same."""
+    max_new_tokens: int = Field(256, ge=1)
+    """Tokens after which an answer is cut off; one that has not ended by then scores 0."""
     temperature: float = 1.0
-    top_p: float = 1.0
-    learning_rate: float = 1e-6
-    beta: float = 0.0
-    loss_type: str = "dapo"
-    iterations: int = 1
+    """Of the samples, above 0; the probabilities that are trained are at the same temperature."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Samples come from the most likely tokens up to this mass; the probabilities that are trained are not cut."""
+    learning_rate: float = Field(1e-6, ge=0)
+    """Constant; `trainer.lr_scheduler_type` and `trainer.warmup_steps` change that."""
+    beta: float = Field(0.0, ge=0)
+    """Weight of the KL to the start. 0 keeps no reference model; above 0 a second copy of the start, or with LoRA the
+    adapter switched off (a new one) or a frozen copy of it (one that goes on)."""
+    loss_type: LossType = "dapo"
+    """How `trl.GRPOTrainer` sums tokens up; see TRL's documentation."""
+    iterations: int = Field(1, ge=1)
+    """Optimiser steps on one round of answers; 1 is on-policy."""
     use_vllm: bool = False
-    save_steps: int | None = None
-    trainer: Mapping[str, Any] = field(default_factory=dict)
+    """Sample with vLLM, where it is installed."""
+    save_steps: int | None = Field(None, ge=1)
+    """Steps between checkpoints that `--resume` goes on from; none given writes none."""
+    trainer: dict[str, Any] = Field(default_factory=dict)
+    """Further fields of `trl.GRPOConfig`: optimiser, clipping (`epsilon`, `epsilon_high`, `delta`), `scale_rewards`,
+    `mask_truncated_completions`, `entropy_coef`, `top_k`, `min_p`, precision, gradient checkpointing, logging,
+    `vllm_…`."""
 
-    def __post_init__(self) -> None:
-        for key, message in problems({one.name: getattr(self, one.name) for one in fields(self)}):
-            raise BallastError(f"rl.{key}: {message}")
-        if isinstance(self.data, (str, list)):
-            object.__setattr__(self, "data", (self.data,) if isinstance(self.data, str) else tuple(self.data))
-        for key in OF_DATA:
+    @field_validator("data")
+    @classmethod
+    def _names_a_source(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value == ():
+            raise ValueError("names no source; list at least one")
+        return value
+
+    @field_validator("group")
+    @classmethod
+    def _can_compare(cls, value: int) -> int:
+        if value < 2:
+            raise ValueError(f"must be at least 2: one answer has nothing to be compared with; got {value}")
+        return value
+
+    @field_validator("temperature")
+    @classmethod
+    def _not_greedy(cls, value: float) -> float:
+        if value <= 0:
+            raise ValueError(f"must be above 0: greedy answers are all the same, so none has an advantage; got {value}")
+        return value
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> RLOptions:
+        if problems := list(self._conflicts()):
+            raise OptionsError(problems)
+        return self
+
+    def _conflicts(self) -> Iterator[tuple[Where, str]]:
+        for key in ("split", "columns", "limit"):
             if self.data is None and getattr(self, key) is not None:
-                raise BallastError(f"rl.{key}: would be ignored without rl.data; set data.{key}, or name rl.data")
+                yield (key,), f"would be ignored without rl.data; set data.{key}, or name rl.data"
         answers = self.prompts * self.group
         if self.micro_batch is not None and answers % self.micro_batch:
-            raise BallastError(
-                f"rl.micro_batch: {self.micro_batch} does not divide the {answers} answers of a step "
-                f"({self.prompts} prompts × {self.group}), so a step could not be made of whole batches"
+            message = (
+                f"{self.micro_batch} does not divide the {answers} answers of a step ({self.prompts} prompts × "
+                f"{self.group}), so a step could not be made of whole batches"
             )
+            yield ("micro_batch",), message
         if self.save_steps is not None and self.save_steps % self.iterations:
-            raise BallastError(
-                f"rl.save_steps: {self.save_steps} is no multiple of rl.iterations {self.iterations}: a checkpoint "
-                "between two steps on the same answers would lose them"
+            message = (
+                f"{self.save_steps} is no multiple of rl.iterations {self.iterations}: a checkpoint between two steps "
+                "on the same answers would lose them"
             )
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> RLOptions:
-        """Return the options that a recipe's mapping names.
-
-        Raises:
-            BallastError: for a misspelt key or a bad value.
-        """
-        for key, message in problems(values):
-            raise BallastError(f"rl.{key}: {message}")
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all options as plain values."""
-        return {**asdict(self), "data": None if self.data is None else list(self.data), "trainer": dict(self.trainer)}
-
-
-def problems(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield (key, what is wrong with it) for each option by itself; how they go together is `RLOptions`' to say."""
-    known = [one.name for one in fields(RLOptions)]
-    for key, value in values.items():
-        message = _problem(str(key), value) if key in known else f"unknown key{suggest(str(key), known)}"
-        if message is not None:
-            yield str(key), message
-
-
-def _problem(name: str, value: Any) -> str | None:
-    if value is None:
-        return None if name in MAY_BE_NONE else "must have a value; leave it out for its default"
-    if name in WHOLE:
-        whole = isinstance(value, int) and not isinstance(value, bool) and value >= WHOLE[name]
-        reason = ": one answer has nothing to be compared with" if name == "group" else ""
-        return None if whole else f"must be a whole number of at least {WHOLE[name]}{reason}; got {value!r}"
-    if name in NUMBERS:
-        return _number_problem(name, value)
-    if name in CHOICES:
-        known = CHOICES[name]
-        return None if value in known else f"{value!r} is not allowed{suggest(str(value), known)}"
-    return _shape_problem(name, value)
-
-
-def _number_problem(name: str, value: Any) -> str | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return f"must be a finite number; got {value!r}"
-    if name == "temperature" and value <= 0:
-        return f"must be above 0: greedy answers are all the same, so none has an advantage; got {value}"
-    if name == "top_p" and not 0 < value <= 1:
-        return f"must lie in (0, 1]; got {value}"
-    if name == "seconds" and value <= 0:
-        return f"must be above 0; got {value}"
-    return f"must be at least 0; got {value}" if value < 0 else None
-
-
-def _shape_problem(name: str, value: Any) -> str | None:
-    if name in TEXTS:
-        return None if isinstance(value, str) and value else f"must be text; got {value!r}"
-    if name == "data":
-        listed = [value] if isinstance(value, str) else value
-        fine = isinstance(listed, (list, tuple)) and listed and all(isinstance(one, str) and one for one in listed)
-        return None if fine else f"must be a source, or a list of them; got {value!r}"
-    if name == "use_vllm":
-        return None if isinstance(value, bool) else f"must be true or false; got {value!r}"
-    if name == "trainer" and not isinstance(value, Mapping):
-        return f"must be a mapping of fields of trl.GRPOConfig; got {value!r}"
-    return None
+            yield ("save_steps",), message
 
 
 OPTIMISER = (

@@ -10,12 +10,14 @@ import numpy as np
 
 from ballast.data.render import render_prompt
 from ballast.errors import BallastError
-from ballast.evaluation.generation import encode_rows
+from ballast.evaluation.generation import check_room, encode_rows
 from ballast.rl.options import RLOptions
 from ballast.verifiers.registry import Verifier, check_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from ballast.protocols import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Prompts:
 
     @classmethod
     def of(
-        cls, dataset: Dataset, tokenizer: Any, options: RLOptions, verify: Verifier, context: int | None = None
+        cls, dataset: Dataset, tokenizer: Tokenizer, options: RLOptions, verify: Verifier, context: int | None = None
     ) -> Prompts:
         """Return the prompts of raw rows.
 
@@ -48,15 +50,7 @@ class Prompts:
         _check(rows, options)
         check_rows(verify, rows)
         ids = tuple(encode_rows(tokenizer, rows))
-        for place, sequence in enumerate(ids):
-            if not sequence:
-                raise BallastError(f"row {place + 1}: the prompt has no tokens, so there is nothing to continue")
-            if context is not None and len(sequence) + options.max_new_tokens > context:
-                raise BallastError(
-                    f"row {place + 1}: prompt of {len(sequence)} tokens + rl.max_new_tokens {options.max_new_tokens} "
-                    f"exceeds the model's context {context}: positions beyond it are untrained; shorten the prompt, or "
-                    "lower rl.max_new_tokens"
-                )
+        check_room([len(sequence) for sequence in ids], options.max_new_tokens, context, option="rl.max_new_tokens")
         return cls(rows, tuple(render_prompt(row, tokenizer).text for row in rows), ids)
 
     def __len__(self) -> int:
@@ -94,5 +88,5 @@ def _check(rows: Sequence[Mapping[str, Any]], options: RLOptions) -> None:
     if len(rows) < options.prompts:
         raise BallastError(
             f"{len(rows)} prompts for rl.prompts {options.prompts}: a step would take some of them twice; lower "
-            "rl.prompts, or bring more rows"
+            "rl.prompts, or give more rows"
         )

@@ -35,7 +35,7 @@ ANSWERED: dict[str, Answered] = {
     "last-number": lambda completion, row, seconds: float(last_number(completion) is not None),
     "math": lambda completion, row, seconds: judge(MATH, completion, row, seconds),
 }
-"""How an answer is read off for each verifier of ballast's; a function of one's own says it by `answered`."""
+"""How an answer is read off for each verifier of ballast's; a user's function has an attribute `answered` for it."""
 
 
 def reward_verifier(name: str, reward: str = "verifier", *, seconds: float = 10.0) -> Verifier:
@@ -64,7 +64,7 @@ def reward_verifier(name: str, reward: str = "verifier", *, seconds: float = 10.
     return replace(verify, score=score)
 
 
-def _answered(name: str, seconds: float) -> Callable[[str, Row], Any]:
+def _answered(name: str, seconds: float) -> Callable[[str, Row], float]:
     if name in ANSWERED:
         return lambda completion, row: ANSWERED[name](completion, row, seconds)
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ballast.evaluation.generation import end_ids, read_completion
 from ballast.rl import trl
@@ -11,6 +11,10 @@ from ballast.rl.options import RLOptions
 from ballast.rl.prompts import Prompts, order
 from ballast.rl.rewards import Rewards
 from ballast.verifiers.registry import Verifier
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 
 class Run:
@@ -23,15 +27,15 @@ class Run:
 
     def __init__(
         self,
-        model: Any,
-        tokenizer: Any,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
         prompts: Prompts,
         verify: Verifier,
         options: RLOptions,
-        args: Any,
+        args: trl.GRPOConfig,
         *,
-        peft_config: Any = None,
-        callbacks: Sequence[Any] = (),
+        peft_config: PeftConfig | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         """
         Args:
@@ -68,10 +72,11 @@ class Run:
     def train(self, *, resume: bool = False) -> dict[str, float]:
         """Train, or go on from the last checkpoint, and return TRL's totals."""
         # What happened since the trainer was made must not change the samples; a checkpoint brings its own state.
-        trl.seed(self.trainer.args)
+        trl.seed(self.trainer.args.seed)
         result = self.trainer.train(resume_from_checkpoint=resume or None)
-        self._defaults.pad_token_id = self.trainer.model.generation_config.pad_token_id
-        trl.give_generation_defaults(self.trainer.model, self._defaults)
+        trained: Any = self.trainer.model
+        self._defaults.pad_token_id = trained.generation_config.pad_token_id
+        trl.give_generation_defaults(trained, self._defaults)
         return dict(result.metrics)
 
     def counts(self) -> dict[str, int]:

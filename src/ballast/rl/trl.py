@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -15,7 +15,10 @@ from trl import GRPOConfig, GRPOTrainer
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from peft import PeftConfig, PeftModel
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
+    from ballast.protocols import Model
     from ballast.rl.options import RLOptions
     from ballast.rl.rewards import Rewards
 
@@ -79,14 +82,16 @@ def _processes(use_cpu: bool) -> int:
     return processes
 
 
-def config(options: RLOptions, *, output_dir: str, seed: int, model_init: Mapping[str, Any] | None = None) -> Any:
+def config(
+    options: RLOptions, *, output_dir: str, seed: int, model_init: Mapping[str, Any] | None = None
+) -> GRPOConfig:
     """Return TRL's arguments for these options.
 
     What TRL switches on by default and costs time or changes numbers without need is off: gradient checkpointing,
     and on a machine without accelerator bf16.
 
     Args:
-        model_init: how TRL loads the start once more as the reference, where `options.beta` needs one.
+        model_init: how TRL loads the base model once more as the reference, where `options.beta` needs one.
 
     Raises:
         ValueError, TypeError: TRL or transformers refuse the settings together.
@@ -122,15 +127,15 @@ def config(options: RLOptions, *, output_dir: str, seed: int, model_init: Mappin
 
 
 def trainer(
-    model: Any,
-    tokenizer: Any,
-    args: Any,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    args: GRPOConfig,
     dataset: Dataset,
     prompt_ids: Mapping[str, Sequence[int]],
     rewards: Rewards,
     *,
-    peft_config: Any = None,
-    callbacks: Sequence[Any] = (),
+    peft_config: PeftConfig | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> GRPOTrainer:
     """Return TRL's trainer over prompts with the places of their rows, rewarded by `rewards`.
 
@@ -141,7 +146,9 @@ def trainer(
         ValueError: TRL refuses the settings together.
     """
 
-    def reward(prompts: Any, completions: Any, completion_ids: Any, row: Any, log_metric: Any, **_: Any) -> list[float]:
+    def reward(
+        completion_ids: list[list[int]], row: list[int], log_metric: Callable[[str, float], None], **_: Any
+    ) -> list[float | None]:
         # TRL's texts are decoded without their prompts; ids are what was sampled and what is trained.
         judged = rewards.judge(row, completion_ids)
         count = len(judged.rewards)
@@ -149,7 +156,7 @@ def trainer(
         for name in ("cut_off", "errors", "timeouts"):
             log_metric(name if name == "cut_off" else f"verifier_{name}", getattr(judged, name) / count)
         log_metric("seconds/scoring", judged.seconds)
-        return list(judged.rewards)
+        return [*judged.rewards]
 
     with _without_notices():
         made = _PromptTrainer(
@@ -174,18 +181,18 @@ class _PromptTrainer(GRPOTrainer):
         return [list(self.ballast_prompt_ids[prompt]) for prompt in prompts], None, {}
 
 
-def gathered(found: Any) -> list[Any]:
+def gathered(found: dict[str, int]) -> list[dict[str, int]]:
     """Return what each rank found."""
     from accelerate.utils import gather_object
 
     return gather_object([found])
 
 
-def seed(args: Any) -> None:
+def seed(number: int) -> None:
     """Seed what TRL samples with, as TRL itself does when its trainer is made: each rank by itself."""
     from accelerate.utils import set_seed
 
-    set_seed(args.seed, device_specific=True)
+    set_seed(number, device_specific=True)
 
 
 @contextmanager
@@ -200,7 +207,7 @@ def _without_notices() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def take_generation_defaults(model: Any, ends: Iterable[int]) -> Any:
+def take_generation_defaults(model: PreTrainedModel | PeftModel, ends: Iterable[int]) -> GenerationConfig:
     """Take away the model's own generation defaults, but for its end tokens, and return them.
 
     `generate` fills what TRL leaves open from them, so answers would be drawn from another distribution than the one
@@ -216,8 +223,9 @@ def take_generation_defaults(model: Any, ends: Iterable[int]) -> Any:
     return own
 
 
-def give_generation_defaults(model: Any, configuration: Any) -> None:
+def give_generation_defaults(model: Model, configuration: GenerationConfig) -> None:
     """Set the generation defaults of a model, and of what it wraps: PEFT overwrites the inner ones with its own."""
+    module: Any
     for module in model.modules():
         if "generation_config" in vars(module):
             module.generation_config = configuration

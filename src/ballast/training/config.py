@@ -37,7 +37,7 @@ class TrainingConfig(SFTConfig):
     def __post_init__(self) -> None:
         if self.bf16 is None and not _has_accelerator(self):
             self.bf16 = False
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]  # of TRL
         self.objective = objective(self.objective).to_dict()
         if self.groups is not None:
             self.groups = GroupOptions.from_dict(self.groups).to_dict()
@@ -49,3 +49,8 @@ class TrainingConfig(SFTConfig):
 
 def _has_accelerator(args: SFTConfig) -> bool:
     return not args.use_cpu and torch.accelerator.is_available() and torch.accelerator.current_accelerator() is not None
+
+
+def autocast_dtype(args: TrainingConfig) -> torch.dtype | None:
+    """Return the dtype that training computes in, None where it is that of the weights."""
+    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None

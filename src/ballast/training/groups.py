@@ -31,9 +31,12 @@ from ballast.training.group_metrics import GroupSums
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
     from ballast.data import PrepareOptions
     from ballast.objectives import Objective
+    from ballast.protocols import Model
+    from ballast.training.config import TrainingConfig
 
 ROW = "row"
 """Column of a prompt's place in the data: all that a batch of prompts holds."""
@@ -77,12 +80,12 @@ class GroupBatches:
         self._resumed: list[list[int]] = []
         self._prompts: Iterator[Batch] | None = None
         self.rounds: list[SampledGroups] = []
-        """Rounds that nobody has looked at yet."""
+        """Rounds that the log has not counted yet."""
 
     def take(self, prompts: Iterator[Batch], count: int, step: int) -> tuple[list[Batch], list[Group]]:
         """Return the next `count` micro-batches (fewer at the end of an epoch) and the groups in them.
 
-        Rounds do not cross epochs: the first step of one samples anew. They may go beyond the last step, so that a run
+        Rounds do not cross epochs: the first step of one samples again. They may go beyond the last step, so that a run
         that is resumed with more steps is the longer run.
         """
         if prompts is not self._prompts:
@@ -146,7 +149,7 @@ class RunGroups:
         self.sums = GroupSums()
         self.prepared = False
         self._stored: dict[int, Group] = {}
-        self._model: Any = None
+        self._model: Model | None = None
         self._batches: GroupBatches | None = None
 
     def source(self, dataset: Dataset | None) -> Dataset:
@@ -165,7 +168,7 @@ class RunGroups:
             raise BallastError("train_dataset and groups.file are both given, the rows would be ignored; leave one out")
         return Dataset.from_list([{ROW: 0}])
 
-    def prepare(self, dataset: Dataset | None, tokenizer: Any, prepared: PrepareOptions) -> Dataset:
+    def prepare(self, dataset: Dataset | None, tokenizer: PreTrainedTokenizerBase, prepared: PrepareOptions) -> Dataset:
         """Tokenise and judge what is given, or read what was sampled beforehand; return the prompts as rows."""
         from datasets import Dataset
 
@@ -184,7 +187,7 @@ class RunGroups:
         self.prepared = True
         return Dataset.from_list([{ROW: row, "input_ids": list(prompt)} for row, prompt in ids.items()])
 
-    def attach(self, model: Any, collation: Mapping[str, Any]) -> None:
+    def attach(self, model: Model, collation: Mapping[str, Any]) -> None:
         """Sample with this model from now on.
 
         Raises:
@@ -218,10 +221,13 @@ class RunGroups:
     def _draw(self, rows: Sequence[int], step: int) -> SampledGroups:
         if self.rows is None:
             return SampledGroups(tuple(self._stored[row] for row in rows))
+        assert self._model is not None
         return sample_groups(self._model, self.rows, rows, seed=self.seed, step=step)
 
 
-def run_groups(objective: Objective, spec: GroupOptions | Mapping[str, Any] | None, args: Any) -> RunGroups | None:
+def run_groups(
+    objective: Objective, spec: GroupOptions | Mapping[str, Any] | None, args: TrainingConfig
+) -> RunGroups | None:
     """Return what a run needs for its groups, None where its objective does not train on any.
 
     Raises:
@@ -248,7 +254,7 @@ def run_groups(objective: Objective, spec: GroupOptions | Mapping[str, Any] | No
     return RunGroups(options, seed=args.seed)
 
 
-def _is_sharded(args: Any) -> bool:
+def _is_sharded(args: TrainingConfig) -> bool:
     # `accelerate launch --use_fsdp` says so in the environment alone.
     return bool(getattr(args, "fsdp", None)) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
 
@@ -259,15 +265,15 @@ def _refuse_ignored(options: GroupOptions) -> None:
     Raises:
         BallastError: naming the first one.
     """
-    from ballast.groups.store import MANIFEST, NOT_KEPT, read_settings
+    from ballast.groups.store import MANIFEST, NOT_STORED, read_settings
 
     file, defaults = str(options.file), GroupOptions().to_dict()
     is_folder = (Path(file) / MANIFEST).exists()
-    stored, free = (read_settings(file).groups, NOT_KEPT) if is_folder else ({}, ("file",))
+    stored, free = (read_settings(file).groups, NOT_STORED) if is_folder else ({}, ("file",))
     for name, value in options.to_dict().items():
         if name not in free and value not in (defaults[name], stored.get(name, defaults[name])):
-            kept = f"sampled with {stored.get(name)!r}" if is_folder else "sampled and judged elsewhere"
-            raise BallastError(f"groups.{name}: {value!r} would be ignored: {file} was {kept}; leave it out")
+            source = f"sampled with {stored.get(name)!r}" if is_folder else "sampled and judged elsewhere"
+            raise BallastError(f"groups.{name}: {value!r} would be ignored: {file} was {source}; leave it out")
 
 
 def _rewards(group: Group) -> list[float]:

@@ -15,9 +15,11 @@ from ballast.head import backbone, backbone_hidden, greedy, lm_head, trained_pos
 from ballast.reference.providers import evaluating
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from ballast.objectives import Objective
+    from ballast.objectives.base import ChangesInputs
+    from ballast.protocols import Model
 
     Prepare = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -35,7 +37,7 @@ def input_change(objective: Objective, seed: int, step: int, steps: int) -> Prep
     return partial(prepare, progress=min(step / max(steps, 1), 1.0), noise=noise)
 
 
-def changed_inputs(causal: Any, inputs: dict[str, Any], labels_BT: Tensor, prepare: Prepare) -> dict[str, Any]:
+def changed_inputs(causal: Model, inputs: dict[str, Any], labels_BT: Tensor, prepare: Prepare) -> dict[str, Any]:
     """Return the backbone's arguments with the embeddings that `prepare` makes in place of the token ids.
 
     Args:
@@ -55,7 +57,7 @@ def changed_inputs(causal: Any, inputs: dict[str, Any], labels_BT: Tensor, prepa
     return {**others, "inputs_embeds": inputs_BTH}
 
 
-def _greedy_tokens(causal: Any, ids_BT: Tensor, labels_BT: Tensor, others: dict[str, Any]) -> Tensor:
+def _greedy_tokens(causal: Model, ids_BT: Tensor, labels_BT: Tensor, others: dict[str, Any]) -> Tensor:
     """Return the token ids with every trained one replaced by the model's greedy prediction of it, ``[B, T]``."""
     mask, _ = trained_positions(labels_BT)
     quiet = {name: value for name, value in others.items() if name != "output_router_logits"}
@@ -82,7 +84,7 @@ def _without_cast_cache() -> Iterator[None]:
         torch.set_autocast_cache_enabled(remembers)
 
 
-def settle_inputs(model: nn.Module, objective: Objective) -> None:
+def settle_inputs(model: Model, objective: Objective) -> None:
     """Make a model fit for an objective that changes its inputs; do nothing for other objectives.
 
     Where the objective's inputs carry no gradient, an input embedding that is not the head's too is frozen: it would
@@ -114,7 +116,7 @@ def settle_inputs(model: nn.Module, objective: Objective) -> None:
         weight.requires_grad_(False)
 
 
-def _check_embeddings(causal: Any, objective: Objective) -> None:
+def _check_embeddings(causal: Model, objective: Objective) -> None:
     weight = lm_head(causal).weight
     if weight.is_meta:
         return
@@ -135,6 +137,6 @@ def _check_embeddings(causal: Any, objective: Objective) -> None:
         )
 
 
-def _carries_gradient(objective: Any) -> bool:
+def _carries_gradient(objective: ChangesInputs) -> bool:
     probe, labels = torch.zeros(1, 2, 1, requires_grad=True), torch.tensor([[-100, 0]])
     return bool(objective.prepare_inputs(probe, probe, labels).requires_grad)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,7 +46,7 @@ def _groups(batch: Batch) -> Tensor:
 COUNTS: dict[str, Callable[[Batch], Tensor]] = {"tokens": _tokens, "sequences": _sequences, "groups": _groups}
 
 
-def count(reduction: str, batches: list[Batch]) -> Tensor:
+def count(reduction: str, batches: Sequence[Batch]) -> Tensor:
     """Return how many tokens, sequences or groups these micro-batches train, as a scalar.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,16 +29,33 @@ if TYPE_CHECKING:
 
     from ballast.head import LMHead
     from ballast.objectives import Objective
+    from ballast.protocols import Model, Tokenizer
+    from ballast.reference.resolve import ReferenceSpec
+
+    RunSpec = ReferenceSpec | "ScoredCache"
 
 
-def is_cache(spec: Any) -> bool:
+@dataclass(frozen=True)
+class ScoredCache:
+    """A cache that was filled by the model that training starts from, so neither is to be hashed again.
+
+    Attributes:
+        cache: opened and verified.
+        model: what filled it; a new adapter on it may train.
+    """
+
+    cache: ReferenceCache
+    model: Model
+
+
+def is_cache(spec: RunSpec) -> bool:
     """Return whether a reference specification names a cache on disk, rather than a model in memory."""
     if isinstance(spec, Mapping):
         return "cache" in spec
-    return isinstance(spec, (ReferenceCache, Path)) or (isinstance(spec, str) and spec not in BY_NAME)
+    return isinstance(spec, (ReferenceCache, ScoredCache, Path)) or (isinstance(spec, str) and spec not in BY_NAME)
 
 
-def check_needs(objective: Objective, spec: Any) -> None:
+def check_needs(objective: Objective, spec: RunSpec) -> None:
     """Refuse a reference that cannot serve the objective, before anything is loaded.
 
     Raises:
@@ -57,7 +74,7 @@ def check_needs(objective: Objective, spec: Any) -> None:
         )
 
 
-def needs_reference(objective: Objective, spec: Any) -> bool:
+def needs_reference(objective: Objective, spec: RunSpec) -> bool:
     """Return whether a run has a reference: because the objective reads one, or because the user asks for one."""
     reads = any(name in (*PAIR_FIELDS, *REFERENCE_FIELDS) for name in objective.needs)
     return reads or spec not in (None, "auto")
@@ -81,7 +98,7 @@ class RunReference:
             return f"{type(self.live).__name__}, live"
         return "none"
 
-    def attach(self, dataset: Dataset, score: Any) -> Dataset:
+    def attach(self, dataset: Dataset, score: Callable[[Dataset], ReferenceCache]) -> Dataset:
         """Return the rows with the cached columns; rows that the cache does not have are scored by `score(rows)`."""
         if self.cache is None:
             return dataset
@@ -98,7 +115,7 @@ class RunReference:
 
 
 def run_reference(
-    objective: Objective, spec: Any, model: Any, tokenizer: Any, autocast: torch.dtype | None
+    objective: Objective, spec: RunSpec, model: Model, tokenizer: Tokenizer, autocast: torch.dtype | None
 ) -> RunReference:
     """Return the reference of a run, the model being as it starts and not yet patched by a trainer.
 
@@ -121,14 +138,18 @@ def run_reference(
     return RunReference(live=live, fields=fields, vocab_size=None if same_size else len(tokenizer))
 
 
-def open_cache(spec: Any, model: Any, tokenizer: Any, autocast: torch.dtype | None) -> ReferenceCache:
+def open_cache(spec: RunSpec, model: Model, tokenizer: Tokenizer, autocast: torch.dtype | None) -> ReferenceCache:
     """Open the cache that a specification names, which must have been written with this model and tokenizer."""
+    if isinstance(spec, ScoredCache):
+        if spec.model is model or starts_at_base(model):
+            return spec.cache
+        spec = spec.cache
     cache = resolve_reference(spec, model, key=CacheKey.of(model, tokenizer, autocast=autocast))
     assert isinstance(cache, ReferenceCache)
     return cache
 
 
-def score_missing(cache: ReferenceCache, model: Any, dataset: Dataset, device: torch.device) -> ReferenceCache:
+def score_missing(cache: ReferenceCache, model: Model, dataset: Dataset, device: torch.device) -> ReferenceCache:
     """Score rows that the cache does not have, under the model as it starts and in the cache's own dtype."""
     live = AdapterOffReference(model) if hasattr(model, "peft_config") and starts_at_base(model) else model
     return score_rows(live, dataset, cache.path, cache.key, device=device)

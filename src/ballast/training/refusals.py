@@ -17,6 +17,8 @@ def refuse_arguments(args: TrainingConfig) -> None:
         BallastError: naming the argument, what would have happened, and the remedy.
     """
     liger = args.use_liger_kernel and (args.liger_kernel_config or {}).get("fused_linear_cross_entropy")
+    # transformers has parsed what was given as text by now.
+    preparation: Any = args.dataset_kwargs or {}
     parallel = args.parallelism_config
     refused = {
         "loss_type": (args.loss_type != "nll", "the objective decides the loss; use objective='dft' for this one"),
@@ -27,7 +29,7 @@ def refuse_arguments(args: TrainingConfig) -> None:
             "the loss is always divided by the count of all ranks; leave it on",
         ),
         "dataset_kwargs.skip_prepare_dataset": (
-            (args.dataset_kwargs or {}).get("skip_prepare_dataset"),
+            preparation.get("skip_prepare_dataset"),
             "rows would get no digest and no cached columns; pass tokenised rows (input_ids, labels) without it",
         ),
         "parallelism_config": (

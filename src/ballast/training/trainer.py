@@ -15,7 +15,7 @@ from ballast.head import trained_positions
 from ballast.objectives import objective as build_objective
 from ballast.records.model_card import append_objective
 from ballast.stats import GROUP_FIELDS
-from ballast.training.config import TrainingConfig
+from ballast.training.config import TrainingConfig, autocast_dtype
 from ballast.training.groups import GROUP, RowCollator, run_groups
 from ballast.training.inputs import input_change, settle_inputs
 from ballast.training.loss import formed, measured
@@ -27,15 +27,20 @@ from ballast.training.trl import AdaptedTrainer, add_statistics, check_head, loa
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from peft import PeftConfig, PeftModel
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+    from torch.utils.data import DataLoader
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+    from transformers.trainer_utils import EvalLoopOutput
 
     from ballast.data import PrepareReport
     from ballast.groups import GroupOptions
     from ballast.objectives import Objective
-    from ballast.reference import LiveReference, ReferenceCache
+    from ballast.protocols import Model
+    from ballast.reference import ReferenceCache
     from ballast.stats import TokenStats
-    from ballast.training.trl import StatisticsOutput
+    from ballast.training.reference import RunSpec
+    from ballast.training.trl import SFTConfig, Statistics, StatisticsOutput
 
 
 class Trainer(AdaptedTrainer):
@@ -68,14 +73,15 @@ class Trainer(AdaptedTrainer):
         peft_config, quantization_config, formatting_func, callbacks, optimizers, optimizer_cls_and_kwargs: as in TRL.
 
     Raises:
-        BallastError: for whatever would train on something else than it says, before the first step.
+        BallastError: for what would train on something else than it says, before the first step.
     """
 
+    args: TrainingConfig
     _tag_names = ["ballast", "trl", "sft"]  # noqa: RUF012
 
     def __init__(
         self,
-        model: str | PreTrainedModel,
+        model: str | PreTrainedModel | PeftModel,
         args: TrainingConfig | None = None,
         data_collator: None = None,
         train_dataset: Dataset | None = None,
@@ -88,15 +94,15 @@ class Trainer(AdaptedTrainer):
         optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None = None,
         preprocess_logits_for_metrics: None = None,
         quantization_config: Any = None,
-        peft_config: Any = None,
+        peft_config: PeftConfig | None = None,
         formatting_func: Callable[[dict[str, Any]], str] | None = None,
         *,
         objective: str | dict[str, Any] | Objective | None = None,
-        reference: str | dict[str, Any] | PreTrainedModel | LiveReference | ReferenceCache | None = None,
+        reference: RunSpec = None,
         groups: GroupOptions | dict[str, Any] | None = None,
     ) -> None:
         args = _own_config(model, args)
-        self.objective = build_objective(objective) if objective is not None else args.build_objective()
+        self.objective: Objective = build_objective(objective) if objective is not None else args.build_objective()
         args.objective = self.objective.to_dict()
         spec = reference if reference is not None else args.reference
         refuse_arguments(args)
@@ -117,7 +123,7 @@ class Trainer(AdaptedTrainer):
         check_head(model)
         settle_inputs(model, self.objective)
         # Before TRL patches the forward: a copy made later would follow the weights in training.
-        self.reference = run_reference(self.objective, spec, model, tokenizer, _autocast(args))
+        self.reference = run_reference(self.objective, spec, model, tokenizer, autocast_dtype(args))
         self.prepare_reports: dict[str, PrepareReport] = {}
         self._start, self._device = model, args.device
         self._sums = {"train": MetricSums(), "eval": MetricSums()}
@@ -141,7 +147,9 @@ class Trainer(AdaptedTrainer):
         if self.reference.live is not None:
             self.reference.live.model.to(self.accelerator.device)
 
-    def prepared(self, dataset: Dataset, tokenizer: Any, args: Any, packing: bool, name: str) -> Dataset:
+    def prepared(
+        self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: SFTConfig, packing: bool, name: str
+    ) -> Dataset:
         """Tokenise as TRL does, join the cached columns by row digest, pack."""
         options = PrepareOptions.from_training_args(args, packing=packing)
         if self.groups is not None and not self.groups.prepared:
@@ -191,7 +199,7 @@ class Trainer(AdaptedTrainer):
         model: torch.nn.Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Return this micro-batch's part of the loss: its sum over the whole step's count, for backward.
 
@@ -215,11 +223,12 @@ class Trainer(AdaptedTrainer):
 
     def _measure(self, found: StatisticsOutput, inputs: dict[str, Any], training: bool) -> None:
         """Add a micro-batch to the sums that the log is made of."""
+        assert found.stats is not None
         stats = found.stats if training else self._without_repeats(found.stats, inputs)
         seen = inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()
         weight, report = self._described(stats, training and found.computed is None)
         whole = found.computed is None
-        left_out = 0 if whole else len(found.computed) - len(weight)
+        left_out = 0 if found.computed is None else len(found.computed) - len(weight)
         self._sums["train" if training else "eval"].add(
             stats, weight, report, seen=seen, left_out=left_out, measured=whole
         )
@@ -244,15 +253,15 @@ class Trainer(AdaptedTrainer):
             return stats
         fresh = state.remainder - self.accelerator.process_index * len(inputs["labels"])
         keep = stats.require("sequence") < fresh
-        kept = {field.name: getattr(stats, field.name) for field in dataclasses.fields(stats)}
-        return type(stats)(**{name: None if value is None else value[keep] for name, value in kept.items()})
+        values = {field.name: getattr(stats, field.name) for field in dataclasses.fields(stats)}
+        return type(stats)(**{name: None if value is None else value[keep] for name, value in values.items()})
 
-    def _denominator(self, inputs: dict[str, Any], step_count: Tensor | None) -> Tensor:
+    def _denominator(self, inputs: dict[str, Any], step_count: Tensor | int | None) -> Tensor:
         if step_count is None:
             # Called outside of the training loop: the batch is the step.
             return count(self.objective.reduction, [inputs]).clamp(min=1)
         # The count is of all ranks, and DDP and FSDP average the gradients over them.
-        return step_count.clamp(min=1) / self.accelerator.num_processes
+        return torch.as_tensor(step_count).clamp(min=1) / self.accelerator.num_processes
 
     def _forward(
         self,
@@ -270,12 +279,17 @@ class Trainer(AdaptedTrainer):
         with self.accelerator.autocast():
             reference = self.reference.states(mask, model_inputs)
 
-        of_run = {"given": given, "run": self.reference, "states": reference}
-        if denominator is None:
-            compute = partial(measured, **of_run)
-        else:
-            of_step = {"objective": self.objective, "denominator": denominator, "whole": self._is_logged()}
-            compute = partial(formed, **of_run, **of_step)
+        compute: Statistics = partial(measured, given=given, run=self.reference, states=reference)
+        if denominator is not None:
+            compute = partial(
+                formed,
+                given=given,
+                run=self.reference,
+                states=reference,
+                objective=self.objective,
+                denominator=denominator,
+                whole=self._is_logged(),
+            )
         if self.router_coefficient():
             model_inputs["output_router_logits"] = True
         # Evaluation and the reference read the demonstrated tokens themselves.
@@ -290,12 +304,19 @@ class Trainer(AdaptedTrainer):
         step = self.state.global_step + 1
         return step % self.state.logging_steps == 0 or (self.args.logging_first_step and step == 1)
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
         """Evaluate with metrics per trained token of the whole set, where TRL averages over batches."""
         self._sums["eval"] = MetricSums()
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         metrics = self._read("eval", steps=1)
-        if metrics:
+        if metrics and output.metrics is not None:
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
             output.metrics[f"{metric_key_prefix}_loss"] = metrics["nll"]
         return output
@@ -320,7 +341,7 @@ class Trainer(AdaptedTrainer):
         metrics.pop("tokens", None)
         if mode == "train" and metrics:
             # A resumed run goes on counting where its log ends.
-            before = next((log["num_tokens"] for log in self.state.log_history[::-1] if "num_tokens" in log), 0)
+            before = next((int(log["num_tokens"]) for log in self.state.log_history[::-1] if "num_tokens" in log), 0)
             self._total_train_tokens = max(self._total_train_tokens, before) + seen
             metrics["num_tokens"] = self._total_train_tokens
         return metrics
@@ -329,12 +350,13 @@ class Trainer(AdaptedTrainer):
         """Write TRL's model card, and below it the objective and its options."""
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
-            append_objective(self.args.output_dir, self.objective, self.reference.describe())
+            objective, folder = self.objective, str(self.args.output_dir)
+            append_objective(folder, objective.to_dict(), objective.source, self.reference.describe())
 
 
-def _own_config(model: Any, args: Any) -> TrainingConfig:
+def _own_config(model: str | Model, args: TrainingArguments | None) -> TrainingConfig:
     if args is None:
-        name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "") or "model"
+        name: str = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "") or "model"
         return TrainingConfig(output_dir=f"{name.rstrip('/').split('/')[-1]}-ballast")
     if not isinstance(args, TrainingConfig):
         raise BallastError(
@@ -344,16 +366,10 @@ def _own_config(model: Any, args: Any) -> TrainingConfig:
     return args
 
 
-def _tokenizer_of(model: Any, args: TrainingConfig) -> Any:
+def _tokenizer_of(model: Model, args: TrainingConfig) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     name = model.config._name_or_path
     if not name:
         raise BallastError("the model was not loaded from anywhere, so its tokenizer is unknown: pass processing_class")
     return AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
-
-
-def _autocast(args: TrainingConfig) -> torch.dtype | None:
-    if args.bf16:
-        return torch.bfloat16
-    return torch.float16 if args.fp16 else None

@@ -25,9 +25,12 @@ from ballast.training.inputs import changed_inputs
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from peft import PeftConfig, PeftModel
     from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ballast.head import Formed, LMHead
+    from ballast.protocols import Model
     from ballast.stats import TokenStats
     from ballast.training.inputs import Prepare
 
@@ -55,20 +58,20 @@ class StatisticsOutput(ModelOutput):
         aux_loss: the router's, of a mixture of experts.
     """
 
-    loss: Tensor | None = None
+    loss: Tensor
     stats: TokenStats | None = None
     computed: Tensor | None = None
-    aux_loss: Tensor | None = None
+    aux_loss: Tensor | int | None = None
 
 
-def add_statistics(model: torch.nn.Module) -> None:
+def add_statistics(model: Model) -> None:
     """Let ``model(..., labels=labels, statistics=f)`` return ``f(hidden_NH, head, targets_N)`` instead of logits.
 
     The backbone and the head run inside the model's own forward, so the hooks of DDP and FSDP see them. Without
     `statistics` the forward is what it was, so that generation and evaluation by others are unchanged. With
     ``prepare=f`` besides, the backbone reads ``f(embeddings, arg_max, labels)`` in place of its own embeddings.
     """
-    causal = unwrapped(model)
+    causal: Any = unwrapped(model)
     original = causal.forward
 
     # Keep the original signature: `generate` checks its arguments against it.
@@ -93,7 +96,7 @@ def add_statistics(model: torch.nn.Module) -> None:
     causal.forward = types.MethodType(forward, causal)
 
 
-def _router_loss(model: Any, router_logits: Any, attention_mask: Tensor | None) -> Tensor | None:
+def _router_loss(model: Model, router_logits: Any, attention_mask: Tensor | None) -> Tensor | int | None:
     if router_logits is None:
         return None
     from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
@@ -106,10 +109,16 @@ def _router_loss(model: Any, router_logits: Any, attention_mask: Tensor | None) 
 class AdaptedTrainer(SFTTrainer):
     """`trl.SFTTrainer` with the few things that ballast changes as hooks that subclasses override."""
 
-    # The loss is divided by the count of the whole optimiser step already, for every class of model.
-    loss_is_scaled_for_ga = True
+    args: SFTConfig
+    model: PreTrainedModel
+    _signature_columns: Any
 
-    def prepared(self, dataset: Dataset, tokenizer: Any, args: Any, packing: bool, name: str) -> Dataset:
+    # The loss is divided by the count of the whole optimiser step already, for every class of model.
+    loss_is_scaled_for_ga: Any = True
+
+    def prepared(
+        self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: SFTConfig, packing: bool, name: str
+    ) -> Dataset:
         """Return raw rows as rows for the collator; called before `args` and `model` are attributes."""
         raise NotImplementedError
 
@@ -129,7 +138,7 @@ class AdaptedTrainer(SFTTrainer):
         self,
         dataset: Dataset,
         processing_class: Any,
-        args: Any,
+        args: SFTConfig,
         packing: bool,
         formatting_func: Callable[[dict[str, Any]], str] | None,
         dataset_name: str,
@@ -155,7 +164,7 @@ class AdaptedTrainer(SFTTrainer):
         """Take up what `checkpoint_state` returned."""
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
+        super()._save_checkpoint(model, trial)  # type: ignore[no-untyped-call]  # of TRL
         if state := self.checkpoint_state():
             folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
             write_atomically(folder / self._state_file, json.dumps(state))
@@ -189,11 +198,12 @@ class AdaptedTrainer(SFTTrainer):
         self._metrics["eval"].clear()
 
 
-def load_model(name: str, args: SFTConfig, quantization_config: Any = None) -> Any:
+def load_model(name: str, args: SFTConfig, quantization_config: Any = None) -> PreTrainedModel:
     """Load a causal language model as TRL's trainer does, but from safetensors alone."""
     from trl.trainer.utils import create_model_from_path
 
-    options = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {}), "use_safetensors": True}
+    given: Any = args.model_init_kwargs or {}
+    options = {"trust_remote_code": args.trust_remote_code, **given, "use_safetensors": True}
     if quantization_config is not None:
         options["quantization_config"] = quantization_config
     if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
@@ -201,7 +211,7 @@ def load_model(name: str, args: SFTConfig, quantization_config: Any = None) -> A
     return create_model_from_path(name, **options)
 
 
-def with_adapter(model: Any, peft_config: Any, seed: int) -> Any:
+def with_adapter(model: PreTrainedModel | PeftModel, peft_config: PeftConfig, seed: int) -> PeftModel:
     """Wrap a model in PEFT from the seed that TRL's trainer would draw the adapter from.
 
     Raises:
@@ -216,7 +226,7 @@ def with_adapter(model: Any, peft_config: Any, seed: int) -> Any:
     return get_peft_model(model, peft_config)
 
 
-def check_head(model: torch.nn.Module) -> None:
+def check_head(model: Model) -> None:
     """Compare the logits of two tokens as ballast projects them with those of the model's own forward.
 
     Raises:

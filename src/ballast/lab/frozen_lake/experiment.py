@@ -1,6 +1,6 @@
-"""`ballast lab frozen-lake`: SFT, IFT, ORPO and DPO on a game whose optimal policy is known, in tables and figures.
+"""The whole experiment: every method on both maps from every start, in tables, figures and a file of results.
 
-Importing it loads neither torch nor gymnasium nor matplotlib.
+What it runs is imported when it runs: the extras may be missing, which is said in one line.
 """
 
 from __future__ import annotations
@@ -25,9 +25,6 @@ RESULTS, CURVES, POLICIES = "results.json", "curves.png", "policies.png"
 EXTRAS = ("gymnasium", "matplotlib")
 PACKAGES = ("ballast-ft", "torch", "numpy", "scipy", *EXTRAS)
 
-STARTS: dict[str, float | None] = {"fresh": None, "pretrained": 0.5, "biased": 0.25}
-"""Initial policies by the share of optimal trajectories among those that they imitated; None imitated nothing."""
-
 MEASURES = ("on_way", "on_map")
 REPORTED_ORDER = ("dpo", "ift", "orpo", "sft")
 """From the smallest distance to the largest, as the paper reports them."""
@@ -38,8 +35,6 @@ OPTIONS: tuple[tuple[str, dict[str, float]], ...] = (
     *(("orpo", {"weight": weight}) for weight in (0.02, 0.1, 0.5)),
     *(("dpo", {"beta": beta}) for beta in (0.02, 0.1, 0.5, 2.5)),
 )
-VARIED = ("fork-1", "biased")
-"""The map and the start on which `RATES` and `OPTIONS` are tried; the figures show this map."""
 
 
 def run_frozen_lake(
@@ -70,7 +65,7 @@ def run_frozen_lake(
 
     from ballast.lab.frozen_lake.figures import draw_curves, draw_policies
     from ballast.lab.frozen_lake.tables import tables
-    from ballast.lab.frozen_lake.training import STEPS
+    from ballast.lab.frozen_lake.training import STEPS, VARIED
 
     torch.set_num_threads(1)
     started, steps = time.monotonic(), STEPS if steps is None else steps
@@ -111,7 +106,7 @@ def _check(seeds: int, steps: int | None, output: Path) -> None:
 
 def _starts(seed: int, seeds: int) -> dict[tuple[str, str], Policies]:
     from ballast.lab.frozen_lake.map import MAPS, lake
-    from ballast.lab.frozen_lake.training import fresh_policies, pretrain
+    from ballast.lab.frozen_lake.training import STARTS, fresh_policies, pretrain
 
     starts = {}
     for name in MAPS:
@@ -128,22 +123,16 @@ def _train_all(place: tuple[str, str], start: Policies, steps: int) -> dict[str,
     return {method: train(method, lake(place[0]), start, steps=steps) for method in METHODS}
 
 
-def estimate(values: Sequence[float]) -> dict[str, float]:
-    """Return the mean over seeds with its 95 % t interval: ``{"mean", "low", "high"}``."""
-    import numpy as np
-    from scipy.stats import t
-
-    mean = float(np.mean(values))
-    half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
-    return {"mean": mean, "low": mean - half, "high": mean + half}
-
-
 def difference(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
     """Return `estimate` of the differences of paired values."""
+    from ballast.lab.frozen_lake.training import estimate
+
     return estimate([own - other for own, other in zip(ours, theirs, strict=True)])
 
 
 def _measured(values: Sequence[float]) -> dict[str, Any]:
+    from ballast.lab.frozen_lake.training import estimate
+
     return {**estimate(values), "seeds": list(values)}
 
 
@@ -162,6 +151,8 @@ def _short(measured: Mapping[str, Any]) -> dict[str, Any]:
 
 def _lowest(runs: Trained, measure: str) -> dict[str, Any]:
     """Return the step after which the mean over seeds was smallest, and what was measured there."""
+    from ballast.lab.frozen_lake.training import estimate
+
     values_LR = getattr(runs, measure)
     step = int(values_LR.mean(1).argmin())
     return {"step": step, **estimate(values_LR[step].tolist())}
@@ -190,7 +181,7 @@ def _experiment(place: tuple[str, str], start: Policies, trained: Mapping[str, T
 
 def _order(rows: Mapping[str, Any]) -> dict[str, Any]:
     """Compare neighbours in the reported order: a pair is as reported where its whole interval lies below zero."""
-    pairs = [
+    pairs: list[dict[str, Any]] = [
         {
             "measure": measure,
             "pair": [nearer, farther],
@@ -205,9 +196,11 @@ def _order(rows: Mapping[str, Any]) -> dict[str, Any]:
 
 def _sensitivity(start: Policies, trained: Mapping[str, Trained], steps: int) -> dict[str, Any]:
     from ballast.lab.frozen_lake.map import lake
-    from ballast.lab.frozen_lake.training import METHODS, train
+    from ballast.lab.frozen_lake.training import METHODS, VARIED, train
 
-    place, rates, options = lake(VARIED[0]), [], []
+    place = lake(VARIED[0])
+    rates: list[dict[str, Any]] = []
+    options: list[dict[str, Any]] = []
     for optimiser, rate in RATES:
         final = {
             method: _final(train(method, place, start, steps=steps, optimiser=optimiser, rate=rate))
@@ -229,7 +222,7 @@ def _settings(seeds: int, steps: int, seed: int) -> dict[str, Any]:
     from ballast.lab.frozen_lake import training
     from ballast.lab.frozen_lake.map import ACTIONS, MAPS, lake
 
-    def told(name: str) -> dict[str, Any]:
+    def described(name: str) -> dict[str, Any]:
         ways = {"optimal": lake(name).optimal, "suboptimal": lake(name).suboptimal}
         return {
             "rows": list(MAPS[name]),
@@ -244,10 +237,10 @@ def _settings(seeds: int, steps: int, seed: int) -> dict[str, Any]:
         "rate": training.RATE,
         "hidden": training.HIDDEN,
         "encoding": "one-hot",
-        "starts": STARTS,
+        "starts": training.STARTS,
         "pretrained_until": training.KNOWN,
         "ift": ballast.objective("ift").to_dict(),
         "dpo_beta": training.BETA,
         "orpo_weight": training.ODDS_WEIGHT,
-        "maps": {name: told(name) for name in MAPS},
+        "maps": {name: described(name) for name in MAPS},
     }

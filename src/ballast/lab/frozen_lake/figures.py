@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrow, Patch, Rectangle
 
-from ballast.lab.frozen_lake.experiment import STARTS, VARIED, estimate
 from ballast.lab.frozen_lake.map import GOAL, HOLE, Lake, lake
+from ballast.lab.frozen_lake.training import STARTS, VARIED, estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ballast.lab.frozen_lake.training import Policies, Trained
 
 # Okabe and Ito's colours, which readers with any of the common colour-blindnesses tell apart; dashes for print.
-LINES = {
+LINES: dict[str, dict[str, Any]] = {
     "sft": {"color": "#0072B2", "linestyle": "-"},
     "orpo": {"color": "#E69F00", "linestyle": (0, (6, 1.5))},
     "ift": {"color": "#009E73", "linestyle": (0, (4, 1.2, 1, 1.2))},
@@ -123,8 +123,8 @@ def _lake(axes: Axes, place: Lake, policy_SA: np.ndarray) -> None:
                 _arrow(axes, column + 0.5, row + 0.5, action, probability)
         if cell in (GOAL, "S"):
             at = (column + 0.5, row + 0.5) if cell == GOAL else (column + 0.06, row + 0.06)
-            alignment = {"ha": "center", "va": "center"} if cell == GOAL else {"ha": "left", "va": "top"}
-            axes.text(*at, cell, fontsize=11 if cell == GOAL else 8, fontweight="bold", **alignment)
+            ha, va = ("center", "center") if cell == GOAL else ("left", "top")
+            axes.text(*at, cell, fontsize=11 if cell == GOAL else 8, fontweight="bold", ha=ha, va=va)
     axes.set(xlim=(0, width), ylim=(len(place.rows), 0), aspect="equal", xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
 

@@ -7,8 +7,9 @@ actions, ``D`` hidden size. Log-probabilities and losses are in nats and float64
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,16 +19,25 @@ from torch.nn.functional import log_softmax, logsigmoid, one_hot
 import ballast
 from ballast.lab.frozen_lake.map import ACTIONS, Lake, Trajectory
 from ballast.objectives import Objective
+from ballast.objectives.base import ChangesInputs
+from ballast.objectives.ift import IFT
 from ballast.stats import TokenStats
 
 HIDDEN = 64
-OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 OPTIMISER, RATE = "adam", 1e-3
 STEPS = 400
 BETA = 0.1
 ODDS_WEIGHT = 0.1
 KNOWN = 0.5
 LONGEST_PRETRAINING = 5_000
+
+STARTS: dict[str, float | None] = {"fresh": None, "pretrained": 0.5, "biased": 0.25}
+"""Initial policies by the share of optimal trajectories among those that they imitated; None imitated nothing."""
+VARIED = ("fork-1", "biased")
+"""The map and the start on which optimisers, rates and options are varied; the figures show this map."""
+
+Options = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -133,7 +143,7 @@ def _log_odds(logprob: Tensor) -> Tensor:
     return logprob - torch.log(-torch.expm1(logprob))
 
 
-def residual_inputs(objective: Objective, policies: Policies, lake: Lake, progress: float) -> Tensor:
+def residual_inputs(objective: ChangesInputs, policies: Policies, lake: Lake, progress: float) -> Tensor:
     """Return IFT's inputs, ``[R, T, S]``: states after the start, mixed with those that the greedy actions lead to.
 
     The encoding takes the place of the embeddings: the start is the prompt, each further state is what the token
@@ -147,20 +157,20 @@ def residual_inputs(objective: Objective, policies: Policies, lake: Lake, progre
     labels_RT = torch.tensor([-100, *lake.optimal.actions[:-1]]).expand(policies.runs, -1)
     first_RT = states_T[:1].expand(policies.runs, 1)
     own_RTS = one_hot(torch.cat([first_RT, reached_RT[:, :-1]], 1), len(lake.cells)).to(gold_RTS.dtype)
-    return objective.prepare_inputs(gold_RTS, own_RTS, labels_RT, progress=progress)  # type: ignore[attr-defined]
+    return objective.prepare_inputs(gold_RTS, own_RTS, labels_RT, progress=progress)
 
 
 Loss = Callable[[Policies, float], Tensor]
 """Losses ``[R]`` of policies, and of the share of training done."""
 
 
-def _sft(lake: Lake, start: Policies, options: Mapping) -> Loss:
+def _sft(lake: Lake, start: Policies, options: Options) -> Loss:
     objective = ballast.objective("sft", **options)
     return lambda policies, progress: objective_loss(objective, action_logprobs(policies, lake.optimal))
 
 
-def _ift(lake: Lake, start: Policies, options: Mapping) -> Loss:
-    objective = ballast.objective("ift", **options)
+def _ift(lake: Lake, start: Policies, options: Options) -> Loss:
+    objective = IFT(**options)
 
     def loss(policies: Policies, progress: float) -> Tensor:
         inputs = residual_inputs(objective, policies, lake, progress)
@@ -169,13 +179,13 @@ def _ift(lake: Lake, start: Policies, options: Mapping) -> Loss:
     return loss
 
 
-def _orpo(lake: Lake, start: Policies, options: Mapping) -> Loss:
+def _orpo(lake: Lake, start: Policies, options: Options) -> Loss:
     return lambda policies, progress: orpo_loss(
         action_logprobs(policies, lake.optimal), action_logprobs(policies, lake.suboptimal), **options
     )
 
 
-def _dpo(lake: Lake, start: Policies, options: Mapping) -> Loss:
+def _dpo(lake: Lake, start: Policies, options: Options) -> Loss:
     def both(policies: Policies) -> tuple[Tensor, Tensor]:
         chosen, rejected = action_logprobs(policies, lake.optimal), action_logprobs(policies, lake.suboptimal)
         return chosen.sum(1), rejected.sum(1)
@@ -185,7 +195,7 @@ def _dpo(lake: Lake, start: Policies, options: Mapping) -> Loss:
     return lambda policies, progress: dpo_loss(*both(policies), *reference, **options)
 
 
-METHODS: dict[str, Callable[[Lake, Policies, Mapping], Loss]] = {"sft": _sft, "orpo": _orpo, "ift": _ift, "dpo": _dpo}
+METHODS: dict[str, Callable[[Lake, Policies, Options], Loss]] = {"sft": _sft, "orpo": _orpo, "ift": _ift, "dpo": _dpo}
 
 
 @dataclass(frozen=True)
@@ -220,7 +230,7 @@ def train(
     steps: int = STEPS,
     optimiser: str = OPTIMISER,
     rate: float = RATE,
-    options: Mapping | None = None,
+    options: Options | None = None,
 ) -> Trained:
     """Train copies of the policies, every step on the whole data: one trajectory, or the pair.
 
@@ -228,20 +238,20 @@ def train(
     """
     policies, optimal_SA = start.copy(), torch.from_numpy(lake.optimal_policy())
     loss = METHODS[method](lake, start, options or {})
-    optimizer = OPTIMISERS[optimiser](policies.tensors, lr=rate)  # type: ignore[call-arg]
+    optimizer = OPTIMISERS[optimiser](policies.tensors, lr=rate)
     matrices = [policies.matrix()]
     for step in range(steps):
         optimizer.zero_grad()
         loss(policies, step / steps).sum().backward()
         optimizer.step()
         matrices.append(policies.matrix())
-    curves = [
+    on_way, on_map = (
         torch.stack([distance(matrix, optimal_SA, states) for matrix in matrices])
         for states in (lake.optimal.states, lake.deciding)
-    ]
+    )
     greedy_LRT = torch.stack(matrices[:-1])[:, :, lake.optimal.states[:-1]].argmax(-1)
     strayed = (greedy_LRT != torch.tensor(lake.optimal.actions[:-1])).any(-1).sum(0)
-    return Trained(matrices[-1], *curves, strayed)
+    return Trained(matrices[-1], on_way, on_map, strayed)
 
 
 def way_probability(matrix_RSA: Tensor, way: Trajectory) -> Tensor:
@@ -256,18 +266,27 @@ def pretrain(lake: Lake, start: Policies, share: float) -> Policies:
     the optimal trajectory.
     """
     policies, ways = start.copy(), {lake.optimal: share, lake.suboptimal: 1 - share}
-    optimizer = OPTIMISERS[OPTIMISER](policies.tensors, lr=RATE)  # type: ignore[call-arg]
+    optimizer = OPTIMISERS[OPTIMISER](policies.tensors, lr=RATE)
     reached = torch.zeros(start.runs, dtype=torch.bool)
-    kept = policies.copy()
+    known = policies.copy()
     for _ in range(LONGEST_PRETRAINING):
         optimizer.zero_grad()
-        sum(-part * action_logprobs(policies, way).sum() for way, part in ways.items()).backward()  # type: ignore[union-attr]
+        torch.stack([-part * action_logprobs(policies, way).sum() for way, part in ways.items()]).sum().backward()
         optimizer.step()
         now = ~reached & (sum(way_probability(policies.matrix(), way) for way in ways) >= KNOWN)
         with torch.no_grad():
-            for old, new in zip(kept.tensors, policies.tensors, strict=True):
+            for old, new in zip(known.tensors, policies.tensors, strict=True):
                 old[now] = new[now]
         reached |= now
         if reached.all():
-            return kept
+            return known
     raise RuntimeError(f"map {lake.name}: after {LONGEST_PRETRAINING} steps a run still does not know its ways")
+
+
+def estimate(values: Sequence[float]) -> dict[str, float]:
+    """Return the mean over seeds with its 95 % t interval: ``{"mean", "low", "high"}``."""
+    from scipy.stats import t
+
+    mean = float(np.mean(values))
+    half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
+    return {"mean": mean, "low": mean - half, "high": mean + half}

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from ballast import models
 from ballast.config import training as settings
-from ballast.config.recipe import Check, ModelSection, Recipe, TaskSection
+from ballast.config.recipe import Check, ModelSection, Recipe
 from ballast.config.source import Problem
-from ballast.errors import BallastError, suggest
+from ballast.errors import BallastError
 from ballast.pipeline import sources
 from ballast.pipeline.advise import check_has_demonstrations, check_reference_is_start
 from ballast.pipeline.checks import groups as group_checks
-from ballast.records.write import RUN
+from ballast.pipeline.run_folder import read_record
 from ballast.stats import PAIR_FIELDS
 
 FIXED: dict[str, tuple[str, ...]] = dict.fromkeys(("model", "data", "objective", "reference", "groups", "seed"), ())
@@ -66,7 +65,7 @@ def check_data(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     """Sources that are named but not there, and no source at all."""
     if "data" in broken:
         return
-    if not recipe.data.train and not (recipe.groups or {}).get("file"):
+    if not recipe.data.train and not (recipe.groups and recipe.groups.file):
         yield Problem(("data", "train"), "is required and missing; name the demonstrations: data.train=rows.jsonl")
     for key in ("train", "eval"):
         listed = getattr(recipe.data, key)
@@ -98,12 +97,9 @@ def check_reference(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]
 
 
 def _check_needs(recipe: Recipe) -> Iterable[Problem]:
-    if recipe.objective is None:
+    if recipe.objective is None or recipe.objective.problems():
         return
-    try:
-        objective = recipe.objective.build()
-    except BallastError:
-        return
+    objective = recipe.objective.build()
     full = [name for name in objective.needs if name in PAIR_FIELDS]
     if recipe.reference.cache and full:
         yield Problem(
@@ -121,34 +117,21 @@ def check_score(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
 
 def check_tasks(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     """Every task's options, verifier and rows."""
-    from ballast.pipeline.evaluate import load_task
+    from ballast.pipeline.tasks import load_task
 
     if "evaluation" in broken:
         return
     names: set[str] = set()
     for index, section in enumerate(recipe.evaluation.tasks):
         where = ("evaluation", "tasks", index)
-        name = section.settings()["name"]
+        name = section.name
         if name in names:
             yield Problem(where, f"a second task named {name!r}; one result would hide the other; give it another name")
         names.add(name)
-        wrong = list(_wrong_options(section))
-        yield from (Problem((*where, key), message) for key, message in wrong)
         try:
-            if not wrong:
-                load_task(section, recipe.data)
+            load_task(section, recipe.data)
         except BallastError as error:
             yield Problem(where, str(error).removeprefix(f"task {name!r}: "))
-
-
-def _wrong_options(section: TaskSection) -> Iterable[tuple[str, str]]:
-    from ballast.evaluation import Task
-
-    hints = get_type_hints(Task) | {"k": int | list[int]}
-    for key, value in (section.model_extra or {}).items():
-        message = settings.wrong_type(value, hints[key]) if key in hints else f"unknown key{suggest(key, tuple(hints))}"
-        if message is not None:
-            yield key, message
 
 
 def check_evaluate(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
@@ -194,16 +177,20 @@ def check_resume(fixed: Mapping[str, Sequence[str]]) -> Check:
     def check(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
         if recipe.output is None or "output" in broken:
             return
-        if not any(Path(recipe.output).glob("checkpoint-*/trainer_state.json")):
-            yield Problem(("output",), f"{recipe.output}: has no checkpoint to resume from; start without --resume")
-            return
+        output = Path(recipe.output)
         try:
-            begun = json.loads((Path(recipe.output) / RUN).read_text(encoding="utf-8"))["recipe"]
-        except (OSError, ValueError, KeyError, TypeError):
+            record = read_record(output)
+            begun = None if record is None else Recipe(**{key: record.recipe.get(key) for key in fixed}).resolved()
+        except BallastError as error:
+            yield Problem(("output",), str(error))
+            return
+        trained = record is not None and record.status == "trained"
+        if not trained and not any(output.glob("checkpoint-*/trainer_state.json")):
+            yield Problem(("output",), f"{output}: has no checkpoint to resume from; start without --resume")
             return
         now = recipe.resolved()
-        for key, free in fixed.items():
-            if key not in broken and _without(begun.get(key), free) != _without(now[key], free):
+        for key, free in fixed.items() if begun is not None else ():
+            if key not in broken and _without(begun[key], free) != _without(now[key], free):
                 yield Problem(
                     (key,), "differs from the run to be resumed, which would change midway; start a new output"
                 )

@@ -13,9 +13,6 @@ from ballast.groups.options import GroupOptions
 from ballast.pipeline.inputs import stored_settings
 from ballast.stats import GROUP_FIELDS
 
-FOR_ANY_FILE = ("file",)
-"""Options that mean something beside answers that were sampled elsewhere."""
-
 TRAINING: dict[str, tuple[Any, str]] = {
     "packing": (True, "the answers of a group are laid out when they are sampled; use padding_free"),
     "truncation_mode": ("keep_end", "an answer is cut at its end, or its prompt would be lost; use keep_start"),
@@ -28,104 +25,71 @@ TRAINING: dict[str, tuple[Any, str]] = {
 
 def check_groups(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     """Whether the objective has the groups it trains on, and something to judge them by."""
-    if "groups" in broken or "objective" in broken:
+    section, options = recipe.objective, recipe.groups
+    if broken & {"groups", "objective"} or section is None or section.problems():
         return
-    needs = _needed_fields(recipe)
-    if needs is None:
-        return
-    if recipe.groups is None:
-        if needs:
-            yield Problem(
-                ("groups",),
-                f"is required and missing: objective {_name(recipe)} trains on groups of answers with rewards; say "
-                "what judges them, such as groups.verifier=math",
-            )
-        return
-    if not needs:
+    needed = any(name in GROUP_FIELDS for name in section.build().needs)
+    if options is None and needed:
         yield Problem(
             ("groups",),
-            f"objective {_name(recipe)} trains on demonstrations, so groups would be ignored; leave them out, or take "
+            f"is required and missing: objective {section.name} trains on groups of answers with rewards; say what "
+            "judges them, such as groups.verifier=math",
+        )
+    elif options is not None and not needed:
+        yield Problem(
+            ("groups",),
+            f"objective {section.name} trains on demonstrations, so groups would be ignored; leave them out, or take "
             "objective=gft",
         )
-        return
-    yield from _check_options(recipe)
-    yield from _check_surroundings(recipe, broken)
+    elif options is not None:
+        yield from _check_answers(recipe, options)
+        yield from _check_surroundings(recipe, options, broken)
 
 
 def check_sampling(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     """Whether there is something to sample, and a place for it."""
+    from ballast.groups.store import check_target
+
     if "groups" in broken:
         return
-    if recipe.groups is None:
+    options = recipe.groups
+    if options is None:
         yield Problem(("groups",), "is required and missing; say what judges the answers, such as groups.verifier=math")
         return
     if "data" not in broken and not recipe.data.train:
         yield Problem(("data", "train"), "is required and missing; name the rows with the prompts")
-    yield from _check_judged(recipe)
-    file = recipe.groups.get("file")
-    if file is None:
-        yield Problem(("groups", "file"), "is required and missing; name the folder to fill: groups.file=PATH")
-    else:
-        from ballast.groups.store import check_target
-
-        try:
-            check_target(Path(file))
-        except (BallastError, TypeError) as error:
-            yield Problem(("groups", "file"), str(error))
+    yield from check_verifier("groups", options.verifier, options.seconds)
+    try:
+        if options.file is None:
+            raise BallastError("is required and missing; name the folder to fill: groups.file=PATH")
+        check_target(Path(options.file))
+    except BallastError as error:
+        yield Problem(("groups", "file"), str(error))
     yield from _check_training(recipe, broken)
 
 
-def _needed_fields(recipe: Recipe) -> list[str] | None:
-    if recipe.objective is None:
-        return None
-    try:
-        return [name for name in recipe.objective.build().needs if name in GROUP_FIELDS]
-    except (BallastError, TypeError):
-        return None
-
-
-def _name(recipe: Recipe) -> str:
-    return recipe.objective.name if recipe.objective is not None else "none"
-
-
-def _options(recipe: Recipe) -> GroupOptions | None:
-    try:
-        return recipe.group_options()
-    except BallastError:  # reported with the recipe
-        return None
-
-
-def _check_options(recipe: Recipe) -> Iterable[Problem]:
-    options = _options(recipe)
-    if options is None:
-        return
+def _check_answers(recipe: Recipe, options: GroupOptions) -> Iterable[Problem]:
+    """Something to judge answers by, or answers that are there and judged already."""
     if options.file is None:
-        yield from _check_judged(recipe)
+        yield from check_verifier("groups", options.verifier, options.seconds)
         return
     try:
         stored = stored_settings(options.file)
     except BallastError as error:
         yield Problem(("groups", "file"), str(error))
         return
-    if stored is None:
-        for key in recipe.groups or ():
-            if key not in FOR_ANY_FILE:
-                yield Problem(
-                    ("groups", key),
-                    f"would be ignored: the answers of {options.file} are judged already, and nothing is sampled; "
-                    "leave it out",
-                )
-        if recipe.data.train:
-            yield Problem(
-                ("data", "train"),
-                f"would be ignored: the prompts are those of groups.file {options.file}; leave one of the two out",
-            )
-
-
-def _check_judged(recipe: Recipe) -> Iterable[Problem]:
-    options = _options(recipe)
-    if options is not None:
-        yield from check_verifier("groups", options.verifier, options.seconds)
+    if stored is not None:
+        return
+    for key in sorted(options.model_fields_set - {"file"}):
+        yield Problem(
+            ("groups", key),
+            f"would be ignored: the answers of {options.file} are judged already, and nothing is sampled; leave it out",
+        )
+    if recipe.data.train:
+        yield Problem(
+            ("data", "train"),
+            f"would be ignored: the prompts are those of groups.file {options.file}; leave one of the two out",
+        )
 
 
 def check_verifier(section: str, name: str | None, seconds: float) -> Iterable[Problem]:
@@ -145,12 +109,11 @@ def check_verifier(section: str, name: str | None, seconds: float) -> Iterable[P
         yield Problem((section, "verifier"), str(error).removeprefix(f"verifier {name!r}: "))
 
 
-def _check_surroundings(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+def _check_surroundings(recipe: Recipe, options: GroupOptions, broken: frozenset[str]) -> Iterable[Problem]:
     yield from _check_training(recipe, broken)
     if "training" in broken:
         return
-    options = _options(recipe)
-    if recipe.training.get("fsdp") and options is not None and options.file is None and options.own:
+    if recipe.training.get("fsdp") and options.file is None and options.own:
         yield Problem(
             ("training", "fsdp"),
             "a sharded model cannot sample while it trains; sample beforehand with `ballast sample`, and train with "

@@ -46,14 +46,10 @@ def check_rl(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     if recipe.rl is None:
         yield Problem(("rl",), "is required and missing; say what judges the answers, such as rl.verifier=math")
         return
-    try:
-        options = RLOptions.from_dict(recipe.rl)
-    except BallastError:  # reported with the recipe
-        return
-    yield from _check_prompts(recipe, options, broken)
-    yield from _check_reward(options)
-    yield from _check_machine(options)
-    yield from _check_trainer(recipe, options)
+    yield from _check_prompts(recipe, recipe.rl, broken)
+    yield from _check_reward(recipe.rl)
+    yield from _check_machine(recipe.rl)
+    yield from _check_trainer(recipe, recipe.rl)
 
 
 def check_start(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:

@@ -1,0 +1,1 @@
+"""Charts: what is drawn, its scales, the SVG, and the same figures as tables."""

@@ -1,14 +1,18 @@
-"""Charts as data: what is plotted, before anything is drawn."""
+"""What a report shows, as data: charts, tables and sections before anything is drawn."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
+
+from ballast.records.folder import BASE
+
+if TYPE_CHECKING:
+    from ballast.records.tokens import TokensRecord
 
 SFT, RL = "after SFT", "after RL"
-STARTED = "before any training"
-"""Stage of the start itself."""
-BASE = "base"
+UNTRAINED = "before any training"
+"""Stage of the base model."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +35,18 @@ class Line:
 
 @dataclass(frozen=True)
 class LineChart:
-    """Lines over a common x; with `places` x is spaced by its logarithm and has its ticks there."""
+    """Lines over a common x; with `x_ticks` x is spaced by its logarithm and has its ticks there."""
 
     title: str
     x: str
     y: str
     lines: tuple[Line, ...]
-    places: tuple[float, ...] = ()
-    note: str = ""
+    x_ticks: tuple[float, ...] = ()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels, in order; one may come twice."""
+        return tuple(line.label for line in self.lines)
 
 
 @dataclass(frozen=True)
@@ -53,25 +61,42 @@ class Dot:
 
 @dataclass(frozen=True)
 class DotChart:
-    """Dots; the stages of one label are joined. `mark` is the place (x, y) of the start."""
+    """Dots; the stages of one label are joined. `base` is the place (x, y) of the base model."""
 
     title: str
     x: str
     y: str
     dots: tuple[Dot, ...]
-    mark: tuple[float, float] | None = None
-    note: str = ""
+    base: tuple[float, float] | None = None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels, in order; one may come twice."""
+        return (*(dot.label for dot in self.dots), *((BASE,) if self.base else ()))
+
+
+@dataclass(frozen=True)
+class IntervalRow:
+    """A label at a stage with its value."""
+
+    label: str
+    stage: str
+    value: Value
 
 
 @dataclass(frozen=True)
 class IntervalChart:
-    """One row for each label and stage: a dot and its interval. `lines` holds (value, name) to compare with."""
+    """One row for each label and stage: a dot and its interval. `references` holds (value, name) of dashed lines."""
 
     title: str
     x: str
-    rows: tuple[tuple[str, str, Value], ...]
-    lines: tuple[tuple[float, str], ...] = ()
-    note: str = ""
+    rows: tuple[IntervalRow, ...]
+    references: tuple[tuple[float, str], ...] = ()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels, in order; one may come twice."""
+        return tuple(row.label for row in self.rows)
 
 
 @dataclass(frozen=True)
@@ -83,7 +108,11 @@ class Histogram:
     label: str
     edges: tuple[float, ...]
     counts: tuple[int, ...]
-    note: str = ""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The one label."""
+        return (self.label,)
 
 
 Chart = LineChart | DotChart | IntervalChart | Histogram
@@ -91,7 +120,7 @@ Chart = LineChart | DotChart | IntervalChart | Histogram
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table: text, what stands small below it in two lines, and whether it is the best of its kind."""
+    """A cell of a table: text, two small lines below it, and whether it is the best of its kind."""
 
     text: str
     detail: str = ""
@@ -99,14 +128,17 @@ class Cell:
     note: str = ""
 
 
+MISSING = Cell("–")
+
+
 @dataclass(frozen=True)
 class Table:
-    """A table; the first cell of a row is its label. With `words` its cells hold text that may be long."""
+    """A table; the first cell of a row is its label. With `prose` its cells hold text that may be long."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     caption: str = ""
-    words: bool = False
+    prose: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,4 +165,4 @@ class Report:
     sections: tuple[Section, ...]
     labels: tuple[str, ...]
     cautions: tuple[str, ...] = ()
-    tokens: dict[str, Any] | None = field(default=None, repr=False)
+    tokens: TokensRecord | None = field(default=None, repr=False)

@@ -1,4 +1,4 @@
-"""From values to places in a drawing, and the ticks between."""
+"""From values to positions in a drawing, and the ticks between."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Scale:
     log: bool = False
 
     def __call__(self, value: float) -> float:
-        low, high, at = (math.log(v) if self.log else v for v in (self.low, self.high, value))
-        return self.start + (at - low) / (high - low) * (self.end - self.start)
+        low, high, x = (math.log(v) if self.log else v for v in (self.low, self.high, value))
+        return self.start + (x - low) / (high - low) * (self.end - self.start)
 
 
 def linear(values: Sequence[float], start: float, end: float, *, count: int = 5, whole: bool = False) -> Scale:
@@ -33,29 +33,29 @@ def linear(values: Sequence[float], start: float, end: float, *, count: int = 5,
     """
     low, high = min(values), max(values)
     if high - low <= 1e-9 * max(abs(low), abs(high), 1e-9):
-        # One value has no width; it is put in the middle of one.
-        room = abs(low) * 0.1 or 1.0
-        low, high = low - room, high + room
+        # A single value has no range: it is put in the middle of one.
+        margin = abs(low) * 0.1 or 1.0
+        low, high = low - margin, high + margin
     step = _step((high - low) / count)
     step = max(math.ceil(step), 1) if whole else step
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    ticks = tuple(float(f"{place * step:.12g}") for place in range(first, last + 1))
+    ticks = tuple(float(f"{multiple * step:.12g}") for multiple in range(first, last + 1))
     return Scale(ticks[0], ticks[-1], start, end, ticks)
 
 
-def logarithmic(places: Sequence[float], start: float, end: float) -> Scale:
-    """Return a scale by logarithm with its ticks at the places given.
+def logarithmic(values: Sequence[float], start: float, end: float) -> Scale:
+    """Return a scale by logarithm with its ticks at the values given.
 
     Raises:
         ValueError: if there is none, or one is not positive.
     """
-    ticks = tuple(sorted(set(places)))
+    ticks = tuple(sorted(set(values)))
     if not ticks or ticks[0] <= 0:
-        raise ValueError("a scale by logarithm needs positive places")
+        raise ValueError("a scale by logarithm needs positive values")
     low, high = (ticks[0], ticks[-1]) if len(ticks) > 1 else (ticks[0] / 2, ticks[0] * 2)
     return Scale(low, high, start, end, ticks, log=True)
 
 
-def _step(rough: float) -> float:
-    scale = 10 ** math.floor(math.log10(rough))
-    return next(step * scale for step in STEPS if step * scale >= rough * (1 - 1e-9))
+def _step(least: float) -> float:
+    scale = 10 ** math.floor(math.log10(least))
+    return next(step * scale for step in STEPS if step * scale >= least * (1 - 1e-9))

@@ -4,35 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ballast.report.charts.data import Cell, DotChart, Line, LineChart, Section, Table, Value
+from ballast.report.charts.data import Cell, DotChart, LineChart, Section, Table, Value
 from ballast.report.text import interval, number
 
 
-def plain_tables(section: Section) -> list[Table]:
+def chart_tables(section: Section) -> list[Table]:
     """Return tables that say what a section's charts show; none where tables stand beside the charts already."""
     if section.tables:
         return []
     curves = [chart for chart in section.charts if isinstance(chart, LineChart)]
-    found = [_dots(chart) for chart in section.charts if isinstance(chart, DotChart)]
-    found += [_places(chart) for chart in curves if chart.places]
-    over_steps = [chart for chart in curves if not chart.places]
-    return found + ([_ends(over_steps)] if over_steps else [])
+    tables = [_dots(chart) for chart in section.charts if isinstance(chart, DotChart)]
+    tables += [_at_ticks(chart) for chart in curves if chart.x_ticks]
+    over_steps = [chart for chart in curves if not chart.x_ticks]
+    return tables + ([_ends(over_steps)] if over_steps else [])
 
 
 def _dots(chart: DotChart) -> Table:
-    rows = (tuple(map(Cell, (f"{dot.label}, {dot.stage}", _spanned(dot.x), _spanned(dot.y)))) for dot in chart.dots)
+    rows = (
+        tuple(map(Cell, (f"{dot.label}, {dot.stage}", _with_interval(dot.x), _with_interval(dot.y))))
+        for dot in chart.dots
+    )
     return Table(("", chart.x, chart.y), tuple(rows), chart.title)
 
 
-def _spanned(value: Value) -> str:
+def _with_interval(value: Value) -> str:
     span = interval(value.low, value.high)
     return f"{number(value.value)}{f' ({span})' if span else ''}"
 
 
-def _places(chart: LineChart) -> Table:
-    known = {line.label: dict(line.points) for line in chart.lines}
-    rows = tuple((Cell(label), *(Cell(number(own.get(x))) for x in chart.places)) for label, own in known.items())
-    return Table((chart.x, *(f"{place:g}" for place in chart.places)), rows, chart.title)
+def _at_ticks(chart: LineChart) -> Table:
+    values = {line.label: dict(line.points) for line in chart.lines}
+    rows = tuple((Cell(label), *(Cell(number(own.get(x))) for x in chart.x_ticks)) for label, own in values.items())
+    return Table((chart.x, *(f"{x:g}" for x in chart.x_ticks)), rows, chart.title)
 
 
 def _ends(charts: Sequence[LineChart]) -> Table:
@@ -42,7 +45,5 @@ def _ends(charts: Sequence[LineChart]) -> Table:
 
 
 def _first_and_last(chart: LineChart, label: str) -> str:
-    line: Line | None = next((line for line in chart.lines if line.label == label), None)
-    if line is None:
-        return "–"
-    return f"{number(line.points[0][1])} → {number(line.points[-1][1])}"
+    points = next((line.points for line in chart.lines if line.label == label), None)
+    return "–" if points is None else f"{number(points[0][1])} → {number(points[-1][1])}"

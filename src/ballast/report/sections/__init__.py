@@ -1,0 +1,1 @@
+"""The report's sections: the answer, the results, the curves, the settings."""

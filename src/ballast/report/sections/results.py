@@ -1,194 +1,337 @@
-"""What came out: the table of the deciding metric with its intervals and tests, and the same as charts."""
+"""What came out: the deciding metric with intervals and tests, gain against drift, all other metrics, the sweep."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from ballast.records.runs import AFTER, BEFORE
-from ballast.report.charts.data import BASE, STARTED, Cell, IntervalChart, Section, Table
+from ballast.records.folder import AFTER, BASE, BEFORE
+from ballast.records.summary import Difference, Result, Row, Summary
+from ballast.report.charts.data import (
+    MISSING,
+    UNTRAINED,
+    Cell,
+    Dot,
+    DotChart,
+    IntervalChart,
+    IntervalRow,
+    Line,
+    LineChart,
+    Section,
+    Table,
+    Value,
+)
 from ballast.report.figures import (
     COVERAGE,
     STAGES,
     VERDICTS,
     Metric,
-    Row,
-    apart,
     best_of,
-    bounded,
+    clipped,
+    difference_value,
+    entries,
+    interval_of,
+    mean,
+    metrics,
     ranked,
     result,
     rows,
-    shown,
     stages,
     verdict,
-    with_results,
 )
-from ballast.report.pairs import against_start
 from ballast.report.source import Source
-from ballast.report.text import counted, figure, interval, joined, p_value, rate, signed
+from ballast.report.text import counted, figure, interval, joined, number, p_value, rate, signed
 
-NONE = Cell("–")
-KINDS = {"start": "the start", "random": "from random weights"}
-LINES = {BEFORE: "base", AFTER: "base + RL"}
+KINDS = {"start": "not fine-tuned", "random": "from random weights"}
+BASES = {BEFORE: BASE, AFTER: f"{BASE} + RL"}
+DISTANCES = ("base_kl", "demonstrations_kl")
+FORGETTING = ("forgetting", "nll")
 
-Against = Mapping[str, Mapping[str, Any]]
+Differences = Mapping[str, Difference]
+"""Differences to the base model at a stage, by label."""
 
 
 def results(source: Source, metric: Metric) -> Section:
     """Return the table of the deciding metric, its charts, and notes on how to read them."""
     summary = source.summary
-    to_start = {stage: against_start(source, stage, metric) for stage in stages(summary)}
+    to_base = source.against_base(AFTER, metric.task, metric.name) if AFTER in stages(summary) else {}
     return Section(
         "results",
-        metric.where,
-        f"{'Higher' if metric.sign > 0 else 'Lower'} is better; ★ marks the best of the objectives.",
-        tables=(_main_table(summary, metric, to_start.get(AFTER, {})),),
+        metric.title,
+        f"{'Higher' if metric.sign > 0 else 'Lower'} is better; ★ marks the best objective.",
+        tables=(_main_table(summary, metric, to_base),),
         charts=tuple(_interval_charts(summary, metric)),
-        notes=tuple(_notes(summary, metric, to_start.get(AFTER, {}))),
+        notes=tuple(_notes(summary, metric, to_base)),
     )
 
 
-def cell(found: Mapping[str, Any], metric: Metric, best: bool = False, beside: str = "") -> Cell:
-    """Return a mean with its interval below it."""
-    value = bounded(shown(found)[0], metric)
-    parts = [interval(value.low, value.high, show=lambda bound: figure(bound, share=metric.share)), beside]
-    return Cell(figure(value.value, share=metric.share), ", ".join(part for part in parts if part), best)
-
-
-def _main_table(summary: Mapping[str, Any], metric: Metric, to_start: Against) -> Table:
-    reached, baseline = stages(summary), summary["baseline"]
-    heads = ["", *(STAGES[stage] for stage in reached)]
-    if AFTER in reached:
-        heads.append("gain by RL")
+def _main_table(summary: Summary, metric: Metric, to_base: Differences) -> Table:
+    reached, baseline = stages(summary), summary.baseline
     compared = len(rows(summary, "method")) > 1
-    heads += [f"{STAGES[stage]}, against {baseline}" for stage in reached if compared]
-    if to_start:
-        heads.append(f"{STAGES[AFTER]}, against {LINES[AFTER]}")
-    best = {stage: {row["label"] for row, _ in best_of(ranked(summary, stage, metric))} for stage in reached}
+    columns = ["", *(STAGES[stage] for stage in reached)]
+    columns += ["gain by RL"] if AFTER in reached else []
+    columns += [f"{STAGES[stage]}, against {baseline}" for stage in reached if compared]
+    columns += [f"{STAGES[AFTER]}, against {BASES[AFTER]}"] if to_base else []
+    best = {stage: {row.label for row, _ in best_of(ranked(summary, stage, metric))} for stage in reached}
     lines = []
     for row in rows(summary):
-        found = {stage: result(row, stage, metric) for stage in reached}
-        cells = [Cell(row["label"], KINDS.get(row["kind"], ""))]
-        cells += [_reached(summary, row, stage, one, metric, best) for stage, one in found.items()]
+        measured = {stage: result(row, stage, metric) for stage in reached}
+        cells = [Cell(row.label, KINDS.get(row.kind, ""))]
+        cells += [_stage_cell(summary, row, stage, one, metric, best[stage]) for stage, one in measured.items()]
         if AFTER in reached:
-            cells.append(difference(_gain(row, found[AFTER]), metric))
+            cells.append(_difference_cell(_gain(row, measured[AFTER]), metric))
         if compared:
-            cells += [difference(None if one is None else one["to_baseline"], metric) for one in found.values()]
-        if to_start:
-            cells.append(difference(to_start.get(row["label"]), metric))
-        lines.append((*cells, Cell(rate(row["rate"]), f"{row['edge']} tried" if row.get("edge") else "")))
-    return Table((*heads, "rate"), tuple(lines))
+            cells += [_difference_cell(one.to_baseline if one else None, metric) for one in measured.values()]
+        if to_base:
+            cells.append(_difference_cell(to_base.get(row.label), metric))
+        lines.append((*cells, Cell(rate(row.rate), f"{row.edge} tried" if row.edge else "")))
+    return Table((*columns, "rate"), tuple(lines))
 
 
-def _reached(
-    summary: Mapping[str, Any], row: Row, stage: str, found: Any, metric: Metric, best: Mapping[str, set[str]]
+def _stage_cell(
+    summary: Summary, row: Row, stage: str, measured: Result | None, metric: Metric, best: set[str]
 ) -> Cell:
-    if found is None:
-        return NONE
-    beside = "" if _seeds_of_all(summary) or row["kind"] == "start" else _seeds(row, stage)
-    return cell(found, metric, row["label"] in best[stage], beside)
+    if measured is None:
+        return MISSING
+    seeds = "" if _common_seeds(summary) or row.kind == "start" else _seeds(row, stage)
+    return _result_cell(measured, metric, row.label in best, seeds)
 
 
-def _gain(row: Row, found: Any) -> Mapping[str, Any] | None:
-    if found is None:
+def _result_cell(measured: Result, metric: Metric, best: bool, beside: str = "") -> Cell:
+    """Return a mean with its interval below it."""
+    value = clipped(measured, metric)
+    span = interval(value.low, value.high, show=lambda bound: figure(bound, share=metric.share))
+    return Cell(figure(value.value, share=metric.share), ", ".join(part for part in (span, beside) if part), best)
+
+
+def _gain(row: Row, after: Result | None) -> Difference | None:
+    """Return what RL added; the base model's gain is its difference to itself before RL."""
+    if after is None:
         return None
-    gain: Mapping[str, Any] | None = found.get("gain")
-    return found["to_start"] if gain is None and row["kind"] == "start" else gain
+    return after.to_start if after.gain is None and row.kind == "start" else after.gain
 
 
-def difference(found: Mapping[str, Any] | None, metric: Metric) -> Cell:
+def _difference_cell(difference: Difference | None, metric: Metric) -> Cell:
     """Return a difference with its interval, and below it what the test says where there was one."""
-    if found is None:
-        return NONE
-    value = apart(found, metric)
-    p = found.get("p_holm")
-    test = "" if p is None else f"p {p_value(p)}, {verdict(found)}"
+    if difference is None:
+        return MISSING
+    value, p = difference_value(difference, metric), difference.p_holm
+    test = "" if p is None else f"p {p_value(p)}, {verdict(difference)}"
     return Cell(signed(value.value), interval(value.low, value.high, show=signed), note=test)
 
 
 def _seeds(row: Row, stage: str) -> str:
-    return counted(len(row["stages"][stage]["seeds"]), "seed")
+    return counted(len(row.stages[stage].seeds), "seed")
 
 
-def _seeds_of_all(summary: Mapping[str, Any]) -> str:
+def _common_seeds(summary: Summary) -> str:
     """Return how many seeds every method has at every stage; nothing where they differ."""
-    found = {_seeds(row, stage) for row in rows(summary, "method") for stage in row["stages"]}
-    return found.pop() if len(found) == 1 else ""
+    counts = {_seeds(row, stage) for row in rows(summary, "method") for stage in row.stages}
+    return counts.pop() if len(counts) == 1 else ""
 
 
-def _notes(summary: Mapping[str, Any], metric: Metric, to_start: Against) -> Iterator[str]:
+def _notes(summary: Summary, metric: Metric, to_base: Differences) -> Iterator[str]:
     """Yield what rows, columns, intervals and p-values are, for readers who see such a table for the first time."""
-    kinds, baseline = {row["kind"] for row in rows(summary)}, summary["baseline"]
+    kinds, baseline = {row.kind for row in rows(summary)}, summary.baseline
     rl = AFTER in stages(summary)
-    then = f", “{STAGES[AFTER]}” after GRPO from the model that fine-tuning left" if rl else ""
+    then = f", “{STAGES[AFTER]}” after GRPO from the fine-tuned model" if rl else ""
     yield f"“{STAGES[BEFORE]}” is after fine-tuning with the row's objective{then}."
     if "start" in kinds:
-        straight = "; after RL it is RL straight from the start, which fine-tuning has to beat" if rl else ""
-        yield f"{BASE} is the model that all runs start from, not fine-tuned{straight}."
+        after = f"; its “{STAGES[AFTER]}” is RL without fine-tuning, which fine-tuning has to beat" if rl else ""
+        yield f"{BASE} is the model that all runs start from{after}."
     if "random" in kinds:
-        yield f"random is {baseline} from random weights: what the demonstrations teach without the start."
+        yield f"random is {baseline} from random weights: what the demonstrations teach without the base model."
     yield _coverage(summary, metric)
-    tested = _differences(summary, metric, to_start)
-    if any(one["p_holm"] is not None for one in tested):
+    tested = _tested_differences(summary, metric, to_base)
+    if any(one.p_holm is not None for one in tested):
         yield (
-            "Differences are paired by seed and item; p is of the paired t test over seeds, adjusted by Holm for the "
-            "number of objectives. Intervals are not adjusted, so one may leave out 0 where p is above 0.05."
+            "Differences are paired by seed and item; p is of the paired t test over seeds, Holm-adjusted for the "
+            "number of objectives. Intervals are not adjusted, so one may exclude 0 where p is above 0.05."
         )
-        words = {verdict(one) for one in tested} & {"on these items", "no spread"}
-        yield from (f"“{word}”: {VERDICTS[word]}." for word in sorted(words))
+        verdicts = {verdict(one) for one in tested} & {"across seeds only", "no spread"}
+        yield from (f"“{word}”: {VERDICTS[word]}." for word in sorted(verdicts))
     elif tested:
         yield "Differences are paired by seed and item; with one seed, or no spread over seeds, none can be tested."
 
 
-def _differences(summary: Mapping[str, Any], metric: Metric, to_start: Against) -> list[Mapping[str, Any]]:
-    found = [one["to_baseline"] for stage in STAGES for _, one in with_results(summary, stage, metric, "method")]
-    return [one for one in found if one is not None] + list(to_start.values())
+def _tested_differences(summary: Summary, metric: Metric, to_base: Differences) -> list[Difference]:
+    measured = [one.to_baseline for stage in STAGES for _, one in entries(summary, stage, metric, "method")]
+    return [one for one in measured if one is not None] + list(to_base.values())
 
 
-def _coverage(summary: Mapping[str, Any], metric: Metric) -> str:
-    """Return what the intervals of this metric are for: of most rows, then of those for which it is less."""
-    found: dict[str, list[str]] = {text: [] for text in (*COVERAGE.values(), "")}
+def _coverage(summary: Summary, metric: Metric) -> str:
+    """Return what the intervals of this metric cover: of most rows, then of those for which it is less."""
+    cells: dict[str, list[str]] = {coverage: [] for coverage in (*COVERAGE, "")}
     for stage, name in STAGES.items():
-        for row, one in with_results(summary, stage, metric):
-            start = row["kind"] == "start" and stage == BEFORE
-            found[shown(one)[1]].append(BASE if start else f"{row['label']} {name}")
-    without = found.pop("")
-    covered = {text: cells for text, cells in found.items() if cells}
+        for row, one in entries(summary, stage, metric):
+            untrained = row.kind == "start" and stage == BEFORE
+            cells[interval_of(one)[1]].append(BASE if untrained else f"{row.label} {name}")
+    without = cells.pop("")
+    covered = {coverage: names for coverage, names in cells.items() if names}
     if not covered:
-        return "No interval: one run, whose items were not kept."
-    most = max(covered, key=lambda text: len(covered[text]))
-    others = [f"of {joined(cells)} for {text}" for text, cells in covered.items() if text != most]
-    others += [f"of {joined(without)} there is none"] if without else []
-    seeds = _seeds_of_all(summary)
-    told = f" ({seeds} each)" if seeds else ""
-    level = f"{summary.get('level', 0.95):.0%}"
-    return f"Small figures are {level} intervals for {most}{told}{''.join(f'; {other}' for other in others)}."
+        return "There is no interval: one run, without scores of single items."
+    most = max(covered, key=lambda coverage: len(covered[coverage]))
+    others = [f"for {joined(names)}: {coverage}" for coverage, names in covered.items() if coverage != most]
+    others += [f"for {joined(without)}: none"] if without else []
+    seeds = _common_seeds(summary)
+    each = f" ({seeds} each)" if seeds else ""
+    return f"Intervals are of {summary.level:.0%}, {most}{each}{''.join(f'; {other}' for other in others)}."
 
 
-def _named(label: str, stage: str) -> str:
-    """Return the name of a stage; the start itself is after nothing."""
-    return STARTED if label == BASE and stage == BEFORE else STAGES[stage]
-
-
-def _interval_charts(summary: Mapping[str, Any], metric: Metric) -> list[IntervalChart]:
-    entries = [
-        (str(row["label"]), stage, found)
-        for row in rows(summary)
-        for stage in STAGES
-        if (found := result(row, stage, metric)) is not None
+def _interval_charts(summary: Summary, metric: Metric) -> Iterator[IntervalChart]:
+    measured = [
+        (row.label, stage, one) for row in rows(summary) for stage in STAGES if (one := result(row, stage, metric))
     ]
-    drawn = [(label, _named(label, stage), bounded(shown(found)[0], metric)) for label, stage, found in entries]
-    if not drawn:
-        return []
-    lines = tuple((float(one["over_seeds"]["value"]), LINES[at]) for label, at, one in entries if label == BASE)
-    charts = [IntervalChart(metric.where, f"{metric.name} {metric.arrow}", tuple(drawn), lines)]
-    differences = [
-        (label, STAGES[stage], apart(found["to_baseline"], metric))
-        for label, stage, found in entries
-        if found["to_baseline"] is not None
-    ]
+    if not measured:
+        return
+    lines = tuple(IntervalRow(label, _stage_name(label, stage), clipped(one, metric)) for label, stage, one in measured)
+    references = tuple((mean(one), BASES[stage]) for label, stage, one in measured if label == BASE)
+    yield IntervalChart(metric.title, f"{metric.name} {metric.arrow}", lines, references)
+    differences = tuple(
+        IntervalRow(label, STAGES[stage], difference_value(one.to_baseline, metric))
+        for label, stage, one in measured
+        if one.to_baseline is not None
+    )
     if differences:
-        name = f"difference to {summary['baseline']}"
-        charts.append(IntervalChart(f"{metric.where}: {name}", name, tuple(differences), ((0.0, summary["baseline"]),)))
-    return charts
+        name = f"difference to {summary.baseline}"
+        yield IntervalChart(f"{metric.title}, {name}", name, differences, ((0.0, summary.baseline),))
+
+
+def _stage_name(label: str, stage: str) -> str:
+    """Return the name of a stage; the base model is after no training."""
+    return UNTRAINED if label == BASE and stage == BEFORE else STAGES[stage]
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """A metric along x; `relative` takes its difference to the base model."""
+
+    metric: Metric
+    title: str
+    x: str
+    relative: bool
+
+
+def drift(summary: Summary, deciding: Metric) -> Section | None:
+    """Return what each objective gained and how far it moved for it; None where no distance was measured."""
+    charts = tuple(chart for cost in _costs(summary, deciding) if (chart := _drift_chart(summary, deciding, cost)))
+    if not charts:
+        return None
+    after = " The hollow grey mark is the base model after RL." if AFTER in stages(summary) else ""
+    lead = f"Higher is better, further left is closer to the base model (grey mark).{after}"
+    return Section("drift", "Gain and drift", lead, charts=charts, legend=True)
+
+
+def _costs(summary: Summary, deciding: Metric) -> Iterator[_Cost]:
+    measured = metrics(summary)
+    distance = next((metric for name in DISTANCES for metric in measured if metric.name == name), None)
+    if distance is not None:
+        on = distance.task if distance.name == "base_kl" else "the demonstrations"
+        x = f"KL to {BASE} on {on}, nats per token"
+        yield _Cost(distance, "Gain against KL to the base model", x, relative=False)
+    forgetting = next((one for name in FORGETTING for one in measured if one.name == name and one != deciding), None)
+    if forgetting is not None:
+        x = f"rise in {forgetting.phrase}, nats per token"
+        yield _Cost(forgetting, "Gain against forgetting", x, relative=True)
+
+
+def _drift_chart(summary: Summary, deciding: Metric, cost: _Cost) -> DotChart | None:
+    dots = []
+    for row in rows(summary, "start", "method"):
+        for stage, name in STAGES.items():
+            gain, distance = _gain_over_base(row, stage, deciding), _distance(row, stage, cost)
+            if gain is not None and distance is not None:
+                dots.append(Dot(row.label, name, distance, gain))
+    y = f"gain in {deciding.phrase} over {BASE}"
+    return DotChart(cost.title, cost.x, y, tuple(dots), (0.0, 0.0)) if dots else None
+
+
+def _distance(row: Row, stage: str, cost: _Cost) -> Value | None:
+    measured = result(row, stage, cost.metric)
+    if measured is None:
+        return None
+    if not cost.relative:
+        return clipped(measured, cost.metric)
+    return None if measured.to_start is None else difference_value(measured.to_start, cost.metric)
+
+
+def _gain_over_base(row: Row, stage: str, metric: Metric) -> Value | None:
+    """Return the difference to the base model so that more is better; the base model before RL has none."""
+    measured = result(row, stage, metric)
+    if measured is None or measured.to_start is None:
+        return None
+    value = difference_value(measured.to_start, metric)
+    if metric.sign > 0:
+        return value
+    low, high = (None if bound is None else -bound for bound in (value.high, value.low))
+    return Value(-value.value, low, high)
+
+
+def other_metrics(summary: Summary, deciding: Metric | None) -> Section | None:
+    """Return a table of all other metrics for each stage, None where there is none."""
+    others = _by_rising_k([metric for metric in metrics(summary) if metric != deciding])
+    if not others:
+        return None
+    tables = tuple(_metrics_table(summary, stage, others) for stage in stages(summary) or [BEFORE])
+    lead = "↑ higher is better, ↓ lower is better; ★ marks the best objective."
+    return Section("metrics", "All other metrics", lead, tables=tables)
+
+
+def _by_rising_k(listed: Sequence[Metric]) -> list[Metric]:
+    """Return the metrics with pass@1, pass@2, … of a task by rising k, where the first of them stood."""
+    first = {(metric.task, _family(metric)): place for place, metric in reversed(list(enumerate(listed)))}
+    return sorted(listed, key=lambda metric: (first[metric.task, _family(metric)], _k(metric)))
+
+
+def _family(metric: Metric) -> str:
+    return metric.name.partition("@")[0]
+
+
+def _k(metric: Metric) -> int:
+    k = metric.name.partition("@")[2]
+    return int(k) if k.isdecimal() else 0
+
+
+def _metrics_table(summary: Summary, stage: str, listed: Sequence[Metric]) -> Table:
+    measured = [row for row in rows(summary) if stage in row.stages or row.kind == "start"]
+    lines = []
+    for metric in listed:
+        best = {row.label for row, _ in best_of(ranked(summary, stage, metric))} if metric.sign else set()
+        one_each = [(row, result(row, stage, metric)) for row in measured]
+        cells = [MISSING if one is None else _result_cell(one, metric, row.label in best) for row, one in one_each]
+        lines.append((Cell(f"{metric.name} {metric.arrow}".strip(), metric.task), *cells))
+    return Table(("", *(row.label for row in measured)), tuple(lines), STAGES[stage])
+
+
+def learning_rates(summary: Summary) -> Section | None:
+    """Return the scores that chose the learning rates; None where every objective had one, or none was run yet."""
+    by, tuned = summary.choose_by, [row for row in rows(summary) if row.tuning]
+    points = [point for row in tuned for point in row.tuning]
+    if by is None or not any(point.failed or point.score.value is not None for point in points):
+        return None
+    metric = Metric(by.task, by.metric, 0)
+    rates = tuple(sorted({point.rate for point in points}))
+    lines = tuple((Cell(row.label), *(_score_cell(row, one) for one in rates)) for row in tuned)
+    curves = tuple(
+        Line(row.label, tuple(sorted((point.rate, point.score.value) for point in row.tuning))) for row in tuned
+    )
+    drawable = len(rates) > 1 and any(value is not None for line in curves for _, value in line.points)
+    chart = LineChart(f"{metric.title} by learning rate", "learning rate", by.metric, curves, rates)
+    seeds = ", ".join(map(str, summary.seeds.tuning))
+    return Section(
+        "rates",
+        "Learning rates",
+        f"Chosen by {metric.phrase} (not reported above) on separate seeds ({seeds}). ★ marks the chosen rate.",
+        tables=(Table(("", *(rate(one) for one in rates)), lines, metric.title),),
+        charts=(chart,) if drawable else (),
+        legend=True,
+    )
+
+
+def _score_cell(row: Row, at: float) -> Cell:
+    point = next((one for one in row.tuning if one.rate == at), None)
+    if point is None:
+        return MISSING
+    if point.score.value is None:
+        return Cell("failed") if point.failed else MISSING
+    return Cell(number(point.score.value), "failed on a seed" if point.failed else "", row.rate == at)

@@ -3,183 +3,167 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from io import StringIO
 
-from ballast.records.runs import AFTER, BEFORE
+from pydantic import JsonValue
+
+from ballast.records.folder import AFTER, BEFORE
+from ballast.records.schema import Number, RowsRecord, Values
+from ballast.records.summary import Row, TaskSummary
 from ballast.report.charts.data import Cell, Section, Table
 from ballast.report.figures import STAGES, rows, stages
 from ballast.report.source import Source
 from ballast.report.text import counted, number, rate
 
+TASK_OPTIONS = ("verifier", "samples", "temperature", "top_p", "max_new_tokens", "limit")
+COMMIT_DIGITS = 12
+
 
 def settings(source: Source) -> Section:
     """Return the settings of all runs, what each run cost, and commands that repeat them."""
-    tables = (_facts(source), *_methods(source), *_cost(source))
-    return Section("settings", "Settings, to repeat it", tables=tables, code=tuple(_commands(source)))
-
-
-def _recipe(source: Source) -> Mapping[str, Any]:
-    if source.plan is not None and isinstance(source.plan.get("recipe"), Mapping):
-        return source.plan["recipe"]
-    return next((run.record["recipe"] for run in source.runs if isinstance(run.record.get("recipe"), Mapping)), {})
+    tables = (_facts(source), *_objectives(source), *_cost(source))
+    return Section("settings", "Settings", tables=tables, code=tuple(_commands(source)))
 
 
 def subject(source: Source) -> str:
     """Return in a line what was trained on what: ``lab on lab:train (256 rows): 3 objectives, 3 seeds``."""
-    recipe, summary = _recipe(source), source.summary
-    model, demonstrations = _at(recipe, "model", "path"), _listed(_at(recipe, "data", "train"))
-    count = _data(source).get("rows_out")
-    size = f" ({counted(count, 'row')})" if isinstance(count, int) else ""
+    recipe, summary, data = _recipe(source), source.summary, _data(source)
+    model, demonstrations = _section(recipe, "model").get("path"), _listed(_section(recipe, "data").get("train"))
+    size = f" ({counted(data.rows_out, 'row')})" if data is not None else ""
     where = " on ".join(filter(None, (str(model or ""), f"{demonstrations}{size}")))
     parts = [counted(len(rows(summary, "method")), "objective")]
-    if rates := max((len(row["tuning"]) for row in summary["rows"]), default=0):
+    if rates := max((len(row.tuning) for row in summary.rows), default=0):
         parts[0] += f" at {counted(rates, 'learning rate')}"
-    parts.append(f"{counted(len(summary['seeds']['report']), 'seed')}")
+    parts.append(counted(len(summary.seeds.report), "seed"))
     parts += ["RL after each"] if AFTER in stages(summary) else []
     return f"{where}: {', '.join(parts)}" if where else ", ".join(parts)
 
 
-def _data(source: Source) -> Mapping[str, Any]:
-    return next((run.record["data"]["train"] for run in source.runs if "train" in (run.record.get("data") or {})), {})
+def _recipe(source: Source) -> Values:
+    """Return the comparison's recipe, or the first run's."""
+    if source.plan is not None:
+        return source.plan.recipe
+    return next((run.record.recipe for run in source.runs), {})
+
+
+def _section(recipe: Values, name: str) -> Values:
+    """Return a section of a recipe, empty where it has none."""
+    section = recipe.get(name)
+    return section if isinstance(section, dict) else {}
+
+
+def _data(source: Source) -> RowsRecord | None:
+    """Return what became of the training rows, None where no run says."""
+    rows_of_runs = (run.record.data.get("train") for run in source.runs)
+    return next((data for data in rows_of_runs if isinstance(data, RowsRecord)), None)
 
 
 def _facts(source: Source) -> Table:
-    recipe = _recipe(source)
-    model: Mapping[str, Any] = next(
-        (run.record["model"] for run in source.runs if isinstance(run.record.get("model"), Mapping)), {}
-    )
-    made = source.summary.get("provenance", {})
-    size = f"{model['parameters']:,} parameters" if isinstance(model.get("parameters"), int) else ""
+    recipe, summary, data = _recipe(source), source.summary, _data(source)
+    model = next((run.record.model for run in source.runs if run.record.model is not None), None)
+    made = summary.provenance
+    path = _section(recipe, "model").get("path") or (model.path if model else "")
+    rl = _rl(recipe) if AFTER in stages(summary) else {}
+    size = f"{counted(data.rows_out, 'row')}, {data.trained_tokens:,} trained tokens" if data else ""
     facts = [
-        (
-            "model",
-            _at(recipe, "model", "path") or model.get("path"),
-            ", ".join(filter(None, (model.get("type"), size))),
-        ),
-        ("demonstrations", _listed(_at(recipe, "data", "train")), _rows_of(_data(source))),
-        ("seeds reported", _listed(source.summary["seeds"]["report"]), ""),
-        ("seeds of the sweep", _listed(source.summary["seeds"].get("tuning", [])), ""),
-        *((f"task {task['name']}", *_task(task)) for task in source.summary["tasks"]),
-        *(
-            ("versions", ", ".join(f"{name} {v}" for name, v in found.items()), "")
-            for found in made.get("versions", ())
-        ),
-        ("training", _keys(_shared(source)), ""),
-        ("RL", _keys(_rl(recipe)) if AFTER in stages(source.summary) else "", ""),
-        ("commit", _listed([_short(one) for one in made.get("commits", ())]), _uncommitted(made.get("commits", ()))),
-        ("device", _listed(made.get("devices", ())), ""),
+        ("model", str(path), f"{model.type}, {model.parameters:,} parameters" if model else ""),
+        ("demonstrations", _listed(_section(recipe, "data").get("train")), size),
+        ("seeds reported", _listed(summary.seeds.report), ""),
+        ("seeds of the sweep", _listed(summary.seeds.tuning), ""),
+        *((f"task {task.name}", *_task(task)) for task in summary.tasks),
+        *(("versions", _pairs(versions), "") for versions in made.versions),
+        ("training", _pairs(_shared_training(source)), ""),
+        ("RL", _pairs(rl), ""),
+        ("commit", _listed([_short(commit) for commit in made.commits]), _uncommitted(made.commits)),
+        ("device", _listed(made.devices), ""),
     ]
-    return Table(("", ""), tuple((Cell(a), Cell(str(b), str(c))) for a, b, c in facts if b), words=True)
+    lines = ((Cell(name), Cell(text, detail)) for name, text, detail in facts if text)
+    return Table(("", ""), tuple(lines), prose=True)
 
 
-def _at(recipe: Mapping[str, Any], section: str, key: str) -> Any:
-    found = recipe.get(section)
-    return found.get(key) if isinstance(found, Mapping) else None
+def _pairs(options: Mapping[str, JsonValue]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in options.items())
 
 
-def _rl(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the settings of RL: the recipe's, and over them what the comparison sets."""
-    then = _at(recipe, "compare", "then")
-    laid = then.get("rl") if isinstance(then, Mapping) else None
-    own = recipe.get("rl")
-    given = {**(own if isinstance(own, Mapping) else {}), **(laid if isinstance(laid, Mapping) else {})}
-    return {key: value for key, value in given.items() if value not in (None, {}, [])}
-
-
-def _keys(given: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in given.items())
-
-
-def _listed(values: Any) -> str:
+def _listed(values: object) -> str:
     return ", ".join(map(str, values)) if isinstance(values, list | tuple) else str(values or "")
 
 
-def _rows_of(data: Mapping[str, Any]) -> str:
-    if not {"rows_out", "trained_tokens"} <= data.keys():
-        return ""
-    return f"{counted(data['rows_out'], 'row')}, {data['trained_tokens']:,} trained tokens"
+def _rl(recipe: Values) -> Values:
+    """Return the settings of RL: the recipe's, and over them what the comparison sets."""
+    own, then = _section(recipe, "rl"), _section(_section(recipe, "compare"), "then")
+    return {key: value for key, value in {**own, **_section(then, "rl")}.items() if value not in (None, {}, [])}
 
 
-def _task(task: Mapping[str, Any]) -> tuple[str, str]:
-    given = task.get("settings", {})
-    data = given.get("data") or "rows"
-    named = ("verifier", "samples", "temperature", "top_p", "max_new_tokens", "limit")
-    told = [f"{key} {given[key]}" for key in named if given.get(key) is not None and task["kind"] != "nll"]
-    return f"{task['kind']} on {data}, {counted(task['n'], 'item')}", ", ".join(told)
+def _task(task: TaskSummary) -> tuple[str, str]:
+    options = {key: task.settings.get(key) for key in TASK_OPTIONS if task.kind != "nll"}
+    named = {key: value for key, value in options.items() if value is not None}
+    return f"{task.kind} on {task.settings.get('data') or 'rows'}, {counted(task.n, 'item')}", _pairs(named)
 
 
-def _short(commit: Any) -> str:
-    """Return a commit by its first twelve digits, with the mark of changes that it had."""
-    return str(commit)[:12] + ("+" if str(commit).endswith("+") else "")
+def _short(commit: str) -> str:
+    """Return a commit by its first digits, with the mark of changes that it had."""
+    return commit[:COMMIT_DIGITS] + ("+" if commit.endswith("+") else "")
 
 
 def _uncommitted(commits: Iterable[str]) -> str:
-    return "+: with changes that were not committed" if any(str(one).endswith("+") for one in commits) else ""
+    return "+: with uncommitted changes" if any(commit.endswith("+") for commit in commits) else ""
 
 
-def _methods(source: Source) -> list[Table]:
-    found = [row for row in rows(source.summary, "method", "random") if row.get("objective")]
-    shared = _shared(source)
+def _objectives(source: Source) -> list[Table]:
+    shared = _shared_training(source)
     lines = tuple(
         (
-            Cell(row["label"], f"rate {rate(row['rate'])}" if row["rate"] else ""),
-            Cell(*_options(row["objective"]), note=_own(source, row, shared)),
+            Cell(row.label, f"rate {rate(row.rate)}" if row.rate else ""),
+            Cell(*_name_and_options(row.objective), note=_own_training(source, row, shared)),
         )
-        for row in found
+        for row in rows(source.summary, "method", "random")
+        if row.objective
     )
-    return (
-        [Table(("", "objective, its options and its own training settings"), lines, "Objectives", True)]
-        if lines
-        else []
-    )
+    columns = ("", "objective, its options and its own training settings")
+    return [Table(columns, lines, "Objectives", prose=True)] if lines else []
 
 
-def _options(objective: Any) -> tuple[str, str]:
-    """Return an objective's name and its options."""
-    if not isinstance(objective, Mapping):
-        return str(objective), ""
-    options = ", ".join(f"{key} {value}" for key, value in objective.items() if key != "name" and value is not None)
-    return str(objective.get("name", "")), options
+def _name_and_options(objective: Values) -> tuple[str, str]:
+    options = {key: value for key, value in objective.items() if key != "name" and value is not None}
+    return str(objective.get("name", "")), _pairs(options)
 
 
 def _training(source: Source, label: str) -> dict[str, str]:
-    """Return a method's training settings but for the rate, which has a column."""
-    recipes = [run.record.get("recipe") or {} for run in source.reported(BEFORE) if run.label == label]
-    found = recipes[0].get("training") if recipes else None
-    given = found if isinstance(found, Mapping) else {}
-    return {str(key): str(value) for key, value in given.items() if key != "learning_rate"}
+    """Return a row's training settings but for the rate, which has a column."""
+    recipe = next((run.record.recipe for run in source.reported(BEFORE) if run.label == label), {})
+    return {key: str(value) for key, value in _section(recipe, "training").items() if key != "learning_rate"}
 
 
-def _shared(source: Source) -> dict[str, str]:
+def _shared_training(source: Source) -> dict[str, str]:
     """Return the training settings that more than half of the rows have; the others' are their own."""
-    found = [_training(source, row["label"]) for row in rows(source.summary, "method", "random")]
-    known = [given for given in found if given]
-    pairs = Counter(pair for given in known for pair in given.items())
+    trainings = [_training(source, row.label) for row in rows(source.summary, "method", "random")]
+    known = [training for training in trainings if training]
+    pairs = Counter(pair for training in known for pair in training.items())
     return {key: value for (key, value), count in pairs.items() if 2 * count > len(known)}
 
 
-def _own(source: Source, row: Mapping[str, Any], shared: Mapping[str, str]) -> str:
-    given = _training(source, row["label"])
-    own = {key: value for key, value in given.items() if shared.get(key) != value}
-    own |= {key: "as by default" for key in shared if given and key not in given}
-    return f"training: {_keys(own)}" if own else ""
+def _own_training(source: Source, row: Row, shared: Mapping[str, str]) -> str:
+    training = _training(source, row.label)
+    own = {key: value for key, value in training.items() if shared.get(key) != value}
+    own |= {key: "as by default" for key in shared if training and key not in training}
+    return f"training: {_pairs(own)}" if own else ""
 
 
 def _cost(source: Source) -> list[Table]:
     lines = []
     for row in rows(source.summary, "method", "random"):
-        for stage in (BEFORE, AFTER):
-            budget = row["stages"].get(stage, {}).get("budget")
-            if budget:
-                figures = (_mean(budget.get(key, ())) for key in ("steps", "tokens", "seconds"))
-                lines.append((Cell(row["label"]), Cell(STAGES[stage]), *(Cell(figure) for figure in figures)))
-    heads = ("", "", "steps", "tokens read", "seconds of training")
-    return [Table(heads, tuple(lines), "Cost of a run, mean over seeds")] if lines else []
+        for stage in (one for one in STAGES if one in row.stages):
+            budget = row.stages[stage].budget
+            figures = (Cell(_mean(values)) for values in (budget.steps, budget.tokens, budget.seconds))
+            lines.append((Cell(row.label), Cell(STAGES[stage]), *figures))
+    columns = ("", "", "steps", "tokens read", "seconds of training")
+    return [Table(columns, tuple(lines), "Cost of a run, mean over seeds")] if lines else []
 
 
-def _mean(values: Iterable[float | None]) -> str:
-    known = [value for value in values if isinstance(value, int | float)]
+def _mean(values: Sequence[Number | None]) -> str:
+    known = [value for value in values if value is not None]
     if not known:
         return "–"
     mean = sum(known) / len(known)
@@ -187,21 +171,17 @@ def _mean(values: Iterable[float | None]) -> str:
 
 
 def _commands(source: Source) -> list[tuple[str, str]]:
-    recipe = _recipe(source)
     if source.plan is not None:
-        return [("ballast compare recipe.yaml, with this recipe", _yaml(recipe))] if recipe else []
-    commands = []
-    for run in source.runs:
-        own = run.record.get("recipe")
-        if isinstance(own, Mapping):
-            verb = "train" if run.stage == BEFORE else "rl"
-            commands.append((f"{run.label}, seed {run.seed}: ballast {verb} recipe.yaml, with this recipe", _yaml(own)))
-    return commands
+        return [("ballast compare recipe.yaml, with this recipe", _yaml(source.plan.recipe))]
+    verbs = {BEFORE: "train", AFTER: "rl"}
+    return [
+        (f"{run.label}, seed {run.seed}: ballast {verbs[run.stage]} recipe.yaml, with this recipe", _yaml(recipe))
+        for run in source.runs
+        if (recipe := run.record.recipe)
+    ]
 
 
-def _yaml(recipe: Mapping[str, Any]) -> str:
-    from io import StringIO
-
+def _yaml(recipe: Values) -> str:
     from ruamel.yaml import YAML
 
     writer, text = YAML(), StringIO()
@@ -211,8 +191,9 @@ def _yaml(recipe: Mapping[str, Any]) -> str:
     return text.getvalue()
 
 
-def _without_empty(value: Any) -> Any:
+def _without_empty(value: JsonValue) -> JsonValue:
     """Leave out what is null or empty: those are the defaults."""
-    if isinstance(value, Mapping):
-        return {key: kept for key, inner in value.items() if (kept := _without_empty(inner)) not in (None, {}, [])}
-    return [_without_empty(inner) for inner in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, dict):
+        parts = {key: _without_empty(part) for key, part in value.items()}
+        return {key: part for key, part in parts.items() if part not in (None, {}, [])}
+    return [_without_empty(inner) for inner in value] if isinstance(value, list) else value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +10,16 @@ from ballast import models
 from ballast.config.recipe import ModelSection, Recipe
 from ballast.config.training import training_config
 from ballast.errors import BallastError
+from ballast.protocols import Model
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
     from ballast.stats import TokenStats
+
+Prepare = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
 
 
 @dataclass(frozen=True)
@@ -30,14 +35,14 @@ class Piece:
 class Models:
     """The live model, the reference and their tokenizer; `vocab_size` where the two differ by padding rows."""
 
-    live: Any
-    reference: Any
-    tokenizer: Any
+    live: Model
+    reference: Model
+    tokenizer: PreTrainedTokenizerBase
     vocab_size: int | None
 
 
-def load(recipe: Recipe, model: str | None) -> Models:
-    """Return the live model (the recipe's start, or `model`) and the recipe's reference; one object if they are equal.
+def load_models(recipe: Recipe, model: str | None) -> Models:
+    """Return the live model (the recipe's, or `model`) and the recipe's reference; one object if they are equal.
 
     Raises:
         BallastError: one of them cannot be loaded, or their vocabularies differ.
@@ -47,9 +52,8 @@ def load(recipe: Recipe, model: str | None) -> Models:
 
     assert recipe.model is not None
     section = models.resolve(recipe.model)
-    if model is None:
-        live_section = section
-    else:
+    live_section = section
+    if model is not None:
         live_section = models.resolve(models.section_of(model, recipe.model))
         problem = models.check_folder(live_section.path) or (
             live_section.adapter and models.check_adapter(live_section.adapter)
@@ -59,28 +63,27 @@ def load(recipe: Recipe, model: str | None) -> Models:
     tokenizer = models.load_tokenizer(section)
     models.check_vocabulary(live_section.path, models.load_config(live_section), tokenizer)
     live = models.load_model(live_section).to(_device())
-    where = _reference_section(recipe, section)
-    reference = live if where == live_section else models.load_model(where).to(live.device)
+    reference_section = _reference_section(recipe, section)
+    reference = live if reference_section == live_section else models.load_model(reference_section).to(live.device)
     check_vocabulary(live, AsItStands(reference), len(tokenizer))
     same_size = len(lm_head(live).weight) == len(lm_head(reference).weight)
     return Models(live, reference, tokenizer, None if same_size else len(tokenizer))
 
 
-def _reference_section(recipe: Recipe, start: ModelSection) -> ModelSection:
-    """Return what objectives compare with: the start, it without its adapter, or another model."""
+def _reference_section(recipe: Recipe, base: ModelSection) -> ModelSection:
+    """Return what objectives compare with: the recipe's model, it without its adapter, or another model."""
     if recipe.reference.model is not None:
-        return models.resolve(ModelSection(path=recipe.reference.model, dtype=start.dtype))
+        return models.resolve(ModelSection(path=recipe.reference.model, dtype=base.dtype))
     if recipe.reference.use == "adapter-off":
-        return start.model_copy(update={"adapter": None, "lora": None})
-    return start
+        return base.model_copy(update={"adapter": None, "lora": None})
+    return base
 
 
 def reference_name(recipe: Recipe) -> str:
-    """Return what the reference is, in words."""
     if recipe.reference.model is not None:
         return recipe.reference.model
-    start = str(recipe.model.path if recipe.model else "")
-    return f"{start} without its adapter" if recipe.reference.use == "adapter-off" else start
+    base = str(recipe.model.path if recipe.model else "")
+    return f"{base} without its adapter" if recipe.reference.use == "adapter-off" else base
 
 
 def _device() -> Any:
@@ -89,47 +92,42 @@ def _device() -> Any:
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
-def pieces(recipe: Recipe, raw: Any, rows: Sequence[int], tokenizer: Any) -> list[Piece]:
+def row_pieces(recipe: Recipe, raw: Dataset, rows: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
     """Tokenise rows as training does; a single row without a trained token is refused, among others it is left out."""
     from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     from ballast.data import PrepareOptions, prepare
 
-    shown = not are_progress_bars_disabled()
+    with_bars = not are_progress_bars_disabled()
     disable_progress_bars()
     try:
         options = PrepareOptions.from_training_args(training_config(recipe))
         part = raw.select([row - 1 for row in rows])
         prepared = prepare(part, tokenizer, replace(options, shuffle_dataset=False), name="train")
     except BallastError as error:
-        raise BallastError(_placed(str(error), rows)) from error
+        raise BallastError(_with_row(str(error), rows)) from error
     finally:
-        if shown:
+        if with_bars:
             enable_progress_bars()
     return [Piece(rows[0], row["input_ids"], row["labels"]) for row in prepared.dataset]
 
 
-def _placed(message: str, rows: Sequence[int]) -> str:
+def _with_row(message: str, rows: Sequence[int]) -> str:
     """Return a message about one row of a part of the data with the row's own number."""
     text = message.removeprefix("train: ")
     return f"row {rows[0]}: {text.removeprefix('row 1: ')}" if len(rows) == 1 else f"data.train: {text}"
 
 
-def _inputs(piece: Piece, device: Any) -> tuple[Tensor, Tensor]:
-    import torch
-
-    ids_BT, labels_BT = (torch.tensor([values], device=device) for values in (piece.ids, piece.labels))
-    return ids_BT, labels_BT
-
-
 def statistics(
-    loaded: Models, piece: Piece, fields: Sequence[str], sequence: int = 0, prepare: Any = None
-) -> TokenStats:
-    """Return statistics of a row's trained tokens, on the CPU.
+    loaded: Models, pieces: Sequence[Piece], fields: tuple[str, ...], prepare: Prepare | None = None
+) -> list[TokenStats]:
+    """Return statistics of each piece's trained tokens, on the CPU; `prepare` changes what the live model reads."""
+    return [_piece_statistics(loaded, piece, fields, sequence, prepare) for sequence, piece in enumerate(pieces)]
 
-    Args:
-        prepare: changes the inputs that the live model reads, see `ballast.training.inputs.changed_inputs`.
-    """
+
+def _piece_statistics(
+    loaded: Models, piece: Piece, fields: tuple[str, ...], sequence: int, prepare: Prepare | None
+) -> TokenStats:
     import torch
 
     from ballast.head import backbone, backbone_hidden, lm_head, token_stats, trained_positions, unwrapped
@@ -137,7 +135,7 @@ def statistics(
     from ballast.training.inputs import changed_inputs
 
     live, reference = loaded.live, loaded.reference
-    ids_BT, labels_BT = _inputs(piece, live.device)
+    ids_BT, labels_BT = (torch.tensor([values], device=live.device) for values in (piece.ids, piece.labels))
     mask_BT, targets_N = trained_positions(labels_BT)
     inputs = {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT)}
     with torch.no_grad(), evaluating(live), evaluating(reference):
@@ -148,21 +146,27 @@ def statistics(
             hidden_BTH = backbone(causal)(**changed, use_cache=False).last_hidden_state
         else:
             hidden_BTH = ref_hidden_BTH if live is reference else backbone_hidden(live, **inputs)
-        found = token_stats(
+        stats = token_stats(
             hidden_BTH[:, :-1][mask_BT],
             lm_head(live),
             targets_N,
-            fields=tuple(fields),
+            fields=fields,
             reference=(ref_hidden_BTH[:, :-1][mask_BT], lm_head(reference)),
             vocab_size=loaded.vocab_size,
         )
-    place = torch.arange(len(targets_N))
-    on_cpu = {name: getattr(found, name).float().cpu() for name in fields}
-    return replace(type(found)(**on_cpu), sequence=torch.full_like(place, sequence), position=place)
+    position = torch.arange(len(targets_N))
+    on_cpu = {name: stats.require(name).float().cpu() for name in fields}
+    for name, values in on_cpu.items():
+        if not bool(values.isfinite().all()):
+            raise BallastError(
+                f"row {piece.row}: its {name} is not finite, so weights would mean nothing; a model has diverged, name "
+                "another checkpoint"
+            )
+    return replace(type(stats)(**on_cpu), sequence=torch.full_like(position, sequence), position=position)
 
 
-def together(parts: Sequence[TokenStats]) -> TokenStats:
-    """Lay the statistics of several rows end to end, as one batch."""
+def concatenated(parts: Sequence[TokenStats]) -> TokenStats:
+    """Return the statistics of several pieces as one batch."""
     import torch
 
     first = parts[0]

@@ -18,7 +18,7 @@ from ballast.cli import app
 from ballast.config.recipe import load_recipe
 from ballast.errors import BallastError
 from ballast.groups import Group, GroupOptions, Member, store
-from ballast.groups.store import GroupFolder, Part, StoreSettings, data_digest, kept_options, read_groups
+from ballast.groups.store import GroupFolder, Part, StoreSettings, data_digest, read_groups, stored_options
 from ballast.pipeline import run_sample
 from ballast.reference import tokenizer_fingerprint
 from tiny import CHAT_TEMPLATE, char_tokenizer
@@ -304,8 +304,8 @@ def test_the_digest_of_rows_counts_every_column_and_their_order():
     assert data_digest([{"answer": 1, "prompt": "a"}]) == data_digest(rows[:1])
 
 
-def test_kept_options_are_those_that_answers_depend_on():
-    assert set(kept_options(GroupOptions())) == {
+def test_stored_options_are_those_that_answers_depend_on():
+    assert set(stored_options(GroupOptions())) == {
         "verifier", "expert", "teacher", "own", "temperature", "top_p", "max_new_tokens"
     }  # fmt: skip
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.nn import functional
 
-import ballast.head as head_module
 from ballast.head import LMHead, greedy
 
 
@@ -72,11 +71,11 @@ def test_holds_a_chunk_of_logits_and_no_more(monkeypatch):
 
 def test_a_chunk_is_as_large_as_that_of_the_statistics(monkeypatch):
     hidden, weight, _ = states()
-    monkeypatch.setattr(head_module, "CPU_CHUNK_LIMIT", 600)
+    monkeypatch.setattr("ballast.head.projection.CPU_CHUNK_LIMIT", 600)
     shapes = seen_shapes(monkeypatch)
     greedy(hidden, LMHead(weight))
     assert shapes == [(12, 50)] * 3 + [(1, 50)]
-    monkeypatch.setattr(head_module, "CPU_CHUNK_LIMIT", 1)
+    monkeypatch.setattr("ballast.head.projection.CPU_CHUNK_LIMIT", 1)
     shapes.clear()
     greedy(hidden, LMHead(weight))
     assert shapes == [(1, 50)] * 37

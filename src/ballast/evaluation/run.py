@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ballast.errors import BallastError
 from ballast.evaluation.kinds import KINDS, Context, Rows
 from ballast.evaluation.readiness import check_beside
-from ballast.evaluation.tasks import Task, TaskResult, write_items, write_results
+from ballast.evaluation.results import TaskResult, write_items, write_results
+from ballast.evaluation.tasks import ReadinessTask, Task
 
 ROWS_BESIDE = 512
 """Demonstrations, and texts, that a task of kind ``readiness`` reads unless it has a limit."""
@@ -49,7 +49,7 @@ def evaluate(
     Raises:
         BallastError: for a bad task or row, naming it; nothing has been generated or written by then.
     """
-    resolved = [task if isinstance(task, Task) else Task.from_dict(task) for task in tasks]
+    resolved = [task if isinstance(task, Task) else Task(**task) for task in tasks]
     _check_names(resolved)
     loaded = [(task, _checked_rows(task, base)) for task in resolved]
     results = [_run(task, *rows, model, tokenizer, base, progress) for task, rows in loaded]
@@ -67,14 +67,21 @@ def load_task_rows(task: Task) -> list[Mapping[str, Any]]:
     Raises:
         BallastError: if there is none, or the source cannot be read.
     """
-    if isinstance(task.data, str):
+    try:
+        return _read(task.data, task.limit, split=task.split, columns=task.columns)
+    except BallastError as error:
+        raise BallastError(f"task {task.name!r}: {error}") from error
+
+
+def _read(source: str | Rows, limit: int | None, **reading: Any) -> list[Mapping[str, Any]]:
+    if isinstance(source, str):
         from ballast.data import load_rows
 
-        rows = list(load_rows(task.data, split=task.split, columns=task.columns, limit=task.limit))
+        rows = list(load_rows(source, limit=limit, **reading))
     else:
-        rows = list(task.data)[: task.limit]
+        rows = list(source)[:limit]
     if not rows:
-        raise BallastError(f"task {task.name!r}: no rows to evaluate on")
+        raise BallastError("no rows to evaluate on")
     return rows
 
 
@@ -86,17 +93,17 @@ def load_rows_beside(task: Task) -> dict[str, Rows]:
     Raises:
         BallastError: if a source has none, or cannot be read.
     """
+    if not isinstance(task, ReadinessTask):
+        return {}
     found: dict[str, Rows] = {}
-    for name in ("demonstrations", "forgetting"):
-        source = getattr(task, name)
+    for name, source in (("demonstrations", task.demonstrations), ("forgetting", task.forgetting)):
         if source is None:
             continue
         try:
             # `columns` and `split` are those of the prompts.
-            given = replace(task, data=source, columns=None, split=None, limit=task.limit or ROWS_BESIDE)
-            found[name] = load_task_rows(given)
+            found[name] = _read(source, task.limit or ROWS_BESIDE)
         except BallastError as error:
-            raise BallastError(f"task {task.name!r}: {name}: {_inner(error, task)}") from error
+            raise BallastError(f"task {task.name!r}: {name}: {error}") from error
     return found
 
 
@@ -111,10 +118,6 @@ def check_rows(task: Task, rows: Rows, beside: Mapping[str, Rows]) -> None:
         check_beside(beside)
     except BallastError as error:
         raise BallastError(f"task {task.name!r}: {error}") from error
-
-
-def _inner(error: BallastError, task: Task) -> str:
-    return str(error).removeprefix(f"task {task.name!r}: ")
 
 
 def _run(
@@ -151,7 +154,7 @@ def _file_name(name: str) -> str:
 
 
 def _checked_rows(task: Task, base: Any) -> tuple[Rows, dict[str, Rows]]:
-    if task.base_kl and base is None:
+    if task.needs_base and base is None:
         raise BallastError(f"task {task.name!r}: base_kl needs the base model, and none is given")
     rows, beside = load_task_rows(task), load_rows_beside(task)
     check_rows(task, rows, beside)

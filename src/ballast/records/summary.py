@@ -1,0 +1,182 @@
+"""``summary.json``: what a comparison, or several runs, come to. docs/compare.md says how each figure is made."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import FiniteFloat
+
+from ballast.records.schema import Estimate, Number, Record, Values, Versioned
+
+Better = Literal["higher", "lower"] | None
+"""Which way is better; None where neither is."""
+
+
+class Difference(Record):
+    """Runs minus other runs, paired by seed and, where answers were scored, by item.
+
+    Attributes:
+        seeds: those that both sides have.
+        values: one per seed.
+        over_seeds, over_items, over_both: see `Result`.
+        p: two-sided paired t test; None where there is nothing to test with.
+        p_holm: adjusted over the methods.
+    """
+
+    seeds: tuple[int, ...]
+    values: tuple[FiniteFloat, ...]
+    over_seeds: Estimate
+    over_items: Estimate | None
+    over_both: Estimate | None
+    p: FiniteFloat | None
+    p_holm: FiniteFloat | None = None
+
+
+class Result(Record):
+    """One metric of one row at one stage.
+
+    Attributes:
+        values: one per seed of the stage, None where it was not measured.
+        over_seeds: the mean, and what other seeds would give on these items.
+        over_items: the mean, and what these runs would give on other items; None without scores of single items.
+        over_both: the mean, and what other seeds would give on other items; None as above, and for one seed.
+        to_baseline: difference to the baseline at the same stage.
+        to_start: difference to the base model before RL.
+        gain: after RL minus before it, of the same runs.
+    """
+
+    values: tuple[FiniteFloat | None, ...]
+    over_seeds: Estimate
+    over_items: Estimate | None
+    over_both: Estimate | None
+    to_baseline: Difference | None = None
+    to_start: Difference | None = None
+    gain: Difference | None = None
+
+
+class Budget(Record):
+    """What the runs of a stage cost, one value per run: optimiser steps, tokens read, seconds of training."""
+
+    steps: tuple[Number | None, ...]
+    tokens: tuple[Number | None, ...]
+    seconds: tuple[Number | None, ...]
+
+
+class Stage(Record):
+    """A row before or after RL.
+
+    Attributes:
+        runs: folders below the output.
+        seeds: of these runs.
+        tasks: task -> metric -> result.
+    """
+
+    runs: tuple[str, ...]
+    seeds: tuple[int, ...]
+    budget: Budget
+    tasks: dict[str, dict[str, Result]]
+
+
+class SweepPoint(Record):
+    """What the tuning runs of one row at one learning rate scored; `failed` seeds have no score."""
+
+    rate: float
+    seeds: tuple[int, ...]
+    values: tuple[FiniteFloat, ...]
+    failed: tuple[int, ...]
+    score: Estimate
+
+
+class Row(Record):
+    """The base model, an objective, or the floor from random weights.
+
+    Attributes:
+        objective: name and options; None for the base model.
+        rate: the learning rate that it is reported at; None before it is chosen.
+        edge: whether that rate is an end of the sweep.
+        tuning: the sweep, empty where there was one rate.
+        stages: ``before_rl`` and ``after_rl``, each where there are runs.
+    """
+
+    label: str
+    kind: Literal["start", "method", "random"]
+    objective: Values | None
+    rate: float | None
+    edge: Literal["lowest", "highest"] | None
+    tuning: tuple[SweepPoint, ...]
+    stages: dict[str, Stage]
+
+    def result(self, stage: str, task: str, metric: str) -> Result | None:
+        """Return a result, None where it was not measured or is no number."""
+        there = self.stages.get(stage)
+        found = None if there is None else there.tasks.get(task, {}).get(metric)
+        return None if found is None or found.over_seeds.value is None else found
+
+
+class MetricSummary(Record):
+    """What tables need to know of a metric."""
+
+    better: Better
+
+
+class TaskSummary(Record):
+    """A reported task; `n` counts items, `settings` are those that all seeds share."""
+
+    name: str
+    kind: str
+    n: int
+    settings: Values
+    metrics: dict[str, MetricSummary]
+
+
+class ChooseSummary(Record):
+    """What chose the learning rates."""
+
+    task: str
+    metric: str
+    better: Better
+
+
+class SeedsSummary(Record):
+    """Seeds of the reported runs and of those that choose; none is in both."""
+
+    report: tuple[int, ...]
+    tuning: tuple[int, ...]
+
+
+class FailedRun(Record):
+    """A run that broke off: its folder below the output, and the error in one line."""
+
+    run: str
+    error: str
+
+
+class Provenance(Record):
+    """What the runs were made with, each value once."""
+
+    versions: tuple[dict[str, str], ...]
+    commits: tuple[str, ...]
+    devices: tuple[str, ...]
+
+
+class Summary(Versioned):
+    """The whole of ``summary.json``.
+
+    Attributes:
+        level: confidence level of every interval.
+        baseline: label of the row that differences are taken to.
+        choose_by: None where every row has one learning rate.
+        complete, missing: whether every planned run is there, and the folders of those that are not.
+        rows: the base model first, then the methods in the order of the recipe, then ``random``.
+    """
+
+    level: FiniteFloat
+    baseline: str
+    choose_by: ChooseSummary | None
+    seeds: SeedsSummary
+    complete: bool
+    missing: tuple[str, ...]
+    failed: tuple[FailedRun, ...]
+    tasks: tuple[TaskSummary, ...]
+    rows: tuple[Row, ...]
+    provenance: Provenance
