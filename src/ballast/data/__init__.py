@@ -5,7 +5,7 @@ from ballast.data.digest import row_digest
 from ballast.data.load import load_rows
 from ballast.data.options import PrepareOptions
 from ballast.data.packing import align, attach, pack
-from ballast.data.prepare import Prepared, prepare
+from ballast.data.prepare import Prepared, check_data, prepare
 from ballast.data.report import PrepareReport
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Prepared",
     "align",
     "attach",
+    "check_data",
     "load_rows",
     "pack",
     "prepare",

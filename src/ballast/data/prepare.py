@@ -39,10 +39,34 @@ def prepare(
 
     Raises BallastError for rows or options that would train on something else than it looks like.
     """
-    from ballast.data.exact import as_stored
-
     refuse_options(options)
     refuse_data(dataset, name)
+    raw = _checked(dataset, tokenizer, options, name)
+    return _prepare(raw, options, name)
+
+
+def check_data(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, options: PrepareOptions, *, name: str = "train"
+) -> None:
+    """Raise what `prepare` would say of options, tokenizer, columns and the first row."""
+    refuse_options(options)
+    refuse_data(dataset, name)
+    _checked(dataset.select([0]), tokenizer, options, name)
+
+
+@dataclass(frozen=True)
+class _Raw:
+    """Rows that can be prepared, and how."""
+
+    dataset: Dataset
+    layout: Format
+    tokenizer: PreTrainedTokenizerBase
+    rules: trl.LossRules
+
+
+def _checked(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, options: PrepareOptions, name: str) -> _Raw:
+    from ballast.data.exact import as_stored
+
     dataset = dataset.with_format(None)
     layout = require_format(dataset.column_names, options.dataset_text_field, name)
     dataset = as_stored(dataset.select_columns(layout.present(dataset.column_names)))
@@ -51,14 +75,12 @@ def prepare(
     if layout.name == "tokenised":
         refuse_foreign_ids(dataset, ready, name)
     refuse_untrainable(layout, dataset[0], ready, options)
-    rules = trl.trl_loss_rules(dataset[0], ready, options)
-    return _prepare(dataset, layout, ready, options, rules, name)
+    return _Raw(dataset, layout, ready, trl.trl_loss_rules(dataset[0], ready, options))
 
 
-def _prepare(
-    dataset: Dataset, layout: Format, tokenizer: Any, options: PrepareOptions, rules: trl.LossRules, name: str
-) -> Prepared:
-    rows = dataset if layout.name == "tokenised" else _tokenised(dataset, tokenizer, options, rules, name)
+def _prepare(raw: _Raw, options: PrepareOptions, name: str) -> Prepared:
+    dataset, tokenizer, rules = raw.dataset, raw.tokenizer, raw.rules
+    rows = dataset if raw.layout.name == "tokenised" else _tokenised(dataset, tokenizer, options, rules, name)
     whole = trl.trl_prepare(rows, tokenizer, options, rules, name=name)
     lengths = _lengths(whole)
     split, over_long = _cuts(lengths, options)
@@ -79,7 +101,12 @@ def _prepare(
         prompt_not_prefix=len(whole) - sum(whole["prompt_is_prefix"]) if "prompt_is_prefix" in told else 0,
         tokens=tokens,
         trained_tokens=trained,
-        notes=(*rules.notes, *lines, *report.by_role(whole["by_role"] if "by_role" in told else ())),
+        notes=(
+            *rules.notes,
+            *report.dropped_nulls(dataset),
+            *lines,
+            *report.by_role(whole["by_role"] if "by_role" in told else ()),
+        ),
         left_out=left_out,
     )
     return Prepared(kept, made)

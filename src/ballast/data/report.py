@@ -6,8 +6,13 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ballast.data.tokenise import NO_END, OTHER_END, TEMPLATE
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,17 @@ class PrepareReport:
         )
         lines += [f"{self.name}: {count:,} {what}" for count, what in told if count]
         return lines + [f"{self.name}: {note}" for note in self.notes]
+
+
+def dropped_nulls(dataset: Dataset) -> tuple[str, ...]:
+    """Return a line on columns without the keys that were null in them."""
+    columns = [name for name, feature in dataset.features.items() if getattr(feature, "nulls_dropped", False)]
+    if not columns:
+        return ()
+    return (
+        f"keys that are null are left out of {' and '.join(map(repr, columns))}: in tables they cannot be told from keys "
+        "that a row does not have; give JSONL to keep them",
+    )
 
 
 def left_out(rows: Iterable[str | None]) -> tuple[dict[str, int], tuple[str, ...]]:

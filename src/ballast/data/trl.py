@@ -105,7 +105,8 @@ def trl_loss_rules(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, o
             raise BallastError(
                 "assistant_only_loss=True, but the chat template has no {% generation %} markers and TRL knows no "
                 "training version of it, so no token would be trained; put {% generation %}...{% endgeneration %} "
-                "round the assistant's text (chat_template_path=your.jinja) or set assistant_only_loss=False"
+                "round the assistant's text (chat_template_path=your.jinja), give prompt and completion in place of "
+                "messages, or set assistant_only_loss=False"
             ) from None
     notes: tuple[str, ...] = ()
     if not is_chat_template_stop_token_trained(tokenizer, chat_template=template):
