@@ -42,20 +42,31 @@ def training_tokenizer(tokenizer: PreTrainedTokenizerBase, options: PrepareOptio
         raise BallastError(
             f"a {type(tokenizer).__name__} is not supported, vision processors included; pass the text tokenizer itself"
         )
-    ready = copy.deepcopy(tokenizer)
-    vocabulary = ready.get_vocab()
-    for option in ("eos_token", "pad_token"):
-        token = getattr(options, option)
-        if token is not None and token not in vocabulary:
-            raise BallastError(f"{option}={token!r} is not in the tokenizer's vocabulary; name one of its tokens")
-    if options.eos_token is not None:
-        ready.eos_token = options.eos_token
-    if options.chat_template_path is not None:
-        ready.chat_template = _read_template(options.chat_template_path)
+    ready = with_template(copy.deepcopy(tokenizer), options.chat_template_path, options.eos_token)
+    if options.pad_token is not None:
+        _check_token(ready, "pad_token", options.pad_token)
     pad_token = options.pad_token or ready.pad_token or ready.eos_token
-    if pad_token is not None and pad_token in vocabulary:
+    if pad_token is not None and pad_token in ready.get_vocab():
         ready.pad_token = pad_token
     return ready
+
+
+def with_template(tokenizer: PreTrainedTokenizerBase, path: str | None, eos_token: str | None) -> Any:
+    """Return ``tokenizer`` after giving it the chat template in a file and an end token; None leaves its own.
+
+    Raises BallastError for a token outside the vocabulary, or a template that is no Jinja file.
+    """
+    if eos_token is not None:
+        _check_token(tokenizer, "eos_token", eos_token)
+        tokenizer.eos_token = eos_token
+    if path is not None:
+        tokenizer.chat_template = _read_template(path)
+    return tokenizer
+
+
+def _check_token(tokenizer: PreTrainedTokenizerBase, option: str, token: str) -> None:
+    if token not in tokenizer.get_vocab():
+        raise BallastError(f"{option}={token!r} is not in the tokenizer's vocabulary; name one of its tokens")
 
 
 def _read_template(path: str) -> str:

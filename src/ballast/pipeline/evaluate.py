@@ -80,7 +80,7 @@ def run_evaluate(
     tasks, base, measured = load_tasks(recipe), None, []
     for name, section in chosen:
         say(f"{name}: {section.adapter or section.path}")
-        tokenizer = models.load_tokenizer(section)
+        tokenizer = models.load_tokenizer(section, recipe.training)
         models.check_vocabulary(section.path, models.load_config(section), tokenizer)
         model = models.load_model(section).to(models.default_device())
         if base is None:

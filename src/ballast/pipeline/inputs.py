@@ -63,7 +63,7 @@ def ready(recipe: Recipe, say: Say) -> Ready:
     section = models.resolve(recipe.model)
     args = settings.training_config(recipe)
     say = say if args.process_index == 0 else silent
-    tokenizer, context = _tokenizer_and_context(section)
+    tokenizer, context = _tokenizer_and_context(recipe, section)
     held_out = sources.load_eval(recipe.data)
     train = prompts = evaluation = None
     if recipe.groups is not None:
@@ -112,11 +112,11 @@ def notes(recipe: Recipe, model: Model, tokenizer: Tokenizer) -> list[str]:
     ]
 
 
-def _tokenizer_and_context(section: ModelSection) -> tuple[Tokenizer, int | None]:
+def _tokenizer_and_context(recipe: Recipe, section: ModelSection) -> tuple[Tokenizer, int | None]:
     """Return the tokenizer, and the positions that the model was built for, from its configuration alone."""
     from ballast.evaluation.scoring import positions
 
-    tokenizer, config = models.load_tokenizer(section), models.load_config(section)
+    tokenizer, config = models.load_tokenizer(section, recipe.training), models.load_config(section)
     models.check_vocabulary(section.path, config, tokenizer)
     return tokenizer, positions(config)
 
