@@ -256,12 +256,12 @@ def _tasks(
     skill = (SKILL.get(label, 0.5) if right is None else right) + extra
     skill += float(np.random.default_rng([11, seed, len(label)]).normal(0, 0.04))
     sections = plan.tasks(role) if plan.compare.choose_by else plan.recipe.evaluation.tasks
-    named = [section.settings()["name"] for section in sections]
+    named = [section.name for section in sections]
     return [_task(name, skill, seed, folder, model, plan) for name in named]
 
 
 def _task(name: str, skill: float, seed: int, folder: Path, model: str, plan: Plan) -> dict[str, Any]:
-    sections = {section.settings()["name"]: section.settings() for section in plan.recipe.evaluation.tasks}
+    sections = {section.name: section.settings() for section in plan.recipe.evaluation.tasks}
     shared = {"name": name, "kind": sections[name]["kind"], "counts": {"rows": ITEMS}, "seconds": 1.0}
     if shared["kind"] == "nll":
         nll = metrics.Estimate(0.8 - 0.3 * skill, ITEMS, 0.75 - 0.3 * skill, 0.85 - 0.3 * skill, 0.95, "bootstrap-bca")

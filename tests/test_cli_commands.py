@@ -218,7 +218,7 @@ def test_version_names_the_libraries_below():
 def test_debug_shows_the_traceback(monkeypatch):
     monkeypatch.setenv("BALLAST_DEBUG", "0")
     done = CliRunner().invoke(app, ["--debug", "objectives", "nope"])
-    assert type(done.exception).__name__ == "BallastError"
+    assert isinstance(done.exception, BallastError)
 
 
 def test_other_errors_keep_their_traceback(monkeypatch):

@@ -65,8 +65,8 @@ def test_names_tell_rates_apart():
 
 def test_what_chooses_is_not_reported_and_what_is_reported_does_not_choose():
     made = plan()
-    assert [task.settings()["name"] for task in made.tasks(TUNING)] == ["validation"]
-    assert [task.settings()["name"] for task in made.tasks(REPORT)] == ["test", "text"]
+    assert [task.name for task in made.tasks(TUNING)] == ["validation"]
+    assert [task.name for task in made.tasks(REPORT)] == ["test", "text"]
 
 
 def test_a_single_rate_is_not_tuned():

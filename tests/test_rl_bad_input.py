@@ -192,7 +192,7 @@ def test_a_run_may_not_change_on_resuming_but_may_grow(workspace):
     folder.mkdir(parents=True)
     (folder / "trainer_state.json").write_text("{}")
     recipe = load_recipe(None, Case("", "").arguments()[1:])
-    Path("out/run.json").write_text(json.dumps({"recipe": recipe.resolved()}))
+    Path("out/run.json").write_text(json.dumps({"schema": 1, "status": "running", "recipe": recipe.resolved()}))
     longer, other = (Case("", "", (setting,)).arguments() for setting in ("rl.steps=9", "rl.group=4"))
     done = CliRunner().invoke(app, [longer[0], "--resume", "--dry-run", *longer[1:]])
     assert done.exit_code == 0, (done.output, done.exception)

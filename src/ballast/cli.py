@@ -240,6 +240,8 @@ def compare(
     part = matrix.Part.parse(only) if only else None
     console = _console(stderr=as_json)
     with _recipe(words, matrix.COMPARE_CHECKS, dry_run) as recipe:
+        assert recipe.compare is not None
+        assert recipe.output is not None
         summary = matrix.run_compare(recipe, part=part, jobs=jobs, say=console.print, console=console)
     if as_json:
         _print_json(summary.plain())

@@ -12,7 +12,7 @@ from ballast.errors import BallastError, suggest
 
 if TYPE_CHECKING:
     import torch
-    from peft import LoraConfig
+    from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LAB = "lab"
@@ -129,11 +129,14 @@ def check_vocabulary(path: str, config: Any, tokenizer: PreTrainedTokenizerBase)
         )
 
 
-def load_model(section: ModelSection, *, trainable: bool = False) -> PreTrainedModel:
+def load_model(
+    section: ModelSection, *, trainable: bool = False, device: torch.device | None = None
+) -> PreTrainedModel | PeftModel:
     """Return the causal language model in eval mode, with its adapter where the section names one.
 
     Args:
         trainable: let the adapter that the section names go on training.
+        device: where to put it; None leaves it where it was loaded.
 
     Raises:
         BallastError: weights are missing or pickled, or do not fit the configuration.
@@ -145,17 +148,19 @@ def load_model(section: ModelSection, *, trainable: bool = False) -> PreTrainedM
     if problem := check_folder(section.path):
         raise BallastError(problem)
     try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(
+        found: Any = AutoModelForCausalLM.from_pretrained(
             section.path, output_loading_info=True, **_where(section), **given
         )
     except Exception as error:  # safetensors, torch and transformers each raise their own
         raise BallastError(_unloadable(section.path, "model", error)) from error
+    model, loaded = found
     if missing := sorted(loaded["missing_keys"]):
         raise BallastError(
             f"{section.path}: the weights lack {missing[0]!r}{_more(missing)}, which would be random numbers; "
             "the file belongs to another model or was cut short"
         )
-    return (_with_adapter(model, section, trainable) if section.adapter else model).eval()
+    model = (_with_adapter(model, section, trainable) if section.adapter else model).eval()
+    return model if device is None else model.to(device)
 
 
 def lora_config(section: ModelSection) -> LoraConfig | None:
@@ -209,10 +214,12 @@ def try_lora(section: ModelSection, config: Any) -> None:
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
+    settings = lora_config(section)
+    assert settings is not None
     try:
         with torch.device("meta"):
             empty = AutoModelForCausalLM.from_config(config, trust_remote_code=section.trust_remote_code)
-            get_peft_model(empty, lora_config(section))
+            get_peft_model(empty, settings)
     except ValueError as error:
         raise BallastError(" ".join(str(error).split())) from error
 

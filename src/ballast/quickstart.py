@@ -175,8 +175,8 @@ def _rows(folder: Path, objectives: tuple[str, ...], seed: int, say: Callable[[A
         say(f"trained and measured {name} ({seconds:.0f} s)")
         for measured in outcome.measured:
             label = name if measured.name == TRAINED else BASE
-            tasks = measured.record().plain()["tasks"]
-            rows.append({"name": label, "tasks": {task["name"]: task["metrics"] for task in tasks}})
+            tasks = {task.name: task.plain()["metrics"] for task in measured.record().tasks}
+            rows.append({"name": label, "tasks": tasks})
         rows[-1]["seconds"] = seconds
     return rows
 

@@ -10,12 +10,13 @@ from typing import Any
 
 from ballast.compare.plan import LENGTH, Plan, direction, has_length, label_of, method_recipe, on_groups
 from ballast.config import training as settings
-from ballast.config.recipe import Check, Recipe, TaskSection
+from ballast.config.recipe import Check, Recipe
 from ballast.config.sections import BudgetSection, ChooseSection, CompareSection, MethodSection
-from ballast.config.source import Problem, Where
+from ballast.config.source import Problem
 from ballast.errors import BallastError, suggest
-from ballast.evaluation.tasks import CodeTask, GenerateTask
+from ballast.evaluation.tasks import CodeTask, GenerateTask, Task
 from ballast.objectives import Objective
+from ballast.options import Where
 from ballast.pipeline.checks import common as checks
 from ballast.pipeline.checks import groups as group_checks
 from ballast.pipeline.checks import rl as rl_checks
@@ -151,7 +152,7 @@ def check_choice(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
 
 
 def _check_choice(recipe: Recipe, by: ChooseSection) -> Iterable[Problem]:
-    tasks = {task.settings()["name"]: task for task in recipe.evaluation.tasks}
+    tasks = {task.name: task for task in recipe.evaluation.tasks}
     if by.task not in tasks:
         yield Problem((*CHOOSE, "task"), f"no evaluation task is named {by.task!r}{suggest(by.task, tuple(tasks))}")
         return
@@ -172,7 +173,7 @@ def _check_apart(plan: Plan, chosen: str) -> Iterable[Problem]:
     """No item that chooses a rate is reported."""
     try:
         asked = {item for task in plan.tasks(TUNING) for item in _items(task)}
-        shared = {task.settings()["name"]: len(asked & _items(task)) for task in plan.tasks(REPORT)}
+        shared = {task.name: len(asked & _items(task)) for task in plan.tasks(REPORT)}
     except BallastError:  # reported with the tasks
         return
     for name, count in shared.items():
@@ -184,24 +185,18 @@ def _check_apart(plan: Plan, chosen: str) -> Iterable[Problem]:
             )
 
 
-def _items(section: TaskSection) -> set[str]:
+def _items(task: Task) -> set[str]:
     """Return what a task asks, row by row; texts and questions are asked too."""
     from ballast.pipeline.tasks import load_task
 
     keys = ("prompt", "question", "text", "completion")
-    rows = load_task(section).data
+    rows = load_task(task).data
     assert not isinstance(rows, str)
     return {json.dumps(next((row[key] for key in keys if key in row), None), default=str) for row in rows}
 
 
-def _metrics(section: TaskSection) -> tuple[str, ...] | None:
+def _metrics(task: Task) -> tuple[str, ...] | None:
     """Return the metrics of a task that can choose, None where they are not known beforehand."""
-    from ballast.pipeline.tasks import load_task
-
-    try:
-        task = load_task(section)
-    except BallastError:  # reported with the tasks
-        return None
     divergence = ("base_kl",) if task.needs_base else ()
     if isinstance(task, GenerateTask | CodeTask):
         several = (f"mean@{task.samples}", *(f"pass@{k}" for k in task.k))

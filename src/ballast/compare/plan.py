@@ -119,7 +119,7 @@ class Plan:
         """Return the tasks that runs of a role are measured on: never the same ones."""
         chosen = None if self.compare.choose_by is None else self.compare.choose_by.task
         wanted = role == TUNING
-        return tuple(task for task in self.recipe.evaluation.tasks if (task.settings()["name"] == chosen) == wanted)
+        return tuple(task for task in self.recipe.evaluation.tasks if (task.name == chosen) == wanted)
 
     @property
     def rl(self) -> bool:

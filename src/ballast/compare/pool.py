@@ -33,7 +33,7 @@ PROGRAM = ("-c", SERVE)
 
 
 class Watcher(Protocol):
-    """Is told what happens to each job."""
+    """Follows what happens to each job."""
 
     def began(self, job: Job) -> None: ...
 

@@ -7,9 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import RLock
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ballast.compare.jobs import Job
+from ballast.protocols import Say
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
 
 Slot = tuple[str, str]
 """A row's label, and what is counted of it: ``tuning``, ``runs`` or ``rl``."""
@@ -43,7 +47,7 @@ class Board:
         done: Mapping[Slot, int],
         *,
         took: Mapping[Slot, Sequence[float]] | None = None,
-        say: Callable[[Any], Any],
+        say: Say,
         score: Callable[[Job], str],
         jobs: int = 1,
         clock: Callable[[], float] = time.monotonic,
@@ -74,7 +78,7 @@ class Board:
             self.done[slot_of(job)] += 1
             self.seconds.setdefault(slot_of(job), []).append(took)
             self.last[job.label] = score
-            self._tell(f"{job.name}: {score} ({took:.0f} s; {self.left_text()})")
+            self._print(f"{job.name}: {score} ({took:.0f} s; {self.left_text()})")
 
     def failed(self, job: Job, error: str) -> None:
         """A job broke off."""
@@ -85,13 +89,13 @@ class Board:
             for slot in lost:
                 self.broken[slot] = self.broken.get(slot, 0) + 1
             self.last[job.label] = f"failed: {error}"
-            self._tell(f"{job.name}: failed: {error}")
+            self._print(f"{job.name}: failed: {error}")
 
     def chose(self, label: str, rate: float, why: str) -> None:
         """A row has its rate."""
         with self._lock:
             self.rates[label] = rate
-            self._tell(f"{label}: learning rate {rate:g}, {why}" if why else "")
+            self._print(f"{label}: learning rate {rate:g}, {why}" if why else "")
 
     def left(self) -> float | None:
         """Return an estimate of the seconds left, None before anything was timed.
@@ -134,8 +138,8 @@ class Board:
     def _close(self, job: Job) -> float:
         return self._clock() - self.running.pop(job, self._clock())
 
-    def _tell(self, text: str) -> None:
-        """Print a line, where no table shows what it says; what is told of a run may look like markup."""
+    def _print(self, text: str) -> None:
+        """Print a line, where no table shows what it says; an error may look like markup."""
         from rich.text import Text
 
         if self._live or not text:
@@ -144,14 +148,14 @@ class Board:
         self._say(Text(f"{done}/{sum(self.totals.values())} {text}"))
 
     @contextmanager
-    def shown(self, console: Any) -> Iterator[None]:
+    def shown(self, console: Console | None) -> Iterator[None]:
         """Show the table while the block runs, where the console is a terminal."""
         if console is None or not console.is_terminal:
             yield
             return
         from rich.live import Live
 
-        # It asks for the view under a lock of its own, so nothing may be told to it under the lock here.
+        # It asks for the view under its own lock, so it must not be called under the lock here.
         with Live(get_renderable=self.view, console=console, refresh_per_second=2, transient=True):
             self._live = True
             try:
@@ -159,7 +163,7 @@ class Board:
             finally:
                 self._live = False
 
-    def view(self) -> Any:
+    def view(self) -> RenderableType:
         """Return the table as it stands."""
         from rich.box import SIMPLE
         from rich.console import Group

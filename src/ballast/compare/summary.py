@@ -104,7 +104,7 @@ def summarise(plan: Plan, runs: Sequence[Run]) -> Summary:
         [BASE_ROW, *(_row(plan, method, rates.get(method.label), runs) for method in plan.methods)],
         _planned(plan, rates, done),
         baseline=plan.baseline,
-        tasks=[task.settings()["name"] for task in plan.tasks(REPORT)],
+        tasks=[task.name for task in plan.tasks(REPORT)],
         seeds=SeedsSummary(report=plan.seeds, tuning=plan.tuning_seeds),
         choose_by=None if by is None else ChooseSummary(task=by.task, metric=by.metric, better=BETTER[plan.sign]),
         missing=missing_runs(plan, rates, done),

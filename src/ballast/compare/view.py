@@ -61,7 +61,7 @@ def show(summary: Summary, *, say: Say) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    # On 80 columns a mean stands above its interval, and no number breaks.
+    # On 80 columns the interval goes below its mean, and no number is broken.
     narrow = max(len(row.label) for row in summary.rows) <= NARROW
     for sheet in sheets(summary, short=True):
         title, padding = Text(sheet.title), (0, 1 if narrow else 0)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from ballast.data.tokenise import NO_END, OTHER_END, TEMPLATE
 
-
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -59,8 +58,8 @@ def dropped_nulls(dataset: Dataset) -> tuple[str, ...]:
     if not columns:
         return ()
     return (
-        f"keys that are null are left out of {' and '.join(map(repr, columns))}: in tables they cannot be told from keys "
-        "that a row does not have; give JSONL to keep them",
+        f"keys that are null are left out of {' and '.join(map(repr, columns))}: in tables they cannot be told from "
+        "keys that a row does not have; give JSONL to keep them",
     )
 
 

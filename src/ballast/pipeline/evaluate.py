@@ -77,12 +77,13 @@ def run_evaluate(
         problem = models.check_folder(section.path) or (section.adapter and models.check_adapter(section.adapter))
         if problem:
             raise BallastError(f"model {name}: {problem}")
-    tasks, base, measured = load_tasks(recipe), None, []
+    tasks, measured = load_tasks(recipe), list[Measured]()
+    base: Model | None = None
     for name, section in chosen:
         say(f"{name}: {section.adapter or section.path}")
         tokenizer = models.load_tokenizer(section, recipe.training)
         models.check_vocabulary(section.path, models.load_config(section), tokenizer)
-        model = models.load_model(section).to(models.default_device())
+        model = models.load_model(section, device=models.default_device())
         if base is None:
             base = model if name == BASE else base_model(tasks, recipe.model, model)
         measured.append(measure(tasks, model, tokenizer, name=name, base=base))
@@ -125,7 +126,7 @@ def base_model(tasks: Tasks, section: ModelSection | None, model: Model) -> Mode
         return None
     if section is None:
         raise BallastError("a task with base_kl compares with the model before training; name it: model=PATH")
-    return models.load_model(models.resolve(section)).to(model.device)
+    return models.load_model(models.resolve(section), device=model.device)
 
 
 def check_prompts(tasks: Tasks, model: Model, tokenizer: Tokenizer) -> None:

@@ -13,10 +13,11 @@ from ballast.config.recipe import ModelSection, Recipe
 from ballast.errors import BallastError
 from ballast.groups.options import GroupOptions
 from ballast.pipeline import sources
-from ballast.protocols import Model, Say, Tokenizer
+from ballast.protocols import Model, Say
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
     from ballast.data import Prepared, PrepareOptions, PrepareReport
     from ballast.groups.store import StoreSettings
@@ -35,7 +36,7 @@ class Ready:
     recipe: Recipe
     model: ModelSection
     args: TrainingConfig
-    tokenizer: Tokenizer
+    tokenizer: PreTrainedTokenizerBase
     train: Prepared | None
     eval: Prepared | None
     prompts: Dataset | None = None
@@ -98,7 +99,7 @@ def stored_settings(file: str) -> StoreSettings | None:
     return read_settings(path) if (path / MANIFEST).exists() else None
 
 
-def notes(recipe: Recipe, model: Model, tokenizer: Tokenizer) -> list[str]:
+def notes(recipe: Recipe, model: Model, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Return what a user should know of the answers in `groups.file` and would not see, as lines to print."""
     from ballast.reference import CacheKey
 
@@ -112,7 +113,7 @@ def notes(recipe: Recipe, model: Model, tokenizer: Tokenizer) -> list[str]:
     ]
 
 
-def _tokenizer_and_context(recipe: Recipe, section: ModelSection) -> tuple[Tokenizer, int | None]:
+def _tokenizer_and_context(recipe: Recipe, section: ModelSection) -> tuple[PreTrainedTokenizerBase, int | None]:
     """Return the tokenizer, and the positions that the model was built for, from its configuration alone."""
     from ballast.evaluation.scoring import positions
 
@@ -122,7 +123,7 @@ def _tokenizer_and_context(recipe: Recipe, section: ModelSection) -> tuple[Token
 
 
 def _prepared(
-    rows: Dataset, tokenizer: Tokenizer, options: PrepareOptions, name: str, source: Sequence[str]
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, options: PrepareOptions, name: str, source: Sequence[str]
 ) -> Prepared:
     """Prepare one set; what is wrong with it names the recipe's key and the source."""
     from ballast.data import prepare
@@ -134,7 +135,7 @@ def _prepared(
 
 
 def _load_prompts(
-    recipe: Recipe, tokenizer: Tokenizer, args: TrainingConfig, context: int | None, say: Say
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, args: TrainingConfig, context: int | None, say: Say
 ) -> Dataset | None:
     """Return the raw rows that groups are made of, checked; None where `groups.file` has the answers, checked too."""
     from ballast.data import PrepareOptions, trl
@@ -154,7 +155,7 @@ def _load_prompts(
 
 def _check_prompts(
     rows: Sequence[dict[str, Any]],
-    tokenizer: Tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     options: GroupOptions,
     max_length: int | None,
     context: int | None,
@@ -173,7 +174,7 @@ def _check_prompts(
 def _check_file(
     recipe: Recipe,
     options: GroupOptions,
-    tokenizer: Tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     max_length: int | None,
     context: int | None,
     say: Say,
@@ -221,6 +222,7 @@ def _check_stored(recipe: Recipe, options: GroupOptions, stored: StoreSettings, 
 
 def quiet() -> None:
     """Leave stderr to what is wrong: no notices of the libraries below, and no progress bars off a terminal."""
+    import logging
     import sys
     import warnings
 
@@ -229,9 +231,9 @@ def quiet() -> None:
     import transformers
 
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\.")
-    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity(logging.ERROR)
     # Each failed attempt to reach the hub is a warning; the failure itself is what the user is told.
-    huggingface_hub.utils.logging.set_verbosity_error()
+    huggingface_hub.utils.logging.set_verbosity(logging.ERROR)
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()

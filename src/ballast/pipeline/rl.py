@@ -18,12 +18,15 @@ from ballast.pipeline.evaluate import check_prompts
 from ballast.pipeline.run import Outcome, Run
 from ballast.pipeline.run_folder import log_writer
 from ballast.pipeline.tasks import load_tasks
-from ballast.protocols import Model, Say, Tokenizer
+from ballast.protocols import Say, Tokenizer
 from ballast.records import model_card
 from ballast.records.schema import CellRecord, RewardRecord
 from ballast.records.write import METRICS, read_jsonl
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from ballast.rl import Prompts
     from ballast.rl.options import RLOptions
     from ballast.verifiers.registry import Verifier
@@ -80,7 +83,7 @@ def run_rl(
     )
     if resume and (record := run.trained()) is not None:
         trained = models.resolve(models.section_of(str(run.output), section))
-        model = models.load_model(trained).to(models.default_device())
+        model = models.load_model(trained, device=models.default_device())
         return run.finish(record, model, models.load_tokenizer(trained))
     made = _ready(recipe, section)
     run.clock.lap("prepare")
@@ -97,7 +100,7 @@ class _Ready:
     recipe: Recipe
     options: RLOptions
     section: ModelSection
-    tokenizer: Tokenizer
+    tokenizer: PreTrainedTokenizerBase
     prompts: Prompts
     verify: Verifier
     args: Any
@@ -122,11 +125,12 @@ def _ready(recipe: Recipe, section: ModelSection) -> _Ready:
 class _Reinforcement:
     """`trl.GRPOTrainer` on the prompts of a recipe."""
 
-    def __init__(self, made: _Ready, model: Model, say: Say | None) -> None:
+    def __init__(self, made: _Ready, model: PreTrainedModel | PeftModel, say: Say | None) -> None:
         self._made, self._say = made, say
         self.section, self.model, self.tokenizer, self.args = made.section, model, made.tokenizer, made.args
-        start = made.section.adapter or made.section.path
-        self.facts = {"rl": made.options.to_dict(), "start": start, "data": {"prompts": len(made.prompts)}}
+        self._start = made.section.adapter or made.section.path
+        rows = {"prompts": len(made.prompts)}
+        self.facts: Mapping[str, Any] = {"rl": made.options.to_dict(), "start": self._start, "data": rows}
         self.trainer: Any = None
 
     def start(self) -> Sequence[str]:
@@ -166,7 +170,7 @@ class _Reinforcement:
         from ballast.rl import trl
 
         trl.without_reference_adapter(output)
-        model_card.append_rl(output, self._made.options.to_dict(), self.facts["start"])
+        model_card.append_rl(output, self._made.options.to_dict(), self._start)
         return {**self._counts, "reward": _reward(output)}
 
     def _tell(self, line: Mapping[str, Any], state: Any) -> None:

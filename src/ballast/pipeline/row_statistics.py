@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ballast import models
 from ballast.config.recipe import ModelSection, Recipe
@@ -62,12 +62,18 @@ def load_models(recipe: Recipe, model: str | None) -> Models:
             raise BallastError(f"--model {problem}")
     tokenizer = models.load_tokenizer(section, recipe.training)
     models.check_vocabulary(live_section.path, models.load_config(live_section), tokenizer)
-    live = models.load_model(live_section).to(_device())
+    live = _load_model(live_section)
     reference_section = _reference_section(recipe, section)
-    reference = live if reference_section == live_section else models.load_model(reference_section).to(live.device)
+    reference = live if reference_section == live_section else _load_model(reference_section)
     check_vocabulary(live, AsItStands(reference), len(tokenizer))
     same_size = len(lm_head(live).weight) == len(lm_head(reference).weight)
     return Models(live, reference, tokenizer, None if same_size else len(tokenizer))
+
+
+def _load_model(section: ModelSection) -> Model:
+    model: Model = models.load_model(section)
+    model.to(models.default_device())
+    return model
 
 
 def _reference_section(recipe: Recipe, base: ModelSection) -> ModelSection:
@@ -84,12 +90,6 @@ def reference_name(recipe: Recipe) -> str:
         return recipe.reference.model
     base = str(recipe.model.path if recipe.model else "")
     return f"{base} without its adapter" if recipe.reference.use == "adapter-off" else base
-
-
-def _device() -> Any:
-    import torch
-
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
 def row_pieces(recipe: Recipe, raw: Dataset, rows: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[Piece]:

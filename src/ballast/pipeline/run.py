@@ -47,11 +47,15 @@ class Training(Protocol):
     """
 
     section: ModelSection
-    model: Model
-    tokenizer: Tokenizer
     args: Any
     facts: Mapping[str, Any]
     trainer: Any
+
+    @property
+    def model(self) -> Model: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
 
     def start(self) -> Sequence[str]:
         """Put the trainer together, which the model then belongs to; return lines on what it trains on."""
@@ -174,7 +178,7 @@ class Run:
             model=ModelRecord(
                 path=training.section.path,
                 type=model.config.model_type,
-                parameters=model.num_parameters(),
+                parameters=sum(weight.numel() for weight in model.parameters()),
                 dtype=str(model.dtype).removeprefix("torch."),
             ),
             versions=records.versions(),

@@ -44,7 +44,7 @@ def run_sample(recipe: Recipe, *, say: Say = print) -> dict[str, Any]:
     made = ready(_without_file(recipe), say)
     if made.args.world_size > 1:
         raise BallastError("`ballast sample` samples in one process, several would write the same parts; start one")
-    model = models.load_model(made.model).to(made.args.device)
+    model = models.load_model(made.model, device=made.args.device)
     assert made.prompts is not None
     rows = GroupRows(made.prompts, made.tokenizer, options, PrepareOptions.from_training_args(made.args))
     rows.check_context(context_length(model))

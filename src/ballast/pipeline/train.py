@@ -17,11 +17,14 @@ from ballast.pipeline.run import Outcome, Run
 from ballast.pipeline.run_folder import log_writer
 from ballast.pipeline.score import score
 from ballast.pipeline.tasks import load_tasks
-from ballast.protocols import Model, Say
+from ballast.protocols import Say
 from ballast.records.schema import CellRecord, RowsRecord
 from ballast.records.write import METRICS
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
     from ballast.reference import ReferenceCache
 
 
@@ -50,7 +53,7 @@ def run_train(
     run = Run(recipe, load_tasks(recipe), BASE, TRAINED, recipe.model, cell=cell, say=say, progress=progress)
     if resume and (record := run.trained()) is not None:
         section = models.resolve(models.section_of(str(run.output), recipe.model))
-        model = models.load_model(section).to(models.default_device())
+        model = models.load_model(section, device=models.default_device())
         return run.finish(record, model, models.load_tokenizer(section))
     made = inputs.ready(recipe, say)
     run.clock.lap("prepare")
@@ -67,11 +70,13 @@ def run_train(
 class _FineTuning:
     """A `ballast.Trainer` on the rows of a recipe."""
 
-    def __init__(self, made: inputs.Ready, model: Model, cache: ReferenceCache | None, progress: bool) -> None:
+    def __init__(
+        self, made: inputs.Ready, model: PreTrainedModel | PeftModel, cache: ReferenceCache | None, progress: bool
+    ) -> None:
         self._made, self._cache, self._progress = made, cache, progress
         self.section, self.model, self.tokenizer, self.args = made.model, model, made.tokenizer, made.args
         rows = {report.name: RowsRecord(**asdict(report)) for report in made.reports}
-        self.facts = {"objective": made.args.objective, "data": rows}
+        self.facts: Mapping[str, Any] = {"objective": made.args.objective, "data": rows}
         self.trainer: Any = None
 
     def start(self) -> Sequence[str]:
@@ -107,7 +112,7 @@ class _FineTuning:
                 processing_class=made.tokenizer,
                 peft_config=models.lora_config(made.model),
                 reference=self._reference(),
-                callbacks=[log_writer(Path(args.output_dir) / METRICS)],
+                callbacks=[log_writer(Path(str(args.output_dir)) / METRICS)],
             )
         except BallastError:
             raise

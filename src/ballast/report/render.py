@@ -21,7 +21,8 @@ from ballast.report import tokens
 from ballast.report.charts import svg
 from ballast.report.charts.data import Report, Section
 from ballast.report.charts.tables import chart_tables
-from ballast.report.text import inert, markdown
+from ballast.report.text import markdown
+from ballast.text import inert
 
 
 def html(report: Report) -> str:

@@ -7,13 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ballast.compare.plan import Plan
 from ballast.compare.results import against_base
+from ballast.compare.run import load_plan
 from ballast.compare.summary import BASE_ROW, summarise, tabulate
-from ballast.config.recipe import Recipe
 from ballast.errors import BallastError
 from ballast.records.folder import BASE, BEFORE, CELLS, PLAN, RL, TOKENS, TUNING, Store
-from ballast.records.read import REMEDY, read
+from ballast.records.read import read
 from ballast.records.runs import Measured, Run, base_run, is_run, read_comparison, read_runs
 from ballast.records.schema import CellRecord, PlanRecord, RunRecord, Values
 from ballast.records.summary import Difference, Row, SeedsSummary, Summary
@@ -88,7 +87,7 @@ def _comparison(folder: Path) -> Source:
     base, runs = _split(read_comparison(store))
     summary = read(store.summary, Summary) if store.summary.is_file() else None
     if summary is None or not _covers(summary, runs):
-        summary = summarise(_plan(plan, store.plan), [*base, *runs])
+        summary = summarise(load_plan(folder), [*base, *runs])
     return Source((folder,), summary, runs, base[0].result if base else None, plan, _tokens(folder))
 
 
@@ -96,14 +95,6 @@ def _split(runs: Iterable[Run]) -> tuple[tuple[Run, ...], tuple[Run, ...]]:
     """Return the base model, where it was measured, and the runs of training."""
     runs = tuple(runs)
     return tuple(run for run in runs if run.is_base), tuple(run for run in runs if not run.is_base)
-
-
-def _plan(record: PlanRecord, path: Path) -> Plan:
-    try:
-        return Plan(Recipe.model_validate(record.recipe))
-    except ValueError as error:
-        first = " ".join(str(error).split())
-        raise BallastError(f"{path}: its recipe cannot be read ({first}); {REMEDY}") from error
 
 
 def _covers(summary: Summary, runs: Sequence[Run]) -> bool:

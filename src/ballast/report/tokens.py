@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from ballast.protocols import Say
 from ballast.records import tokens as stored
 from ballast.report.charts.data import Histogram, Section
-from ballast.report.text import counted, inert, number
+from ballast.report.text import counted, number
+from ballast.text import inert
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult

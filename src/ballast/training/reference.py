@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ballast.protocols import Model, Tokenizer
     from ballast.reference.resolve import ReferenceSpec
 
-    RunSpec = ReferenceSpec | "ScoredCache"
+    RunSpec: TypeAlias = "ReferenceSpec | ScoredCache"
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def run_reference(
     wanted = dict.fromkeys(name for name in (*objective.needs, "entropy") if name not in GROUP_FIELDS)
     if not needs_reference(objective, spec):
         return RunReference(fields=tuple(wanted))
-    if is_cache(spec):
+    if isinstance(spec, ScoredCache) or is_cache(spec):
         cache = open_cache(spec, model, tokenizer, autocast)
         columns = tuple(name for name in (*wanted, "ref_logprob") if name in REFERENCE_FIELDS)
         fields = tuple(name for name in wanted if name not in REFERENCE_FIELDS)

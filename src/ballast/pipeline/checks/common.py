@@ -180,7 +180,7 @@ def check_resume(fixed: Mapping[str, Sequence[str]]) -> Check:
         output = Path(recipe.output)
         try:
             record = read_record(output)
-            begun = None if record is None else Recipe(**{key: record.recipe.get(key) for key in fixed}).resolved()
+            begun = {} if record is None else _begun(record.recipe, fixed)
         except BallastError as error:
             yield Problem(("output",), str(error))
             return
@@ -189,13 +189,19 @@ def check_resume(fixed: Mapping[str, Sequence[str]]) -> Check:
             yield Problem(("output",), f"{output}: has no checkpoint to resume from; start without --resume")
             return
         now = recipe.resolved()
-        for key, free in fixed.items() if begun is not None else ():
-            if key not in broken and _without(begun[key], free) != _without(now[key], free):
+        for key, section in begun.items():
+            if key not in broken and _without(section, fixed[key]) != _without(now[key], fixed[key]):
                 yield Problem(
                     (key,), "differs from the run to be resumed, which would change midway; start a new output"
                 )
 
     return check
+
+
+def _begun(recipe: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """Return the sections of a recipe as this version resolves them."""
+    resolved = Recipe.from_dict({key: recipe[key] for key in keys if key in recipe}).resolved()
+    return {key: resolved[key] for key in keys}
 
 
 def _without(section: Any, keys: Sequence[str]) -> Any:

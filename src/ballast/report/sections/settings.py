@@ -15,8 +15,10 @@ from ballast.report.charts.data import Cell, Section, Table
 from ballast.report.figures import STAGES, rows, stages
 from ballast.report.source import Source
 from ballast.report.text import counted, number, rate
+from ballast.rl.options import RLOptions
 
 TASK_OPTIONS = ("verifier", "samples", "temperature", "top_p", "max_new_tokens", "limit")
+RL_OPTIONS = ("data", "verifier", "prompts", "group", "max_new_tokens", "learning_rate", "steps")
 COMMIT_DIGITS = 12
 
 
@@ -29,7 +31,7 @@ def settings(source: Source) -> Section:
 def subject(source: Source) -> str:
     """Return in a line what was trained on what: ``lab on lab:train (256 rows): 3 objectives, 3 seeds``."""
     recipe, summary, data = _recipe(source), source.summary, _data(source)
-    model, demonstrations = _section(recipe, "model").get("path"), _listed(_section(recipe, "data").get("train"))
+    model, demonstrations = _section(recipe, "model").get("path"), _listed(_section(recipe, "data").get("train") or ())
     size = f" ({counted(data.rows_out, 'row')})" if data is not None else ""
     where = " on ".join(filter(None, (str(model or ""), f"{demonstrations}{size}")))
     parts = [counted(len(rows(summary, "method")), "objective")]
@@ -68,7 +70,7 @@ def _facts(source: Source) -> Table:
     size = f"{counted(data.rows_out, 'row')}, {data.trained_tokens:,} trained tokens" if data else ""
     facts = [
         ("model", str(path), f"{model.type}, {model.parameters:,} parameters" if model else ""),
-        ("demonstrations", _listed(_section(recipe, "data").get("train")), size),
+        ("demonstrations", _listed(_section(recipe, "data").get("train") or ()), size),
         ("seeds reported", _listed(summary.seeds.report), ""),
         ("seeds of the sweep", _listed(summary.seeds.tuning), ""),
         *((f"task {task.name}", *_task(task)) for task in summary.tasks),
@@ -83,17 +85,20 @@ def _facts(source: Source) -> Table:
 
 
 def _pairs(options: Mapping[str, JsonValue]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in options.items())
+    return ", ".join(f"{key} {_listed(value)}" for key, value in options.items())
 
 
-def _listed(values: object) -> str:
-    return ", ".join(map(str, values)) if isinstance(values, list | tuple) else str(values or "")
+def _listed(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _rl(recipe: Values) -> Values:
-    """Return the settings of RL: the recipe's, and over them what the comparison sets."""
+    """Return the settings of RL, the recipe's and over them the comparison's: the main ones, and all but defaults."""
     own, then = _section(recipe, "rl"), _section(_section(recipe, "compare"), "then")
-    return {key: value for key, value in {**own, **_section(then, "rl")}.items() if value not in (None, {}, [])}
+    options, defaults = {**own, **_section(then, "rl")}, RLOptions().model_dump(mode="json")
+    shown = {key: options.get(key) for key in RL_OPTIONS}
+    shown |= {key: value for key, value in options.items() if value != defaults.get(key)}
+    return {key: value for key, value in shown.items() if value not in (None, {}, [])}
 
 
 def _task(task: TaskSummary) -> tuple[str, str]:

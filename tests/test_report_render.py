@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 import report_records
-from ballast.errors import BallastError
 from ballast.records.tokens import TokensRecord
 from ballast.report import write_report
 from ballast.report.build import build
@@ -312,22 +311,6 @@ def test_a_page_of_tokens_has_one_table_for_each_objective_and_row():
     assert "script" not in {tag for tag, _ in parsed.tags}
     shades = [given["class"] for tag, given in parsed.tags if tag == "span" and given.get("class", "").startswith("t ")]
     assert {"t w0", "t w5"} <= set(shades)
-
-
-@pytest.mark.parametrize("metric", ["greedy/acuracy", "nonsense"])
-def test_an_unknown_metric_is_refused_with_a_suggestion(source, metric):
-    with pytest.raises(BallastError, match=r"was not measured in these runs; (did you mean|known)"):
-        build(source, metric=metric)
-
-
-def test_a_metric_without_better_and_worse_cannot_decide(tmp_path):
-    run = report_records.run(tmp_path / "run")
-    line = json.loads((run / "evals.jsonl").read_text().splitlines()[-1])
-    for task in line["tasks"]:
-        task["metrics"] = {"entropy": next(iter(task["metrics"].values()))}
-    (run / "evals.jsonl").write_text(json.dumps(line) + "\n")
-    with pytest.raises(BallastError, match="no better and worse"):
-        build(load([run]), metric="entropy")
 
 
 def test_the_package_brings_its_templates(folder):

@@ -9,13 +9,9 @@ from scipy import stats
 
 import report_records
 from ballast.compare.statistics import holm, over_both, over_items
-from ballast.records.schema import Estimate
-from ballast.records.summary import Result
-from ballast.report.build import build
 from ballast.report.charts.data import RL, SFT
-from ballast.report.figures import Metric, clipped
+from ballast.report.figures import Metric
 from ballast.report.sections.results import drift, learning_rates, other_metrics, results
-from ballast.report.sections.settings import settings
 from ballast.report.source import load
 
 BEFORE, AFTER = "before_rl", "after_rl"
@@ -205,54 +201,6 @@ def test_rates_show_every_score_and_mark_the_one_taken(source):
         assert [cell.best for cell in cells] == [point.rate == row.rate for point in row.tuning]
     assert made.charts[0].x_ticks == (1e-4, 3e-4)
     assert "(1042, 1043)" in made.lead
-
-
-def test_settings_name_rl_and_what_few_objectives_have_of_their_own(source):
-    made = settings(source)
-    facts = {row[0].text: row[1] for row in made.tables[0].rows}
-    assert "steps 30" in facts["RL"].text
-    assert "verifier ballast.lab.arithmetic:verify" in facts["RL"].text
-    assert facts["training"].text == "num_train_epochs 4, per_device_train_batch_size 32"
-    assert (facts["model"].text, facts["model"].detail) == ("lab", "llama, 1,217,280 parameters")
-    runs = []
-    for run in source.runs:
-        recipe = run.record.recipe
-        if run.label == "eksft":
-            recipe = {**recipe, "training": {"max_steps": 10, "learning_rate": 1e-4, "num_train_epochs": 4}}
-        runs.append(replace(run, record=run.record.model_copy(update={"recipe": recipe})))
-    of_changed = settings(replace(source, runs=tuple(runs)))
-    objectives = {row[0].text: row[1] for row in of_changed.tables[1].rows}
-    assert objectives["eksft"].note == "training: max_steps 10, per_device_train_batch_size as by default"
-    assert [objectives[label].note for label in ("sft", "prift-mass", "random")] == ["", "", ""]
-    assert [row[0].detail for row in of_changed.tables[1].rows] == ["rate 3e-4"] * 4
-
-
-def test_the_status_says_what_was_trained_on_what(source, folder):
-    assert build(source).status == (
-        "lab on lab:train (64 rows): 3 objectives at 2 learning rates, 3 seeds, RL after each; 36 runs finished"
-    )
-
-
-@pytest.mark.parametrize(
-    ("name", "share"),
-    [
-        ("accuracy", True),
-        ("accuracy_x", True),
-        ("chance", True),
-        ("pass@8", True),
-        ("mean@4", True),
-        ("mixed@8", True),
-        ("distinct@8", False),
-        ("entropy", False),
-        ("nll", False),
-        ("surpass@8", False),
-    ],
-)
-def test_shares_are_known_by_their_names(name, share):
-    assert Metric("task", name, 1).share == share
-    wide = Estimate(value=0.5, n=3, low=-0.2, high=1.3, level=0.95, method="t-seeds")
-    value = clipped(Result(values=(), over_seeds=wide, over_items=None, over_both=None), Metric("task", name, 1))
-    assert (value.low, value.high) == (0.0, 1.0 if share else 1.3)
 
 
 def test_objectives_that_share_the_best_mean_share_the_star(source):
