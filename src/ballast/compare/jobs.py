@@ -175,13 +175,8 @@ def measure_base(context: JobContext, *, progress: bool) -> None:
         leftover.unlink(missing_ok=True)
     assert recipe.model is not None
     section, tasks = models.resolve(recipe.model), load_tasks(recipe)
-<<<<<<< HEAD
     tokenizer = models.load_tokenizer(section, recipe.training)
-    model = models.load_model(section).to(models.default_device())
-=======
-    tokenizer = models.load_tokenizer(section)
     model = models.load_model(section, device=models.default_device())
->>>>>>> main
     check_prompts(tasks, model, tokenizer)
     measured = measure(tasks, model, tokenizer, name=BASE, base=model, progress=progress)
     measured.write_items(folder / "evals")
