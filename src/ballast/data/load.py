@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ballast.data.columns import Columns, map_columns
 from ballast.data.formats import check_rows, find_format
 from ballast.data.readers import READERS, Loaded, from_rows, is_row_list, read_file
+from ballast.data.render import TEMPLATE_OPTIONS
 from ballast.errors import BallastError, suggest
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, Features
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 _SPLITS = ("train", "training", "validation", "valid", "val", "dev", "eval", "test")
@@ -162,11 +164,29 @@ def _mixture(parts: list[Loaded]) -> Dataset:
                 f"a mixture of two formats: {first.name} has {kinds[0]}, {part.name} has {kinds[1]}; load each "
                 "with its own columns and pass the rows"
             )
-    shared = [column for column in first.dataset.column_names if all(column in p.dataset.column_names for p in parts)]
-    if not shared:
+    columns = dict.fromkeys(column for part in parts for column in part.dataset.column_names)
+    lacking = {column for column in columns if any(column not in part.dataset.column_names for part in parts)}
+    if layout and layout.name == "tokenised" and (masks := lacking & set(layout.optional)):
+        raise BallastError(
+            f"a mixture of which only some sources have {min(masks)!r}: of the others every token would be trained; "
+            "add the column to each"
+        )
+    # What a chat template reads is none where a source lacks it; other columns are of no use if some rows lack them.
+    shared = [column for column in columns if column not in lacking or column in TEMPLATE_OPTIONS]
+    if len(lacking) == len(columns):
         raise BallastError(f"a mixture without a common column: {', '.join(part.name for part in parts)}")
-    tables = [part.dataset.select_columns(shared) for part in parts]
-    if all(table.features == tables[0].features for table in tables):
+    tables = [part.dataset.select_columns([c for c in shared if c in part.dataset.column_names]) for part in parts]
+    if all(_same(table.features, tables[0].features) for table in tables):
         return concatenate_datasets(tables)
     # Columns that differ in detail: 32 and 64 bits, keys that some messages lack, numbers here and text there.
-    return from_columns({column: [value for table in tables for value in table[column]] for column in shared})
+    values = {column: [_values(table, column) for table in tables] for column in shared}
+    return from_columns({column: list(chain.from_iterable(found)) for column, found in values.items()})
+
+
+def _same(features: Features, others: Features) -> bool:
+    """Whether columns have the same types, and their objects the same keys in the same order."""
+    return features == others and features.arrow_schema.equals(others.arrow_schema)
+
+
+def _values(table: Dataset, column: str) -> Iterable[Any]:
+    return table[column] if column in table.column_names else repeat(None, len(table))

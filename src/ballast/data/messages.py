@@ -89,6 +89,11 @@ def read_tools(row: Mapping[str, Any]) -> Any:
     return json.loads(tools) if isinstance(tools, str) else tools
 
 
+def last_text(answer: Any) -> str:
+    """Return an answer's text: it itself, or the content of its last message."""
+    return answer if isinstance(answer, str) else str(flat(answer[-1:])[0].get("content") or "")
+
+
 def flat(messages: Iterable[Message]) -> list[dict[str, Any]]:
     """Return messages whose content is plain text: of a list of text parts, the parts one after the other.
 

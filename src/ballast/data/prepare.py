@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,18 +31,24 @@ class Prepared:
 
 
 def prepare(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, options: PrepareOptions, *, name: str = "train"
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    options: PrepareOptions,
+    *,
+    name: str = "train",
+    numbers: Sequence[int] | None = None,
 ) -> Prepared:
     """Tokenise, label, truncate or split raw rows, and name each by its digest.
 
     Tokens and labels are those of ``trl.SFTTrainer`` for the same rows and options. Rows with no trained token are
     dropped and counted. Packing comes later (``pack``), after cached columns are attached. ``tokenizer`` is left alone.
+    ``numbers`` says what rows are called in errors and notes; None counts them from 1.
 
     Raises BallastError for rows or options that would train on something else than it looks like.
     """
     refuse_options(options)
     refuse_data(dataset, name)
-    raw = _checked(dataset, tokenizer, options, name)
+    raw = _checked(dataset, tokenizer, options, name, numbers or range(1, len(dataset) + 1))
     return _prepare(raw, options, name)
 
 
@@ -51,7 +58,7 @@ def check_data(
     """Raise what `prepare` would say of options, tokenizer, columns and the first row."""
     refuse_options(options)
     refuse_data(dataset, name)
-    _checked(dataset.select([0]), tokenizer, options, name)
+    _checked(dataset.select([0]), tokenizer, options, name, [1])
 
 
 @dataclass(frozen=True)
@@ -62,25 +69,28 @@ class _Raw:
     layout: Format
     tokenizer: PreTrainedTokenizerBase
     rules: trl.LossRules
+    numbers: Sequence[int]
 
 
-def _checked(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, options: PrepareOptions, name: str) -> _Raw:
+def _checked(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, options: PrepareOptions, name: str, numbers: Sequence[int]
+) -> _Raw:
     from ballast.data.exact import as_stored
 
     dataset = dataset.with_format(None)
     layout = require_format(dataset.column_names, options.dataset_text_field, name)
     dataset = as_stored(dataset.select_columns(layout.present(dataset.column_names)))
-    check_rows(dataset, layout, lambda index: f"{name}: row {index + 1}")
+    check_rows(dataset, layout, lambda index: f"{name}: row {numbers[index]}")
     ready = trl.training_tokenizer(tokenizer, options)
     if layout.name == "tokenised":
         refuse_foreign_ids(dataset, ready, name)
     refuse_untrainable(layout, dataset[0], ready, options)
-    return _Raw(dataset, layout, ready, trl.trl_loss_rules(dataset[0], ready, options))
+    return _Raw(dataset, layout, ready, trl.trl_loss_rules(dataset[0], ready, options), numbers)
 
 
 def _prepare(raw: _Raw, options: PrepareOptions, name: str) -> Prepared:
     dataset, tokenizer, rules = raw.dataset, raw.tokenizer, raw.rules
-    rows = dataset if raw.layout.name == "tokenised" else _tokenised(dataset, tokenizer, options, rules, name)
+    rows = dataset if raw.layout.name == "tokenised" else _tokenised(raw, options, name)
     whole = trl.trl_prepare(rows, tokenizer, options, rules, name=name)
     lengths = _lengths(whole)
     split, over_long = _cuts(lengths, options)
@@ -112,16 +122,16 @@ def _prepare(raw: _Raw, options: PrepareOptions, name: str) -> Prepared:
     return Prepared(kept, made)
 
 
-def _tokenised(dataset: Dataset, tokenizer: Any, options: PrepareOptions, rules: trl.LossRules, name: str) -> Dataset:
+def _tokenised(raw: _Raw, options: PrepareOptions, name: str) -> Dataset:
     """Tokenise raw rows; those without a message of the assistant are left out where only its text is trained."""
-    numbers = None
+    dataset, numbers = raw.dataset, raw.numbers
     if options.assistant_only_loss:
-        numbers = [index for index, row in enumerate(dataset) if _speaks(row)]
-        if not numbers:
+        kept = [index for index, row in enumerate(dataset) if _speaks(row)]
+        if not kept:
             raise BallastError(f"{name}: assistant_only_loss=True, but no row has a message of the assistant")
-        dataset = dataset.select(numbers)
+        dataset, numbers = dataset.select(kept), [numbers[index] for index in kept]
     try:
-        return tokenise(dataset, tokenizer, options, rules, name=name, numbers=numbers)
+        return tokenise(dataset, raw.tokenizer, options, raw.rules, name=name, numbers=numbers)
     except BallastError as error:
         raise BallastError(f"{name}: {error}") from error
 

@@ -44,7 +44,7 @@ def tokenise(
     rules: trl.LossRules,
     *,
     name: str,
-    numbers: Sequence[int] | None = None,
+    numbers: Sequence[int],
 ) -> Dataset:
     """Return ``input_ids`` and masks of raw rows, whole, with what became of their texts.
 
@@ -53,7 +53,7 @@ def tokenise(
     of chats.
 
     Args:
-        numbers: the rows' own places in the data, for errors; None where they are those of `dataset`.
+        numbers: what the rows are called.
 
     Raises:
         BallastError: naming the first row that cannot be tokenised, or of which a trained message is gone.
@@ -109,12 +109,12 @@ class _Tokenise:
     text_field: str
     assistant_only: bool
     ends: frozenset[str]
-    numbers: Sequence[int] | None
+    numbers: Sequence[int]
     version: str = VERSION
 
     def __call__(self, batch: Mapping[str, list[Any]], places: Sequence[int]) -> dict[str, list[Any]]:
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        numbers = [1 + (place if self.numbers is None else self.numbers[place]) for place in places]
+        numbers = [self.numbers[place] for place in places]
         read = [self._read(row, number) for row, number in zip(rows, numbers, strict=True)]
         whole = encode([one.whole for one in read], self.tokenizer) if not self.assistant_only else []
         prompts = encode([one.prompt for one in read if one.prompt is not None], self.tokenizer)

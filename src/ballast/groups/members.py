@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ballast.data import trl
+from ballast.data.messages import last_text, messages_problem, template_problem
 from ballast.data.options import PrepareOptions
 from ballast.data.prepare import prepare
 from ballast.data.readers import from_rows
@@ -70,7 +71,7 @@ class _Given:
 
     @property
     def text(self) -> str:
-        return self.answer if isinstance(self.answer, str) else str(self.answer[-1].get("content") or "")
+        return last_text(self.answer)
 
 
 class GroupRows:
@@ -82,6 +83,7 @@ class GroupRows:
         options: how groups are made up.
         verify: judges the answers of every origin.
         truncated: answers cut to the maximum length.
+        notes: what became of the given answers' texts, as lines to print.
         errors, timeouts: given answers that score 0 because the verifier failed or overran its time.
     """
 
@@ -112,6 +114,7 @@ class GroupRows:
         check_prompts(self.rows, options)
         check_rows(self.verify, self.rows)
         self.truncated = 0
+        self.notes: tuple[str, ...] = ()
         given = list(_given(self.rows, options))
         scored = score_answers(self.verify, [(one.text, self.rows[one.row]) for one in given])
         self.errors, self.timeouts = scored.errors, scored.timeouts
@@ -175,7 +178,7 @@ class GroupRows:
         lines = [f"groups: {len(self.rows):,} prompts; {', '.join([*parts, *own])}"]
         if self.truncated:
             lines.append(f"groups: {self.truncated:,} answers truncated to max_length")
-        return lines
+        return lines + [f"groups: {note}" for note in self.notes]
 
     def _tokenise(self, given: Sequence[_Given], prepared: PrepareOptions) -> list[tuple[tuple[int, ...], int]]:
         """Return ids and the first trained place of every answer, tokenised as a demonstration is."""
@@ -183,7 +186,9 @@ class GroupRows:
             return []
         options = replace(prepared, max_length=None, shuffle_dataset=False)
         flat = [{**prompt_columns(self.rows[one.row]), "completion": one.answer} for one in given]
-        ready = prepare(from_rows(flat, "groups").dataset, self.tokenizer, options, name="groups").dataset
+        raw, numbers = from_rows(flat, "groups").dataset, [one.row + 1 for one in given]
+        made = prepare(raw, self.tokenizer, options, name="groups", numbers=numbers)
+        ready, self.notes = made.dataset, made.report.notes
         if len(ready) != len(given):
             empty = next((one.place for one in given if not one.text), f"one of the {len(given)} given answers")
             raise BallastError(f"{empty} has no token to train on; remove the row, or fill it in")
@@ -268,7 +273,15 @@ def _row_problem(row: Row, options: GroupOptions) -> str | None:
         return (
             "the group is empty: no expert, no teachers in the row, no own answers; raise groups.own or groups.expert"
         )
-    return None
+    return None if kind is str else _chat_problem(row, options)
+
+
+def _chat_problem(row: Row, options: GroupOptions) -> str | None:
+    """Return what keeps a chat template from writing the prompt and the given answers, or None."""
+    chats = [("prompt", row["prompt"]), *([("completion", row["completion"])] if options.expert else [])]
+    chats += [("teachers", answer) for answer in (row.get("teachers") or ())[: options.teacher]]
+    found = (messages_problem(messages, column) for column, messages in chats)
+    return template_problem(row) or next((problem for problem in found if problem), None)
 
 
 def _given(rows: Iterable[Row], options: GroupOptions) -> Iterable[_Given]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ballast.data.load import load_rows
+from ballast.data.messages import last_text, messages_problem
 from ballast.data.options import PrepareOptions
 from ballast.data.prepare import prepare
 from ballast.data.readers import from_rows
@@ -44,7 +45,7 @@ def read_file(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> list[Grou
             raise BallastError(f"{path}: row {index + 1}: {problem}")
     found: dict[str, list[Member]] = {}
     for row, (ids, start) in zip(plain, _tokenise(plain, tokenizer, path), strict=True):
-        member = Member(ids, start, row["origin"], float(row["reward"]), _text(row["response"]))
+        member = Member(ids, start, row["origin"], float(row["reward"]), last_text(row["response"]))
         found.setdefault(json.dumps(prompt_columns(row), sort_keys=True), []).append(member)
     return [Group(number, tuple(members)) for number, members in enumerate(found.values())]
 
@@ -55,6 +56,8 @@ def _row_problem(row: Mapping[str, Any]) -> str | None:
         return "the prompt is empty, or neither text nor messages"
     if type(response) is not type(prompt) or not response:
         return f"the response is empty, or not {'text' if isinstance(prompt, str) else 'messages'} like the prompt"
+    if isinstance(response, list) and (problem := messages_problem(response, "response")):
+        return problem
     if row["origin"] not in ORIGINS:
         return f"origin {row['origin']!r} is none of {', '.join(ORIGINS)}"
     if isinstance(reward, bool) or not isinstance(reward, (int, float)) or not math.isfinite(reward):
@@ -74,7 +77,3 @@ def _tokenise(
         (tuple(ids), next(place for place, label in enumerate(labels) if label != -100 and place))
         for ids, labels in pairs
     ]
-
-
-def _text(response: Any) -> str:
-    return response if isinstance(response, str) else str(response[-1].get("content") or "")
