@@ -67,7 +67,7 @@ def call(name: str, **arguments: Any) -> dict[str, Any]:
 
 def tool(name: str, **properties: Any) -> dict[str, Any]:
     parameters = {"type": "object", "properties": properties}
-    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+    return {"type": "function", "function": {"name": name, "description": f"A {name}", "parameters": parameters}}
 
 
 def trained_text(prepared, tok) -> list[str]:

@@ -73,9 +73,10 @@ def audit(
         if start >= 0:
             end = start + len(piece.texts[0])
             spans.append((piece.message, start, end))
-        found = [start >= 0 or _occurs(text, rendered, copies.get(text, 1)) for text in piece.texts]
-        kept |= {piece.message} if any(found) else set()
-        lost += [] if all(found) else [piece]
+        found = {text: start >= 0 or _occurs(text, rendered, copies.get(text, 1)) for text in piece.texts}
+        # Short texts, such as a number, occur by chance.
+        kept |= {piece.message} if found[max(found, key=len)] else set()
+        lost += [] if all(found.values()) else [piece]
     trained = {n for n, one in enumerate(messages) if n >= trained_from and one["role"] == "assistant"}
     gone = next((shortened(piece.texts[0]) for piece in lost if piece.message in trained - kept), None)
     lost += [piece for piece in _tools(tools) if not _occurs(piece.texts[0], rendered)]

@@ -176,7 +176,7 @@ def _read_as_stored(feature: Any) -> Any:
 
 def _has_null_key(array: pa.Array) -> bool:
     if pa.types.is_struct(array.type):
-        return any(part.null_count or _has_null_key(part) for part in array.flatten())
+        return any(part.null_count or _has_null_key(part) for part in array.drop_null().flatten())
     if isinstance(array, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
         return _has_null_key(array.flatten())
     return False

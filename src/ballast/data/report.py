@@ -79,20 +79,21 @@ def left_out(rows: Iterable[str | None]) -> tuple[dict[str, int], tuple[str, ...
 
 
 def _line(what: str, count: int, example: str) -> str:
+    rows = f"{count:,} row{'s' if count > 1 else ''}"
     if what == NO_END:
         return (
-            f"{count:,} rows whose answer ends without an end token ({example}): the model would not learn to stop; "
+            f"{rows} whose answer ends without an end token ({example}): the model would not learn to stop; "
             "use a chat template that writes one (chat_template_path=your.jinja)"
         )
     if what == OTHER_END:
         return (
-            f"{count:,} rows whose answer ends with another token than the tokenizer's end token ({example}): sampling "
+            f"{rows} whose answer ends with another token than the tokenizer's end token ({example}): sampling "
             "stops there only if the model's generation configuration names it; set eos_token to it"
         )
     if what == "chat_template_kwargs":
-        return f"{count:,} rows with chat_template_kwargs that the chat template does not read ({example})"
+        return f"{rows} with chat_template_kwargs that the chat template does not read ({example})"
     return (
-        f"{count:,} rows of which the chat template leaves out the {what} ({example}): it is neither read nor trained; "
+        f"{rows} of which the chat template leaves out the {what} ({example}): it is neither read nor trained; "
         "use a template that writes it (chat_template_path=your.jinja)"
     )
 
