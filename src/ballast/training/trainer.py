@@ -119,7 +119,7 @@ class Trainer(AdaptedTrainer):
             model = load_model(model, args, quantization_config)
         tokenizer = processing_class if processing_class is not None else _tokenizer_of(model, args)
         if train_dataset is not None and self.groups is None and formatting_func is None:
-            check_data(train_dataset, tokenizer, PrepareOptions.from_training_args(args))
+            train_dataset = check_data(train_dataset, tokenizer, PrepareOptions.from_training_args(args))
         if peft_config is not None:
             model = with_adapter(model, peft_config, args.seed)
         check_head(model)
