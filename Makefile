@@ -27,6 +27,7 @@ format: $(VENV)/.developing
 
 docs: $(VENV)/.installed
 	$(BIN)/python scripts/objective_pages.py
+	$(BIN)/python scripts/recipe_page.py
 
 benchmarks: $(VENV)/.installed
 	$(BIN)/python benchmarks/step.py

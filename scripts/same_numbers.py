@@ -29,8 +29,10 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parent.parent
 NUMBER = re.compile(r"[-−]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
-# What differs from run to run: durations, places, and descriptions that are no numbers.
-CHANGING = re.compile(r"(seconds(/\w+)?|runtime|per_second|time|started|finished|versions|commit|settings|paths?)$")
+# What differs from run to run, and what was asked for rather than measured: durations, places, versions, recipes.
+CHANGING = re.compile(
+    r"(seconds(/\w+)?|runtime|per_second|time|started|finished|versions|commit|settings|paths?|recipe|start|schema|format)$"
+)
 
 VERIFIER = "ballast.lab.arithmetic:verify"
 TASKS: list[dict[str, Any]] = [

@@ -57,7 +57,7 @@ def test_the_verdict_is_first_then_what_it_rests_on():
         "Prior: strong. The base model supports",
         "Because ",
         "The rule: strong if",
-        "Contradicted: the start is sure",
+        "Contradicted: the base model is sure",
     ]
     parts += ["60 rows, 1,200 trained tokens", "tokens at or below", "What each objective would keep"]
     parts += ["rows lie far below", "Contradicted tokens in 20.0% of the rows", "What the scores do not tell"]
@@ -130,7 +130,7 @@ def test_what_is_not_there_is_said():
 def test_noise_is_not_claimed_where_the_prior_is_weak():
     text = flat(printed(advised(rows_with(40, [3]))))
     assert "Prior: weak. The typical row holds tokens" in text
-    assert "Contradicted tokens in 100.0% of the rows: noise or what is new to the start" in text
+    assert "Contradicted tokens in 100.0% of the rows: noise or what is new to the base model" in text
     assert "likely label noise" not in text
 
 

@@ -273,7 +273,7 @@ def test_statistics_of_sequences_equal_full_logits(model, batch_tokens):
 def test_sequences_that_cannot_be_scored(model):
     with pytest.raises(BallastError, match="token 0"):
         ScoredSequence((1, 2), 0)
-    with pytest.raises(BallastError, match="sequence 0 has 129 tokens, the model's context is 128"):
+    with pytest.raises(BallastError, match="sequence 0: 129 tokens exceed the model's context of 128"):
         sequence_statistics(model, [ScoredSequence((5,) * 129, 1)])
 
 

@@ -119,7 +119,9 @@ def test_evaluate_loads_the_base_model_once_for_all_models(folder, monkeypatch):
     from ballast import models
 
     loaded, real = [], models.load_model
-    monkeypatch.setattr(models, "load_model", lambda section: loaded.append(section.path) or real(section))
+    monkeypatch.setattr(
+        models, "load_model", lambda section, **given: loaded.append(section.path) or real(section, **given)
+    )
     run("evaluate", "recipe.json", "--model", "other", "--model", "model")
     assert loaded == ["other", "model", "model"]
 
@@ -132,6 +134,30 @@ def test_rl_reads_every_file_once(folder, counted):
     task = "{name: held out, data: prompts.jsonl, max_new_tokens: 2, base_kl: true}"
     run("rl", "model=policy", "data.train=prompts.jsonl", f"rl={settings}", f"evaluation.tasks=[{task}]", "output=rl")
     assert counted == {"prompts.jsonl": 1}
+
+
+def test_stored_groups_are_read_once(folder, monkeypatch):
+    from ballast.groups import store
+
+    groups = "{verifier: exact, own: 2, max_new_tokens: 2, file: groups}"
+    settings = ("model=model", "data.train=rows.jsonl", f"groups={groups}")
+    run("sample", *settings)
+    read, real = [], store._from_parquet
+    monkeypatch.setattr(store, "_from_parquet", lambda file: read.append(file.name) or real(file))
+    run("train", *settings, "objective=gft", "training={max_steps: 1, report_to: none}", "output=out")
+    assert read == ["part-00000.parquet"]
+
+
+def test_a_comparison_reads_hashes_and_verifies_once_a_run(folder, counted):
+    compare = {"objectives": ["prift-mass"], "rates": [1e-3], "seeds": 2, "budget": {"steps": 1}}
+    kept = {key: value for key, value in RECIPE.items() if key not in ("objective", "reference", "training")}
+    Path("compare.json").write_text(json.dumps({**kept, "training": {"report_to": "none"}, "compare": compare}))
+    run("compare", "compare.json", "--jobs", "1")
+    # The first run trains on what the checks, the scores and the base model's measurements were made of.
+    assert counted.pop("weights") == 1 + 2
+    assert counted.pop("shard-00000.safetensors") == 2
+    # The report shows the tokens of some rows.
+    assert counted == {**dict.fromkeys(EVERY_FILE, 2), "rows.jsonl": 2 + 1}
 
 
 def test_what_was_read_is_read_again_by_the_next_command(folder, counted):

@@ -152,7 +152,7 @@ def test_every_bad_key_is_reported_with_its_line_in_the_order_of_the_file(tmp_pa
     assert problems(path) == [
         f"{path}:2: groups.onw: unknown key; did you mean 'own'?",
         f"{path}:3: groups.temperature: should be greater than or equal to 0; got -1",
-        f"{path}:4: groups.expert: a row has one completion; set 1 or 0; got 2",
+        f"{path}:4: groups.expert: should be less than or equal to 1: a row has one completion; got 2",
         f"{path}:5: groups.verifier: should be a valid string; got 5",
         f"{path}:6: groups.teacher: should be a valid integer; got 'all'",
         f"{path}:7: groups.1: unknown key; known: {', '.join(sorted(GroupOptions.model_fields))}",

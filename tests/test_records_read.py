@@ -115,9 +115,8 @@ def test_an_estimate_of_nothing_has_no_value():
     assert Estimate.of(proportion(0, 0)) == Estimate(value=None, n=0, low=None, high=None, level=0.95, method="none")
 
 
-@pytest.mark.parametrize("module", ["schema", "summary", "tokens", "read", "write"])
+@pytest.mark.parametrize("module", ["schema", "summary", "tokens", "read", "write", "folder", "runs", "model_card"])
 def test_records_load_without_torch(module):
-    code = (
-        f"import sys, ballast.records.{module}; sys.exit(bool({{'torch', 'transformers', 'trl'}} & set(sys.modules)))"
-    )
+    heavy = "{'torch', 'transformers', 'trl', 'datasets'}"
+    code = f"import sys, ballast.records.{module}; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

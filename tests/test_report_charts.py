@@ -109,6 +109,8 @@ def test_intervals_name_each_label_once_and_draw_the_reference():
     assert len([one for one in drawing.iter("path") if one.get("class") == "reference"]) == 2
     assert [one.text for one in drawing.iter("text") if one.get("class") == "name"] == ["base", "base + RL"]
     assert "sft, after SFT: 0.500 (0.400 to 0.600)" in titles(drawing)
+    marks = [one.get("class") for one in drawing.iter("path") if one.get("class").startswith("mark")]
+    assert marks == ["mark", "mark hollow", "mark"], "hollow after RL"
 
 
 def test_bars_are_as_high_as_their_share():

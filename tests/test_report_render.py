@@ -339,6 +339,13 @@ def test_a_summary_that_lacks_a_finished_run_is_made_again(folder, tmp_path):
     assert [row.label for row in fresh.rows if row.stages] == ["base", "sft", "prift-mass", "eksft"]
 
 
+def test_a_summary_of_the_runs_that_are_there_is_taken_as_it_is(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    path = tmp_path / "copy" / "summary.json"
+    report_records.change(path, rows__1__stages__before_rl__tasks__greedy__accuracy__over_seeds__value=0.125)
+    assert load([path.parent]).summary.rows[1].result("before_rl", "greedy", "accuracy").over_seeds.value == 0.125
+
+
 def test_a_summary_without_its_cells_is_enough(folder, tmp_path):
     for name in ("compare.json", "summary.json"):
         shutil.copy(folder / name, Path(tmp_path) / name)

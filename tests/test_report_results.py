@@ -129,9 +129,7 @@ def test_the_words_of_the_table_are_explained(source):
     assert notes[0].startswith("“after SFT” is after fine-tuning with the row's objective, “after RL” after GRPO")
     assert "which fine-tuning has to beat" in notes[1]
     assert notes[2] == "random is sft from random weights: what the demonstrations teach without the base model."
-    assert notes[3] == (
-        "Intervals are of 95%, over seeds and items (3 seeds each); for base: over items, for these runs."
-    )
+    assert notes[3] == "Intervals: 95%, over seeds and items (3 seeds each); for base: over items, for these runs."
     assert "Holm-adjusted for the number of objectives" in notes[4]
     alone = source.summary.model_copy(update={"rows": source.summary.rows[1:2]})
     plain = results(replace(source, summary=alone), ACCURACY)

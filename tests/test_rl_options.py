@@ -14,8 +14,8 @@ REFUSED = [
     ({"steps": 2.5}, "rl.steps: should be a valid integer; got 2.5"),
     ({"steps": True}, "rl.steps: should be a valid integer; got True"),
     ({"steps": None}, "rl.steps: should be a valid integer; got None"),
-    ({"group": 1}, "rl.group: must be at least 2: one answer has nothing to be compared with; got 1"),
-    ({"temperature": 0}, "rl.temperature: must be above 0: greedy answers are all the same, so none has an advantage"),
+    ({"group": 1}, "rl.group: should be greater than or equal to 2: one answer has nothing to be compared with; got 1"),
+    ({"temperature": 0}, "rl.temperature: should be greater than 0: greedy answers are all the same; got 0"),
     ({"temperature": float("nan")}, "rl.temperature: should be a finite number; got nan"),
     ({"top_p": 1.5}, "rl.top_p: should be less than or equal to 1; got 1.5"),
     ({"top_p": 0}, "rl.top_p: should be greater than 0; got 0"),
@@ -57,7 +57,7 @@ def test_a_recipe_reports_every_bad_key_with_its_line(tmp_path):
         load_recipe(path)
     first, second = str(caught.value).splitlines()
     assert first == f"{path}:2: rl.verifer: unknown key; did you mean 'verifier'?"
-    assert second.startswith(f"{path}:3: rl.group: must be at least 2")
+    assert second.startswith(f"{path}:3: rl.group: should be greater than or equal to 2: one answer")
 
 
 def test_a_recipe_reports_all_values_that_do_not_go_together():

@@ -83,7 +83,7 @@ LEGEND = """\
 4-term problems never seen in training; 300 answered greedily, 150 with 8 samples each at temperature 1.
 ±: half of the 95 % interval over the problems, for this one seed; another seed moves every row.
 entropy: nats per token on the model's own samples.   KL to base: nats per token, same samples.
-forgetting: nats per token on the pretraining text's other styles; lower is better, the base's row is the start.
+forgetting: nats per token on the pretraining text's other styles; lower is better, the base's row is before training.
 gft: one epoch with five answers for each prompt, four of them the model's own; the others: six epochs of one.
 Nothing here is after reinforcement learning, which is what eksft is for."""
 
@@ -109,53 +109,42 @@ def run_quickstart(
     Raises:
         BallastError: if the folder is there and not empty.
     """
+    from ballast.compare.pool import configure_process
     from ballast.report import write_report
 
-    folder = _free() if output is None else output
-    if _taken(folder):
+    folder = _first_free() if output is None else output
+    if _has_content(folder):
         raise BallastError(f"--output {folder}: is not an empty folder, two runs would mix; name a new one")
-    _settle()
+    configure_process(threads=1)
     started = time.monotonic()
     rows = _rows(folder, objectives, seed, say)
     results = {"seed": seed, "recipe": dict(RECIPE), "rows": rows, "seconds": round(time.monotonic() - started, 1)}
     write_json(folder / RESULTS, results)
-    _look(folder, objectives, seed)
+    _write_tokens(folder, objectives, seed)
     page, _ = write_report([folder])
     say(table(rows))
     say(LEGEND)
-    say(f"{results['seconds']:.0f} s in all. Recipes of one's own: docs/recipe.md; rates, seeds, RL: docs/compare.md.")
+    say(f"{results['seconds']:.0f} s in all. Recipes of your own: docs/recipe.md; rates, seeds, RL: docs/compare.md.")
     say(f"report: {page}")
     return results
 
 
-def _free() -> Path:
+def _first_free() -> Path:
     """Return the first of ``runs/quickstart``, ``runs/quickstart-2``, … that holds nothing."""
     names = itertools.chain([OUTPUT], (OUTPUT.with_name(f"{OUTPUT.name}-{n}") for n in itertools.count(2)))
-    return next(folder for folder in names if not _taken(folder))
+    return next(folder for folder in names if not _has_content(folder))
 
 
-def _taken(folder: Path) -> bool:
+def _has_content(folder: Path) -> bool:
     return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
-def _look(folder: Path, objectives: tuple[str, ...], seed: int) -> None:
+def _write_tokens(folder: Path, objectives: tuple[str, ...], seed: int) -> None:
     """Let the report show some rows token by token; the first of them has a wrong result in it."""
     from ballast.objectives import objective
     from ballast.pipeline.inspect import write_tokens
 
     write_tokens(_recipe({"use": "auto"}, seed), [objective(name) for name in objectives], folder)
-
-
-def _settle() -> None:
-    """Leave out the bars of preparing 256 rows over and over, and threads that so small a model only waits for."""
-    import datasets
-    import torch
-    import transformers
-
-    torch.set_num_threads(1)
-
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
 
 
 def _rows(folder: Path, objectives: tuple[str, ...], seed: int, say: Callable[[Any], Any]) -> list[dict[str, Any]]:

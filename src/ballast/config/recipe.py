@@ -12,7 +12,7 @@ from ballast.config.sections import CompareSection, MethodSection, ObjectiveSect
 from ballast.config.source import SHORTHANDS, Problem, RecipeError, load_source
 from ballast.evaluation.tasks import SOURCES, AnyTask, Task
 from ballast.groups.options import GroupOptions
-from ballast.options import Columns, Options, OptionsError, Sources, Text, Where
+from ballast.options import Columns, Options, OptionsError, Sources, Text, Where, shown
 from ballast.rl.options import RLOptions
 
 NEVER_EMPTY = ("model", "objective")
@@ -74,12 +74,13 @@ class ReferenceSection(Options):
 
     use: Literal["auto", "model", "adapter-off"] = "auto"
     """`auto`: the cache if one is given, else under PEFT the adapter switched off where it starts at zero, else a
-    frozen copy of the start; nothing where the objective needs none. `model`: a frozen copy of the start, in memory.
+    frozen copy of the model as it starts; nothing where the objective needs none. `model`: that copy, in memory.
     `adapter-off`: the model itself without its adapter; no further memory."""
     cache: Text | None = None
-    """Folder of statistics of the start, written by `ballast score`; `ballast train` scores what is missing."""
+    """Folder of statistics of the model as it starts, written by `ballast score`; `ballast train` scores what is
+    missing."""
     model: Text | None = None
-    """Another model than the start, in memory."""
+    """Another model, in memory."""
 
     @model_validator(mode="after")
     def _one_reference(self) -> ReferenceSection:
@@ -98,7 +99,9 @@ def _written_down(task: Any) -> Any:
         return task
     wrong = [name for name in SOURCES if not isinstance(given.get(name), str | None)]
     if wrong:
-        raise OptionsError([((name,), f"must be text, the source of the rows; got {given[name]!r}") for name in wrong])
+        raise OptionsError(
+            [((name,), f"must be text, the source of the rows; got {shown(given[name])}") for name in wrong]
+        )
     return task if task is not given else {**given, "kind": given.get("kind") or "generate"}
 
 
@@ -106,12 +109,9 @@ class EvaluationSection(Options):
     """What to measure before and after training."""
 
     tasks: tuple[Annotated[AnyTask, BeforeValidator(_written_down)], ...] = Field((), strict=False)
-    """A list of tasks."""
+    """Tasks, each with `data`, a `kind` and the options of that kind."""
     base: bool = True
     """Measure the model before training too; a score says little without it."""
-
-
-TaskSection = Task
 
 
 class Recipe(Options):
@@ -140,14 +140,6 @@ class Recipe(Options):
     def _written_groups(self, groups: GroupOptions | None) -> dict[str, Any] | None:
         # What stands beside a file must agree with it, so that defaults must not be written down.
         return None if groups is None else groups.model_dump(mode="json", exclude_unset=groups.file is not None)
-
-    def group_options(self) -> GroupOptions | None:
-        """Return how groups of answers are made, None without groups."""
-        return self.groups
-
-    def rl_options(self) -> RLOptions | None:
-        """Return how reinforcement learning goes, None without it."""
-        return self.rl
 
     def groups_of(self, row: MethodSection) -> GroupOptions:
         """Return the groups of a row of the comparison; raises OptionsError where they are not allowed."""

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from ballast.objectives import Objective
 from ballast.objectives import objective as build_objective
 from ballast.objectives import problems as objective_problems
 from ballast.options import Options, Text
+
+
+def _listed_rates(value: Any) -> Any:
+    listed = [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
+    if not isinstance(listed, list):
+        return value
+    numbers = [rate for rate in listed if isinstance(rate, int | float)]
+    for place, rate in enumerate(numbers):
+        if not rate > 0 or not math.isfinite(rate):
+            raise ValueError(f"{rate!r} is no learning rate; give numbers above 0")
+        if rate in numbers[:place]:
+            raise ValueError(f"{rate!r} is listed twice; its runs would count twice")
+    return tuple(listed)
+
+
+Rates = Annotated[tuple[float, ...], BeforeValidator(_listed_rates)]
+"""A learning rate, or a list of them."""
 
 
 class ObjectiveSection(Options):
@@ -38,31 +55,26 @@ class MethodSection(ObjectiveSection):
     """One row of a comparison: an objective, its options beside it, and where it departs from the other rows."""
 
     label: str = ""
-    """Name in results; the objective's where absent."""
-    rates: tuple[float, ...] = ()
-    """Learning rates of this row, instead of `compare.rates`."""
+    """What the row is called in results and folders; the objective's name where absent."""
+    rates: Rates = ()
+    """Learning rates of this row; those of all rows where absent."""
     groups: dict[str, Any] = Field(default_factory=dict)
-    """Laid over the recipe's `groups`."""
+    """Laid over the recipe's `groups` for this row."""
     training: dict[str, Any] = Field(default_factory=dict)
-    """Laid over the recipe's `training`."""
-
-    @field_validator("rates", mode="before")
-    @classmethod
-    def _rates(cls, value: Any) -> Any:
-        return _listed_rates(value)
+    """Laid over the recipe's `training` for this row."""
 
 
 class ChooseSection(Options):
     """By what a learning rate is chosen: a task that is not reported, and one of its metrics."""
 
     task: Text
-    """Name of an evaluation task, which is not reported."""
+    """Name of an evaluation task; it is not reported."""
     metric: Text = "accuracy"
-    """What of it is best."""
+    """Metric of that task: `accuracy`, `mean@N`, `pass@K`, `nll`, …"""
 
 
 class BudgetSection(Options):
-    """How long every row trains; a row's own `training` goes before."""
+    """How long every row trains: steps or tokens, one of the two."""
 
     steps: int | None = Field(None, ge=1)
     """Optimiser steps."""
@@ -80,32 +92,33 @@ class ThenSection(Options):
     """What follows every reported run."""
 
     rl: dict[str, Any]
-    """Laid over the recipe's `rl`."""
+    """Options of the RL, laid over the recipe's `rl`."""
 
 
 class CompareSection(Options):
     """A matrix of objectives, learning rates and seeds."""
 
     objectives: tuple[MethodSection, ...] = Field(strict=False)
-    """Rows: names, or mappings with options beside the `name` and what differs in this row."""
-    rates: tuple[float, ...]
-    """Learning rates to choose from, for every row."""
+    """The rows: a name, or a mapping with `name`, the objective's options, and the keys below."""
+    rates: Rates
+    """Learning rates to choose from; a single one is taken as it is."""
     choose_by: ChooseSection | None = None
-    """Task and metric that the rate is chosen by; required where there are several rates."""
+    """What the rate is chosen by; required where there are several."""
     seeds: int = Field(5, ge=1, le=1000)
-    """Runs of every row at its chosen rate."""
+    """Reported runs of each row, at its chosen rate: seeds `seed`, `seed` + 1, …"""
     tuning_seeds: int = Field(2, ge=1, le=1000)
-    """Other runs, of every row at every rate."""
+    """Runs of each row at each rate that choose it: seeds `seed` + 1000, …"""
     baseline: str | None = None
-    """Label to compare with; `sft` where there is one, else the first."""
+    """Label of the row that differences are taken to; `sft` where there is one, else the first."""
     budget: BudgetSection | None = None
-    """How long every row trains."""
+    """How long every row trains, but for one with `max_steps` or `num_train_epochs` of its own; without it `training`
+    says how long."""
     then: ThenSection | None = None
-    """RL after every reported run."""
+    """GRPO from every reported run and from the base model."""
     random: bool = False
-    """Also train the baseline's objective from random weights."""
+    """Also train the baseline's objective from random weights, at its largest rate: what the rows alone teach."""
     keep_tuning: bool = False
-    """Keep the weights of the runs that the rate is chosen by."""
+    """Keep the weights of the runs that choose a rate."""
 
     @field_validator("objectives", mode="before")
     @classmethod
@@ -117,22 +130,9 @@ class CompareSection(Options):
             raise ValueError("names nothing to compare; list at least one objective")
         return [{"name": one} if isinstance(one, str) else one for one in listed]
 
-    @field_validator("rates", mode="before")
+    @field_validator("rates")
     @classmethod
-    def _rates(cls, value: Any) -> Any:
-        if value == []:
+    def _some_rate(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value:
             raise ValueError("names no learning rate; list at least one")
-        return _listed_rates(value)
-
-
-def _listed_rates(value: Any) -> Any:
-    listed = [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
-    if not isinstance(listed, list):
         return value
-    numbers = [rate for rate in listed if isinstance(rate, int | float)]
-    for place, rate in enumerate(numbers):
-        if not rate > 0 or not math.isfinite(rate):
-            raise ValueError(f"{rate!r} is no learning rate; give numbers above 0")
-        if rate in numbers[:place]:
-            raise ValueError(f"{rate!r} is listed twice; its runs would count twice")
-    return tuple(listed)

@@ -5,38 +5,39 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, field_validator, model_validator
+from pydantic import Field, PlainValidator, WithJsonSchema, field_validator, model_validator
 
 from ballast.errors import suggest
-from ballast.options import Columns, Options, OptionsError, Text
+from ballast.options import Columns, Options, OptionsError, Text, shown
 
 if TYPE_CHECKING:
     from ballast.evaluation.generation import GenerationOptions
 
+Kind = Literal["generate", "choice", "code", "nll", "readiness"]
 SOURCES = ("data", "demonstrations", "forgetting")
 """Options that are rows, or name a source of them."""
 
 
 def _rows(value: Any) -> Any:
     if value == "" or isinstance(value, Mapping) or not isinstance(value, Iterable):
-        raise ValueError(f"must be rows or a source of them; got {value!r}")
+        raise ValueError(f"must be rows or a source of them; got {shown(value)}")
     return value
 
 
-Rows = Annotated[str | Sequence[Mapping[str, Any]], PlainValidator(_rows)]
+Rows = Annotated[str | Sequence[Mapping[str, Any]], PlainValidator(_rows), WithJsonSchema({"type": "string"})]
 """Rows, or a source that `ballast.data.load_rows` reads; in a recipe always a source."""
 
 
 class Task(Options):
     """One thing to measure. ``Task(kind="choice", …)`` makes a `ChoiceTask`; None stands for an option's default."""
 
-    name: Text
+    name: str = ""
     """Name in results and files, unique within a run; the source's where absent."""
-    kind: str
+    kind: Kind = "generate"
     """`generate` (answers judged by a verifier), `choice` (options by likelihood), `code` (answers judged by their
     tests), `nll` (likelihood of held-out text) or `readiness` (`generate`, read as the start of RL)."""
     data: Rows = Field(repr=False)
-    """Source of the rows; in Python also rows."""
+    """Source of the rows, as in `data.train`; in Python also rows."""
     split: Text | None = None
     """Split of the source, where it has several."""
     columns: Columns = None
@@ -68,9 +69,16 @@ class Task(Options):
             given["name"] = given["data"]
         return given
 
+    @model_validator(mode="after")
+    def _has_a_name(self) -> Task:
+        if not self.name:
+            raise OptionsError([(("name",), "is required and missing: rows have no name that the task could take")])
+        return self
+
     @classmethod
     def owner_of(cls, values: Mapping[str, Any]) -> str:
-        return f"task {values.get('name') or values.get('data')!r}: "
+        data = values.get("data")
+        return f"task {values.get('name') or (data if isinstance(data, str) else '?')!r}: "
 
     @classmethod
     def unknown(cls, key: str) -> str:
@@ -107,7 +115,7 @@ class SampledTask(Task):
     max_new_tokens: int = Field(256, ge=1)
     """Tokens after which an answer is cut off."""
     k: tuple[int, ...] = Field((), strict=False)
-    """The k of pass@k, each at most `samples`; `samples` itself where absent."""
+    """The k of pass@k, one or a list, each at most `samples`; `samples` itself where absent."""
     entropy: bool = False
     """Also the mean entropy of the model on its own answers."""
     base_kl: bool = False
@@ -157,7 +165,7 @@ class JudgedTask(SampledTask):
     verifier: Text = "exact"
     """What judges an answer: `exact`, `math`, `expression`, `last-number` or `package.module:function`."""
     verifier_seconds: float = Field(10.0, gt=0)
-    """Wall clock of one verdict of `math` or a function of your own."""
+    """Wall clock of one verdict of `math` or a function of your own, in seconds."""
 
 
 class GenerateTask(JudgedTask):
@@ -173,23 +181,23 @@ class CodeTask(SampledTask):
     allow_code_execution: bool = False
     """Run what the model wrote on this machine; nothing is run without."""
     code_seconds: float = Field(10.0, gt=0)
-    """Wall clock of one program."""
+    """Wall clock of one program, in seconds."""
     code_memory_mb: int = Field(1024, ge=1)
-    """Memory of one program."""
+    """Memory of one program, in MiB."""
 
 
 class ReadinessTask(JudgedTask):
     """Answers judged by a verifier, read as the start of reinforcement learning."""
 
     kind: Literal["readiness"] = "readiness"
-    group: int = 8
-    """Answers to one prompt in a step of reinforcement learning, at least 2."""
+    group: int = Field(8, ge=2, json_schema_extra={"reason": "a group of one answer never has a gradient"})
+    """Answers to one prompt in a step of reinforcement learning."""
     samples: int = Field(8, ge=1)
     """Answers per prompt; `group` where absent."""
     temperature: float = Field(1.0, ge=0)
     """Of the samples."""
     k: tuple[int, ...] = Field((), strict=False)
-    """Further k of pass@k, beside 1 and `group`."""
+    """Further k of pass@k, one or a list, beside 1 and `group`."""
     entropy: bool = True
     """Also the mean entropy of the model on its own answers."""
     base_kl: bool = True
@@ -198,13 +206,6 @@ class ReadinessTask(JudgedTask):
     """Rows with `prompt` and `completion`, for their likelihood and KL(model‖base); `data.train` names the recipe's."""
     forgetting: Rows | None = Field(None, repr=False)
     """Rows with `text`, for their likelihood."""
-
-    @field_validator("group")
-    @classmethod
-    def _can_differ(cls, value: int) -> int:
-        if value < 2:
-            raise ValueError(f"must be at least 2: a group of one answer never has a gradient; got {value}")
-        return value
 
     def _derived(self) -> dict[str, Any]:
         samples = self.samples if "samples" in self.model_fields_set else self.group

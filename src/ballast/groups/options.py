@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from ballast.options import Options, OptionsError, Text
 
@@ -16,8 +16,8 @@ class GroupOptions(Options):
 
     verifier: Text | None = None
     """What judges every answer: `exact`, `math`, `expression`, `last-number` or `package.module:function`, called with
-    (answer, row)."""
-    expert: int = Field(1, ge=0)
+    (answer, row). Needed unless `file` has answers that are judged."""
+    expert: int = Field(1, ge=0, le=1, json_schema_extra={"reason": "a row has one completion"})
     """1 to take the row's `completion` into the group, 0 to leave it out."""
     teacher: int | None = Field(None, ge=0)
     """How many of the row's `teachers` to take, from the first; none given takes all."""
@@ -35,16 +35,9 @@ class GroupOptions(Options):
     batch_tokens: int = Field(16384, ge=1)
     """Rows × (prompt + new tokens) of one batch of sampling."""
     seconds: float = Field(10.0, gt=0)
-    """Wall clock of one verdict of a function of your own, or of math-verify."""
+    """Wall clock of one verdict of a function of your own, or of math-verify, in seconds."""
     file: Text | None = None
     """Groups sampled beforehand: a folder of `ballast sample`, or a file; nothing is sampled in training then."""
-
-    @field_validator("expert")
-    @classmethod
-    def _one_completion(cls, value: int) -> int:
-        if value > 1:
-            raise ValueError(f"a row has one completion; set 1 or 0; got {value}")
-        return value
 
     @model_validator(mode="after")
     def _goes_together(self) -> GroupOptions:

@@ -20,8 +20,11 @@ class OptionError(BallastError):
     """An objective that cannot be: ``option`` is at fault, ``name`` where no single one is; ``message`` says why."""
 
     def __init__(self, objective: str, option: str, message: str) -> None:
-        self.option, self.message = option, message
-        super().__init__(f"{f'objective {objective}'.strip()}: {message}")
+        super().__init__(objective, option, message)
+        self.objective, self.option, self.message = objective, option, message
+
+    def __str__(self) -> str:
+        return f"{f'objective {self.objective}'.strip()}: {self.message}"
 
 
 Scope = Literal["token", "sequence", "batch"]

@@ -60,11 +60,11 @@ class Advised:
 
 
 def check_reference_is_start(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
-    """The advice is on the start's own statistics."""
+    """The advice is on the base model's own statistics."""
     if "reference" not in broken and recipe.reference.model is not None:
         yield Problem(
             ("reference", "model"),
-            "is another model than the start, whose scores `ballast score` does not keep; leave it out, or set "
+            "is a second model, whose scores `ballast score` does not keep; leave it out, or set "
             f"model={recipe.reference.model} to be advised on that one",
         )
 
@@ -76,7 +76,7 @@ def check_has_demonstrations(recipe: Recipe, broken: frozenset[str]) -> Iterable
 
 
 def run_advise(recipe: Recipe, *, say: Say = print) -> Advised:
-    """Score the demonstrations that the recipe's cache lacks under its start, and say what the scores tell.
+    """Score the demonstrations that the recipe's cache lacks under its model, and say what the scores tell.
 
     Without ``reference.cache`` they are scored into a folder that is thrown away. Objective, groups and evaluation of
     the recipe play no part, but that the objective's options replace the defaults of its kind.
@@ -151,7 +151,7 @@ def view(advised: Advised) -> Iterator[Any]:
     yield _plain(f"Because {'; '.join(advice.regime.reasons)}.")
     yield _plain(f"The rule: {RULE}. It was {TESTED}.")
     yield _plain(
-        f"Contradicted: the start is sure (entropy up to {CONFIDENT:g} nat) of something else (−log q at least "
+        f"Contradicted: the base model is sure (entropy up to {CONFIDENT:g} nat) of something else (−log q at least "
         f"{EXCESS:g} nats above its entropy)."
     )
     yield _plain(f"\n{_overview(advice)}")
@@ -215,8 +215,8 @@ def _suspects(advised: Advised) -> Iterator[Any]:
     if not advice.suspects:
         yield _plain("No token is contradicted.")
         return
-    likely = "likely label noise, or mistakes of a start that is too sure: read them"
-    what = likely if advice.separable else "noise or what is new to the start, the scores do not say which"
+    likely = "likely label noise, or mistakes of a base model that is too sure: read them"
+    what = likely if advice.separable else "noise or what is new to the base model, the scores do not say which"
     yield _plain(f"Contradicted tokens in {advice.suspect_rows:.1%} of the rows: {what}{_first(advice.suspects)}")
     table = _table("row", "text", "token", "q", "u", "entropy")
     for token in advice.suspects[:SHOWN]:

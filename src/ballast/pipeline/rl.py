@@ -112,7 +112,7 @@ def _ready(recipe: Recipe, section: ModelSection) -> _Ready:
     from ballast.rl import trl
     from ballast.rl.rewards import reward_verifier
 
-    options = recipe.rl_options()
+    options = recipe.rl
     assert options is not None
     tokenizer, config = models.load_tokenizer(section, recipe.training), models.load_config(section)
     models.check_vocabulary(section.path, config, tokenizer)

@@ -37,7 +37,7 @@ def run_sample(recipe: Recipe, *, say: Say = print) -> dict[str, Any]:
     from ballast.groups import GroupRows
     from ballast.groups.store import GroupFolder
 
-    options = recipe.group_options()
+    options = recipe.groups
     if options is None or options.file is None:
         raise BallastError("groups.file: name the folder to fill")
     started = time.monotonic()

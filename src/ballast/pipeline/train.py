@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ballast.reference import ReferenceCache
+    from ballast.training.groups import StoredGroups
 
 
 @sources.read_once()
@@ -112,6 +113,7 @@ class _FineTuning:
                 processing_class=made.tokenizer,
                 peft_config=models.lora_config(made.model),
                 reference=self._reference(),
+                groups=self._groups(),
                 callbacks=[log_writer(Path(str(args.output_dir)) / METRICS)],
             )
         except BallastError:
@@ -119,6 +121,12 @@ class _FineTuning:
         except ValueError as error:
             # TRL and transformers refuse settings that do not go together; nothing has been trained.
             raise BallastError(f"training: {' '.join(str(error).split())}") from error
+
+    def _groups(self) -> StoredGroups | None:
+        from ballast.training.groups import StoredGroups
+
+        options, groups = self._made.recipe.groups, self._made.groups
+        return None if options is None or groups is None else StoredGroups(options, groups)
 
     def _reference(self) -> Any:
         """Return what `Trainer` takes for the recipe's reference section."""

@@ -20,7 +20,7 @@ class RLOptions(Options):
 
     verifier: Text | None = None
     """What judges an answer: `exact`, `math`, `expression`, `last-number` or `package.module:function`, called with
-    (answer, row)."""
+    (answer, row). Always needed."""
     data: Sources | None = None
     """Source of the prompts, or a list of them; none given takes the recipe's `data.train`."""
     split: Text | None = None
@@ -32,26 +32,26 @@ class RLOptions(Options):
     reward: Literal["verifier", "reft"] = "verifier"
     """The verifier's score; or `reft`: 1 right, 0.1 wrong with an answer that could be read off, 0 without one."""
     seconds: float = Field(10.0, gt=0)
-    """Wall clock of one verdict of a function of your own, or of math-verify."""
+    """Wall clock of one verdict of a function of your own, or of math-verify, in seconds."""
     steps: int = Field(100, ge=1)
     """Optimiser steps."""
     prompts: int = Field(16, ge=1)
     """Prompts of a step."""
-    group: int = 8
-    """Answers sampled for each prompt, at least 2."""
+    group: int = Field(8, ge=2, json_schema_extra={"reason": "one answer has nothing to be compared with"})
+    """Answers sampled for each prompt."""
     micro_batch: int | None = Field(None, ge=1)
     """Answers of one forward and backward pass on one device; none given takes all of a step. The step is the same."""
     max_new_tokens: int = Field(256, ge=1)
     """Tokens after which an answer is cut off; one that has not ended by then scores 0."""
-    temperature: float = 1.0
-    """Of the samples, above 0; the probabilities that are trained are at the same temperature."""
+    temperature: float = Field(1.0, gt=0, json_schema_extra={"reason": "greedy answers are all the same"})
+    """Of the samples; the probabilities that are trained are at the same temperature."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Samples come from the most likely tokens up to this mass; the probabilities that are trained are not cut."""
     learning_rate: float = Field(1e-6, ge=0)
     """Constant; `trainer.lr_scheduler_type` and `trainer.warmup_steps` change that."""
     beta: float = Field(0.0, ge=0)
-    """Weight of the KL to the start. 0 keeps no reference model; above 0 a second copy of the start, or with LoRA the
-    adapter switched off (a new one) or a frozen copy of it (one that goes on)."""
+    """Weight of the KL to the model before RL. 0 keeps no reference model; above 0 a second copy of it, or with LoRA
+    the adapter switched off (a new one) or a frozen copy of it (one that goes on)."""
     loss_type: LossType = "dapo"
     """How `trl.GRPOTrainer` sums tokens up; see TRL's documentation."""
     iterations: int = Field(1, ge=1)
@@ -70,20 +70,6 @@ class RLOptions(Options):
     def _names_a_source(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if value == ():
             raise ValueError("names no source; list at least one")
-        return value
-
-    @field_validator("group")
-    @classmethod
-    def _can_compare(cls, value: int) -> int:
-        if value < 2:
-            raise ValueError(f"must be at least 2: one answer has nothing to be compared with; got {value}")
-        return value
-
-    @field_validator("temperature")
-    @classmethod
-    def _not_greedy(cls, value: float) -> float:
-        if value <= 0:
-            raise ValueError(f"must be above 0: greedy answers are all the same, so none has an advantage; got {value}")
         return value
 
     @model_validator(mode="after")

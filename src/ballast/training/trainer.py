@@ -16,7 +16,7 @@ from ballast.objectives import objective as build_objective
 from ballast.records.model_card import append_objective
 from ballast.stats import GROUP_FIELDS
 from ballast.training.config import TrainingConfig, autocast_dtype
-from ballast.training.groups import GROUP, RowCollator, run_groups
+from ballast.training.groups import GROUP, RowCollator, StoredGroups, run_groups
 from ballast.training.inputs import input_change, settle_inputs
 from ballast.training.loss import formed, measured
 from ballast.training.metrics import MetricSums
@@ -99,7 +99,7 @@ class Trainer(AdaptedTrainer):
         *,
         objective: str | dict[str, Any] | Objective | None = None,
         reference: RunSpec = None,
-        groups: GroupOptions | dict[str, Any] | None = None,
+        groups: GroupOptions | StoredGroups | dict[str, Any] | None = None,
     ) -> None:
         args = _own_config(model, args)
         self.objective: Objective = build_objective(objective) if objective is not None else args.build_objective()

@@ -175,7 +175,7 @@ def _coverage(summary: Summary, metric: Metric) -> str:
     others += [f"for {joined(without)}: none"] if without else []
     seeds = _common_seeds(summary)
     each = f" ({seeds} each)" if seeds else ""
-    return f"Intervals are of {summary.level:.0%}, {most}{each}{''.join(f'; {other}' for other in others)}."
+    return f"Intervals: {summary.level:.0%}, {most}{each}{''.join(f'; {other}' for other in others)}."
 
 
 def _interval_charts(summary: Summary, metric: Metric) -> Iterator[IntervalChart]:
