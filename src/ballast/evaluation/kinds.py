@@ -116,15 +116,14 @@ def _answers(
     task: SampledTask, rows: Rows, context: Context
 ) -> tuple[list[list[Completion]], dict[str, metrics.Estimate], dict[str, int]]:
     """Return completions, metrics of the answers as text (length, entropy, KL to base), and counts."""
-    prompts = [row["prompt"] for row in rows]
-    completions = generate(context.model, context.tokenizer, prompts, task.generation(), progress=context.progress)
+    completions = generate(context.model, context.tokenizer, rows, task.generation(), progress=context.progress)
     flat = [one for answers in completions for one in answers]
     measured = {
         "answer_tokens": metrics.mean([_mean(one.tokens for one in some) for some in completions], seed=task.seed)
     }
     counts = {"answers": len(flat), "cut_off": sum(not one.ended for one in flat)}
     if task.entropy or task.base_kl:
-        encoded = encode_prompts(context.model, context.tokenizer, prompts, task.max_new_tokens)
+        encoded = encode_prompts(context.model, context.tokenizer, rows, task.max_new_tokens)
         fields = ("entropy", *(("kl",) if task.base_kl else ()))
         values = sequence_statistics(
             context.model,

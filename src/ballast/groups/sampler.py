@@ -51,7 +51,7 @@ def sample_groups(
         batch_tokens=options.batch_tokens,
     )
     started = time.monotonic()
-    prompts = [rows.rows[row]["prompt"] for row in indices]
+    prompts = [rows.rows[row] for row in indices]
     streams = [(step, row) for row in indices]
     sampled = generate(model, rows.tokenizer, prompts, generation, streams=streams)
     ended = time.monotonic()

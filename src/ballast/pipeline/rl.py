@@ -123,7 +123,7 @@ def _ready(recipe: Recipe, section: ModelSection) -> _Ready:
 
     options = recipe.rl
     assert options is not None
-    tokenizer, config = models.load_tokenizer(section), models.load_config(section)
+    tokenizer, config = models.load_tokenizer(section, recipe.training), models.load_config(section)
     models.check_vocabulary(section.path, config, tokenizer)
     verify = reward_verifier(str(options.verifier), options.reward, seconds=options.seconds)
     prompts = _prompts(recipe, options, tokenizer, verify, positions(config))

@@ -61,7 +61,7 @@ def load_models(recipe: Recipe, model: str | None) -> Models:
         )
         if problem:
             raise BallastError(f"--model {problem}")
-    tokenizer = models.load_tokenizer(section)
+    tokenizer = models.load_tokenizer(section, recipe.training)
     models.check_vocabulary(live_section.path, models.load_config(live_section), tokenizer)
     live = _load_model(live_section)
     reference_section = _reference_section(recipe, section)

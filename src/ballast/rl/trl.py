@@ -131,12 +131,16 @@ def trainer(
     tokenizer: PreTrainedTokenizerBase,
     args: GRPOConfig,
     dataset: Dataset,
+    prompt_ids: Mapping[str, Sequence[int]],
     rewards: Rewards,
     *,
     peft_config: PeftConfig | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> GRPOTrainer:
     """Return TRL's trainer over prompts with the places of their rows, rewarded by `rewards`.
+
+    Args:
+        prompt_ids: what each prompt's text is as tokens.
 
     Raises:
         ValueError: TRL refuses the settings together.
@@ -155,7 +159,7 @@ def trainer(
         return [*judged.rewards]
 
     with _without_notices():
-        return GRPOTrainer(
+        made = _PromptTrainer(
             model,
             reward,
             args=args,
@@ -164,6 +168,17 @@ def trainer(
             peft_config=peft_config,
             callbacks=list(callbacks),
         )
+    made.ballast_prompt_ids = prompt_ids
+    return made
+
+
+class _PromptTrainer(GRPOTrainer):
+    """TRL's own but for the prompts, which are tokens already: the tools and template options of their rows are in."""
+
+    ballast_prompt_ids: Mapping[str, Sequence[int]]
+
+    def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return [list(self.ballast_prompt_ids[prompt]) for prompt in prompts], None, {}
 
 
 def gathered(found: dict[str, int]) -> list[dict[str, int]]:

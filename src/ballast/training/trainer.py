@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ballast.data import Collator, PrepareOptions, pack, prepare
+from ballast.data import Collator, PrepareOptions, check_data, pack, prepare
 from ballast.errors import BallastError
 from ballast.evaluation.generation import end_ids
 from ballast.head import trained_positions
@@ -118,6 +118,8 @@ class Trainer(AdaptedTrainer):
         if isinstance(model, str):
             model = load_model(model, args, quantization_config)
         tokenizer = processing_class if processing_class is not None else _tokenizer_of(model, args)
+        if train_dataset is not None and self.groups is None and formatting_func is None:
+            train_dataset = check_data(train_dataset, tokenizer, PrepareOptions.from_training_args(args))
         if peft_config is not None:
             model = with_adapter(model, peft_config, args.seed)
         check_head(model)
