@@ -82,9 +82,16 @@ def test_figures_are_those_of_the_advice():
     assert " ".join(["u", *(f"{value:.2g}" for value in found.mass.values())]) in text
     for kept in one.advice.kept:
         if kept.weight_mean is not None:
-            shares = f"{kept.weight_mean:.3f} {kept.zero_share:.1%} {kept.effective_tokens:,.0f}"
+            shares = f"{kept.weight_mean:.3f} {kept.zero_share:.1%} {kept.end_weight:.3f} {kept.effective_tokens:,.0f}"
             assert f"{kept.name} {shares} {kept.contradicted_share:.1%} {kept.known}" in text
-    assert "gft – – – – unknown" in text
+    assert "gft – – – – – unknown" in text
+
+
+def test_objectives_that_hardly_teach_to_stop_are_warned_of():
+    dropped = scored([20] * 30, mass_at={(row, 19): 0.2 for row in range(30)})
+    text = flat(printed(advised(dropped)))
+    assert "prift-mass: the tokens that end a turn have a mean weight of 0, all tokens of 0.95" in text
+    assert "hardly learn to stop" not in flat(printed(advised(scored([20] * 30))))
 
 
 def test_ties_are_told_where_they_decide():

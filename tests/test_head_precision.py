@@ -20,6 +20,7 @@ def _oracle(logits, ref_logits, targets):
     values = {
         "logprob": [stat.logprob(z, y) for z, _, y in rows],
         "entropy": [stat.entropy(z) for z, _, _ in rows],
+        "collision": [stat.collision(z) for z, _, _ in rows],
         "kl": [stat.kl(z, q) for z, q, _ in rows],
         "kl_forward": [stat.kl_forward(z, q) for z, q, _ in rows],
         "mass": [stat.mass_strict(z, y) for z, _, y in rows],

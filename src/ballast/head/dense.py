@@ -46,6 +46,8 @@ def _marginal(logits_NV: Tensor, targets_N: Tensor, wants: set[str], prefix: str
         values[f"{prefix}logprob"] = logp_NV.gather(1, target_N1).squeeze(1)
     if f"{prefix}entropy" in wants:
         values[f"{prefix}entropy"] = -_expectation(logp_NV.exp(), logp_NV)
+    if f"{prefix}collision" in wants:
+        values[f"{prefix}collision"] = logp_NV.exp().square().sum(-1)
     if {f"{prefix}mass", f"{prefix}tied"} & wants:
         with torch.no_grad():
             probability_NV, at_target_N1 = logp_NV.exp(), logits_NV.gather(1, target_N1)

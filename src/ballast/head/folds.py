@@ -1,9 +1,9 @@
 """From rows of logits to statistics, and from gradients of the statistics to the gradient of the logits.
 
-Within C rows: p = softmax(logits), H = −Σ p log p, q the reference's distribution. With incoming gradients a, b, c, d
-of log-prob, entropy, KL(p‖q) and KL(q‖p), the gradient of the logits is
+Within C rows: p = softmax(logits), H = −Σ p log p, S = Σ p², q the reference's distribution. With incoming gradients
+a, b, e, c, d of log-prob, entropy, collision, KL(p‖q) and KL(q‖p), the gradient of the logits is
 
-    a·(1[v = y] − p) − b·p·(log p + H) + c·p·(log p − log q − KL(p‖q)) + d·(p − q).
+    a·(1[v = y] − p) − b·p·(log p + H) + 2e·p·(p − S) + c·p·(log p − log q − KL(p‖q)) + d·(p − q).
 
 Everything works in place on the rows that it is given, some rows at a time: see `row_blocks`.
 """
@@ -110,6 +110,9 @@ def _marginal(
         values["tied"] = tied_B
         # Nothing is likelier than an arg-max, whose mass and ties are all there is, free of rounding.
         values["mass"] = torch.where((at_target_B1 >= top_B1).squeeze(1), 1 - tied_B, less_B + own_B.exp())
+    if "collision" in wants:
+        square_BV = torch.mul(p_BV, p_BV, out=scratch.like(logits_BV, 0))
+        values["collision"] = square_BV.sum(-1) / total_B.square()
     if keeps_logits:
         logits_BV.clamp_(min=SMALLEST_LOG)
     if "entropy" in wants:
@@ -166,8 +169,8 @@ def gradient_of_logprobs(
 ) -> None:
     """Turn log-probabilities into the gradient of the logits before the cap; overwrites those of the reference too.
 
-    `known` has the incoming gradients under the names of their fields, and H, KL, the largest logit and the normaliser
-    as the forward found them, ``[C]`` each.
+    `known` has the incoming gradients under the names of their fields, and H, S, KL, the largest logit and the
+    normaliser as the forward found them, ``[C]`` each.
     """
     for rows in row_blocks(logp_CV):
         here = {name: value[rows] for name, value in known.items()}
@@ -191,13 +194,20 @@ def _slope(logp_BV: Tensor, known: dict[str, Tensor], softcap: float, scratch: S
 
 
 def _marginal_gradient(logp_BV: Tensor, known: dict[str, Tensor], scratch: Scratch) -> None:
-    """Put ``−p·(a + b·(log p + H))`` in place of the log-probabilities."""
+    """Put ``−p·(a + b·(log p + H) − 2e·(p − S))`` in place of the log-probabilities."""
     factor_B1 = -known["logprob"][:, None] if "logprob" in known else 0.0
-    if "entropy" not in known:
+    if known.keys().isdisjoint(("entropy", "collision")):
         logp_BV.exp_().mul_(factor_B1)
         return
     p_BV = torch.exp(logp_BV, out=scratch.like(logp_BV, 0))
-    logp_BV.add_(known["H"][:, None]).mul_(-known["entropy"][:, None]).add_(factor_B1).mul_(p_BV)
+    if "entropy" in known:
+        logp_BV.add_(known["H"][:, None]).mul_(-known["entropy"][:, None]).add_(factor_B1)
+    else:
+        logp_BV.zero_().add_(factor_B1)
+    if "collision" in known:
+        twice_B1 = 2 * known["collision"][:, None]
+        logp_BV.addcmul_(p_BV, twice_B1).sub_(known["S"][:, None] * twice_B1)
+    logp_BV.mul_(p_BV)
 
 
 def _kl_gradient(

@@ -85,6 +85,7 @@ def run_advise(recipe: Recipe, *, say: Say = print) -> Advised:
         BallastError: the input cannot be used.
     """
     from ballast.advise import advise, gather
+    from ballast.evaluation.generation import end_ids
 
     objectives = _objectives(recipe)
     gate = next(one for one in objectives if one.name == "prift-mass")
@@ -94,8 +95,9 @@ def run_advise(recipe: Recipe, *, say: Say = print) -> Advised:
     with temporary or nullcontext() as folder:
         made = ready(_scoring_only(recipe, folder), say)
         assert made.train is not None
-        cache = score(made, models.load_model(made.model), say if folder is None else silent)
-        tokens = gather(made.train.dataset, cache.lookup)
+        model = models.load_model(made.model)
+        cache = score(made, model, say if folder is None else silent)
+        tokens = gather(made.train.dataset, cache.lookup, end_ids(model, made.tokenizer))
     advice = advise(tokens, objectives, threshold=gate.threshold, ties=gate.ties)  # type: ignore[attr-defined]
     shown = [*advice.suspects, *(token for row in advice.outliers for token in row.worst)]
     start = f"{made.model.path}" + (f" with {made.model.adapter}" if made.model.adapter else "")
@@ -158,6 +160,7 @@ def view(advised: Advised) -> Iterator[Any]:
     yield _distribution(advice)
     yield _plain("What each objective would keep")
     yield _kept(advice)
+    yield from (_plain(one.warning, style="bold") for one in advice.kept if one.warning)
     yield from _outliers(advised)
     yield from _suspects(advised)
     yield _plain("What the scores do not tell")
@@ -187,10 +190,11 @@ def _distribution(advice: Advice) -> Table:
 
 
 def _kept(advice: Advice) -> Table:
-    table = _table("objective", "mean\nweight", "weight 0", "effective\ntokens", "contradicted\nloss", "holds")
+    headings = ("mean\nweight", "weight\n0", "end of\nturn", "effective\ntokens", "contra-\ndicted\nloss", "holds")
+    table = _table("objective", *headings)
     for one in advice.kept:
-        shares = (one.weight_mean, one.zero_share, one.effective_tokens, one.contradicted_share)
-        formats = ("{:.3f}", "{:.1%}", "{:,.0f}", "{:.1%}")
+        shares = (one.weight_mean, one.zero_share, one.end_weight, one.effective_tokens, one.contradicted_share)
+        formats = ("{:.3f}", "{:.1%}", "{:.3f}", "{:,.0f}", "{:.1%}")
         cells = ("–" if value is None else form.format(value) for value, form in zip(shares, formats, strict=True))
         table.add_row(one.name, *cells, one.known)
     return table
