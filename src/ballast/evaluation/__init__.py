@@ -12,27 +12,27 @@ _HOMES = {
     "Completion": "generation",
     "Estimate": "metrics",
     "GenerationOptions": "generation",
-    "ScoredBatch": "verifiers",
+    "ScoredBatch": "ballast.verifiers.registry",
     "ScoredSequence": "scoring",
     "Task": "tasks",
     "TaskResult": "tasks",
-    "Verifier": "verifiers",
+    "Verifier": "ballast.verifiers.registry",
     "bits_per_character": "metrics",
     "choice_scores": "choice",
-    "evaluate": "run",
-    "evaluate_expression": "expression",
+    "evaluate": "evaluate",
+    "evaluate_expression": "ballast.verifiers.expression",
     "generate": "generation",
     "kl_to_base": "likelihood",
     "mean": "metrics",
     "mean_pass_at_k": "metrics",
     "pass_at_k": "metrics",
     "proportion": "metrics",
-    "run_program": "code",
-    "score_answers": "verifiers",
+    "run_program": "ballast.verifiers.code",
+    "score_answers": "ballast.verifiers.registry",
     "sequence_statistics": "scoring",
     "text_likelihood": "likelihood",
     "token_nll": "metrics",
-    "verifier": "verifiers",
+    "verifier": "ballast.verifiers.registry",
     "write_results": "tasks",
 }
 
@@ -42,7 +42,8 @@ __all__ = sorted(_HOMES)
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    home = _HOMES[name]
+    return getattr(import_module(home if home.startswith("ballast.") else f"{__name__}.{home}"), name)
 
 
 def __dir__() -> list[str]:
