@@ -3,8 +3,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ballast.errors import BallastError
+from ballast.verifiers.answers import last_number
 from ballast.verifiers.expression import evaluate_expression
-from ballast.verifiers.registry import VERIFIERS, Verifier, check_rows, last_number, score_answers, verifier
+from ballast.verifiers.registry import VERIFIERS, Verifier, check_rows, score_answers, verifier
 from ballast.verifiers.worker import VerifierTimeout
 
 
