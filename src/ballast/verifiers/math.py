@@ -41,7 +41,7 @@ def judge(completion: str, row: Mapping[str, Any]) -> float:
         raise ValueError("the row's answer is blank: nothing to compare with")
     formula = final_formula(completion)
     if are_words(answer):
-        return float(same_words(answer, statement(completion) if formula is None else formula))
+        return float(same_words(answer, statement(completion) if formula is None else formula.rpartition("=")[2]))
     if formula is None:
         return float(_equal(answer, _found_in(completion)))
     return float(_same(answer, tidy(formula)))
