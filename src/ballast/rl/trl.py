@@ -45,6 +45,10 @@ TWICE = ("rewards/", "completions/", "total_flos", "epoch")
 """Beginnings of the names of what TRL logs under another name too, or without meaning here."""
 REFERENCE_ADAPTER = "ref"
 """Name that TRL gives to its frozen copy of an adapter; it is saved beside the trained one."""
+UNSCALED = {"scale_rewards": "none"}
+"""For rewards with a third value. Divided by its group's deviation, as TRL does, an answer without a result among wrong
+ones gets an advantage of -2.47 in a group of 8, as much as a right one among wrong ones gets for being right; by the
+batch's deviation that still happens while no answer is right."""
 
 
 def config_hints() -> dict[str, Any]:
@@ -118,8 +122,15 @@ def config(
         **({} if accelerated else {"bf16": False, "dataloader_pin_memory": False}),
         **({} if options.save_steps is None else {"save_steps": options.save_steps}),
         **({} if options.beta == 0 or not model_init else {"model_init_kwargs": dict(model_init)}),
+        **(UNSCALED if options.reward == "reft" else {}),
         **options.trainer,
     }
+    if options.reward == "reft" and settings["scale_rewards"] in ("group", True):
+        warnings.warn(
+            "rl.trainer.scale_rewards=group with rl.reward=reft: in a group of wrong answers, one without a result is "
+            "pushed away as hard as a right one would be pulled; leave scale_rewards out (none), or take batch",
+            stacklevel=2,
+        )
     with warnings.catch_warnings():
         # Names that TRL itself still uses; nothing that a recipe could do about.
         warnings.simplefilter("ignore", FutureWarning)
