@@ -60,7 +60,7 @@ def _check_code(task: CodeTask, rows: Rows) -> None:
     code.check_limits(_code_limits(task))
 
 
-def _code_limits(task: Task) -> code.CodeLimits:
+def _code_limits(task: CodeTask) -> code.CodeLimits:
     return code.CodeLimits(seconds=task.code_seconds, memory_bytes=task.code_memory_mb * 2**20)
 
 

@@ -143,7 +143,7 @@ class Trainer(AdaptedTrainer):
         )
         self.data_collator = Collator(columns=self.batch_columns(), **self.collation)
         add_statistics(self.model)
-        self._ends = sorted(end_ids(self.model, self.processing_class))
+        self._ends = sorted(end_ids(self.model, tokenizer))
         if self.groups is not None:
             self.data_collator = RowCollator(self.data_collator)
             self.groups.attach(self.model, self.collation)
