@@ -36,8 +36,7 @@ def normalised(text: str) -> str:
 
 def first_line(text: str) -> str:
     """Return the first line that is not blank, without the ``=`` that it may begin with."""
-    line = next((line for line in re.split(r"[\r\n]", text) if line.strip()), "")
-    return line.strip().removeprefix("=")
+    return text.lstrip().partition("\n")[0].partition("\r")[0].rstrip().removeprefix("=")
 
 
 def last_number(text: str) -> float | None:
@@ -66,7 +65,7 @@ def close(left: float | Fraction, right: float | Fraction) -> bool:
     try:
         if left == 0 or right == 0:
             return abs(float(left)) + abs(float(right)) < 1e-12  # what is left of a difference of floats
-        return (left % 1 != 0 or right % 1 != 0) and math.isclose(left, right, rel_tol=1e-6)
+        return math.isclose(left, right, rel_tol=1e-6) and (left % 1 != 0 or right % 1 != 0)
     except OverflowError:  # one of them is beyond any float
         return False
 
