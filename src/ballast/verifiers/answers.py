@@ -60,14 +60,13 @@ def number(text: str) -> float:
 
 def close(left: float | Fraction, right: float | Fraction) -> bool:
     """Whether two numbers are equal: whole ones exactly, others to about six digits however small they are."""
-    if left == right:
-        return True
     try:
-        if left == 0 or right == 0:
-            return abs(float(left)) + abs(float(right)) < 1e-12  # what is left of a difference of floats
-        return math.isclose(left, right, rel_tol=1e-6) and (left % 1 != 0 or right % 1 != 0)
-    except OverflowError:  # one of them is beyond any float
-        return False
+        if math.isclose(left, right, rel_tol=1e-6):
+            return left % 1 != 0 or right % 1 != 0 or left == right
+        # A float may be what a difference has left over.
+        return not (left and right) and abs(float(left)) + abs(float(right)) < 1e-12
+    except OverflowError:  # beyond any float
+        return left == right
 
 
 def last_box(text: str) -> str | None:
