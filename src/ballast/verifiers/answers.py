@@ -36,8 +36,7 @@ def normalised(text: str) -> str:
 
 def first_line(text: str) -> str:
     """Return the first line that is not blank, without the ``=`` that it may begin with."""
-    line = next((line for line in re.split(r"[\r\n]", text) if line.strip()), "")
-    return line.strip().removeprefix("=")
+    return text.lstrip().partition("\n")[0].partition("\r")[0].rstrip().removeprefix("=")
 
 
 def last_number(text: str) -> float | None:
@@ -61,14 +60,13 @@ def number(text: str) -> float:
 
 def close(left: float | Fraction, right: float | Fraction) -> bool:
     """Whether two numbers are equal: whole ones exactly, others to about six digits however small they are."""
-    if left == right:
-        return True
     try:
-        if left == 0 or right == 0:
-            return abs(float(left)) + abs(float(right)) < 1e-12  # what is left of a difference of floats
-        return (left % 1 != 0 or right % 1 != 0) and math.isclose(left, right, rel_tol=1e-6)
-    except OverflowError:  # one of them is beyond any float
-        return False
+        if math.isclose(left, right, rel_tol=1e-6):
+            return left % 1 != 0 or right % 1 != 0 or left == right
+        # A float may be what a difference has left over.
+        return not (left and right) and abs(float(left)) + abs(float(right)) < 1e-12
+    except OverflowError:  # beyond any float
+        return left == right
 
 
 def last_box(text: str) -> str | None:

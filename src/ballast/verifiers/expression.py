@@ -49,5 +49,5 @@ def _value(node: ast.expr, depth: int) -> Fraction:
         return _UNARY[type(node.op)](_value(node.operand, depth - 1))
     value = node.value if isinstance(node, ast.Constant) else None
     if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= MAX_MAGNITUDE:
-        return Fraction(repr(value))  # as written: 0.1 is a tenth
+        return Fraction(value if value % 1 == 0 else repr(value))  # as written: 0.1 is a tenth
     raise ValueError("not arithmetic")
