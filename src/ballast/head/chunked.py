@@ -142,7 +142,8 @@ def _forward_chunk(
     values |= marginal(ref_CV, targets_C, plan.fields, "ref_", leave, scratch)
     if leave == "anything":
         return values
-    return values | divergences(logits_CV, ref_CV, plan.fields, plan.vocab_size, scratch)
+    rest_C = values["ref_rest"] - values["rest"]
+    return values | divergences(logits_CV, ref_CV, plan.fields, plan.vocab_size, scratch, rest_C)
 
 
 def _backward_chunk(

@@ -199,14 +199,16 @@ class Tiles:
         self._tile_CV = self._projection.logits(self._hidden_CH)
         self._targets_C, self._ref_CV = targets_C, None
         values = marginal(self._tile_CV, targets_C, self._fields, "", self._leave, self._scratch)
+        rest_C = values.pop("rest")
         if self._reference is not None:
             ref_hidden, projection = self._reference
             ref_CV = projection.logits(ref_hidden[part])
             leave: Leave = "logprobs" if self._pair else "anything"
             values |= marginal(ref_CV, targets_C, self._fields, "ref_", leave, self._scratch)
+            rest_C = values.pop("ref_rest") - rest_C
             if self._pair:
                 self._ref_CV = ref_CV
-                values |= divergences(self._tile_CV, ref_CV, self._fields, self._vocab_size, self._scratch)
+                values |= divergences(self._tile_CV, ref_CV, self._fields, self._vocab_size, self._scratch, rest_C)
         self._known = {"top": values["top"], "normaliser": values["normaliser"]}
         short = {"H": "entropy", "S": "collision", "KL": "kl"}
         self._known |= {letter: values[name] for letter, name in short.items() if name in values}
