@@ -52,7 +52,7 @@ ONLY: dict[str, set[str]] = {
     "advise": {"errors", "stats", "objectives"},
     "evaluation": {"errors", "options", "files", "stats", "protocols", "head", "verifiers", "data"},
     "groups": {"errors", "options", "files", "protocols", "verifiers", "data", "reference", "evaluation"},
-    "rl": {"errors", "options", "protocols", "verifiers", "evaluation"},
+    "rl": {"errors", "options", "protocols", "verifiers", "data", "evaluation"},
     "records": {"errors", "files", "protocols", "evaluation", "rl"},
 }
 FREE = {"cli", "__init__"}

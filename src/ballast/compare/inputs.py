@@ -19,7 +19,7 @@ def current_inputs(plan: Plan) -> dict[str, InputRecord]:
     from ballast.pipeline.digests import inputs_of, task_digest
     from ballast.pipeline.tasks import load_task
 
-    found = inputs_of(plan.recipe)
+    found = inputs_of(plan.recipe.model_copy(update={"rl": None}))
     if plan.compare.then is not None:
         found |= inputs_of(plan.recipe.model_copy(update={"rl": plan.recipe.rl_of(plan.compare.then)}))
     for task in plan.recipe.evaluation.tasks:

@@ -23,12 +23,16 @@ MODEL, TRAIN, RL_DATA = "model", "data.train", "rl.data"
 
 
 def inputs_of(recipe: Recipe) -> dict[str, InputRecord]:
-    """Return the model and the rows of a recipe, by the key that names them; tasks have digests of their own."""
+    """Return the model and the rows that a recipe trains on, by the key that names them.
+
+    Where RL has rows of its own, those of ``data.train`` are not read. Tasks have digests of their own.
+    """
     found = {}
     if recipe.model is not None and (weights := _weights(models.resolve(recipe.model))):
         found[MODEL] = InputRecord(source=recipe.model.path, digest=weights)
     data, rl = recipe.data, recipe.rl
-    if data.train:
+    own = rl is not None and rl.data is not None
+    if data.train and not own:
         rows = sources.load_train(data)
         source = _source(data.train, data.split, data.columns, data.limit)
         found[TRAIN] = InputRecord(source=source, digest=rows_digest(rows.with_format(None)))
