@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from ballast.errors import BallastError
+from ballast.errors import BallastError, Interrupted
 
 if TYPE_CHECKING:
     from ballast.config.recipe import Check, Recipe
@@ -36,6 +36,9 @@ class _Group(TyperGroup):
                 raise
             print(error, file=sys.stderr)
             raise typer.Exit(USAGE_ERROR) from None
+        except Interrupted as stopped:
+            print(stopped, file=sys.stderr)
+            raise typer.Exit(stopped.code) from None
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None

@@ -1,8 +1,16 @@
-"""The one exception type that ballast raises for input it cannot use."""
+"""The exception for input that cannot be used, and the one for a run that is stopped from outside."""
 
 
 class BallastError(ValueError):
     """Input that cannot be used: one line that names the place, what would have happened, and the remedy."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run that was stopped from outside: one line that says how to go on, and the exit code of the command."""
+
+    def __init__(self, line: str, code: int) -> None:
+        super().__init__(line)
+        self.code = code
 
 
 def suggest(name: str, known: "list[str] | tuple[str, ...]") -> str:

@@ -18,6 +18,7 @@ from ballast.pipeline.evaluate import check_prompts
 from ballast.pipeline.run import Outcome, Run
 from ballast.pipeline.run_folder import log_writer
 from ballast.pipeline.tasks import load_tasks
+from ballast.pipeline.warnings import of_reinforcement
 from ballast.protocols import Say, Tokenizer
 from ballast.records import model_card
 from ballast.records.schema import CellRecord, RewardRecord
@@ -81,16 +82,23 @@ def run_rl(
         say=say,
         progress=progress,
     )
+    with run.stoppable():
+        return _run(run, section, resume)
+
+
+def _run(run: Run, section: ModelSection, resume: bool) -> Outcome:
     if resume and (record := run.trained()) is not None:
+        if run.is_over(record):
+            return Outcome(record)
         trained = models.resolve(models.section_of(str(run.output), section))
         model = models.load_model(trained, device=models.default_device())
         return run.finish(record, model, models.load_tokenizer(trained))
-    made = _ready(recipe, section)
+    made = _ready(run.recipe, section)
     run.clock.lap("prepare")
     model = models.load_model(section, trainable=True)
     check_prompts(run.tasks, model, made.tokenizer)
     run.clock.lap("load")
-    return run.do(_Reinforcement(made, model, say if progress else None), resume=resume)
+    return run.do(_Reinforcement(made, model, run.say if run.progress else None), resume=resume)
 
 
 @dataclass(frozen=True)
@@ -160,8 +168,8 @@ class _Reinforcement:
             self.trainer.remove_callback(callback)
         return [f"rl: {len(made.prompts):,} prompts; {_plan(made.options)}"]
 
-    def train(self, *, resume: bool) -> Mapping[str, float]:
-        totals = self._run.train(resume=resume)
+    def train(self, checkpoint: Path | None) -> Mapping[str, float]:
+        totals = self._run.train(resume=checkpoint or False)
         # Of all ranks, so all of them ask.
         self._counts = self._run.counts()
         return totals
@@ -172,6 +180,9 @@ class _Reinforcement:
         trl.without_reference_adapter(output)
         model_card.append_rl(output, self._made.options.to_dict(), self._start)
         return {**self._counts, "reward": _reward(output)}
+
+    def warnings(self, output: Path) -> Sequence[str]:
+        return of_reinforcement(read_jsonl(output / METRICS), self._made.options)
 
     def _tell(self, line: Mapping[str, Any], state: Any) -> None:
         """Say how it goes, ten times in a run."""

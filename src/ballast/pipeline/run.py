@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
 
+from ballast import checkpoints
 from ballast.config.recipe import ModelSection, Recipe
+from ballast.errors import BallastError
 from ballast.pipeline import sources
 from ballast.pipeline.evaluate import Measured, base_model, measure, table
-from ballast.pipeline.run_folder import no_empty_folder, read_record, save_final, write_evals, write_record
+from ballast.pipeline.run_folder import (
+    is_trained,
+    no_empty_folder,
+    read_record,
+    save_final,
+    write_evals,
+    write_record,
+)
+from ballast.pipeline.stopping import Stop, stoppable
 from ballast.pipeline.tasks import Tasks
 from ballast.protocols import Model, Say, Tokenizer
 from ballast.records import write as records
@@ -60,11 +71,14 @@ class Training(Protocol):
     def start(self) -> Sequence[str]:
         """Put the trainer together, which the model then belongs to; return lines on what it trains on."""
 
-    def train(self, *, resume: bool) -> Mapping[str, float]:
-        """Train, or go on from the last checkpoint, and return the trainer's totals."""
+    def train(self, checkpoint: Path | None) -> Mapping[str, float]:
+        """Train, or go on from a checkpoint, and return the trainer's totals."""
 
     def saved(self, output: Path) -> Mapping[str, Any]:
         """Complete what was saved, and return further fields of the record."""
+
+    def warnings(self, output: Path) -> Sequence[str]:
+        """Return what makes the training worth nothing although it came to its end, read off the run's log."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +101,7 @@ class Run:
         at_base: whether training starts from that model.
         cell: which run of a comparison it is.
         progress: show bars while measuring.
+        stop: whether the run was asked to end at the next step.
     """
 
     recipe: Recipe
@@ -99,11 +114,18 @@ class Run:
     say: Say = print
     progress: bool = True
     clock: Clock = field(default_factory=Clock)
+    stop: Stop = field(default_factory=Stop)
 
     @property
     def output(self) -> Path:
         """The folder of the run."""
         return Path(str(self.recipe.output))
+
+    def stoppable(self) -> AbstractContextManager[None]:
+        """Return the block that a run takes place in; a comparison says itself how it goes on."""
+        if self.cell is not None:
+            return nullcontext()
+        return stoppable(self.output, self.stop, weights_only=bool(self.recipe.training.get("save_only_model")))
 
     def do(self, training: Training, *, resume: bool) -> Outcome:
         """Measure, train and measure again; the record says ``running``, then ``trained``, then ``finished``."""
@@ -114,21 +136,24 @@ class Run:
             before = [self._measure(model, training.tokenizer, self.before, base)]
         self.clock.lap("evaluate_before")
         sources.forget()
+        last = self._last_checkpoint() if resume else None
         with no_empty_folder(self.output):
             lines, record = training.start(), self._record(training)
             if main := training.trainer.is_world_process_zero():
-                for line in lines:
+                for line in [*lines, *(() if last is None else last.lines())]:
                     self.say(line)
                 write_record(self.output, record)
                 write_evals(self.output, before, step=0)
-        totals = dict(training.train(resume=resume))
+        training.trainer.add_callback(self.stop.callback())
+        totals = dict(training.train(None if last is None else last.path))
         self.clock.lap("train")
         save_final(training.trainer, self.output)
         self.clock.lap("save")
         if not main:
             return Outcome(record)
         found = {"train": totals, "seconds": dict(self.clock.laps), **training.saved(self.output)}
-        record = record.model_copy(update={"status": "trained", **found})
+        warnings = tuple(training.warnings(self.output))
+        record = record.model_copy(update={"status": "trained", **found, "warnings": warnings})
         write_record(self.output, record)
         if self.tasks and training.trainer.is_fsdp_enabled:
             # One rank holds a part of the weights only.
@@ -137,15 +162,31 @@ class Run:
         return self.finish(record, training.trainer.model, training.tokenizer, before)
 
     def trained(self) -> RunRecord | None:
-        """Return the record of this run where its model is saved and only the last measurement is missing, else None.
+        """Return the record of this run where its weights are the last ones, None where it is to train.
 
         A run that is now to train further or otherwise is another one.
         """
         record = read_record(self.output)
-        if record is None or record.status != "trained":
-            return None
-        same = all(record.recipe.get(key) == self.recipe.resolved()[key] for key in ("training", "rl"))
-        return record if same else None
+        return record if is_trained(record, self.recipe) else None
+
+    def is_over(self, record: RunRecord) -> bool:
+        """Return whether a run that has trained was measured as well, as this recipe asks; say so."""
+        measured = record.recipe.get("evaluation") == self.recipe.resolved()["evaluation"]
+        if record.status != "finished" or not measured:
+            return False
+        self.say(f"{self.output}: finished at step {last_step(self.output)} already; nothing is left to do")
+        return True
+
+    def _last_checkpoint(self) -> checkpoints.Last:
+        """Return the checkpoint to go on from.
+
+        Raises:
+            BallastError: none is whole.
+        """
+        last = checkpoints.last_whole(self.output, weights_only=bool(self.recipe.training.get("save_only_model")))
+        if last.path is None:
+            raise BallastError("; ".join([f"{self.output}: has no checkpoint to resume from", *last.lines()]))
+        return last
 
     def finish(self, record: RunRecord, model: Model, tokenizer: Tokenizer, before: Sequence[Measured] = ()) -> Outcome:
         """Measure the trained model of a record that says ``trained``."""
@@ -158,10 +199,14 @@ class Run:
 
     def _end(self, record: RunRecord, measured: Sequence[Measured]) -> Outcome:
         seconds = {**record.seconds, **self.clock.laps}
-        record = record.model_copy(update={"status": "finished", "finished": now(), "seconds": seconds})
+        recipe = {**record.recipe, "evaluation": self.recipe.resolved()["evaluation"]}
+        ended = {"status": "finished", "finished": now(), "seconds": seconds, "recipe": recipe}
+        record = record.model_copy(update=ended)
         write_record(self.output, record)
         if measured:
             self.say(table(measured))
+        for warning in record.warnings:
+            self.say(f"warning: {warning}")
         self.say(f"{self.output}: {_reward(record)}checkpoint and run record written ({self.clock.total:.0f} s)")
         return Outcome(record, tuple(measured))
 

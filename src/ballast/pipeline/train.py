@@ -17,9 +17,10 @@ from ballast.pipeline.run import Outcome, Run
 from ballast.pipeline.run_folder import log_writer
 from ballast.pipeline.score import score
 from ballast.pipeline.tasks import load_tasks
+from ballast.pipeline.warnings import of_groups
 from ballast.protocols import Say
 from ballast.records.schema import CellRecord, RowsRecord
-from ballast.records.write import METRICS
+from ballast.records.write import METRICS, read_jsonl
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -51,11 +52,20 @@ def run_train(
         BallastError: the input cannot be used.
     """
     run = Run(recipe, load_tasks(recipe), BASE, TRAINED, recipe.model, cell=cell, say=say, progress=progress)
+    with run.stoppable():
+        return _run(run, resume)
+
+
+def _run(run: Run, resume: bool) -> Outcome:
+    recipe, say = run.recipe, run.say
     if resume and (record := run.trained()) is not None:
+        if run.is_over(record):
+            return Outcome(record)
         section = models.resolve(models.section_of(str(run.output), recipe.model))
         model = models.load_model(section, device=models.default_device())
         return run.finish(record, model, models.load_tokenizer(section))
     made = inputs.ready(recipe, say)
+    _check_steps(made)
     run.clock.lap("prepare")
     model = models.load_model(made.model, trainable=True)
     check_prompts(run.tasks, model, made.tokenizer)
@@ -64,7 +74,16 @@ def run_train(
     if recipe.reference.cache is not None:
         cache = score(made, model, say)
         run.clock.lap("score")
-    return run.do(_FineTuning(made, model, cache, progress), resume=resume)
+    return run.do(_FineTuning(made, model, cache, run.progress), resume=resume)
+
+
+def _check_steps(made: inputs.Ready) -> None:
+    """Refuse settings under which these rows make no step; packing makes fewer of them, and the trainer looks again."""
+    from ballast.training.refusals import refuse_no_steps
+
+    rows = made.prompts if made.train is None else made.train.dataset
+    if rows is not None:
+        refuse_no_steps(made.args, len(rows))
 
 
 class _FineTuning:
@@ -90,11 +109,14 @@ class _FineTuning:
         groups = self.trainer.groups
         return [*notes, *(groups.rows.lines() if groups is not None and groups.rows is not None else ())]
 
-    def train(self, *, resume: bool) -> Mapping[str, float]:
-        return self.trainer.train(resume_from_checkpoint=resume or None).metrics
+    def train(self, checkpoint: Path | None) -> Mapping[str, float]:
+        return self.trainer.train(None if checkpoint is None else str(checkpoint)).metrics
 
     def saved(self, output: Path) -> Mapping[str, Any]:
         return {}
+
+    def warnings(self, output: Path) -> Sequence[str]:
+        return () if self.trainer.groups is None else of_groups(read_jsonl(output / METRICS))
 
     def _trainer(self) -> Any:
         from ballast.training import Trainer

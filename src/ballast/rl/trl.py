@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from trl import GRPOConfig, GRPOTrainer
 
+from ballast.loop import CheckedLoop, numbers, rows_of_examples
+
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import PeftConfig, PeftModel
@@ -126,6 +128,18 @@ def config(
         return GRPOConfig(**settings)
 
 
+class Reinforcer(CheckedLoop, GRPOTrainer):
+    """`trl.GRPOTrainer` in a checked loop."""
+
+    def follows_start(self) -> bool:
+        """Return whether a KL to the starting model is taken."""
+        return bool(self.args.beta)
+
+    def rows_named(self, batches: Sequence[Any]) -> str:
+        """Return the numbers of the prompts whose answers were drawn together."""
+        return numbers(sorted(rows_of_examples(batches)), "the prompts")
+
+
 def trainer(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -135,7 +149,7 @@ def trainer(
     *,
     peft_config: PeftConfig | None = None,
     callbacks: Sequence[TrainerCallback] = (),
-) -> GRPOTrainer:
+) -> Reinforcer:
     """Return TRL's trainer over prompts with the places of their rows, rewarded by `rewards`.
 
     Raises:
@@ -155,7 +169,7 @@ def trainer(
         return [*judged.rewards]
 
     with _without_notices():
-        return GRPOTrainer(
+        return Reinforcer(
             model,
             reward,
             args=args,

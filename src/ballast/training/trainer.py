@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import torch
 from ballast.data import Collator, PrepareOptions, pack, prepare
 from ballast.errors import BallastError
 from ballast.head import trained_positions
+from ballast.loop import numbers
 from ballast.objectives import objective as build_objective
 from ballast.records.model_card import append_objective
 from ballast.stats import GROUP_FIELDS
@@ -22,7 +23,8 @@ from ballast.training.loss import formed, measured
 from ballast.training.metrics import MetricSums
 from ballast.training.reduction import count, token_layout
 from ballast.training.reference import check_needs, run_reference, score_missing
-from ballast.training.refusals import refuse_arguments, refuse_parts
+from ballast.training.refusals import refuse_arguments, refuse_no_steps, refuse_parts
+from ballast.training.rows import rows_in
 from ballast.training.trl import AdaptedTrainer, add_statistics, check_head, load_model, with_adapter
 
 if TYPE_CHECKING:
@@ -125,7 +127,8 @@ class Trainer(AdaptedTrainer):
         # Before TRL patches the forward: a copy made later would follow the weights in training.
         self.reference = run_reference(self.objective, spec, model, tokenizer, autocast_dtype(args))
         self.prepare_reports: dict[str, PrepareReport] = {}
-        self._start, self._device = model, args.device
+        self._scorer, self._device = model, args.device
+        self._rows: Dataset | None = None
         self._sums = {"train": MetricSums(), "eval": MetricSums()}
         self._steps_summed = 0
         super().__init__(
@@ -139,6 +142,8 @@ class Trainer(AdaptedTrainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             formatting_func=formatting_func,
         )
+        if train_dataset is not None or self.groups is not None:
+            refuse_no_steps(args, len(self.train_dataset))
         self.data_collator = Collator(columns=self.batch_columns(), **self.collation)
         add_statistics(self.model)
         if self.groups is not None:
@@ -157,6 +162,8 @@ class Trainer(AdaptedTrainer):
             return self.groups.prepare(dataset, tokenizer, options)
         ready = prepare(dataset, tokenizer, options, name=name)
         self.prepare_reports[name] = ready.report
+        if self._rows is None:
+            self._rows = ready.dataset
         return pack(self.reference.attach(ready.dataset, self._score), options)
 
     def _score(self, dataset: Dataset) -> ReferenceCache:
@@ -166,7 +173,7 @@ class Trainer(AdaptedTrainer):
                 "rows that the reference cache does not have cannot be scored once training has moved the model: score "
                 "them beforehand (`ballast score`), or pass them as eval_dataset when making the trainer"
             )
-        return score_missing(self.reference.cache, self._start, dataset, self._device)
+        return score_missing(self.reference.cache, self._scorer, dataset, self._device)
 
     def batch_columns(self) -> tuple[str, ...]:
         """Return the cached statistics that batches carry."""
@@ -187,6 +194,16 @@ class Trainer(AdaptedTrainer):
         """Go on with answers that were sampled before the checkpoint."""
         if self.groups is not None:
             self.groups.restore(state)
+
+    def follows_start(self) -> bool:
+        """Return whether a live reference is made of the model as it starts."""
+        return self.reference.live is not None
+
+    def rows_named(self, batches: Sequence[Any]) -> str:
+        """Return the numbers of the demonstrations, or of the step's prompts."""
+        if self.groups is not None:
+            return numbers(sorted(set(self.groups.step_rows)), "the prompts")
+        return super().rows_named(batches) if self._rows is None else rows_in(batches, self._rows)
 
     def step_count(self, batches: list[dict[str, Any]], device: torch.device) -> Tensor:
         """Count what the objective's reduction names over the micro-batches of all ranks."""
@@ -326,6 +343,9 @@ class Trainer(AdaptedTrainer):
         if "loss" in logs:
             logs = {**logs, **self._read("train", self._steps_summed), **self._read_groups()}
             self._steps_summed = 0
+        elif "train_runtime" in logs:
+            # Steps since the last log: how a run ends is told from all of its groups.
+            logs.update({name: value for name, value in self._read_groups().items() if name.startswith("groups/")})
         self.drop_own_metrics()
         super().log(logs, start_time)
 
