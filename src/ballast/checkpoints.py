@@ -46,7 +46,7 @@ def last_whole(output: str | Path, *, weights_only: bool = False) -> Last:
     """
     found = ((NAME.fullmatch(path.name), path) for path in Path(output).glob("checkpoint-*") if path.is_dir())
     numbered = sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
-    torn = []
+    torn: list[tuple[Path, str]] = []
     for _, path in numbered:
         problem = what_is_wrong(path, weights_only=weights_only)
         if problem is None:

@@ -90,14 +90,23 @@ class GroupSums:
                 # Answers are of all steps since the last log, tokens of the logged step alone, which may have none.
                 continue
             metrics |= {f"{origin}/{name}": row[place] / trained for name, row in zip(names[1:], sums[1:], strict=True)}
-        own, cut_off, errors, timeouts, sampling, scoring = rounds
-        return {
-            **metrics,
-            "groups/zero_advantage": equal / max(count, 1),
-            "groups/own": own,
-            "groups/cut_off": cut_off,
-            "groups/verifier_errors": errors,
-            "groups/verifier_timeouts": timeouts,
-            "seconds/sampling": sampling / ranks,
-            "seconds/scoring": scoring / ranks,
-        }
+        *counted, sampling, scoring = rounds
+        seconds = {"seconds/sampling": sampling / ranks, "seconds/scoring": scoring / ranks}
+        return {**metrics, **_of_groups(count, equal, counted), **seconds}
+
+    def read_rest(self, reduce: Callable[[Tensor], Tensor], device: torch.device) -> dict[str, float]:
+        """Return the ``groups/…`` metrics of the steps after the last log, whose tokens nobody counted; forget them."""
+        (count, equal), rounds = reduce(self._groups.to(device)).tolist(), reduce(self._rounds.to(device)).tolist()
+        self._clear()
+        return _of_groups(count, equal, rounds) if count else {}
+
+
+def _of_groups(count: float, equal: float, rounds: Sequence[float]) -> dict[str, float]:
+    own, cut_off, errors, timeouts = rounds[:4]
+    return {
+        "groups/zero_advantage": equal / max(count, 1),
+        "groups/own": own,
+        "groups/cut_off": cut_off,
+        "groups/verifier_errors": errors,
+        "groups/verifier_timeouts": timeouts,
+    }

@@ -343,20 +343,24 @@ class Trainer(AdaptedTrainer):
         if "loss" in logs:
             logs = {**logs, **self._read("train", self._steps_summed), **self._read_groups()}
             self._steps_summed = 0
-        elif "train_runtime" in logs:
-            # Steps since the last log: how a run ends is told from all of its groups.
-            logs.update({name: value for name, value in self._read_groups().items() if name.startswith("groups/")})
+        elif self.groups is not None and "train_runtime" in logs:
+            # How a run ends is told from all of its groups.
+            logs.update(self.groups.sums.read_rest(self._summed, self.args.device))
         self.drop_own_metrics()
         super().log(logs, start_time)
 
     def _read_groups(self) -> dict[str, float]:
         if self.groups is None:
             return {}
-        ranks = self.accelerator.num_processes
-        return self.groups.sums.read(lambda sums: self.accelerator.reduce(sums, "sum"), self.args.device, ranks)
+        return self.groups.sums.read(self._summed, self.args.device, self.accelerator.num_processes)
+
+    def _summed(self, sums: Tensor) -> Tensor:
+        """Return sums over all ranks."""
+        total: Tensor = self.accelerator.reduce(sums, "sum")
+        return total
 
     def _read(self, mode: str, steps: int) -> dict[str, float]:
-        metrics = self._sums[mode].read(lambda total: self.accelerator.reduce(total, "sum"), steps)
+        metrics = self._sums[mode].read(self._summed, steps)
         seen = int(metrics.pop("seen", 0))
         metrics.pop("tokens", None)
         if mode == "train" and metrics:
