@@ -11,6 +11,7 @@ import torch
 
 import ballast
 from ballast import checkpoints
+from ballast.errors import Diverged
 from group_rows import GROUPS
 from group_rows import trainer as group_trainer
 from tiny import char_tokenizer, tiny_model
@@ -36,6 +37,7 @@ def trainer(folder, name="sft", *, model=None, data=None, **changes):
     ("length", "steps"),
     [
         ({"max_steps": 4}, 4),
+        ({"max_steps": 6}, 6),
         ({"max_steps": -1, "num_train_epochs": 2}, 8),
         ({"max_steps": -1, "num_train_epochs": 1.5}, 6),
     ],
@@ -313,7 +315,7 @@ def test_a_loss_of_nan_names_step_and_rows_and_takes_no_step(tmp_path, layout, p
     }
     made = trainer(tmp_path, model=tiny_model(), data=Dataset.from_list(rows), **settings)
     poisoned(made.model, token)
-    with pytest.raises(ballast.BallastError, match="the loss is nan on row") as raised:
+    with pytest.raises(Diverged, match="the loss is nan on row") as raised:
         made.train()
     step = made.state.global_step
     line = str(raised.value)
@@ -331,7 +333,7 @@ def test_a_gradient_of_nan_under_a_finite_loss_takes_no_step(tmp_path, norm):
     made = trainer(tmp_path, max_steps=2, max_grad_norm=norm)
     weight = next(made.model.parameters())
     weight.register_hook(lambda gradient: gradient * torch.inf)
-    with pytest.raises(ballast.BallastError, match=r"step 1: the norm of the gradient is .* on rows 1, 2, 3"):
+    with pytest.raises(Diverged, match=r"step 1: the norm of the gradient is .* on rows 1, 2, 3"):
         made.train()
     assert largest_difference(weights(made), dict(tiny_model().named_parameters())) == 0
 
@@ -339,16 +341,14 @@ def test_a_gradient_of_nan_under_a_finite_loss_takes_no_step(tmp_path, norm):
 def test_the_prompts_of_a_step_are_named_for_groups(tmp_path):
     made = group_trainer(tmp_path, groups=GROUPS, per_device_train_batch_size=2, max_steps=2)
     next(made.model.parameters()).register_hook(lambda gradient: gradient * torch.nan)
-    with pytest.raises(
-        ballast.BallastError, match=r"step 1: the norm of the gradient is nan on rows \d+, \d+ of the prompts"
-    ):
+    with pytest.raises(Diverged, match=r"step 1: the norm of the gradient is nan on rows \d+, \d+ of the prompts"):
         made.train()
 
 
 def test_packed_rows_are_named_too(tmp_path):
     made = trainer(tmp_path, max_steps=2, packing=True, max_length=128, per_device_train_batch_size=1)
     next(made.model.parameters()).register_hook(lambda gradient: gradient * torch.nan)
-    with pytest.raises(ballast.BallastError, match=r"is nan on rows [\d, ]+ of the prepared training rows, which"):
+    with pytest.raises(Diverged, match=r"is nan on rows [\d, ]+ of the prepared training rows, which"):
         made.train()
 
 

@@ -43,7 +43,8 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny_policy().save_pretrained("start")
     tiny_tokenizer().save_pretrained("start")
-    records.write_jsonl("rows.jsonl", [{**row, "completion": row["answer"]} for row in ROWS])
+    # Five rows in batches of two, so that the fourth step does not end an epoch.
+    records.write_jsonl("rows.jsonl", [{**row, "completion": row["answer"]} for row in (*ROWS, ROWS[0])])
     return tmp_path
 
 
@@ -271,6 +272,23 @@ def test_no_step_is_refused_before_weights_are_loaded(folder, monkeypatch, setti
     assert not Path("out").exists()
 
 
+def test_a_loss_of_nan_is_one_line_and_leaves_the_checkpoint(folder, monkeypatch):
+    from ballast.training import Trainer
+
+    original = Trainer.compute_loss
+
+    def compute_loss(self, *args, **kwargs):
+        return original(self, *args, **kwargs) * (float("nan") if self.state.global_step == 2 else 1)
+
+    monkeypatch.setattr(Trainer, "compute_loss", compute_loss)
+    stopped = invoke("train", "out", "training.save_steps=2")
+    assert stopped.exit_code == 1
+    (line,) = stopped.stderr.strip().splitlines()
+    assert line.startswith("step 3: the loss is nan on row")
+    assert checkpoints.last_whole("out").path == Path("out/checkpoint-2")
+    assert record("out")["status"] == "running"
+
+
 # Warnings at the end
 
 
@@ -332,6 +350,7 @@ def test_groups_whose_own_answers_are_all_cut_off_are_warned_of():
 
 
 def test_answers_that_were_sampled_beforehand_and_cut_off_are_counted(folder):
+    records.write_jsonl("rows.jsonl", [{**row, "completion": row["answer"]} for row in ROWS])
     kept = f"{GFT[1][:-1]}, file: answers}}"
     sampled = CliRunner().invoke(app, ["sample", *GIVEN, kept])
     assert sampled.exit_code == 0, (sampled.output, sampled.exception)

@@ -1,8 +1,15 @@
-"""The exception for input that cannot be used, and the one for a run that is stopped from outside."""
+"""The exceptions: input that cannot be used, training that diverged, a run that is stopped from outside."""
 
 
 class BallastError(ValueError):
     """Input that cannot be used: one line that names the place, what would have happened, and the remedy."""
+
+
+class Diverged(ArithmeticError):
+    """Training that came to a loss or a gradient that is no finite number: one line that names the step and its rows.
+
+    Not the input's fault alone, so that a comparison counts the run as failed and goes on with the others.
+    """
 
 
 class Interrupted(KeyboardInterrupt):

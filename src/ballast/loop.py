@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ballast import checkpoints
-from ballast.errors import BallastError
+from ballast.errors import BallastError, Diverged
 from ballast.files import write_atomically
 from ballast.reference.fingerprint import start_fingerprint
 
@@ -68,7 +68,8 @@ class CheckedLoop(Base):
         """Train as transformers does; True resumes from the last whole checkpoint of the output.
 
         Raises:
-            BallastError: there is no whole checkpoint, it began from another model, or the loss is no finite number.
+            BallastError: there is no whole checkpoint, or it began from another model.
+            Diverged: a loss or a gradient is no finite number.
         """
         if self.args.should_save:
             shutil.rmtree(Path(str(self.args.output_dir)) / checkpoints.UNFINISHED, ignore_errors=True)
@@ -192,7 +193,7 @@ class CheckedLoop(Base):
         """Return the loss of a micro-batch, its gradient added up.
 
         Raises:
-            BallastError: it is no finite number.
+            Diverged: it is no finite number.
         """
         loss = super().training_step(model, inputs, *args, **kwargs)
         self._check_finite("loss", float(loss), [inputs])
@@ -208,7 +209,7 @@ class CheckedLoop(Base):
     def _check_finite(self, what: str, value: float, batches: Sequence[Any]) -> None:
         if math.isfinite(value):
             return
-        raise BallastError(
+        raise Diverged(
             f"step {self.state.global_step + 1}: the {what} is {value} on {self.rows_named(batches)}, which would make "
             "every weight NaN; the step was not taken and earlier checkpoints are as they were: look at these rows, "
             "lower the learning rate, or train in a wider dtype"
