@@ -171,6 +171,11 @@ def test_a_task_is_of_the_class_of_its_kind():
     assert Task(data="rows.jsonl").name == "rows.jsonl"
 
 
+def test_rows_have_no_name():
+    with pytest.raises(BallastError, match=r"^task '\?': name: is required and missing: rows have no name"):
+        Task(data=SUMS)
+
+
 def test_what_follows_from_other_options_follows_again_when_they_change():
     assert quick(samples=4, temperature=1.0).k == (4,)
     assert quick(samples=4, temperature=1.0, k=2).k == (2,)

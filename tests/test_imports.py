@@ -55,7 +55,7 @@ ONLY: dict[str, set[str]] = {
     "evaluation": {"errors", "options", "files", "stats", "protocols", "head", "verifiers", "data"},
     "groups": {"errors", "options", "files", "protocols", "verifiers", "data", "reference", "evaluation"},
     "loop": {"errors", "files", "checkpoints", "reference"},
-    "rl": {"errors", "options", "protocols", "verifiers", "evaluation", "loop"},
+    "rl": {"errors", "options", "protocols", "verifiers", "data", "evaluation", "loop"},
     "records": {"errors", "files", "protocols", "evaluation", "rl"},
 }
 FREE = {"cli", "__init__"}

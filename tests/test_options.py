@@ -79,6 +79,7 @@ def refused(**values):
         ({"needed": 1, "inner": {"count": 0}}, "inner.count: should be greater than or equal to 1; got 0"),
         ({"needed": 1, "inner": {"cuont": 2}}, "inner.cuont: unknown key; did you mean 'count'?"),
         ({"needed": 1, "several": "small"}, "several: should be a list; got 'small'"),
+        ({"needed": 1, "several": [{"count": 1}]}, "several.0.kind: is required and missing"),
         ({"needed": 1, "several": [{"kind": "smal"}]}, "several.0.kind: 'smal' is not allowed; did you mean 'small'?"),
         (
             {"needed": 1, "several": [{"kind": "large"}, {"kind": "small", "count": 0}]},
@@ -102,6 +103,13 @@ def test_all_problems_are_kept_in_the_order_that_the_options_were_given_in():
         ("share",),
         ("needed",),
     ]
+
+
+def test_an_error_is_cut_where_a_value_is_long_and_survives_being_sent():
+    error = refused(needed="9" * 1000)
+    assert len(str(error)) < 300
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.problems) == (str(error), error.problems)
 
 
 def test_names_that_are_no_text_are_unknown_options():

@@ -136,6 +136,18 @@ def test_rl_reads_every_file_once(folder, counted):
     assert counted == {"prompts.jsonl": 1}
 
 
+def test_stored_groups_are_read_once(folder, monkeypatch):
+    from ballast.groups import store
+
+    groups = "{verifier: exact, own: 2, max_new_tokens: 2, file: groups}"
+    settings = ("model=model", "data.train=rows.jsonl", f"groups={groups}")
+    run("sample", *settings)
+    read, real = [], store._from_parquet
+    monkeypatch.setattr(store, "_from_parquet", lambda file: read.append(file.name) or real(file))
+    run("train", *settings, "objective=gft", "training={max_steps: 1, report_to: none}", "output=out")
+    assert read == ["part-00000.parquet"]
+
+
 def test_a_comparison_reads_hashes_and_verifies_once_a_run(folder, counted):
     compare = {"objectives": ["prift-mass"], "rates": [1e-3], "seeds": 2, "budget": {"steps": 1}}
     kept = {key: value for key, value in RECIPE.items() if key not in ("objective", "reference", "training")}

@@ -189,7 +189,7 @@ def evaluate(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            "--model", help="Evaluate this model; repeat for several. Default: start and output of the recipe."
+            "--model", help="Evaluate this model; repeat for several. Default: model and output of the recipe."
         ),
     ] = None,
     items: Annotated[

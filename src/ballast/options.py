@@ -12,11 +12,17 @@ from ballast.errors import BallastError, suggest
 Where = tuple["str | int", ...]
 """The keys and list places that lead to a value."""
 
-Self = TypeVar("Self", bound="Options")
+T = TypeVar("T", bound="Options")
 
 COLUMN_STYLES = ("alpaca", "sharegpt")
 RANGES = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 """Pydantic's names of values that are out of range."""
+
+
+def shown(value: object) -> str:
+    """Return a value as an error tells it, on one line and cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def dotted(where: Where) -> str:
@@ -25,18 +31,21 @@ def dotted(where: Where) -> str:
 
 
 class OptionsError(BallastError):
-    """Options that cannot be used: ``problems`` has them all, each with its place; the message is the first.
+    """Options that cannot be used; as text the first of its problems.
 
-    Args:
+    Attributes:
         problems: pairs of where, seen from the options, and what is wrong there.
-        owner: what stands before the place in the message, such as ``rl.``.
+        owner: what stands before the place in the text, such as ``rl.``.
     """
 
     def __init__(self, problems: Sequence[tuple[Where, str]], owner: str = "") -> None:
-        self.problems = tuple(problems)
+        super().__init__(problems, owner)
+        self.problems, self.owner = tuple(problems), owner
+
+    def __str__(self) -> str:
         where, message = self.problems[0]
-        place = (owner + dotted(where)).rstrip(".: ")
-        super().__init__(f"{place}: {message}" if place else message)
+        place = (self.owner + dotted(where)).rstrip(".: ")
+        return f"{place}: {message}" if place else message
 
 
 class Options(BaseModel):
@@ -63,11 +72,11 @@ class Options(BaseModel):
             raise OptionsError(problems, self.owner_of(values)) from None
 
     @classmethod
-    def from_dict(cls: type[Self], values: Mapping[str, Any]) -> Self:
+    def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
         """Return the options that a mapping names."""
         return cls(**{str(key): value for key, value in values.items()})
 
-    def changed(self: Self, changes: Mapping[str, Any]) -> Self:
+    def changed(self: T, changes: Mapping[str, Any]) -> T:
         """Return these options with `changes` laid over those that were given."""
         given = {name: getattr(self, name) for name in self.model_fields_set}
         return type(self).from_dict({**given, **changes})
@@ -97,6 +106,8 @@ def _problems(cls: type[Options], error: ValidationError) -> Iterator[tuple[Wher
             yield from (((*above, *inner), message) for inner, message in cause.problems)
         elif details["type"] == "extra_forbidden":
             yield where, cls.unknown(str(where[-1]))
+        elif details["type"] == "union_tag_not_found":
+            yield (*where, details["ctx"]["discriminator"].strip("'")), "is required and missing"
         elif details["type"] == "union_tag_invalid":
             context = details["ctx"]
             yield (*where, context["discriminator"].strip("'")), _not_one_of(context["tag"], context["expected_tags"])
@@ -113,11 +124,11 @@ def _message(cls: type[Options], details: Mapping[str, Any]) -> str:
     if kind == "string_too_short":
         return "is empty; give a value or leave the key out"
     if kind in ("model_type", "model_attributes_type", "dict_type"):
-        return f"must be a mapping of keys; got {value!r}"
+        return f"must be a mapping of keys; got {shown(value)}"
     if kind == "value_error":
         return str(details["ctx"]["error"])
     message = details["msg"].removeprefix("Input ").replace("a valid tuple", "a list")
-    return f"{message}{_reason(cls, details) if kind in RANGES else ''}; got {value!r}"
+    return f"{message}{_reason(cls, details) if kind in RANGES else ''}; got {shown(value)}"
 
 
 def _reason(cls: type[Options], details: Mapping[str, Any]) -> str:
@@ -129,13 +140,13 @@ def _reason(cls: type[Options], details: Mapping[str, Any]) -> str:
 def _not_one_of(value: Any, expected: str) -> str:
     """Say that a value is none of those in pydantic's list, such as ``'a', 'b' or 'c'``."""
     known = tuple(part.strip("'") for part in expected.replace(" or ", ", ").split(", "))
-    return f"{value!r} is not allowed{suggest(str(value), known)}"
+    return f"{shown(value)} is not allowed{suggest(str(value), known)}"
 
 
 def _listed(value: Any) -> Any:
     listed = (value,) if isinstance(value, str) else value
     if not isinstance(listed, (list, tuple)):
-        raise ValueError(f"must be text or a list of them; got {value!r}")
+        raise ValueError(f"must be text or a list of them; got {shown(value)}")
     return listed
 
 
@@ -143,7 +154,7 @@ def _columns(value: Any) -> Any:
     named = isinstance(value, str) and value in COLUMN_STYLES
     mapped = isinstance(value, dict) and all(isinstance(part, str) for pair in value.items() for part in pair)
     if value is not None and not named and not mapped:
-        raise ValueError(f"must be {' or '.join(COLUMN_STYLES)}, or map our column names to yours; got {value!r}")
+        raise ValueError(f"must be {' or '.join(COLUMN_STYLES)}, or map our column names to yours; got {shown(value)}")
     return value
 
 

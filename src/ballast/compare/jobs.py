@@ -175,7 +175,7 @@ def measure_base(context: JobContext, *, progress: bool) -> None:
         leftover.unlink(missing_ok=True)
     assert recipe.model is not None
     section, tasks = models.resolve(recipe.model), load_tasks(recipe)
-    tokenizer = models.load_tokenizer(section)
+    tokenizer = models.load_tokenizer(section, recipe.training)
     model = models.load_model(section, device=models.default_device())
     check_prompts(tasks, model, tokenizer)
     measured = measure(tasks, model, tokenizer, name=BASE, base=model, progress=progress)

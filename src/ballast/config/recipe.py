@@ -12,7 +12,7 @@ from ballast.config.sections import CompareSection, MethodSection, ObjectiveSect
 from ballast.config.source import SHORTHANDS, Problem, RecipeError, load_source
 from ballast.evaluation.tasks import SOURCES, AnyTask, Task
 from ballast.groups.options import GroupOptions
-from ballast.options import Columns, Options, OptionsError, Sources, Text, Where
+from ballast.options import Columns, Options, OptionsError, Sources, Text, Where, shown
 from ballast.rl.options import RLOptions
 
 NEVER_EMPTY = ("model", "objective")
@@ -99,7 +99,9 @@ def _written_down(task: Any) -> Any:
         return task
     wrong = [name for name in SOURCES if not isinstance(given.get(name), str | None)]
     if wrong:
-        raise OptionsError([((name,), f"must be text, the source of the rows; got {given[name]!r}") for name in wrong])
+        raise OptionsError(
+            [((name,), f"must be text, the source of the rows; got {shown(given[name])}") for name in wrong]
+        )
     return task if task is not given else {**given, "kind": given.get("kind") or "generate"}
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, PlainValidator, WithJsonSchema, field_validator, model_validator
 
 from ballast.errors import suggest
-from ballast.options import Columns, Options, OptionsError, Text
+from ballast.options import Columns, Options, OptionsError, Text, shown
 
 if TYPE_CHECKING:
     from ballast.evaluation.generation import GenerationOptions
@@ -20,7 +20,7 @@ SOURCES = ("data", "demonstrations", "forgetting")
 
 def _rows(value: Any) -> Any:
     if value == "" or isinstance(value, Mapping) or not isinstance(value, Iterable):
-        raise ValueError(f"must be rows or a source of them; got {value!r}")
+        raise ValueError(f"must be rows or a source of them; got {shown(value)}")
     return value
 
 
@@ -77,7 +77,8 @@ class Task(Options):
 
     @classmethod
     def owner_of(cls, values: Mapping[str, Any]) -> str:
-        return f"task {values.get('name') or values.get('data')!r}: "
+        data = values.get("data")
+        return f"task {values.get('name') or (data if isinstance(data, str) else '?')!r}: "
 
     @classmethod
     def unknown(cls, key: str) -> str:

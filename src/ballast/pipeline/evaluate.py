@@ -81,7 +81,7 @@ def run_evaluate(
     base: Model | None = None
     for name, section in chosen:
         say(f"{name}: {section.adapter or section.path}")
-        tokenizer = models.load_tokenizer(section)
+        tokenizer = models.load_tokenizer(section, recipe.training)
         models.check_vocabulary(section.path, models.load_config(section), tokenizer)
         model = models.load_model(section, device=models.default_device())
         if base is None:
@@ -140,7 +140,7 @@ def check_prompts(tasks: Tasks, model: Model, tokenizer: Tokenizer) -> None:
     for task in tasks.loaded:
         if isinstance(task, SampledTask) and not isinstance(task.data, str):
             try:
-                encode_prompts(model, tokenizer, [row["prompt"] for row in task.data], task.max_new_tokens)
+                encode_prompts(model, tokenizer, list(task.data), task.max_new_tokens)
             except BallastError as error:
                 raise BallastError(f"evaluation task {task.name!r}: {error}") from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ballast import models
 from ballast.config import training as settings
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ballast.data import Prepared, PrepareOptions, PrepareReport
+    from ballast.groups import Group
     from ballast.groups.store import StoreSettings
     from ballast.training import TrainingConfig
 
@@ -31,6 +32,7 @@ class Ready:
     Attributes:
         train: demonstrations, tokenised; None where the run trains on groups.
         prompts: raw rows to make groups of; None without groups, or where `groups.file` has them.
+        groups: what `groups.file` has; None without one.
     """
 
     recipe: Recipe
@@ -40,6 +42,7 @@ class Ready:
     train: Prepared | None
     eval: Prepared | None
     prompts: Dataset | None = None
+    groups: Sequence[Group] | None = None
 
     @property
     def parts(self) -> list[Prepared]:
@@ -64,18 +67,20 @@ def ready(recipe: Recipe, say: Say) -> Ready:
     section = models.resolve(recipe.model)
     args = settings.training_config(recipe)
     say = say if args.process_index == 0 else silent
-    tokenizer, context = _tokenizer_and_context(section)
+    tokenizer, context = _tokenizer_and_context(recipe, section)
     held_out = sources.load_eval(recipe.data)
-    train = prompts = evaluation = None
-    if recipe.groups is not None:
-        prompts = _load_prompts(recipe, tokenizer, args, context, say)
+    train = prompts = groups = evaluation = None
+    if recipe.groups is not None and recipe.groups.file is not None:
+        groups = _load_groups(recipe, recipe.groups, tokenizer, args, context, say)
+    elif recipe.groups is not None:
+        prompts = _load_prompts(recipe, recipe.groups, tokenizer, args, context)
     else:
         raw = sources.load_train(recipe.data)
         train = _prepared(raw, tokenizer, PrepareOptions.from_training_args(args), "train", recipe.data.train)
     if held_out is not None:
         options = PrepareOptions.from_training_args(args, packing=args.eval_packing)
         evaluation = _prepared(held_out, tokenizer, options, "eval", recipe.data.eval)
-    made = Ready(recipe, section, args, tokenizer, train, evaluation, prompts)
+    made = Ready(recipe, section, args, tokenizer, train, evaluation, prompts, groups)
     for line in (line for report in made.reports for line in report.lines()):
         say(line)
     return made
@@ -113,11 +118,11 @@ def notes(recipe: Recipe, model: Model, tokenizer: PreTrainedTokenizerBase) -> l
     ]
 
 
-def _tokenizer_and_context(section: ModelSection) -> tuple[PreTrainedTokenizerBase, int | None]:
+def _tokenizer_and_context(recipe: Recipe, section: ModelSection) -> tuple[PreTrainedTokenizerBase, int | None]:
     """Return the tokenizer, and the positions that the model was built for, from its configuration alone."""
     from ballast.evaluation.scoring import positions
 
-    tokenizer, config = models.load_tokenizer(section), models.load_config(section)
+    tokenizer, config = models.load_tokenizer(section, recipe.training), models.load_config(section)
     models.check_vocabulary(section.path, config, tokenizer)
     return tokenizer, positions(config)
 
@@ -135,59 +140,50 @@ def _prepared(
 
 
 def _load_prompts(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, args: TrainingConfig, context: int | None, say: Say
-) -> Dataset | None:
-    """Return the raw rows that groups are made of, checked; None where `groups.file` has the answers, checked too."""
-    from ballast.data import PrepareOptions, trl
-
-    options = recipe.groups or GroupOptions()
-    tokenizer = trl.training_tokenizer(tokenizer, PrepareOptions.from_training_args(args))
-    if options.file is not None:
-        _check_file(recipe, options, tokenizer, args.max_length, context, say)
-        return None
-    rows = sources.load_train(recipe.data)
-    try:
-        _check_prompts(list(rows.with_format(None)), tokenizer, options, args.max_length, context)
-    except BallastError as error:
-        raise BallastError(f"data.train ({', '.join(recipe.data.train)}): {error}") from error
-    return rows
-
-
-def _check_prompts(
-    rows: Sequence[dict[str, Any]],
-    tokenizer: PreTrainedTokenizerBase,
-    options: GroupOptions,
-    max_length: int | None,
-    context: int | None,
-) -> None:
-    """Refuse rows that cannot have a group, before the weights are loaded and the base model is measured."""
-    from ballast.evaluation.generation import encode_prompt
-    from ballast.groups import members
-    from ballast.verifiers import registry
-
-    members.check_prompts(rows, options)
-    registry.check_rows(registry.verifier(str(options.verifier), seconds=options.seconds), rows)
-    sizes = [len(encode_prompt(tokenizer, row["prompt"])) for row in rows]
-    members.check_room(sizes, options, max_length=max_length, context=context)
-
-
-def _check_file(
     recipe: Recipe,
     options: GroupOptions,
     tokenizer: PreTrainedTokenizerBase,
-    max_length: int | None,
+    args: TrainingConfig,
+    context: int | None,
+) -> Dataset:
+    """Return the raw rows that groups are made of, each of which can have one."""
+    from ballast.data import PrepareOptions, trl
+    from ballast.evaluation.generation import encode_rows
+    from ballast.groups import members
+    from ballast.verifiers import registry
+
+    tokenizer = trl.training_tokenizer(tokenizer, PrepareOptions.from_training_args(args))
+    dataset = sources.load_train(recipe.data)
+    rows = list(dataset.with_format(None))
+    try:
+        members.check_prompts(rows, options)
+        registry.check_rows(registry.verifier(str(options.verifier), seconds=options.seconds), rows)
+        sizes = [len(ids) for ids in encode_rows(tokenizer, rows)]
+        members.check_room(sizes, options, max_length=args.max_length, context=context)
+    except BallastError as error:
+        raise BallastError(f"data.train ({', '.join(recipe.data.train)}): {error}") from error
+    return dataset
+
+
+def _load_groups(
+    recipe: Recipe,
+    options: GroupOptions,
+    tokenizer: PreTrainedTokenizerBase,
+    args: TrainingConfig,
     context: int | None,
     say: Say,
-) -> None:
+) -> list[Group]:
+    """Return the groups of `groups.file`, which the recipe must agree with."""
+    from ballast.data import PrepareOptions, trl
     from ballast.evaluation.scoring import check_length
     from ballast.groups.store import read_groups
 
-    file = str(options.file)
-    stored = stored_settings(file)
+    file, stored = str(options.file), stored_settings(str(options.file))
     if stored is not None:
-        _check_stored(recipe, options, stored, max_length)
+        _check_stored(recipe, options, stored, args.max_length)
+    tokenizer = trl.training_tokenizer(tokenizer, PrepareOptions.from_training_args(args))
     try:
-        groups = read_groups(file, tokenizer, max_length=max_length)
+        groups = read_groups(file, tokenizer, max_length=args.max_length)
         for group in groups:
             for member in group.members:
                 check_length(f"{file}: prompt {group.row + 1}", len(member.ids), context)
@@ -195,6 +191,7 @@ def _check_file(
         raise BallastError(f"groups.file: {error}") from error
     answers = sum(len(group.members) for group in groups)
     say(f"groups: {len(groups):,} prompts, {answers:,} answers from {file}")
+    return groups
 
 
 def _check_stored(recipe: Recipe, options: GroupOptions, stored: StoreSettings, max_length: int | None) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 from ballast.config.recipe import Recipe
 from ballast.pipeline.evaluate import Measured
 from ballast.records import write as records
-from ballast.records.read import read
 from ballast.records.schema import RunRecord
 
 FINAL = ".final"
@@ -31,16 +30,6 @@ def no_empty_folder(output: Path) -> Iterator[None]:
         if not there and output.is_dir() and not any(path.is_file() for path in output.rglob("*")):
             shutil.rmtree(output)
         raise
-
-
-def read_record(output: Path) -> RunRecord | None:
-    """Return the record of the run in a folder, None where there is none.
-
-    Raises:
-        BallastError: it cannot be read.
-    """
-    path = output / records.RUN
-    return read(path, RunRecord) if path.is_file() else None
 
 
 def is_trained(record: RunRecord | None, recipe: Recipe) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ballast import checkpoints
 from ballast.errors import BallastError, Interrupted
-from ballast.pipeline.run_folder import read_record
+from ballast.records.runs import read_record
 
 INTERRUPTED, TERMINATED = 130, 143
 """Exit codes of a command that SIGINT or SIGTERM ended, as shells have them."""

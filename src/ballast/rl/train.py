@@ -64,6 +64,7 @@ class Run:
             tokenizer,
             args,
             prompts.dataset(places),
+            dict(zip(prompts.texts, prompts.ids, strict=True)),
             self.rewards,
             peft_config=peft_config,
             callbacks=callbacks,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,10 +139,18 @@ class GroupBatches:
         return {**self._collate(examples), GROUP: torch.tensor(index)}
 
 
+@dataclass(frozen=True)
+class StoredGroups:
+    """What `read_groups` read of the file that the options name, so that it is not read again."""
+
+    options: GroupOptions
+    groups: Sequence[Group]
+
+
 class RunGroups:
     """Everything that a run with groups has and one without does not."""
 
-    def __init__(self, options: GroupOptions, *, seed: int) -> None:
+    def __init__(self, options: GroupOptions, *, seed: int, stored: Sequence[Group] | None = None) -> None:
         self.options = options
         self.seed = seed
         self.rows: GroupRows | None = None
@@ -150,6 +158,7 @@ class RunGroups:
         self.prepared = False
         self.step_rows: list[int] = []
         """The prompts of the step."""
+        self._read = stored
         self._stored: dict[int, Group] = {}
         self._model: Model | None = None
         self._batches: GroupBatches | None = None
@@ -178,7 +187,7 @@ class RunGroups:
             from ballast.groups.store import read_groups
 
             refuse_preparation(prepared)
-            groups = read_groups(self.options.file, tokenizer, max_length=prepared.max_length)
+            groups = self._read or read_groups(self.options.file, tokenizer, max_length=prepared.max_length)
             _refuse_ignored(self.options)
             self._stored = {group.row: group for group in groups}
             ids = {group.row: group.members[0].ids[: group.members[0].start] for group in groups}
@@ -229,7 +238,7 @@ class RunGroups:
 
 
 def run_groups(
-    objective: Objective, spec: GroupOptions | Mapping[str, Any] | None, args: TrainingConfig
+    objective: Objective, spec: GroupOptions | StoredGroups | Mapping[str, Any] | None, args: TrainingConfig
 ) -> RunGroups | None:
     """Return what a run needs for its groups, None where its objective does not train on any.
 
@@ -248,13 +257,14 @@ def run_groups(
         raise BallastError(
             f"objective {objective.name} trains on demonstrations, so `groups` would be ignored; leave it out"
         )
-    options = spec if isinstance(spec, GroupOptions) else GroupOptions.from_dict(spec)
+    given, stored = (spec.options, spec.groups) if isinstance(spec, StoredGroups) else (spec, None)
+    options = given if isinstance(given, GroupOptions) else GroupOptions.from_dict(given)
     if options.file is None and options.own and _is_sharded(args):
         raise BallastError(
             "groups.own: a model sharded by FSDP cannot sample while it trains: sample beforehand with "
             "`ballast sample`, and train with groups.file"
         )
-    return RunGroups(options, seed=args.seed)
+    return RunGroups(options, seed=args.seed, stored=stored)
 
 
 def _is_sharded(args: TrainingConfig) -> bool:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ballast.data import Collator, PrepareOptions, pack, prepare
+from ballast.data import Collator, PrepareOptions, check_data, pack, prepare
 from ballast.errors import BallastError
+from ballast.evaluation.generation import end_ids
 from ballast.head import trained_positions
 from ballast.loop import numbers
 from ballast.objectives import objective as build_objective
 from ballast.records.model_card import append_objective
 from ballast.stats import GROUP_FIELDS
 from ballast.training.config import TrainingConfig, autocast_dtype
-from ballast.training.groups import GROUP, RowCollator, run_groups
+from ballast.training.groups import GROUP, RowCollator, StoredGroups, run_groups
 from ballast.training.inputs import input_change, settle_inputs
 from ballast.training.loss import formed, measured
 from ballast.training.metrics import MetricSums
@@ -101,7 +101,7 @@ class Trainer(AdaptedTrainer):
         *,
         objective: str | dict[str, Any] | Objective | None = None,
         reference: RunSpec = None,
-        groups: GroupOptions | dict[str, Any] | None = None,
+        groups: GroupOptions | StoredGroups | dict[str, Any] | None = None,
     ) -> None:
         args = _own_config(model, args)
         self.objective: Objective = build_objective(objective) if objective is not None else args.build_objective()
@@ -120,6 +120,8 @@ class Trainer(AdaptedTrainer):
         if isinstance(model, str):
             model = load_model(model, args, quantization_config)
         tokenizer = processing_class if processing_class is not None else _tokenizer_of(model, args)
+        if train_dataset is not None and self.groups is None and formatting_func is None:
+            train_dataset = check_data(train_dataset, tokenizer, PrepareOptions.from_training_args(args))
         if peft_config is not None:
             model = with_adapter(model, peft_config, args.seed)
         check_head(model)
@@ -146,6 +148,7 @@ class Trainer(AdaptedTrainer):
             refuse_no_steps(args, len(self.train_dataset))
         self.data_collator = Collator(columns=self.batch_columns(), **self.collation)
         add_statistics(self.model)
+        self._ends = sorted(end_ids(self.model, tokenizer))
         if self.groups is not None:
             self.data_collator = RowCollator(self.data_collator)
             self.groups.attach(self.model, self.collation)
@@ -162,8 +165,7 @@ class Trainer(AdaptedTrainer):
             return self.groups.prepare(dataset, tokenizer, options)
         ready = prepare(dataset, tokenizer, options, name=name)
         self.prepare_reports[name] = ready.report
-        if self._rows is None:
-            self._rows = ready.dataset
+        self._rows = ready.dataset if self._rows is None else self._rows
         return pack(self.reference.attach(ready.dataset, self._score), options)
 
     def _score(self, dataset: Dataset) -> ReferenceCache:
@@ -269,9 +271,7 @@ class Trainer(AdaptedTrainer):
             # A packed batch has lost its rows; its repeats stay.
             return stats
         fresh = state.remainder - self.accelerator.process_index * len(inputs["labels"])
-        keep = stats.require("sequence") < fresh
-        values = {field.name: getattr(stats, field.name) for field in dataclasses.fields(stats)}
-        return type(stats)(**{name: None if value is None else value[keep] for name, value in values.items()})
+        return stats.take(stats.require("sequence") < fresh)
 
     def _denominator(self, inputs: dict[str, Any], step_count: Tensor | int | None) -> Tensor:
         if step_count is None:
@@ -288,10 +288,11 @@ class Trainer(AdaptedTrainer):
         denominator: Tensor | None,
     ) -> StatisticsOutput:
         """Return loss and statistics of the batch's trained tokens; without denominator, as evaluation wants them."""
-        mask, _ = trained_positions(inputs["labels"])
+        mask, targets = trained_positions(inputs["labels"])
         sequence, position = token_layout(inputs)
         given = {name: column[:, 1:][mask] for name, column in columns.items()}
-        given |= {"sequence": sequence, "position": position}
+        ends = torch.tensor(self._ends, device=targets.device, dtype=targets.dtype)
+        given |= {"sequence": sequence, "position": position, "end": torch.isin(targets, ends)}
         model_inputs = {name: value for name, value in inputs.items() if name != "labels"}
         with self.accelerator.autocast():
             reference = self.reference.states(mask, model_inputs)
@@ -344,7 +345,6 @@ class Trainer(AdaptedTrainer):
             logs = {**logs, **self._read("train", self._steps_summed), **self._read_groups()}
             self._steps_summed = 0
         elif self.groups is not None and "train_runtime" in logs:
-            # How a run ends is told from all of its groups.
             logs.update(self.groups.sums.read_rest(self._summed, self.args.device))
         self.drop_own_metrics()
         super().log(logs, start_time)

@@ -14,7 +14,8 @@ from ballast.errors import BallastError
 from ballast.pipeline import sources
 from ballast.pipeline.advise import check_has_demonstrations, check_reference_is_start
 from ballast.pipeline.checks import groups as group_checks
-from ballast.pipeline.run_folder import is_trained, read_record
+from ballast.pipeline.run_folder import is_trained
+from ballast.records.runs import read_record
 from ballast.stats import PAIR_FIELDS
 
 FIXED: dict[str, tuple[str, ...]] = dict.fromkeys(("model", "data", "objective", "reference", "groups", "seed"), ())
