@@ -216,6 +216,7 @@ class RunRecord(Versioned):
         cell: which run of a comparison it is.
         warnings: what a reader of its results must know, one line each.
         error: what a failed run ended with.
+        warnings: what makes a run that came to its end worth nothing, such as answers that were all cut off.
     """
 
     status: Status
@@ -244,6 +245,7 @@ class RunRecord(Versioned):
     cell: CellRecord | None = None
     warnings: tuple[str, ...] = ()
     error: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 class PlanRecord(Versioned):
