@@ -214,9 +214,8 @@ class RunRecord(Versioned):
         rl, start: options of RL, and what it started from.
         answers, cut_off, errors, timeouts: how many answers of RL were judged, and what went wrong with them.
         cell: which run of a comparison it is.
-        warnings: what a reader of its results must know, one line each.
+        warnings: what a reader of its results must know, one line each, such as answers that were all cut off.
         error: what a failed run ended with.
-        warnings: what makes a run that came to its end worth nothing, such as answers that were all cut off.
     """
 
     status: Status
@@ -245,7 +244,6 @@ class RunRecord(Versioned):
     cell: CellRecord | None = None
     warnings: tuple[str, ...] = ()
     error: str = ""
-    warnings: tuple[str, ...] = ()
 
 
 class PlanRecord(Versioned):

@@ -149,7 +149,7 @@ class Reinforcer(CheckedLoop, GRPOTrainer):
 
     def follows_start(self) -> bool:
         """Return whether a KL to the starting model is taken."""
-        return bool(self.args.beta)
+        return bool(self.beta)
 
     def rows_named(self, batches: Sequence[Any]) -> str:
         """Return the numbers of the prompts whose answers were drawn together."""
