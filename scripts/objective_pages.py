@@ -64,13 +64,15 @@ def _options(info: ObjectiveInfo) -> str:
         return "## Options\n\nNone."
     fields = type(objective(info.name)).__dataclass_fields__
     rows = [
-        (f"`{name}`", "–" if default is None else f"`{default}`", _allowed(fields[name].metadata), documentation)
+        (f"`{name}`", "–" if default is None else f"`{_yaml(default)}`", _allowed(fields[name].metadata), documentation)
         for name, default, documentation in info.options
     ]
     return "## Options\n\n" + _table(("option", "default", "allowed", "meaning"), rows)
 
 
 def _allowed(limits) -> str:
+    if limits["flag"]:
+        return "`true`, `false`"
     if limits["choices"]:
         return ", ".join(f"`{choice}`" for choice in limits["choices"])
     low = "(−∞" if limits["minimum"] is None else f"[{limits['minimum']:g}"
@@ -80,10 +82,18 @@ def _allowed(limits) -> str:
 
 def _usage(info: ObjectiveInfo) -> str:
     shown = [(name, default) for name, default, _ in info.options if default is not None]
-    python = "".join(f", {name}={json.dumps(default)}" for name, default in shown)
-    recipe = "\n".join(f"  {name}: {default}" for name, default in shown)
+    python = "".join(f", {name}={_python(default)}" for name, default in shown)
+    recipe = "\n".join(f"  {name}: {_yaml(default)}" for name, default in shown)
     recipe = f"objective:\n  name: {info.name}\n{recipe}" if shown else f"objective: {info.name}"
     return f'## Use\n\n```python\nballast.objective("{info.name}"{python})\n```\n\n```yaml\n{recipe}\n```'
+
+
+def _python(value: object) -> str:
+    return json.dumps(value) if isinstance(value, str) else repr(value)
+
+
+def _yaml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NUMBER = re.compile(r"[-−]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 # What differs from run to run, and what was asked for rather than measured: durations, places, versions, recipes.
 CHANGING = re.compile(
-    r"(seconds(/\w+)?|runtime|per_second|time|started|finished|versions|commit|settings|paths?|recipe|start|schema|format)$"
+    r"(seconds(/\w+)?|runtime|per_second|time|started|finished|versions|commit|settings|paths?)$|^(recipe|start|schema|format)$"
 )
 
 VERIFIER = "ballast.lab.arithmetic:verify"

@@ -9,7 +9,8 @@ import torch
 from ballast.head import LMHead
 
 FIELDS = (
-    "logprob", "entropy", "kl", "kl_forward", "mass", "tied", "ref_logprob", "ref_entropy", "ref_mass", "ref_tied",
+    "logprob", "entropy", "collision", "kl", "kl_forward", "mass", "tied",
+    "ref_logprob", "ref_entropy", "ref_mass", "ref_tied",
 )  # fmt: skip
 
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -21,18 +21,21 @@ class Anchored(Objective):
     source = "these tests"
 
     entropy: float = option(0.3, "weight of the entropy")
+    collision: float = option(0.4, "weight of the collision probability")
     kl: float = option(0.7, "weight of the KL")
     kl_forward: float = option(0.2, "weight of the KL the other way round")
 
     @property
     def needs(self):
-        return ("logprob", "entropy", "kl", "kl_forward", "mass", "tied", "ref_logprob", "ref_entropy", "ref_mass")
+        live = ("logprob", "entropy", "collision", "kl", "kl_forward", "mass", "tied")
+        return (*live, "ref_logprob", "ref_entropy", "ref_mass")
 
     def weight(self, stats):
         return 0.1 + stats.require("mass") + stats.require("tied") * stats.require("ref_mass")
 
     def extra(self, stats):
         own = -self.entropy * stats.require("entropy") * stats.require("ref_entropy")
+        own = own + self.collision * stats.require("collision") * stats.require("ref_mass")
         pulled = self.kl * stats.require("kl").square() + self.kl_forward * stats.require("kl_forward")
         return own + pulled * stats.require("ref_logprob").exp()
 
@@ -51,12 +54,24 @@ class Entropy(Anchored):
         return -0.3 * stats.require("entropy")
 
 
+class Collision(Entropy):
+    """The negative log-likelihood and some collision probability."""
+
+    @property
+    def needs(self):
+        return ("logprob", "collision")
+
+    def extra(self, stats):
+        return 0.7 * stats.require("collision")
+
+
 TOKEN_CASES = {
     "-".join([name, *(str(value) for value in options.values())]): objective(name, **options)
     for name, options in CASES
     if objective(name, **options).scope == "token"
 }
 TOKEN_CASES |= {"focal": objective("third_party:Focal"), "anchored": Anchored(), "entropy": Entropy()}
+TOKEN_CASES |= {"collision": Collision()}
 
 
 def advantages(targets, dtype=torch.float64):

@@ -14,7 +14,7 @@ def tiny_tokenizer(**settings):
 
 
 def tiny_policy(seed=3, **settings):
-    return tiny_model(vocab=6, seed=seed, **settings)
+    return tiny_model(seed=seed, **{"vocab": 6, **settings})
 
 
 def tiny_run(tmp_path, *, rows=ROWS, model=None, tokenizer=None, peft_config=None, verify=None, seed=1, **changes):

@@ -36,6 +36,7 @@ def test_gather_reads_rows_in_order():
     assert tokens.mass.tolist() == [200.0, 201.0, 210.0]
     assert tokens.tied.tolist() == [300.0, 301.0, 310.0]
     assert tokens.lengths.tolist() == [2, 1]
+    assert gather(rows, lookup, ends={8, 9}).end.tolist() == [False, True, False]
     cache["a"] = 3
     with pytest.raises(BallastError, match="row 1: 2 trained tokens"):
         gather(rows, lookup)
@@ -207,6 +208,32 @@ def test_ift_weighs_gold_inputs_and_says_so():
     assert found.known == "first step, gold inputs"
     assert found.effective_tokens == pytest.approx(weight.sum() ** 2 / (weight**2).sum())
     assert "greedy tokens" in found.note
+
+
+def test_the_end_of_a_turn_is_weighed_and_its_loss_is_warned_of():
+    """As with a chat template: an implausible token ends the turn, and a certain line break follows it."""
+    tokens = scored([6] * 10, q=0.9, mass=1.0, mass_at={(row, 4): 0.2 for row in range(10)})
+    tokens = replace(tokens, end=tokens.place == 5)
+    found = by_name(tokens, "sft", "prift-mass", "prift-prob")
+    assert [found[name].end_weight for name in found] == [1.0, 0.0, pytest.approx(0.9)]
+    assert found["sft"].warning == found["prift-prob"].warning == ""
+    warned = found["prift-mass"].warning
+    assert warned.startswith("prift-mass: the tokens that end a turn have a mean weight of 0, all tokens of 0.83")
+    assert "keep_end" in warned
+    assert "\n" not in warned
+    saved = by_name(tokens, {"name": "prift-mass", "keep_end": True})["prift-mass"]
+    assert (saved.end_weight, saved.warning) == (1.0, "")
+    # Without knowing where generation stops the line break is the end, and all is well.
+    assert by_name(replace(tokens, end=None), "prift-mass")["prift-mass"].end_weight == 1.0
+
+
+def test_probabilities_as_weights_are_warned_of_too():
+    tokens = scored([6] * 10, q=0.9, q_at={(row, 5): 0.001 for row in range(10)})
+    found = by_name(tokens, "prift-prob", "ift")
+    assert "mean weight of 0.001" in found["prift-prob"].warning
+    assert "begin with sft" in found["prift-prob"].warning
+    # The weights of ift carry gradient: they are not what pulls.
+    assert found["ift"].warning == ""
 
 
 def test_gft_cannot_be_known():

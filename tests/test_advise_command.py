@@ -228,7 +228,7 @@ def test_text_of_the_data_is_inert(prototype):
         (("model=model", "data.train=broken.jsonl"), "broken.jsonl"),
         (("model=model", "data.train=columns.jsonl"), "columns"),
         (("model=model", "data.train=rows.jsonl", "reference.cache=others"), "does not belong to this run"),
-        (("model=model", "data.train=rows.jsonl", "reference={model: other}"), "another model than the start"),
+        (("model=model", "data.train=rows.jsonl", "reference={model: other}"), "is a second model, whose scores"),
         (("model=model", "data.train=rows.jsonl", "objective=prift-mas"), "did you mean 'prift-mass'"),
         (("model=model", "data.train=rows.jsonl", "training.max_length=3"), "max_length"),
         (("model=model", "groups={file: stored}", "objective=gft"), "data.train: is required"),

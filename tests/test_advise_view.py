@@ -57,7 +57,7 @@ def test_the_verdict_is_first_then_what_it_rests_on():
         "Prior: strong. The base model supports",
         "Because ",
         "The rule: strong if",
-        "Contradicted: the start is sure",
+        "Contradicted: the base model is sure",
     ]
     parts += ["60 rows, 1,200 trained tokens", "tokens at or below", "What each objective would keep"]
     parts += ["rows lie far below", "Contradicted tokens in 20.0% of the rows", "What the scores do not tell"]
@@ -82,9 +82,16 @@ def test_figures_are_those_of_the_advice():
     assert " ".join(["u", *(f"{value:.2g}" for value in found.mass.values())]) in text
     for kept in one.advice.kept:
         if kept.weight_mean is not None:
-            shares = f"{kept.weight_mean:.3f} {kept.zero_share:.1%} {kept.effective_tokens:,.0f}"
+            shares = f"{kept.weight_mean:.3f} {kept.zero_share:.1%} {kept.end_weight:.3f} {kept.effective_tokens:,.0f}"
             assert f"{kept.name} {shares} {kept.contradicted_share:.1%} {kept.known}" in text
-    assert "gft – – – – unknown" in text
+    assert "gft – – – – – unknown" in text
+
+
+def test_objectives_that_hardly_teach_to_stop_are_warned_of():
+    dropped = scored([20] * 30, mass_at={(row, 19): 0.2 for row in range(30)})
+    text = flat(printed(advised(dropped)))
+    assert "prift-mass: the tokens that end a turn have a mean weight of 0, all tokens of 0.95" in text
+    assert "hardly learn to stop" not in flat(printed(advised(scored([20] * 30))))
 
 
 def test_ties_are_told_where_they_decide():
@@ -130,7 +137,7 @@ def test_what_is_not_there_is_said():
 def test_noise_is_not_claimed_where_the_prior_is_weak():
     text = flat(printed(advised(rows_with(40, [3]))))
     assert "Prior: weak. The typical row holds tokens" in text
-    assert "Contradicted tokens in 100.0% of the rows: noise or what is new to the start" in text
+    assert "Contradicted tokens in 100.0% of the rows: noise or what is new to the base model" in text
     assert "likely label noise" not in text
 
 

@@ -175,7 +175,7 @@ CASES = [
     # training
     Case("misspelt setting", "did you mean 'learning_rate'", ("training.lerning_rate=1e-5",)),
     Case("setting is text", "training.learning_rate", ("training.learning_rate=small",)),
-    Case("negative learning rate", "at least 0", ("training.learning_rate=-1e-5",)),
+    Case("negative learning rate", "greater than or equal to 0; got -1e-05", ("training.learning_rate=-1e-5",)),
     Case("learning rate not finite", "finite", ("training.learning_rate=.nan",)),
     Case("unknown scheduler", "did you mean 'cosine'", ("training.lr_scheduler_type=cosinee",)),
     Case("no epochs", "num_train_epochs", ("training.num_train_epochs=0",)),

@@ -87,7 +87,7 @@ def test_run_record_says_what_was_run(workspace):
     folder, _ = workspace
     run_record = json.loads((folder / "out" / "run.json").read_text())
     assert run_record["status"] == "finished"
-    assert run_record["objective"] == {"name": "prift-mass", "threshold": 0.25, "ties": "strict"}
+    assert run_record["objective"] == {"name": "prift-mass", "threshold": 0.25, "ties": "strict", "keep_end": False}
     assert run_record["recipe"] == load_recipe(folder / "recipe.yaml").resolved()
     assert run_record["versions"]["torch"]
     assert run_record["data"]["train"]["rows_out"] == 12
@@ -170,11 +170,11 @@ def test_chat_rows_train_with_the_labels_that_were_prepared(workspace, setting):
 
 
 def test_a_trainer_that_refuses_leaves_no_folder_behind(workspace, monkeypatch):
-    def refuse(training):
+    def refuse(*_):
         Path("refused").mkdir()
         raise BallastError("no")
 
-    monkeypatch.setattr("ballast.pipeline.train._FineTuning._trainer", refuse)
+    monkeypatch.setattr("ballast.pipeline.train._trainer", refuse)
     done = CliRunner().invoke(app, ["train", "recipe.yaml", "output=refused", "evaluation.base=false"])
     assert (done.exit_code, done.stderr) == (2, "no\n")
     assert not Path("refused").exists()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import expit
 
-from ballast.compare.statistics import holm, over_both, over_items, over_seeds, paired_p, t_bounds
+from ballast.compare.statistics import both_bounds, holm, over_both, over_items, over_seeds, paired_p, t_bounds
 from ballast.errors import BallastError
 from ballast.evaluation.metrics import mean_pass_at_k
 
@@ -144,6 +144,66 @@ def test_over_both_adds_the_spread_of_seeds_to_that_of_items():
     df = total**2 / (of_seeds**2 / 4 + of_items**2 / 199 + of_rest**2 / (4 * 199))
     half = stats.t.ppf(0.975, df) * math.sqrt(total / 1000)
     assert (wide.low, wide.high) == pytest.approx((grand - half, grand + half))
+
+
+EFFECTS = {
+    "nothing but noise": (0.0, 0.0, 1.0),
+    "items": (0.05, 1.0, 0.5),
+    "a little of each": (0.05, 0.3, 1.0),
+    "seeds and items": (0.3, 0.3, 1.0),
+}
+"""Standard deviations of seeds, items and their interaction."""
+
+
+@pytest.mark.parametrize("effects", EFFECTS.values(), ids=EFFECTS)
+@pytest.mark.parametrize("items", [20, 100, 300])
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_intervals_over_both_cover_the_truth_and_are_bounded(seeds, items, effects):
+    rng = np.random.default_rng([seeds, items, *(int(100 * one) for one in effects)])
+    shapes = (1500, seeds, 1), (1500, 1, items), (1500, seeds, items)
+    tables = sum(rng.normal(0, spread, shape) for spread, shape in zip(effects, shapes, strict=True))
+    centre, low, high = both_bounds(tables)
+    assert 0.89 <= covered(low, high, 0.0) <= 0.985
+    # Two seeds that agree by chance do not make an interval of millions.
+    assert float((high - low).max()) <= 2 * 5 * stats.t.ppf(0.975, seeds - 1) * centre.std()
+    for table, *bounds in zip(tables[:3], low, high, strict=False):
+        one = over_both(table)
+        assert (one.low, one.high) == pytest.approx(tuple(bounds))
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_intervals_of_right_and_wrong_answers_are_bounded_too(seeds):
+    differences, _, overall = simulate(7, interaction=1.0, replications=1000)
+    centre, low, high = both_bounds(differences[:, :seeds, :40])
+    assert 0.9 <= covered(low, high, overall) <= 0.985
+    assert float((high - low).max()) <= 2 * 5 * stats.t.ppf(0.975, seeds - 1) * centre.std()
+
+
+def mean_squares(table):
+    """Return the mean squares of seeds, items and the rest of a two-way table, and their degrees of freedom."""
+    seeds, items = table.shape
+    grand, rows, columns = table.mean(), table.mean(axis=1), table.mean(axis=0)
+    degrees = np.array([seeds - 1, items - 1, (seeds - 1) * (items - 1)])
+    rest = np.square(table - rows[:, None] - columns[None] + grand).sum() / degrees[2]
+    return np.array([items * np.var(rows, ddof=1), seeds * np.var(columns, ddof=1), rest]), degrees
+
+
+def test_neither_variance_nor_degrees_of_freedom_fall_below_those_of_seeds_or_items_alone():
+    rng = np.random.default_rng(11)
+    shapes = (400, 2, 1), (400, 1, 20), (400, 2, 20)
+    acts = {"neither": 0, "variance": 0, "degrees of freedom": 0}
+    for table in sum(rng.normal(0, spread, shape) for spread, shape in zip((0.1, 0.2, 0.5), shapes, strict=True)):
+        squares, degrees = mean_squares(table)
+        if squares[1] <= squares[2]:
+            continue
+        raw = squares[0] + squares[1] - squares[2]
+        total = max(raw, squares[0], squares[1])
+        df = total**2 / (squares**2 / degrees).sum()
+        half = stats.t.ppf(0.975, max(df, 1)) * math.sqrt(total / table.size)
+        found = over_both(table)
+        assert ((found.high - found.low) / 2, found.method) == (pytest.approx(half), "t-seeds-and-items")
+        acts["variance" if total > raw else "degrees of freedom" if df < 1 else "neither"] += 1
+    assert all(acts.values()), acts
 
 
 def test_over_both_is_over_seeds_where_items_do_not_differ():

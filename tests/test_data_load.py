@@ -136,10 +136,6 @@ FILES = {
     "nothing.jsonl": (b"{}\n{}\n", "no fields"),
     "latin.jsonl": (b'{"text": "a"}\n{"text": "\xe9"}\n', "line 2: not UTF-8"),
     "half.jsonl": (b'{"text": "a"}\n{"text": "\\ud800"}\n', "line 2: 'text'"),
-    "mixed.jsonl": (
-        b'{"text": "a", "n": 1}\n{"text": "b", "n": "two"}\n',
-        "line 2: 'n' is \"two\", which",
-    ),
     "type.jsonl": (b'{"text": 1}\n', "line 1: 'text' is a number, not text"),
     "missing.jsonl": (b'{"prompt": "a", "completion": "b"}\n\n{"prompt": "c"}\n', "line 3: 'completion' is missing"),
     "null.jsonl": (b'{"text": "a"}\n{"text": null}\n', "line 2: 'text' is missing"),
@@ -221,8 +217,6 @@ def test_mixtures_that_do_not_fit_are_refused(tmp_path):
     pairs = _jsonl(tmp_path / "pairs.jsonl")
     texts = _jsonl(tmp_path / "texts.jsonl", [{"text": "a"}])
     assert "pairs.jsonl" in _fails("two formats.*texts.jsonl has text", [pairs, texts])
-    other = _jsonl(tmp_path / "other.jsonl", [{**ROWS[0], "answer": "one"}])
-    _fails("disagree on the type of 'answer'", [pairs, other])
     _fails("list of data sources is empty", [])
     questions = _jsonl(tmp_path / "q.jsonl", [{"q": "a"}])
     _fails("without a common column", [questions, _jsonl(tmp_path / "r.jsonl", [{"r": "a"}])])

@@ -92,7 +92,8 @@ def test_a_marked_template_that_marks_nothing_names_the_row():
 
 
 def test_a_row_that_the_template_refuses_is_named():
-    template = "{% if messages[0]['content'] == 'BAD' %}{{ raise_exception('roles must alternate') }}{% endif %}x"
+    refuse = "{% if messages[0]['content'] == 'BAD' %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    template = refuse + PLAIN_TEMPLATE
     data = [*rows("messages"), {"messages": [{"role": "user", "content": "BAD"}]}, *rows("messages")]
     _fails("train: row 9: cannot be tokenised: roles must alternate", data, tokenizer(template))
 

@@ -9,7 +9,7 @@ from ballast import fused_loss, objective, token_stats
 from ballast.head import LMHead, fused_pass
 from ballast.head.folds import row_blocks
 from ballast.head.tiles import CPU_TILE_LIMIT, SMALL_TILE, TILE_LIMIT, tile_rows
-from ballast.stats import FIELDS, LAYOUT_FIELDS, LIVE_FIELDS, PAIR_FIELDS
+from ballast.stats import LAYOUT_FIELDS, LIVE_FIELDS, PAIR_FIELDS, TOKEN_FIELDS
 from head_inputs import inputs, leaves
 from head_meter import Meter
 from head_objectives import TOKEN_CASES, Anchored, advantages, assert_same, gradients, ordinary
@@ -142,7 +142,7 @@ def test_passes_over_a_small_tile_go_in_smaller_blocks():
     assert rows_of_blocks(200, 2**10) == [256]
 
 
-COLUMNS = tuple(name for name in FIELDS if name not in (*LIVE_FIELDS, *PAIR_FIELDS, *LAYOUT_FIELDS, "origin"))
+COLUMNS = tuple(name for name in TOKEN_FIELDS if name not in (*LIVE_FIELDS, *PAIR_FIELDS, *LAYOUT_FIELDS, "origin"))
 
 
 @pytest.mark.parametrize(("name", "options"), CASES, ids=IDS)

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from ballast import token_stats
 from ballast.head import LMHead
+from ballast.head.folds import KL_FIELDS
 from head_inputs import FIELDS, inputs, leaves
 from oracles import statistics as stat
 
@@ -20,6 +21,7 @@ def _oracle(logits, ref_logits, targets):
     values = {
         "logprob": [stat.logprob(z, y) for z, _, y in rows],
         "entropy": [stat.entropy(z) for z, _, _ in rows],
+        "collision": [stat.collision(z) for z, _, _ in rows],
         "kl": [stat.kl(z, q) for z, q, _ in rows],
         "kl_forward": [stat.kl_forward(z, q) for z, q, _ in rows],
         "mass": [stat.mass_strict(z, y) for z, _, y in rows],
@@ -47,6 +49,52 @@ def test_statistics_of_the_logits_as_computed_are_exact_to_float32(backend, dtyp
         value = getattr(stats, name)
         assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         torch.testing.assert_close(value.double(), expected, rtol=close, atol=close, msg=lambda t, n=name: f"{n}: {t}")
+
+
+LARGE = 49_152
+
+
+def _large(scale):
+    """Return inputs over a vocabulary of real size, a reference that lies near, and the logits of both in float64."""
+    draw = torch.Generator().manual_seed(int(10 * scale))
+    states = scale * torch.randn(24, 32, generator=draw)
+    weight = torch.randn(LARGE, 32, generator=draw) / 32**0.5
+    ref_states = states + 0.1 * scale**0.5 * torch.randn(24, 32, generator=draw)
+    logits, ref_logits = states @ weight.T, ref_states @ weight.T
+    targets = torch.distributions.Categorical(logits=logits).sample()
+    return states, weight, targets, ref_states, logits.double(), ref_logits.double()
+
+
+def _exact(logits, ref_logits, targets):
+    """The formulas on whole rows in float64."""
+    values, logs = {}, {}
+    for prefix, z in (("", logits), ("ref_", ref_logits)):
+        logs[prefix] = logp = z.log_softmax(-1)
+        own = z.gather(1, targets[:, None])
+        values[f"{prefix}logprob"] = logp.gather(1, targets[:, None]).squeeze(1)
+        values[f"{prefix}entropy"] = -(logp.exp() * logp).sum(-1)
+        values[f"{prefix}mass"] = (logp.exp() * (z < own)).sum(-1) + values[f"{prefix}logprob"].exp()
+    p, q = logs[""].exp(), logs["ref_"].exp()
+    values["collision"] = p.square().sum(-1)
+    values["kl"] = (p * (logs[""] - logs["ref_"])).sum(-1)
+    values["kl_forward"] = (q * (logs["ref_"] - logs[""])).sum(-1)
+    return values
+
+
+@BACKENDS
+@pytest.mark.parametrize("scale", [0.3, 1.0, 3.0, 8.0])
+def test_a_large_vocabulary_costs_float32_no_digits(backend, scale):
+    states, weight, targets, ref_states, logits, ref_logits = _large(scale)
+    reference = (ref_states, weight)
+    stats = token_stats(states, weight, targets, fields=FIELDS, reference=reference, backend=backend, chunk=24)
+    expected = _exact(logits, ref_logits, targets)
+    # Chunks have log-probabilities in float32 in hand, whose own rounding does not average out entirely.
+    slack = {"marginal": 0.0, "pair": 0.0} if backend == "dense" else {"marginal": 1e-7, "pair": 5e-7}
+    for name, value in expected.items():
+        atol = slack["pair" if name in KL_FIELDS else "marginal"]
+        torch.testing.assert_close(
+            getattr(stats, name).double(), value, rtol=2e-6, atol=atol, msg=lambda t, n=name: f"{n}: {t}"
+        )
 
 
 def _ordinary(states, weight, targets):

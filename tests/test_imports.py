@@ -18,13 +18,14 @@ DESIGN = SOURCE.parent.parent / "docs" / "design.md"
 
 # From the ground up: a module may import from its own layer and from those before it.
 LAYERS = (
-    ("errors", "files", "text", "progress", "stats", "protocols", "limits", "packages", "options"),
+    ("errors", "files", "checkpoints", "text", "progress", "stats", "protocols", "limits", "packages", "options"),
     ("objectives", "head"),
     ("verifiers",),
     ("data",),
     ("reference", "advise"),
     ("evaluation",),
     ("groups",),
+    ("loop",),
     ("rl",),
     ("records",),
     ("training",),
@@ -41,6 +42,7 @@ LAYERS = (
 ONLY: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
+    "checkpoints": set(),
     "protocols": set(),
     "text": set(),
     "progress": set(),
@@ -54,7 +56,8 @@ ONLY: dict[str, set[str]] = {
     "advise": {"errors", "stats", "objectives"},
     "evaluation": {"errors", "options", "files", "stats", "protocols", "limits", "head", "verifiers", "data"},
     "groups": {"errors", "options", "files", "protocols", "limits", "verifiers", "data", "reference", "evaluation"},
-    "rl": {"errors", "options", "protocols", "limits", "verifiers", "evaluation"},
+    "loop": {"errors", "files", "checkpoints", "reference"},
+    "rl": {"errors", "options", "protocols", "limits", "verifiers", "data", "evaluation", "loop"},
     "records": {"errors", "files", "protocols", "evaluation", "rl"},
 }
 FREE = {"cli", "__init__"}

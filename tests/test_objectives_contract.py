@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ballast import Objective, TokenStats, objective
-from ballast.stats import FIELDS, LAYOUT_FIELDS
+from ballast.stats import DIFFERENTIABLE_FIELDS, FIELDS, LAYOUT_FIELDS
 from oracles.cases import CASES, IDS
 from oracles.rows import MODEL_FIELDS, random_rows, statistics_of
 from third_party import Focal
@@ -23,16 +23,9 @@ def _stats(seed=0, lengths=(7, 3, 11)):
     return statistics_of(random_rows(seed, lengths))[0]
 
 
-def _take(stats, index):
-    picked = {name: getattr(stats, name) for name in FIELDS}
-    return TokenStats(**{name: None if value is None else value[index] for name, value in picked.items()})
-
-
 def _leaves(stats):
     """Return the same statistics, those that carry gradient as leaves of their own."""
-    changes = {
-        name: getattr(stats, name).detach().requires_grad_() for name in ("logprob", "entropy", "kl", "kl_forward")
-    }
+    changes = {name: getattr(stats, name).detach().requires_grad_() for name in DIFFERENTIABLE_FIELDS}
     return dataclasses.replace(stats, **changes)
 
 
@@ -69,7 +62,8 @@ def test_reads_what_it_declares_and_no_more(name, options):
 def test_needs_only_what_it_declares(name, options):
     built = objective(name, **options)
     everything = _stats()
-    declared = TokenStats(**{field: getattr(everything, field) for field in (*built.needs, *LAYOUT_FIELDS)})
+    fields = (*built.needs, *LAYOUT_FIELDS)
+    declared = TokenStats(**{field: getattr(everything, field) for field in fields})
     assert torch.equal(built.per_token_loss(declared), built.per_token_loss(everything))
 
 
@@ -89,10 +83,11 @@ def test_shape_and_dtype_are_those_of_the_log_probabilities(name, options, dtype
 def test_finite_at_a_log_probability_of_minus_200(name, options):
     built = objective(name, **options)
     extreme = {
-        "logprob": -200.0, "entropy": 0.0, "kl": 200.0, "kl_forward": 200.0, "mass": 0.0, "tied": 0.0,
+        "logprob": -200.0, "entropy": 0.0, "kl": 200.0, "kl_forward": 200.0, "mass": 0.0, "tied": 0.0, "collision": 1.0,
         "ref_logprob": -200.0, "ref_entropy": 0.0, "ref_mass": 0.0, "ref_tied": 0.0, "advantage": -1.0,
     }  # fmt: skip
-    stats = _leaves(TokenStats(**{field: torch.full((6,), value) for field, value in extreme.items()}))
+    constant = {field: torch.full((6,), value) for field, value in extreme.items()}
+    stats = _leaves(TokenStats(**constant, vocabulary=9))
     losses = built.per_token_loss(stats)
     losses.sum().backward()
     assert torch.isfinite(losses).all()
@@ -110,7 +105,7 @@ def test_no_gradient_flows_through_the_weights(name, options):
     weight = torch.tensor(built.weight(by_hand).tolist(), dtype=torch.float64)
     (-weight * by_hand.logprob + built.extra(by_hand)).sum().backward()
     torch.testing.assert_close(ours.logprob.grad, by_hand.logprob.grad, rtol=0, atol=0)
-    for field in ("entropy", "kl"):
+    for field in ("entropy", "collision", "kl"):
         got, expected = getattr(ours, field).grad, getattr(by_hand, field).grad
         assert (got is None) == (expected is None)
         if got is not None:
@@ -123,7 +118,7 @@ def test_an_empty_micro_batch_gives_zero_with_a_graph(name, options):
     leaf = torch.zeros(0, dtype=torch.float64, requires_grad=True)
     layout = {"sequence": torch.zeros(0, dtype=torch.long), "position": torch.zeros(0, dtype=torch.long)}
     for columns in ({}, layout):
-        losses = built.per_token_loss(TokenStats(**dict.fromkeys(GIVEN, leaf * 1), **columns))
+        losses = built.per_token_loss(TokenStats(**dict.fromkeys(GIVEN, leaf * 1), **columns, vocabulary=9))
         assert losses.shape == (0,)
         assert losses.sum().item() == 0
         losses.sum().backward()
@@ -136,7 +131,7 @@ def test_permuting_the_tokens_permutes_the_losses(name, options):
     stats = _stats()
     for seed in range(3):
         order = torch.randperm(21, generator=torch.Generator().manual_seed(seed))
-        torch.testing.assert_close(built.per_token_loss(_take(stats, order)), built.per_token_loss(stats)[order])
+        torch.testing.assert_close(built.per_token_loss(stats.take(order)), built.per_token_loss(stats)[order])
 
 
 @every_case
@@ -146,7 +141,7 @@ def test_permuting_tokens_of_equal_scores_permutes_the_losses(name, options):
     level = {field: torch.full_like(getattr(stats, field), 0.3) for field in ("entropy", "kl")}
     stats = dataclasses.replace(stats, **level)
     order = torch.randperm(21, generator=torch.Generator().manual_seed(5))
-    torch.testing.assert_close(built.per_token_loss(_take(stats, order)), built.per_token_loss(stats)[order])
+    torch.testing.assert_close(built.per_token_loss(stats.take(order)), built.per_token_loss(stats)[order])
 
 
 @every_case
@@ -157,7 +152,7 @@ def test_splitting_the_micro_batch_changes_nothing_that_the_scope_forbids(name, 
     cuts = {"token": [[0, 1], [1, 9], [9, 21]], "sequence": [[0, 7], [7, 10], [10, 21]], "batch": [[0, 21]]}[
         built.scope
     ]
-    parts = [built.per_token_loss(_take(stats, slice(*cut))) for cut in cuts]
+    parts = [built.per_token_loss(stats.take(slice(*cut))) for cut in cuts]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-12, atol=1e-12)
 
 

@@ -51,11 +51,38 @@ def test_counts_what_it_averages_over():
     assert objective("ift").scope == "sequence"
 
 
-def ragged(lengths, seed=0):
-    """Return losses of sequences of these lengths in a random order of all tokens, with their layout."""
+def test_untrained_tokens_between_turns_count():
+    """The authors' loader discounts over all positions of a row, trained or not."""
+    nll = torch.tensor([1.0, 2, 3, 4], dtype=torch.float64)
+    weight = built().weight(TokenStats(logprob=-nll, position=torch.tensor([0, 1, 8, 9])))
+    # c = 1 + 2/2 + 3/2^8 + 4/2^9, 2 + 3/2^7 + 4/2^8, 3 + 4/2, 4 and Σc = 6686/512.
+    torch.testing.assert_close(weight, numbers(["1034/512", "1044/512", "5", "4"]) * 4 * 512 / 6686, rtol=1e-14, atol=0)
+    assert [round(value, 3) for value in weight.tolist()] == [0.619, 0.625, 1.532, 1.225]
+    ramp = built("equation21").weight(TokenStats(logprob=-nll, position=torch.tensor([0, 1, 8, 9])))
+    assert ramp.tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("gamma", [0.3, 0.95, 1.0])
+def test_a_prompt_before_a_single_turn_changes_not_a_bit(gamma, dtype):
+    nll = torch.rand(300, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    expected = nll.clone()
+    for reach in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+        if gamma**reach > 0:
+            expected = torch.cat([expected[:-reach] + gamma**reach * expected[reach:], expected[-reach:]])
+    for position in (None, torch.arange(300), torch.arange(300) + 77):
+        assert torch.equal(built("algorithm1", gamma).weight(TokenStats(logprob=-nll, position=position)), expected)
+
+
+def ragged(lengths, seed=0, turns=False):
+    """Return losses of sequences of these lengths in a random order of all tokens, with their layout.
+
+    With `turns` sequences begin with a prompt, and untrained tokens stand before every third trained one.
+    """
     generator = torch.Generator().manual_seed(seed)
     sequence = torch.cat([torch.full((length,), 7 - index) for index, length in enumerate(lengths)])
     position = torch.cat([torch.arange(length) for length in lengths])
+    position = 20 + position + 9 * (position // 3) if turns else position
     nll = torch.rand(len(sequence), generator=generator, dtype=torch.float64) * 5
     order = torch.randperm(len(sequence), generator=generator)
     return nll[order], sequence[order], position[order]
@@ -65,22 +92,24 @@ def naive_reach(nll, sequence, position, gamma):
     reach = torch.zeros_like(nll)
     for index in sequence.unique():
         members = (sequence == index).nonzero()[:, 0]
-        following = 0.0
+        following, place = 0.0, 0
         for member in members[position[members].argsort(descending=True)].tolist():
-            following = float(nll[member]) + gamma * following
-            reach[member] = following
+            following = float(nll[member]) + gamma ** max(place - int(position[member]), 0) * following
+            reach[member], place = following, int(position[member])
     return reach
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 0.95, 1.0])
 @pytest.mark.parametrize("lengths", [(1,), (2, 1), (5, 1, 8, 3), (63, 64, 65, 1), (1, 1, 1)])
-def test_losses_reach_back_in_any_order_and_layout(lengths, gamma):
-    nll, sequence, position = ragged(lengths)
+@pytest.mark.parametrize("turns", [False, True])
+def test_losses_reach_back_in_any_order_and_layout(lengths, turns, gamma):
+    nll, sequence, position = ragged(lengths, turns=turns)
     stats = TokenStats(logprob=-nll, sequence=sequence, position=position)
     expected = naive_reach(nll, sequence, position, gamma)
     torch.testing.assert_close(built("algorithm1", gamma).weight(stats), expected, rtol=1e-13, atol=0)
     ramp = built("equation21").weight(stats)
-    assert torch.equal(ramp, position + 1.0)
+    places = [(position[sequence == own] <= place).sum() for own, place in zip(sequence, position, strict=True)]
+    assert torch.equal(ramp, torch.stack(places).double())
 
 
 def test_a_long_sequence_takes_no_square_of_memory():
@@ -103,8 +132,9 @@ def test_without_layout_the_tokens_are_one_sequence_in_order():
 @pytest.mark.parametrize("average", ["sequence", "token"])
 @pytest.mark.parametrize("variant", list(WEIGHTS))
 @pytest.mark.parametrize("gamma", [0.0, 0.6, 1.0])
-def test_the_gradient_goes_through_the_weights(variant, average, gamma):
-    nll, sequence, position = ragged((4, 1, 6))
+@pytest.mark.parametrize("turns", [False, True])
+def test_the_gradient_goes_through_the_weights(variant, average, gamma, turns):
+    nll, sequence, position = ragged((4, 1, 6), turns=turns)
     method = built(variant, gamma, average=average)
 
     def loss(logprob):

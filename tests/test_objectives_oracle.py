@@ -9,7 +9,7 @@ from oracles import statistics as stat
 from oracles.cases import CASES, IDS
 from oracles.check import check_against_oracle
 from oracles.losses import ORACLES, loss
-from oracles.rows import random_rows
+from oracles.rows import random_rows, with_turns
 
 
 def test_every_objective_has_an_oracle_and_cases():
@@ -21,6 +21,11 @@ def test_every_objective_has_an_oracle_and_cases():
 @pytest.mark.parametrize("backend", ["dense", "chunked"])
 def test_loss_and_gradient_equal_the_oracle(name, options, backend):
     check_against_oracle(name, options, backend=backend, chunk=4)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=IDS)
+def test_loss_and_gradient_equal_the_oracle_on_rows_of_several_turns(name, options):
+    check_against_oracle(name, options, rows=with_turns(random_rows()))
 
 
 @settings(max_examples=12, deadline=None)
@@ -49,6 +54,8 @@ def test_oracle_gradients_are_the_derivatives_of_oracle_values():
         pairs = [
             (lambda z, y=target: stat.logprob(z, y), stat.logprob_gradient(live, target)),
             (stat.entropy, stat.entropy_gradient(live)),
+            (stat.collision, stat.collision_gradient(live)),
+            (lambda z, q=reference: stat.released_penalty(z, q), stat.released_penalty_gradient(live, reference)),
             (lambda z, q=reference: stat.kl(z, q), stat.kl_gradient(live, reference)),
             (lambda z, q=reference: stat.kl_forward(z, q), stat.kl_forward_gradient(live, reference)),
         ]

@@ -30,11 +30,17 @@ WRONG = {
     "none for a number": (lambda: objective("eksft", rho=None), "finite number .*None"),
     "select": (lambda: objective("eksft", select="both"), "must be one of union, intersection; got 'both'"),
     "scope": (lambda: objective("eksft", scope="token"), "must be one of sequence, batch"),
+    "extreme of KL": (lambda: objective("eksft", extreme_kl="both"), "must be one of largest, smallest"),
+    "entropy": (lambda: objective("eksft", entropy="bits"), "must be one of nats, normalised"),
+    "penalty": (lambda: objective("eksft", penalty=1), "must be one of kl, released"),
     "extreme": (lambda: objective("eksft", extreme=1), "must be one of largest, smallest"),
     "threshold": (lambda: objective("prift-mass", threshold=1.01), r"threshold must lie in \[0, 1\]"),
     "ties": (lambda: objective("prift-mass", ties="none"), "must be one of strict, inclusive"),
     "rule": (lambda: objective("reweight", rule="prob"), "must be one of probability, power"),
     "rule as list": (lambda: objective("reweight", rule=["mass"]), "must be one of"),
+    "keep_end as a number": (lambda: objective("prift-mass", keep_end=1), "keep_end must be true or false .*got 1"),
+    "keep_end as text": (lambda: objective("eksft", keep_end="yes"), "keep_end must be true or false .*got 'yes'"),
+    "keep_end of no gate": (lambda: objective("reweight", keep_end=True), "'probability' has no 'keep_end'"),
     "signal": (lambda: objective("reweight", signal="ref"), "must be one of live, reference"),
     "power without alpha": (lambda: objective("reweight", rule="power"), "'power' needs the option 'alpha'"),
     "threshold without cut": (lambda: objective("reweight", rule="threshold"), "needs the option 'threshold'"),
@@ -109,6 +115,8 @@ NEEDS = {
     "live mass": ("reweight", {"rule": "mass", "signal": "live"}, {"logprob", "mass"}),
     "reference entropy": ("reweight", {"rule": "entropy", "max_entropy": 1}, {"logprob", "ref_entropy"}),
     "eksft": ("eksft", {}, {"logprob", "entropy", "kl"}),
+    "eksft normalised": ("eksft", {"entropy": "normalised"}, {"logprob", "entropy", "kl", "vocabulary"}),
+    "eksft released": ("eksft", {"penalty": "released"}, {"logprob", "entropy", "kl", "collision"}),
     "gft": ("gft", {}, {"logprob", "advantage"}),
 }
 
@@ -123,6 +131,13 @@ def test_options_decide_the_needs(name, options, needs):
 def test_the_scope_option_of_eksft_is_its_scope():
     assert objective("eksft").scope == "sequence"
     assert objective("eksft", scope="batch").scope == "batch"
+
+
+def test_ends_that_are_kept_widen_the_scope():
+    for name, options in (("prift-mass", {}), ("reweight", {"rule": "mass"})):
+        assert objective(name, **options).scope == "token"
+        assert objective(name, **options, keep_end=True).scope == "sequence"
+    assert objective("eksft", scope="batch", keep_end=True).scope == "batch"
 
 
 def test_objective_modules_are_small():

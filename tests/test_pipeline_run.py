@@ -73,7 +73,7 @@ def test_each_status_is_written_once_and_the_last_one_when_everything_is_there(f
 def test_a_run_that_was_stopped_while_it_was_measured_is_measured_and_not_trained(folder, monkeypatch, command):
     assert invoke(command, "whole").exit_code == 0
     with monkeypatch.context() as patch:
-        patch.setattr(run.Run, "finish", stopped)
+        patch.setattr(run.Run, "_measure_after", stopped)
         assert invoke(command, "out").exit_code == 130
     assert status("out") == "trained"
     weights, log = (Path("out", name).read_bytes() for name in ("model.safetensors", "metrics.jsonl"))
@@ -87,7 +87,7 @@ def test_a_run_that_was_stopped_while_it_was_measured_is_measured_and_not_traine
 
 def test_measurements_that_were_written_already_are_not_there_twice(folder, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(run.Run, "_end", stopped)
+        patch.setattr(run.Run, "_finish", stopped)
         assert invoke("train", "out").exit_code == 130
     assert status("out") == "trained"
     assert [line[:2] for line in measured("out")] == [("base", 0), ("trained", 2)]
@@ -98,7 +98,7 @@ def test_measurements_that_were_written_already_are_not_there_twice(folder, monk
 def test_a_trained_run_that_is_to_go_on_trains(folder, monkeypatch):
     saving = ("training.save_strategy=steps", "training.save_steps=2")
     with monkeypatch.context() as patch:
-        patch.setattr(run.Run, "finish", stopped)
+        patch.setattr(run.Run, "_measure_after", stopped)
         assert invoke("train", "out", *saving).exit_code == 130
     done = invoke("train", "out", *saving, "training.max_steps=3", "--resume")
     assert done.exit_code == 0, (done.output, done.exception)

@@ -106,8 +106,10 @@ CASES = [
     Case("field of another type", "rl.trainer.epsilon: should be a valid number; got 'x'", ("rl.trainer.epsilon=x",)),
     Case("value that TRL reads too late", "rl.trainer.scale_rewards: 'grup' is not allowed; did you mean 'group'?",
          ("rl.trainer.scale_rewards=grup",)),
-    Case("value out of range", "rl.trainer.epsilon: must be at least 0; got -0.1", ("rl.trainer.epsilon=-0.1",)),
-    Case("value without end", "rl.trainer.weight_decay: must be finite; got inf", ("rl.trainer.weight_decay=.inf",)),
+    Case("value out of range", "rl.trainer.epsilon: should be greater than or equal to 0; got -0.1",
+         ("rl.trainer.epsilon=-0.1",)),
+    Case("value without end", "rl.trainer.weight_decay: should be a finite number; got inf",
+         ("rl.trainer.weight_decay=.inf",)),
     Case("loss over tokens of a sequence's", "rl.loss_type: luspo weighs whole sequences", ("rl.loss_type=luspo",)),
     Case("value that TRL refuses", "rl.trainer.logging_steps: ", ("rl.trainer.logging_steps=0",)),
     # rows

@@ -9,6 +9,7 @@ from ballast.evaluation import GenerationOptions, generate, verifier
 from ballast.evaluation.generation import end_ids, read_completion
 from ballast.rl.rewards import ANSWERED, WRONG, Rewards, reward_verifier
 from ballast.verifiers.registry import score_answers
+from rl_tools import tiny_run
 from tiny import char_tokenizer, tiny_model
 
 ROW = {"prompt": "12+7=?", "answer": "19"}
@@ -114,3 +115,45 @@ def test_rewards_are_what_evaluation_gives_the_same_samples():
         assert Rewards(lambda text, row: 1.0, rows, rewards.read).judge([0], [cut.ids]).rewards == (0.0,)
     assert rewards.answers == 32
     assert rewards.counts == {"cut_off": judged.cut_off, "errors": 0, "timeouts": 0}
+
+
+GROUPS = (0.0, *[WRONG] * 7, 1.0, *[WRONG] * 7)
+"""Rewards of two groups of 8: one answer without a result among wrong ones, and a right one among wrong ones."""
+
+
+def advantages(tmp_path, monkeypatch, **options):
+    """What TRL makes of the rewards above, for the first answer of each group."""
+    from dataclasses import replace
+
+    run = tiny_run(tmp_path, reward="reft", prompts=2, group=8, **options)
+    judge, seen = run.rewards.judge, []
+    monkeypatch.setattr(run.rewards, "judge", lambda *given: replace(judge(*given), rewards=GROUPS))
+    score = run.trainer._generate_and_score_completions
+    monkeypatch.setattr(
+        run.trainer, "_generate_and_score_completions", lambda inputs: seen.append(score(inputs)) or seen[-1]
+    )
+    run.train()
+    return [float(seen[0]["advantages"][place]) for place in (0, 8)]
+
+
+def test_reft_pushes_answers_without_a_result_less_than_it_pulls_right_ones(tmp_path, monkeypatch):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*scale_rewards")
+        none, right = advantages(tmp_path, monkeypatch)
+    assert none == pytest.approx(-7 / 8 * WRONG, abs=1e-6)
+    assert right == pytest.approx(7 / 8 * (1 - WRONG), abs=1e-6)
+
+
+def test_scaling_by_group_is_warned_about_with_reft_alone(tmp_path, monkeypatch):
+    with pytest.warns(UserWarning, match=r"rl.trainer.scale_rewards=group with rl.reward=reft"):
+        none, right = advantages(tmp_path, monkeypatch, trainer={"scale_rewards": "group"})
+    assert (none, right) == pytest.approx((-2.47, 2.47), abs=0.01)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*scale_rewards")
+        advantages(tmp_path, monkeypatch, trainer={"scale_rewards": "batch"})
+        tiny_run(tmp_path, trainer={"scale_rewards": "group"})
+
+
+def test_other_rewards_are_scaled_as_trl_does(tmp_path):
+    assert tiny_run(tmp_path).trainer.args.scale_rewards == "group"
+    assert tiny_run(tmp_path, reward="reft").trainer.args.scale_rewards == "none"

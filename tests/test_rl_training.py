@@ -1,5 +1,6 @@
 """GRPO by TRL's trainer: what is sampled, rewarded, logged, and which way a step goes."""
 
+import json
 import math
 from unittest import mock
 
@@ -11,6 +12,7 @@ from ballast.evaluation.generation import encode_prompt, end_ids
 from ballast.rl.options import LOSS_TYPES
 from ballast.rl.prompts import order
 from ballast.rl.trl import metric_line
+from data_rows import chat, tool, wide_tokenizer
 from rl_tools import ROWS, logged, tiny_policy, tiny_run, tiny_tokenizer
 from tiny import CHAT_TEMPLATE, char_tokenizer
 
@@ -97,6 +99,23 @@ def test_prompts_are_tokenised_as_in_evaluation_text_and_chat(tmp_path, monkeypa
         assert [tuple(one) for one in ids] == [tuple(encode_prompt(tokenizer, rows[i]["prompt"])) for i in places]
         assert {tuple(one) for one in ids} == {tuple(encode_prompt(tokenizer, row["prompt"])) for row in rows}
         assert len(ids) == 16
+
+
+def test_prompts_have_the_tools_and_template_options_of_their_rows(tmp_path, monkeypatch):
+    tokenizer = wide_tokenizer()
+    ask = {"prompt": [chat("user", [{"type": "text", "text": "2+2?"}])], "answer": "four"}
+    rows = [{**ask, "tools": [tool("sum")], "chat_template_kwargs": None}, {**ask, "tools": [tool("weir", a={"b": 1})]}]
+    rows += [{**ask, "tools": None, "chat_template_kwargs": {"mood": "calm"}}]
+    model = tiny_policy(vocab=len(tokenizer), context=512)
+    run = tiny_run(tmp_path, rows=rows, tokenizer=tokenizer, model=model, prompts=3, group=2)
+    seen = mock.Mock(side_effect=run.trainer._generate_single_turn)
+    monkeypatch.setattr(run.trainer, "_generate_single_turn", seen)
+    run.train()
+    assert {tokenizer.decode(ids) for ids in seen.call_args.args[0]} == {
+        f"[tools {json.dumps([tool('sum')])}]<user>2+2?<assistant>",
+        f"[tools {json.dumps([tool('weir', a={'b': 1})])}]<user>2+2?<assistant>",
+        "[mood calm]<user>2+2?<assistant>",
+    }
 
 
 def test_the_verifier_reads_answers_as_in_evaluation_with_their_leading_space(tmp_path):

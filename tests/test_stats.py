@@ -18,11 +18,14 @@ def test_the_groups_of_fields_are_disjoint_and_cover_all():
         *vocabulary.LAYOUT_FIELDS,
     )
     assert len(groups) == len(set(groups))
-    assert set(groups) == set(vocabulary.FIELDS) == {field.name for field in fields(TokenStats)}
+    assert set(groups) == set(vocabulary.TOKEN_FIELDS)
+    assert {*groups, "vocabulary"} == set(vocabulary.FIELDS) == {field.name for field in fields(TokenStats)}
 
 
-def test_reference_fields_are_the_live_ones_renamed():
-    assert tuple(f"ref_{name}" for name in vocabulary.LIVE_FIELDS) == vocabulary.REFERENCE_FIELDS
+def test_reference_fields_are_live_ones_renamed():
+    # What nothing asks of a reference has no place in its cache.
+    cached = [name for name in vocabulary.LIVE_FIELDS if name != "collision"]
+    assert tuple(f"ref_{name}" for name in cached) == vocabulary.REFERENCE_FIELDS
 
 
 def test_fields_are_absent_until_given_and_kept_by_replace():
@@ -38,6 +41,16 @@ def test_require_returns_the_field_or_names_it():
     assert stats.require("logprob") is stats.logprob
     with pytest.raises(ValueError, match="'ref_mass' was not computed"):
         stats.require("ref_mass")
+
+
+def test_taking_tokens_leaves_what_is_no_tokens_and_what_is_absent():
+    stats = TokenStats(logprob=torch.tensor([-1.0, -2.0, -3.0]), sequence=torch.tensor([0, 0, 1]), vocabulary=9)
+    for index in (torch.tensor([2, 0]), torch.tensor([True, False, True])):
+        taken = stats.take(index)
+        assert torch.equal(taken.logprob, stats.logprob[index])
+        assert torch.equal(taken.sequence, stats.sequence[index])
+        assert taken.vocabulary == 9
+        assert taken.kl is None
 
 
 def test_statistics_are_frozen():

@@ -65,17 +65,6 @@ def test_a_held_out_set_called_train_leaves_the_prompts_alone(tmp_path):
     assert "labels" in made.eval_dataset["train"].column_names
 
 
-@pytest.mark.parametrize("column", ["tools", "chat_template_kwargs"])
-def test_columns_that_the_chat_template_would_read_are_refused(tmp_path, column):
-    row = {
-        "prompt": [{"role": "user", "content": "1"}],
-        "completion": [{"role": "assistant", "content": "2"}],
-        column: {"tools": '[{"name": "x"}]', "chat_template_kwargs": {"deep": True}}[column],
-    }
-    with pytest.raises(ballast.BallastError, match=f"row 1: '{column}' would be left out"):
-        trainer(tmp_path, rows=[row])
-
-
 def test_columns_of_a_chat_template_mean_nothing_beside_text(tmp_path):
     assert len(trainer(tmp_path, rows=[{**row, "tools": "x"} for row in prompts(2)]).train_dataset) == 2
 

@@ -15,13 +15,14 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from ballast.errors import BallastError
+from ballast.errors import BallastError, Diverged, Interrupted
 from ballast.files import check_file, check_place, expanded
 
 if TYPE_CHECKING:
     from ballast.config.recipe import Check, Recipe
     from ballast.objectives import ObjectiveInfo
 
+DIVERGED = 1
 USAGE_ERROR = 2
 INTERRUPTED = 130
 
@@ -37,6 +38,12 @@ class _Group(TyperGroup):
                 raise
             print(error, file=sys.stderr)
             raise typer.Exit(USAGE_ERROR) from None
+        except Diverged as error:
+            print(error, file=sys.stderr)
+            raise typer.Exit(DIVERGED) from None
+        except Interrupted as stopped:
+            print(stopped, file=sys.stderr)
+            raise typer.Exit(stopped.code) from None
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
@@ -87,9 +94,7 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_print_versions, help="Print versions and exit.")
     ] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", envvar="BALLAST_DEBUG", help="Show tracebacks of bad input.")
-    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", envvar="BALLAST_DEBUG", help="Show tracebacks.")] = False,
 ) -> None:
     if debug:
         os.environ["BALLAST_DEBUG"] = "1"
@@ -191,10 +196,7 @@ def rl(
 def evaluate(
     words: Words = None,
     model: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--model", help="Evaluate this model; repeat for several. Default: start and output of the recipe."
-        ),
+        list[str] | None, typer.Option("--model", help="Measure this; repeat for several. Default: the recipe's two.")
     ] = None,
     items: Annotated[Path | None, _place("--items", "Folder for every prompt, answer and score.")] = None,
     readiness: Annotated[
@@ -300,9 +302,7 @@ def inspect(
         str | None, typer.Option("--model", help="The live model.", show_default="the recipe's, as the reference")
     ] = None,
     page: Annotated[Path | None, _place("--html", "Write a page to this file.")] = None,
-    record: Annotated[
-        Path | None, _place("--record", "Write the figures as JSON; reports show a run folder's tokens.json.")
-    ] = None,
+    record: Annotated[Path | None, _place("--record", "Write JSON; reports show a run's tokens.json.")] = None,
     over: Annotated[int, typer.Option("--over", min=0, help="First rows whose weights the histograms count.")] = 64,
 ) -> None:
     """Show what objectives make of every token of some rows: weight, probabilities, entropy, KL, selection."""

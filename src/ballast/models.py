@@ -117,20 +117,28 @@ def attention_problem(section: ModelSection) -> str | None:
     return None
 
 
-def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
+def load_tokenizer(section: ModelSection, training: Mapping[str, Any] | None = None) -> PreTrainedTokenizerBase:
     """Return the tokenizer of the adapter where it has one, else of the model; a missing pad token is settled later.
 
+    Args:
+        training: a recipe's training settings: their chat template and end token take the place of the tokenizer's, so
+            that a model is measured on the prompts that it is trained on.
+
     Raises:
-        BallastError: the tokenizer is missing or broken.
+        BallastError: the tokenizer, or what should take its parts' place, is missing or broken.
     """
     from transformers import AutoTokenizer
+
+    from ballast.data.trl import with_template
 
     beside = section.adapter and (Path(section.adapter) / "tokenizer_config.json").is_file()
     path, options = (section.adapter, {}) if beside else (section.path, _where(section))
     try:
-        return AutoTokenizer.from_pretrained(path, **options)
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
     except Exception as error:  # every tokenizer backend has errors of its own
         raise BallastError(_unloadable(section.path, "tokenizer", error)) from error
+    given = training or {}
+    return with_template(tokenizer, given.get("chat_template_path"), given.get("eos_token"))
 
 
 def load_model(

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ballast.compare.numbers import half_or_bounds
+from ballast.config.recipe import Recipe, ReferenceSection
 from ballast.errors import BallastError
 from ballast.records.write import write_json
 
@@ -49,15 +51,14 @@ RECIPE: Mapping[str, Any] = {
     },
 }
 
-
 OWN: Mapping[str, Mapping[str, Any]] = {
     # A step of GFT trains on five answers for each prompt, so an epoch of it is work for five.
     "gft": {
-        "training": {**RECIPE["training"], "num_train_epochs": 1, "logging_steps": 1},
+        "training": {"num_train_epochs": 1, "logging_steps": 1},
         "groups": {"verifier": "ballast.lab.arithmetic:verify", "own": 4, "max_new_tokens": 64},
     },
 }
-"""What the recipe of one objective has instead."""
+"""What is laid over the recipe for one objective."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,9 @@ COLUMNS = (
 
 LEGEND = """\
 4-term problems never seen in training; 300 answered greedily, 150 with 8 samples each at temperature 1.
-±: half of the 95 % interval over the problems, for this one seed; another seed moves every row.
+Beside a figure: its 95 % interval over the problems, for this one seed; another seed moves every row.
 entropy: nats per token on the model's own samples.   KL to base: nats per token, same samples.
-forgetting: nats per token on the pretraining text's other styles; lower is better, the base's row is the start.
+forgetting: nats per token on the pretraining text's other styles; lower is better, the base's row is before training.
 gft: one epoch with five answers for each prompt, four of them the model's own; the others: six epochs of one.
 Nothing here is after reinforcement learning, which is what eksft is for."""
 
@@ -144,22 +145,25 @@ def _write_tokens(folder: Path, objectives: tuple[str, ...], seed: int) -> None:
     from ballast.objectives import objective
     from ballast.pipeline.inspect import write_tokens
 
-    write_tokens(_recipe({"use": "auto"}, seed), [objective(name) for name in objectives], folder)
+    write_tokens(_recipe(seed), [objective(name) for name in objectives], folder)
 
 
 def _rows(folder: Path, objectives: tuple[str, ...], seed: int, say: Callable[[Any], Any]) -> list[dict[str, Any]]:
+    from ballast.compare.plan import method_recipe
+    from ballast.config.sections import MethodSection
     from ballast.pipeline import run_score, run_train
     from ballast.pipeline.evaluate import BASE, TRAINED
 
     started = time.monotonic()
-    cache = folder / "reference"
-    run_score(_recipe({"use": "auto", "cache": str(cache)}, seed), say=lambda _: None)
+    recipe, cache = _recipe(seed), str(folder / "reference")
+    run_score(recipe.model_copy(update={"reference": ReferenceSection(cache=cache)}), say=lambda _: None)
     say(f"scored the demonstrations under the base, once ({time.monotonic() - started:.1f} s)")
     rows: list[dict[str, Any]] = []
     for name in objectives:
         started = time.monotonic()
-        recipe = _recipe(_reference(name, cache), seed, objective=name, output=folder / name, base=not rows)
-        outcome = run_train(recipe, say=lambda _: None, progress=False)
+        own = {"output": str(folder / name), "evaluation": recipe.evaluation.model_copy(update={"base": not rows})}
+        method = method_recipe(recipe, MethodSection(name=name, **OWN.get(name, {})), cache=cache)
+        outcome = run_train(method.model_copy(update=own), say=lambda _: None, progress=False)
         seconds = round(time.monotonic() - started, 1)
         say(f"trained and measured {name} ({seconds:.0f} s)")
         for measured in outcome.measured:
@@ -170,36 +174,13 @@ def _rows(folder: Path, objectives: tuple[str, ...], seed: int, say: Callable[[A
     return rows
 
 
-def _reference(name: str, cache: Path) -> dict[str, Any]:
-    """Return the cache; a live copy of the base for whole distributions; none for answers that no cache can hold."""
-    from ballast.objectives import objective
-    from ballast.stats import GROUP_FIELDS, PAIR_FIELDS
-
-    needs = set(objective(name).needs)
-    if needs & set(GROUP_FIELDS):
-        return {"use": "auto"}
-    return {"use": "model"} if needs & set(PAIR_FIELDS) else {"use": "auto", "cache": str(cache)}
-
-
-def _recipe(
-    reference: dict[str, Any],
-    seed: int,
-    *,
-    objective: str | None = None,
-    output: Path | None = None,
-    base: bool = False,
-) -> Any:
-    from ballast.config.recipe import Recipe
-
+def _recipe(seed: int) -> Recipe:
     tasks = [{**task, "seed": seed} if task["name"] == "sampled" else task for task in RECIPE["evaluation"]["tasks"]]
-    named = {} if objective is None else {"objective": {"name": objective}, "output": str(output)}
-    evaluation = {"tasks": tasks, "base": base}
-    changes = {"reference": reference, "evaluation": evaluation, "seed": seed, **named}
-    return Recipe.model_validate({**RECIPE, **OWN.get(objective or "", {}), **changes})
+    return Recipe.model_validate({**RECIPE, "evaluation": {"tasks": tasks}, "seed": seed})
 
 
 def table(rows: list[dict[str, Any]]) -> Any:
-    """Return the rows as a rich table, each value with half its interval; the base first."""
+    """Return the rows as a rich table, each value with its interval; the base first."""
     from rich.box import SIMPLE
     from rich.table import Table
 
@@ -218,4 +199,5 @@ def _cell(estimate: Mapping[str, Any] | None, column: Column) -> str:
     value = f"{estimate['value']:.{column.digits}f}"
     if estimate.get("low") is None:
         return value
-    return f"{value} [dim]±{(estimate['high'] - estimate['low']) / 2:.{column.digits}f}[/dim]"
+    bounds = half_or_bounds(estimate["value"], estimate["low"], estimate["high"], digits=column.digits)
+    return f"{value} [dim]{bounds}[/dim]"

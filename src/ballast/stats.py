@@ -6,13 +6,13 @@ Shape suffixes used throughout: ``N`` trained tokens of a micro-batch, ``H`` hid
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-LIVE_FIELDS = ("logprob", "entropy", "mass", "tied")
+LIVE_FIELDS = ("logprob", "entropy", "collision", "mass", "tied")
 """Statistics of the model in training, from its own logits."""
 
 PAIR_FIELDS = ("kl", "kl_forward")
@@ -24,22 +24,28 @@ REFERENCE_FIELDS = ("ref_logprob", "ref_entropy", "ref_mass", "ref_tied")
 GROUP_FIELDS = ("advantage", "origin")
 """Columns that come with the rows of a group, not from any model."""
 
-LAYOUT_FIELDS = ("sequence", "position")
-"""Where a token stands; the collator knows it."""
+LAYOUT_FIELDS = ("sequence", "position", "end")
+"""Where a token stands; the collator and the tokenizer know it."""
 
-DIFFERENTIABLE_FIELDS = ("logprob", "entropy", "kl", "kl_forward")
+DIFFERENTIABLE_FIELDS = ("logprob", "entropy", "collision", "kl", "kl_forward")
+
+TOKEN_FIELDS = (*LIVE_FIELDS, *PAIR_FIELDS, *REFERENCE_FIELDS, *GROUP_FIELDS, *LAYOUT_FIELDS)
+"""What there is one value of for each token."""
+
+FIELDS = (*TOKEN_FIELDS, "vocabulary")
 
 
 @dataclass(frozen=True)
 class TokenStats:
     """Statistics of the trained tokens of one micro-batch.
 
-    Every field is a tensor of shape ``[N]`` or None when nobody asked for it; log-probabilities, entropies and
-    divergences are in nats and at least float32. ``logprob``, ``entropy``, ``kl`` and ``kl_forward`` carry gradient.
+    Every field is None when nobody asked for it. Those in `TOKEN_FIELDS` are tensors ``[N]``; log-probabilities,
+    entropies and divergences are in nats and at least float32. `DIFFERENTIABLE_FIELDS` carry gradient.
 
     Attributes:
         logprob: log p(target) under the model in training.
         entropy: −Σ p log p of the model in training.
+        collision: Σ p² of the model in training: the probability that two tokens drawn from p are the same.
         kl: KL(p‖q) over the full vocabulary, q being the reference.
         kl_forward: KL(q‖p) over the full vocabulary.
         mass: probability of the tokens strictly less likely than the target, plus the target's own.
@@ -49,11 +55,15 @@ class TokenStats:
         advantage: advantage of the response that the token belongs to.
         origin: which kind of response the token belongs to.
         sequence: index of the sequence that the token belongs to; None means that all belong to one.
-        position: place of the token among the trained tokens of its sequence, from 0.
+        position: index of the token in its sequence, counted over all its tokens, trained or not; None where tokens
+            follow each other as they are given.
+        end: whether generation would stop at the token; None where nobody knows.
+        vocabulary: number of tokens that p is over, one integer: the rows of the LM head.
     """
 
     logprob: Tensor | None = None
     entropy: Tensor | None = None
+    collision: Tensor | None = None
     kl: Tensor | None = None
     kl_forward: Tensor | None = None
     mass: Tensor | None = None
@@ -66,6 +76,8 @@ class TokenStats:
     origin: Tensor | None = None
     sequence: Tensor | None = None
     position: Tensor | None = None
+    end: Tensor | None = None
+    vocabulary: int | None = None
 
     def require(self, field: str) -> Tensor:
         """Return the field, which must be there.
@@ -78,5 +90,7 @@ class TokenStats:
             raise ValueError(f"the statistic {field!r} was not computed: ask for it in `fields`, or list it in `needs`")
         return value
 
-
-FIELDS = tuple(field.name for field in fields(TokenStats))
+    def take(self, index: Tensor) -> TokenStats:
+        """Return the statistics of these tokens, by index or by mask."""
+        known = {name: value for name in TOKEN_FIELDS if (value := getattr(self, name)) is not None}
+        return replace(self, **{name: value[index] for name, value in known.items()})

@@ -25,6 +25,11 @@ CASES: list[tuple[str, dict[str, Any]]] = [
         for rule, settings in RULE_OPTIONS.items()
         for signal, options in product(("live", "reference"), settings)
     ),
+    ("prift-mass", {"threshold": 0.7, "keep_end": True}),
+    *(
+        ("reweight", {"rule": rule, "signal": signal, **RULE_OPTIONS[rule][-1], "keep_end": True})
+        for rule, signal in (("threshold", "live"), ("mass", "reference"), ("entropy", "reference"))
+    ),
     ("gft", {}),
     *(("gft", {"tau": tau, "aggregation": how}) for tau, how in ((0, "token"), (0.25, "sequence"), (1.5, "token"))),
     ("ift", {}),
@@ -42,6 +47,15 @@ CASES: list[tuple[str, dict[str, Any]]] = [
         ("eksft", {"rho": 0.4, "lambda_h": 0.3, "lambda_kl": 0.7, "select": select, "scope": scope, "extreme": extreme})
         for select, scope, extreme in product(("union", "intersection"), ("sequence", "batch"), ("largest", "smallest"))
     ),
+    *(
+        ("eksft", {"rho": 0.4, "lambda_h": 0.3, "lambda_kl": 0.7, "entropy": entropy, "penalty": penalty})
+        for entropy, penalty in product(("nats", "normalised"), ("kl", "released"))
+    ),
+    *(
+        ("eksft", {"rho": 0.4, "lambda_kl": 0.7, "extreme": one, "extreme_kl": other})
+        for one, other in (("largest", "smallest"), ("smallest", "largest"))
+    ),
+    ("eksft", {"rho": 0.4, "lambda_h": 0.3, "lambda_kl": 0.7, "keep_end": True}),
 ]
 
 IDS = ["-".join([name, *(str(value) for value in options.values())]) for name, options in CASES]

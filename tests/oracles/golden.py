@@ -5,13 +5,14 @@
     −log p             log 2    log 4   log 10   = 0.6931471806, 1.3862943611, 2.3025850930
     H                    0.2      1.5      0.9
     KL(p‖q)              0.3      0.1      0
+    Σ p²                 0.4      0.2      0.3
     mass, tied       0.9, 0  0.3, 0.5   0.7, 0
     q                   0.81     0.36     0.04
     H of q               1.4      0.6      1.0
     mass, tied of q     1, 0 0.4, 0.2  0.45, 0
     advantage              2       −1        3
 
-A gradient is by the log-probability, the entropy and the KL; one that is left out is zero.
+A gradient is by the log-probability, the entropy, the KL and Σ p²; one that is left out is zero. V is 8.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Golden:
     by_logprob: Three
     by_entropy: Three = NONE
     by_kl: Three = NONE
+    by_collision: Three = NONE
 
     @property
     def label(self) -> str:
@@ -58,6 +60,8 @@ GOLDEN = [
     # u = 1, 0.4, 0.45 against 0.5: the first alone
     Golden("prift-mass", {}, (LOG2, 0, 0), (-1, 0, 0)),
     Golden("prift-mass", {"threshold": 0.42}, (LOG2, 0, LOG10), (-1, 0, -1)),
+    # the last of three ends the turn
+    Golden("prift-mass", {"keep_end": True}, (LOG2, 0, LOG10), (-1, 0, -1)),
     # u = 1, 0.4 + 0.2, 0.45: the first two
     Golden("prift-mass", {"ties": "inclusive"}, (LOG2, LOG4, 0), (-1, -1, 0)),
     _reweight((0.3465735903, 0.3465735903, 0.2302585093), (-0.5, -0.25, -0.1), rule="probability", signal="live"),
@@ -136,6 +140,22 @@ GOLDEN = [
         "eksft", {"rho": 0.4, "extreme": "smallest", "lambda_h": 0.1, "lambda_kl": 0.2}, (-0.06, 0.06, 6.9077552790),
         (0, 0, -3), by_entropy=(-0.3, 0, 0), by_kl=(0, 0.6, 0),
     ),
+    # k = 3 and all selected, but for the last token, which is imitated as well: 3·log 10 more than below
+    Golden(
+        "eksft", {"rho": 1, "keep_end": True}, (0.0125, -0.0675, 6.8627552790),
+        (0, 0, -3), by_entropy=(-0.05, -0.05, -0.05), by_kl=(0.075, 0.075, 0),
+    ),
+    # largest entropy, smallest KL: M_H = {1}; token 2 has not moved, so M_KL = {1} too, and {0, 2} are kept.
+    # 3/2·log 2; 0.05·3·0.1 − 0.05·3·1.5; 3/2·log 10
+    Golden(
+        "eksft", {"rho": 0.4, "extreme_kl": "smallest"}, (1.0397207708, -0.21, 3.4538776395),
+        (-1.5, 0, -1.5), by_entropy=(0, -0.15, 0), by_kl=(0, 0.15, 0),
+    ),
+    # M_H = {1}, M_KL = {0} as above: −0.05·3·1.5/(3·log 2); 0.05·3·(0.3 + 0.2 + 0.4)
+    Golden(
+        "eksft", {"rho": 0.4, "entropy": "normalised", "penalty": "released"}, (0.135, -0.1082021280, 6.9077552790),
+        (0, 0, -3), by_entropy=(0.15, -0.0721347520, 0), by_kl=(0.15, 0, 0), by_collision=(0.15, 0, 0),
+    ),
     # k = 3: all spared, nothing imitated; token 2 has not moved, so |M_KL| = 2.
     # −0.05·0.2 + 0.05·1.5·0.3; −0.05·1.5 + 0.05·1.5·0.1; −0.05·0.9
     Golden(
@@ -152,6 +172,7 @@ class ThreeTokens:
     logprob: Tensor = field(default_factory=lambda: _leaf(0.5, 0.25, 0.1, log=True))
     entropy: Tensor = field(default_factory=lambda: _leaf(0.2, 1.5, 0.9))
     kl: Tensor = field(default_factory=lambda: _leaf(0.3, 0.1, 0.0))
+    collision: Tensor = field(default_factory=lambda: _leaf(0.4, 0.2, 0.3))
 
     def stats(self) -> TokenStats:
         def fixed(*values: float) -> Tensor:
@@ -161,6 +182,7 @@ class ThreeTokens:
             logprob=self.logprob,
             entropy=self.entropy,
             kl=self.kl,
+            collision=self.collision,
             mass=fixed(0.9, 0.3, 0.7),
             tied=fixed(0.0, 0.5, 0.0),
             ref_logprob=fixed(0.81, 0.36, 0.04).log(),
@@ -169,6 +191,7 @@ class ThreeTokens:
             ref_tied=fixed(0.0, 0.2, 0.0),
             advantage=fixed(2.0, -1.0, 3.0),
             position=torch.tensor([0, 1, 2]),
+            vocabulary=8,
         )
 
 
@@ -182,9 +205,11 @@ def check_against_golden(row: Golden, per_token_loss: Callable[[TokenStats], Ten
     tokens = ThreeTokens()
     losses = (per_token_loss or objective(row.name, **row.options).per_token_loss)(tokens.stats())
     _assert_close(losses, row.losses)
-    leaves = (tokens.logprob, tokens.entropy, tokens.kl)
+    leaves = (tokens.logprob, tokens.entropy, tokens.kl, tokens.collision)
     gradients = torch.autograd.grad(losses.sum(), leaves, allow_unused=True, materialize_grads=True)
-    for gradient, expected in zip(gradients, (row.by_logprob, row.by_entropy, row.by_kl), strict=True):
+    for gradient, expected in zip(
+        gradients, (row.by_logprob, row.by_entropy, row.by_kl, row.by_collision), strict=True
+    ):
         _assert_close(gradient, expected)
 
 

@@ -49,10 +49,10 @@ def _gft(rows: Rows, tau: float = 0.7, aggregation: str = "token") -> Loss:
 MASSES = {"strict": stat.mass_strict, "inclusive": stat.mass_inclusive}
 
 
-def _prift_mass(rows: Rows, threshold: float = 0.5, ties: str = "strict") -> Loss:
+def _prift_mass(rows: Rows, threshold: float = 0.5, ties: str = "strict", keep_end: bool = False) -> Loss:
     weights = []
-    for logits, target in zip(rows.reference, rows.targets, strict=True):
-        weights.append(1.0 if MASSES[ties](logits, target) >= threshold else 0.0)
+    for logits, target, is_end in zip(rows.reference, rows.targets, _turn_ends(rows), strict=True):
+        weights.append(1.0 if MASSES[ties](logits, target) >= threshold or (keep_end and is_end) else 0.0)
     return _weighted(rows, weights)
 
 
@@ -65,9 +65,19 @@ WEIGHTS: dict[str, Callable[..., float]] = {
 }
 
 
-def _reweight(rows: Rows, rule: str = "probability", signal: str = "reference", **options: Any) -> Loss:
+def _reweight(
+    rows: Rows, rule: str = "probability", signal: str = "reference", keep_end: bool = False, **options: Any
+) -> Loss:
     logits = {"live": rows.live, "reference": rows.reference}[signal]
-    return _weighted(rows, [WEIGHTS[rule](z, y, **options) for z, y in zip(logits, rows.targets, strict=True)])
+    weights = [WEIGHTS[rule](z, y, **options) for z, y in zip(logits, rows.targets, strict=True)]
+    ends = _turn_ends(rows)
+    return _weighted(rows, [1.0 if keep_end and end else weight for weight, end in zip(weights, ends, strict=True)])
+
+
+PENALTIES = {
+    "kl": (stat.kl, stat.kl_gradient),
+    "released": (stat.released_penalty, stat.released_penalty_gradient),
+}
 
 
 def _eksft(
@@ -78,9 +88,16 @@ def _eksft(
     select: str = "union",
     scope: str = "sequence",
     extreme: str = "largest",
+    extreme_kl: str | None = None,
+    entropy: str = "nats",
+    penalty: str = "kl",
+    keep_end: bool = False,
 ) -> Loss:
     count = len(rows.targets)
-    entropy = [stat.entropy(logits) for logits in rows.live]
+    unit = {"nats": 1.0, "normalised": math.log(rows.vocab)}[entropy]
+    value, slopes = PENALTIES[penalty]
+    ends = _turn_ends(rows)
+    entropies = [stat.entropy(logits) for logits in rows.live]
     moved = [stat.kl(live, reference) for live, reference in zip(rows.live, rows.reference, strict=True)]
     losses = [0.0] * count
     gradient = [[0.0] * rows.vocab for _ in range(count)]
@@ -93,17 +110,18 @@ def _eksft(
     for members in segments:
         size = len(members)
         wanted = math.floor(Fraction(str(rho)) * size)
-        by_entropy = _extreme(members, entropy, extreme, wanted, rows)
-        by_kl = _extreme([t for t in members if moved[t] > 1e-6], moved, extreme, wanted, rows)
+        by_entropy = _extreme(members, entropies, extreme, wanted, rows)
+        by_kl = _extreme([t for t in members if moved[t] > 1e-6], moved, extreme_kl or extreme, wanted, rows)
         spared = by_entropy | by_kl if select == "union" else by_entropy & by_kl
-        kept = [t for t in members if t not in spared]
+        kept = [t for t in members if t not in spared or (keep_end and ends[t])]
         for t in kept:
             live, target = rows.live[t], rows.targets[t]
             add(t, -size / len(kept), stat.logprob(live, target), stat.logprob_gradient(live, target))
         for t in by_entropy:
-            add(t, -lambda_h * size / len(by_entropy), entropy[t], stat.entropy_gradient(rows.live[t]))
+            add(t, -lambda_h / unit * size / len(by_entropy), entropies[t], stat.entropy_gradient(rows.live[t]))
         for t in by_kl:
-            add(t, lambda_kl * size / len(by_kl), moved[t], stat.kl_gradient(rows.live[t], rows.reference[t]))
+            pair = rows.live[t], rows.reference[t]
+            add(t, lambda_kl * size / len(by_kl), value(*pair), slopes(*pair))
     return losses, gradient
 
 
@@ -119,7 +137,7 @@ def _ift(
     for members in _members(rows.sequence):
         ordered = sorted(members, key=lambda t: rows.position[t])
         nll = [-stat.logprob(rows.live[t], rows.targets[t]) for t in ordered]
-        values, slopes = IFT_VARIANTS[variant](nll, gamma)
+        values, slopes = IFT_VARIANTS[variant](nll, [rows.position[t] for t in ordered], gamma)
         divisor = len(ordered) if average == "sequence" else 1
         for t, value, slope in zip(ordered, values, slopes, strict=True):
             losses[t] = value / divisor
@@ -131,39 +149,42 @@ def _ift(
 Values = tuple[list[float], list[float]]
 
 
-def _reach(nll: list[float], gamma: float) -> list[float]:
-    return [math.fsum(gamma ** (i - t) * nll[i] for i in range(t, len(nll))) for t in range(len(nll))]
+def _reach(nll: list[float], place: list[int], gamma: float) -> list[float]:
+    """Discounted by position: what stands untrained between two tokens counts."""
+    count = range(len(nll))
+    return [math.fsum(gamma ** (place[i] - place[t]) * nll[i] for i in count[t:]) for t in count]
 
 
-def _reach_back(nll: list[float], gamma: float) -> list[float]:
-    return [math.fsum(gamma ** (j - t) * nll[t] for t in range(j + 1)) for j in range(len(nll))]
+def _reach_back(nll: list[float], place: list[int], gamma: float) -> list[float]:
+    count = range(len(nll))
+    return [math.fsum(gamma ** (place[j] - place[t]) * nll[t] for t in count[: j + 1]) for j in count]
 
 
-def _unnormalised(nll: list[float], gamma: float) -> Values:
+def _unnormalised(nll: list[float], place: list[int], gamma: float) -> Values:
     """The terms nll_t·c_t, and the slope of their sum: a token counts itself, as a weight's base and in weights."""
-    after, before = _reach(nll, gamma), _reach_back(nll, gamma)
+    after, before = _reach(nll, place, gamma), _reach_back(nll, place, gamma)
     return [x * c for x, c in zip(nll, after, strict=True)], [c + b for c, b in zip(after, before, strict=True)]
 
 
-def _normalised(nll: list[float], gamma: float) -> Values:
-    """n·Σ nll_t·c_t / Σ c_s by the rule for quotients; Σ c_s has the slope 1 + γ + … + γ^j at token j."""
+def _normalised(nll: list[float], place: list[int], gamma: float) -> Values:
+    """n·Σ nll_t·c_t / Σ c_s by the rule for quotients; Σ c_s has the slope Σ_{t≤j} γ^(j−t) at token j."""
     if gamma == 0:
         return nll, [1.0 for _ in nll]
-    size, total = len(nll), math.fsum(_reach(nll, gamma))
+    size, total = len(nll), math.fsum(_reach(nll, place, gamma))
     if total == 0:
         return nll, [1.0 for _ in nll]
-    values, slopes = _unnormalised(nll, gamma)
+    values, slopes = _unnormalised(nll, place, gamma)
     product = math.fsum(values)
-    reached_by = _reach_back([1.0 for _ in nll], gamma)
+    reached_by = _reach_back([1.0 for _ in nll], place, gamma)
     quotient = [s / total - product * r / total**2 for s, r in zip(slopes, reached_by, strict=True)]
     return [size * value / total for value in values], [size * slope for slope in quotient]
 
 
-def _by_place(nll: list[float], gamma: float) -> Values:
+def _by_place(nll: list[float], place: list[int], gamma: float) -> Values:
     return [(t + 1) * x for t, x in enumerate(nll)], [float(t + 1) for t in range(len(nll))]
 
 
-IFT_VARIANTS: dict[str, Callable[[list[float], float], Values]] = {
+IFT_VARIANTS: dict[str, Callable[[list[float], list[int], float], Values]] = {
     "normalised": _normalised,
     "algorithm1": _unnormalised,
     "equation21": _by_place,
@@ -172,6 +193,21 @@ IFT_VARIANTS: dict[str, Callable[[list[float], float], Values]] = {
 
 def _members(sequence: list[int]) -> list[list[int]]:
     return [[t for t, other in enumerate(sequence) if other == index] for index in sorted(set(sequence))]
+
+
+def _turn_ends(rows: Rows) -> list[bool]:
+    ends = [False] * len(rows.targets)
+    for members in _members(rows.sequence):
+        turns: list[list[int]] = []
+        for t in sorted(members, key=lambda t: rows.position[t]):
+            if turns and rows.position[t] == rows.position[turns[-1][-1]] + 1:
+                turns[-1].append(t)
+            else:
+                turns.append([t])
+        for turn in turns:
+            stops = [t for t in turn if rows.end[t]]
+            ends[(stops or turn)[-1]] = True
+    return ends
 
 
 def _extreme(members: list[int], score: list[float], extreme: str, wanted: int, rows: Rows) -> set[int]:

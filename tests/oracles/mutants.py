@@ -143,6 +143,22 @@ FOR_EKSFT: dict[str, Wrong] = {
         -stats.logprob * built.weight(stats) - built.lambda_h * stats.entropy + built.lambda_kl * stats.kl
     ),
     "over the micro-batch": _change(scope="batch"),
+    "smallest KL": _change(extreme_kl="smallest"),
+    "entropy of the released code": _change(entropy="normalised"),
+    "penalty of the released code": _change(penalty="released"),
+}
+
+RELEASED_EKSFT: dict[str, Wrong] = {
+    "nats": _change(entropy="nats"),
+    "the KL": _change(penalty="kl"),
+    "another vocabulary": lambda built, stats: built.per_token_loss(replace(stats, vocabulary=stats.vocabulary + 1)),
+    "the cross-entropy alone": lambda built, stats: built.per_token_loss(replace(stats, collision=0 * stats.collision)),
+    "collision without gradient": lambda built, stats: built.per_token_loss(
+        replace(stats, collision=stats.collision.detach())
+    ),
+    "penalty scaled as the bonus": lambda built, stats: built.per_token_loss(
+        replace(stats, kl=stats.kl / math.log(stats.vocabulary))
+    ),
 }
 
 EKSFT_OPTIONS = {"rho": 0.4, "lambda_h": 0.3, "lambda_kl": 0.7}
@@ -201,6 +217,21 @@ REWEIGHT: list[tuple[str, dict[str, Any], Wrong]] = [
         _weigh(lambda _, stats: (stats.logprob >= 0.3) * 1.0),
     ),
 ]
+
+KEPT_END = {"threshold": 0.7, "keep_end": True}
+
+FOR_KEPT_ENDS: dict[str, Wrong] = {
+    "ends dropped": _change(keep_end=False),
+    "last token of a turn, not where it stops": _weigh(lambda built, stats: built.weight(replace(stats, end=None))),
+    "everywhere where generation could stop": _weigh(
+        lambda built, stats: built.weight(stats).masked_fill(stats.end, 1.0)
+    ),
+    "last token of the micro-batch": _weigh(
+        lambda built, stats: built.weight(replace(stats, sequence=None, position=None))
+    ),
+    "first token of a turn": _weigh(lambda built, stats: built.weight(replace(stats, position=-stats.position))),
+    "one token late": _weigh(lambda built, stats: built.weight(replace(stats, end=stats.end.roll(1)))),
+}
 
 IFT_OPTIONS = {"gamma": 0.5}
 
@@ -293,7 +324,20 @@ MUTANTS = [
         for label, wrong in own.items()
     ),
     *(Mutant(label, "reweight", wrong, options=options) for label, options, wrong in REWEIGHT),
+    *(
+        Mutant(label, name, wrong, options=options)
+        for name, options in (
+            ("prift-mass", KEPT_END),
+            ("reweight", {"rule": "entropy", "max_entropy": 1.1, "keep_end": True}),
+            ("eksft", {**EKSFT_OPTIONS, "rho": 0.7, "keep_end": True}),
+        )
+        for label, wrong in FOR_KEPT_ENDS.items()
+    ),
     *(Mutant(label, "ift", wrong, options=options) for label, options, wrong in IFT),
     *(Mutant(label, "eksft", wrong, options=EKSFT_OPTIONS) for label, wrong in FOR_EKSFT.items()),
+    *(
+        Mutant(label, "eksft", wrong, options={**EKSFT_OPTIONS, "entropy": "normalised", "penalty": "released"})
+        for label, wrong in RELEASED_EKSFT.items()
+    ),
     *(Mutant(label, "eksft", spoil=spoil, options=EKSFT_OPTIONS) for label, spoil in SPOILT.items()),
 ]

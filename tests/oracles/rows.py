@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ballast import TokenStats, token_stats
-from ballast.stats import LIVE_FIELDS, PAIR_FIELDS, REFERENCE_FIELDS
+from ballast.stats import LAYOUT_FIELDS, LIVE_FIELDS, PAIR_FIELDS, REFERENCE_FIELDS
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,11 @@ class Rows:
     def advantage(self) -> list[float]:
         """An advantage for each token, that of its sequence: one imitated, one unlearnt, one neither, one more so."""
         return [ADVANTAGES[index % len(ADVANTAGES)] for index in self.sequence]
+
+    @property
+    def end(self) -> list[bool]:
+        """Whether generation would stop at a token: at two of the ids."""
+        return [target in (0, 2) for target in self.targets]
 
     @property
     def vocab(self) -> int:
@@ -56,6 +61,11 @@ def random_rows(seed: int = 0, lengths: tuple[int, ...] = (9, 3, 11, 17), vocab:
     return Rows(live, reference, targets, sequence, position)
 
 
+def with_turns(rows: Rows) -> Rows:
+    """Return the rows as if their sequences began with a prompt and had untrained tokens between trained ones."""
+    return replace(rows, position=[5 + place + 6 * (place // 4) for place in rows.position])
+
+
 def statistics_of(rows: Rows, **settings) -> tuple[TokenStats, Tensor]:
     """Return all of the library's statistics in float64 and the leaf ``[N, V]`` of live logits that they depend on.
 
@@ -65,7 +75,8 @@ def statistics_of(rows: Rows, **settings) -> tuple[TokenStats, Tensor]:
     identity = torch.eye(rows.vocab, dtype=torch.float64)
     reference = (torch.tensor(rows.reference, dtype=torch.float64), identity)
     targets = torch.tensor(rows.targets)
-    stats = token_stats(logits, identity, targets, fields=MODEL_FIELDS, reference=reference, **settings)
-    layout = {"sequence": torch.tensor(rows.sequence), "position": torch.tensor(rows.position)}
+    fields = (*MODEL_FIELDS, "vocabulary")
+    stats = token_stats(logits, identity, targets, fields=fields, reference=reference, **settings)
+    layout = {name: torch.tensor(getattr(rows, name)) for name in LAYOUT_FIELDS}
     advantage = torch.tensor(rows.advantage, dtype=torch.float64)
     return replace(stats, advantage=advantage, **layout), logits

@@ -34,6 +34,15 @@ def entropy_gradient(logits: Row) -> Row:
     return [-p * (math.log(p) + total) if p > 0 else 0.0 for p in probabilities(logits)]
 
 
+def collision(logits: Row) -> float:
+    return math.fsum(p * p for p in probabilities(logits))
+
+
+def collision_gradient(logits: Row) -> Row:
+    total = collision(logits)
+    return [2 * p * (p - total) for p in probabilities(logits)]
+
+
 def kl(live: Row, reference: Row) -> float:
     """KL(p‖q): the live distribution is the one averaged over."""
     pairs = zip(log_probabilities(live), log_probabilities(reference), strict=True)
@@ -44,6 +53,17 @@ def kl_gradient(live: Row, reference: Row) -> Row:
     total = kl(live, reference)
     pairs = zip(log_probabilities(live), log_probabilities(reference), strict=True)
     return [math.exp(logp) * (logp - logq - total) if math.exp(logp) > 0 else 0.0 for logp, logq in pairs]
+
+
+def released_penalty(live: Row, reference: Row) -> float:
+    """What EKSFT's authors compute for the KL: the probability stands where its logarithm was meant."""
+    return math.fsum(p * (p - logq) for p, logq in zip(probabilities(live), log_probabilities(reference), strict=True))
+
+
+def released_penalty_gradient(live: Row, reference: Row) -> Row:
+    pairs = list(zip(probabilities(live), log_probabilities(reference), strict=True))
+    mean = math.fsum(p * (2 * p - logq) for p, logq in pairs)
+    return [p * (2 * p - logq - mean) for p, logq in pairs]
 
 
 def kl_forward(live: Row, reference: Row) -> float:

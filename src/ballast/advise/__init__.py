@@ -1,6 +1,7 @@
 """What demonstrations scored under the frozen base model say before any training."""
 
 from ballast.advise.advice import Advice, advise
+from ballast.advise.ends import end_warning, end_weight
 from ballast.advise.kept import Kept, kept
 from ballast.advise.regime import RULE, TESTED, Regime, regime
 from ballast.advise.support import Support, support
@@ -19,6 +20,8 @@ __all__ = [
     "SuspectToken",
     "advise",
     "contradicted",
+    "end_warning",
+    "end_weight",
     "gather",
     "kept",
     "outliers",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ballast.advise.ends import end_warning, end_weight
 from ballast.advise.suspects import contradicted
 from ballast.advise.tokens import FIELDS, ScoredTokens
 from ballast.objectives import Objective
@@ -29,6 +30,8 @@ class Kept:
         weight_mean: mean weight.
         zero_share: share of tokens with weight 0.
         effective_tokens: (Σ|w|)² / Σw², the number of equal weights that would be as even.
+        end_weight: mean weight of the tokens that end a turn.
+        warning: what is wrong with that weight.
         contradicted_share: share of the loss Σ w·nll that lies on contradicted tokens, see `contradicted`.
         note: what the scores do not say.
     """
@@ -39,6 +42,8 @@ class Kept:
     zero_share: float | None = None
     effective_tokens: float | None = None
     contradicted_share: float | None = None
+    end_weight: float | None = None
+    warning: str = ""
     note: str = ""
 
 
@@ -61,6 +66,8 @@ def statistics(tokens: ScoredTokens) -> TokenStats:
         **dict.fromkeys(PAIR_FIELDS, zero),
         sequence=torch.from_numpy(tokens.row.astype(np.int64)),
         position=torch.from_numpy(tokens.place.astype(np.int64)),
+        end=None if tokens.end is None else torch.from_numpy(tokens.end),
+        vocabulary=None,
     )
 
 
@@ -80,7 +87,7 @@ def _kept(objective: Objective, stats: TokenStats, against: np.ndarray) -> Kept:
     known, note = _validity(objective, stats, weight)
     w, nll = weight.double().numpy(), -stats.require("logprob").numpy()
     loss = w * nll
-    squares = float((w**2).sum())
+    squares, end = float((w**2).sum()), end_weight(weight, stats)
     return Kept(
         objective.name,
         known,
@@ -88,6 +95,8 @@ def _kept(objective: Objective, stats: TokenStats, against: np.ndarray) -> Kept:
         zero_share=float((w == 0).mean()),
         effective_tokens=float(np.abs(w).sum() ** 2 / squares) if squares else 0.0,
         contradicted_share=float(loss[against].sum() / loss.sum()) if loss.sum() else None,
+        end_weight=end,
+        warning=end_warning(objective, end, float(w.mean())),
         note=note,
     )
 
@@ -111,7 +120,9 @@ def _moved(stats: TokenStats) -> list[TokenStats]:
     changes = {
         "logprob": (lambda value: 0.5 * value - 0.7, lambda value: 0.1 * value - 0.05),
         "entropy": (lambda value: 0.5 * value + 0.3, lambda value: 2 * value + 1),
+        "collision": (lambda value: 0.5 * value, lambda value: 0.1 + 0.5 * value),
         "mass": (lambda value: 0.9 - 0.8 * value, lambda value: 0.1 + 0.3 * value),
         "tied": (lambda value: 0.05 + 0.5 * value, lambda value: 0.01 + 0.1 * value),
     }
-    return [replace(stats, **{name: changes[name][way](stats.require(name)) for name in LIVE_FIELDS}) for way in (0, 1)]
+    live = {name: value for name in LIVE_FIELDS if (value := getattr(stats, name)) is not None}
+    return [replace(stats, **{name: changes[name][way](value) for name, value in live.items()}) for way in (0, 1)]

@@ -5,7 +5,7 @@ Shape: ``N`` trained tokens of all rows, in the order of the rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ class ScoredTokens:
         row: ``[N]``, which row a token belongs to, from 0 and never falling.
         place: ``[N]``, where it stands among all ids of its row.
         ids: the ids of every row.
+        end: ``[N]`` of bool, whether generation would stop at a token; None where nobody knows.
     """
 
     logprob: np.ndarray
@@ -35,6 +36,7 @@ class ScoredTokens:
     row: np.ndarray
     place: np.ndarray
     ids: tuple[np.ndarray, ...]
+    end: np.ndarray | None = None
 
     @property
     def probability(self) -> np.ndarray:
@@ -56,11 +58,14 @@ class ScoredTokens:
         return np.bincount(self.row, values, self.rows) / np.maximum(self.lengths, 1)
 
 
-def gather(rows: Sequence[Mapping[str, Any]], lookup: Callable[[str], Mapping[str, np.ndarray]]) -> ScoredTokens:
+def gather(
+    rows: Sequence[Mapping[str, Any]], lookup: Callable[[str], Mapping[str, np.ndarray]], ends: Collection[int] = ()
+) -> ScoredTokens:
     """Return the tokens of prepared rows (``input_ids``, ``labels``, ``digest``) with what the cache has of them.
 
     Args:
         lookup: from a row's digest to its ``ref_`` statistics, `ReferenceCache.lookup`.
+        ends: ids at which generation stops.
 
     Raises:
         BallastError: if there is no row, or a row is not in the cache or has other tokens there.
@@ -81,4 +86,6 @@ def gather(rows: Sequence[Mapping[str, Any]], lookup: Callable[[str], Mapping[st
     statistics = np.concatenate(values, axis=1).astype(np.float64)
     owners = np.repeat(np.arange(len(places)), [len(place) for place in places])
     named = dict(zip(FIELDS, statistics, strict=True))
-    return ScoredTokens(**named, row=owners, place=np.concatenate(places), ids=tuple(ids))
+    targets = np.concatenate([own[place] for own, place in zip(ids, places, strict=True)])
+    end = np.isin(targets, list(ends))
+    return ScoredTokens(**named, row=owners, place=np.concatenate(places), ids=tuple(ids), end=end)

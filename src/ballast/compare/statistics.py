@@ -57,31 +57,52 @@ def over_items(values_SI: Array, *, level: float = LEVEL, seed: int = 0) -> Esti
     return ratio(values_I, np.ones_like(values_I), level=level, seed=seed)
 
 
-def over_both(values_SI: Array, *, level: float = LEVEL) -> Estimate:
-    """Return the mean with an interval for other seeds and other items; `n` counts seeds.
+def both_bounds(values_SI: Array, level: float = LEVEL) -> tuple[Array, Array, Array]:
+    """Return mean, low and high for other seeds and other items, along the last two axes.
 
     Seeds and items are crossed random effects: the variance of the mean is (MS_S + MS_I − MS_SI) / (S·I) of the two-way
-    table's mean squares, with Satterthwaite's (1946) degrees of freedom. Where items vary no more than the rest does,
-    it is the t interval over seeds.
+    table's mean squares, with the degrees of freedom of Satterthwaite (1946). With few seeds and items the sum comes
+    near 0 by chance, and the degrees of freedom with it, so that an interval has no bound: it counts as no less than
+    MS_S and MS_I, with no less than min(S, I) − 1 degrees of freedom. Where items vary no more than the rest does, it
+    is the t interval over seeds.
     """
     from scipy.stats import t
 
+    values_SI = np.asarray(values_SI, dtype=np.float64)
+    seeds, items = values_SI.shape[-2:]
+    centre = values_SI.mean(axis=(-1, -2))
+    of_seeds, of_items, of_rest = _mean_squares(values_SI)
+    by_seeds = of_items <= of_rest
+    total = np.where(by_seeds, of_seeds, np.maximum(of_seeds + of_items - of_rest, np.maximum(of_seeds, of_items)))
+    spread = of_seeds**2 / (seeds - 1) + of_items**2 / (items - 1) + of_rest**2 / ((seeds - 1) * (items - 1))
+    estimated = np.maximum(total**2 / np.where(spread > 0, spread, 1.0), min(seeds, items) - 1)
+    half = t.ppf(0.5 + level / 2, np.where(by_seeds, seeds - 1, estimated)) * np.sqrt(total / (seeds * items))
+    return centre, centre - half, centre + half
+
+
+def over_both(values_SI: Array, *, level: float = LEVEL) -> Estimate:
+    """Return the mean with an interval for other seeds and other items, that of `both_bounds`; `n` counts seeds."""
     values_SI = _matrix(values_SI)
     seeds, items = values_SI.shape
     centre = float(values_SI.mean())
     if seeds < 2 or items < 2 or not _varies(values_SI):
         return Estimate(centre, seeds, None, None, level, "none")
-    by_seed, by_item = values_SI.mean(axis=1, keepdims=True), values_SI.mean(axis=0, keepdims=True)
-    of_seeds = items * float(np.square(by_seed - centre).sum()) / (seeds - 1)
-    of_items = seeds * float(np.square(by_item - centre).sum()) / (items - 1)
-    rest_df = (seeds - 1) * (items - 1)
-    of_rest = float(np.square(values_SI - by_seed - by_item + centre).sum()) / rest_df
+    _, of_items, of_rest = _mean_squares(values_SI)
     if of_items <= of_rest:
-        return over_seeds(by_seed[:, 0], level=level)
-    total = of_seeds + of_items - of_rest
-    df = total**2 / (of_seeds**2 / (seeds - 1) + of_items**2 / (items - 1) + of_rest**2 / rest_df)
-    half = float(t.ppf(0.5 + level / 2, df)) * math.sqrt(total / (seeds * items))
-    return Estimate(centre, seeds, centre - half, centre + half, level, "t-seeds-and-items")
+        return over_seeds(values_SI.mean(axis=1), level=level)
+    _, low, high = both_bounds(values_SI, level)
+    return Estimate(centre, seeds, float(low), float(high), level, "t-seeds-and-items")
+
+
+def _mean_squares(values_SI: Array) -> tuple[Array, Array, Array]:
+    """Return the mean squares of seeds, items and their interaction, along the last two axes."""
+    seeds, items = values_SI.shape[-2:]
+    centre = values_SI.mean(axis=(-1, -2), keepdims=True)
+    by_seed, by_item = values_SI.mean(axis=-1, keepdims=True), values_SI.mean(axis=-2, keepdims=True)
+    of_seeds = items * np.square(by_seed - centre).sum(axis=(-1, -2)) / (seeds - 1)
+    of_items = seeds * np.square(by_item - centre).sum(axis=(-1, -2)) / (items - 1)
+    rest = np.square(values_SI - by_seed - by_item + centre).sum(axis=(-1, -2))
+    return of_seeds, of_items, rest / ((seeds - 1) * (items - 1))
 
 
 def paired_p(differences_S: Sequence[float] | Array) -> float | None:

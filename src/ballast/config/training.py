@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from functools import cache
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from pydantic import (
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+)
 
 from ballast.config.recipe import Recipe
 from ballast.config.source import Problem
 from ballast.errors import suggest
 from ballast.files import expanded
+from ballast.options import shown
 
 if TYPE_CHECKING:
     from ballast.training import TrainingConfig
@@ -35,23 +46,23 @@ ELSEWHERE = {
 PATHS = {"chat_template_path", "logging_dir", "fsdp_config", "deepspeed"}
 """Settings that are paths, or may be."""
 
-# What a wrong value would do only after the weights are loaded, or never say: (smallest, is that one allowed).
-BOUNDS: dict[str, tuple[float, bool]] = {
-    "learning_rate": (0, True),
-    "weight_decay": (0, True),
-    "adam_epsilon": (0, True),
-    "max_grad_norm": (0, True),
-    "warmup_steps": (0, True),
-    "num_train_epochs": (0, False),
-    "per_device_train_batch_size": (1, True),
-    "per_device_eval_batch_size": (1, True),
-    "gradient_accumulation_steps": (1, True),
-    "max_length": (2, True),
-    "pad_to_multiple_of": (1, True),
-    "dataloader_num_workers": (0, True),
-    "dataset_num_proc": (1, True),
-    "save_total_limit": (1, True),
+NARROWER: dict[str, Any] = {
+    "learning_rate": NonNegativeFloat,
+    "weight_decay": NonNegativeFloat,
+    "adam_epsilon": NonNegativeFloat,
+    "max_grad_norm": NonNegativeFloat,
+    "warmup_steps": NonNegativeFloat,
+    "num_train_epochs": PositiveFloat,
+    "per_device_train_batch_size": PositiveInt,
+    "per_device_eval_batch_size": PositiveInt,
+    "gradient_accumulation_steps": PositiveInt,
+    "max_length": Annotated[int, Field(ge=2)] | None,
+    "pad_to_multiple_of": PositiveInt | str | None,
+    "dataloader_num_workers": NonNegativeInt,
+    "dataset_num_proc": PositiveInt | None,
+    "save_total_limit": PositiveInt | None,
 }
+"""Types of settings whose values the library itself looks at only after the weights are loaded, or never."""
 
 
 def check_training(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
@@ -117,53 +128,28 @@ def _problem(key: str, value: Any) -> str | None:
     hints = _hints()
     if key in ELSEWHERE:
         return f"would be overridden here; {ELSEWHERE[key]}"
-    if key not in hints:
-        return f"unknown key{suggest(key, tuple(hints))}"
-    return wrong_type(value, hints[key]) or out_of_range(key, value)
+    return misfit(value, hints[key]) if key in hints else f"unknown key{suggest(key, tuple(hints))}"
 
 
-def out_of_range(key: str, value: Any) -> str | None:
-    """Return what is wrong with a value that has the right type, None where nothing is."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"must be finite; got {value}"
-    if key not in BOUNDS or not isinstance(value, int | float):
-        return None
-    smallest, allowed = BOUNDS[key]
-    if value > smallest or (allowed and value == smallest):
-        return None
-    return f"must be {'at least' if allowed else 'above'} {smallest:g}; got {value}"
-
-
-def wrong_type(value: Any, hint: Any) -> str | None:
-    """Return how a value fails a type hint, without conversion; None where it fits or the hint cannot be checked."""
-    from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
-
+def misfit(value: Any, hint: Any) -> str | None:
+    """Return how a value fails a type, without conversion; None where it fits."""
     choices = _choices(hint)
     if choices and isinstance(value, str):
         return None if value in choices else f"{value!r} is not allowed{suggest(value, choices)}"
+    config = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
     try:
-        adapter = (
-            TypeAdapter(hint) if _plain(hint) else TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
-        )
-        adapter.validate_python(value, strict=True)
-    except PydanticSchemaGenerationError:
-        return None
+        TypeAdapter(hint, config=config).validate_python(value)
     except ValidationError as error:
         wanted = sorted({details["msg"].removeprefix("Input should be ") for details in error.errors()})
-        return f"should be {' or '.join(wanted)}; got {value!r}"
+        return f"should be {' or '.join(wanted)}; got {shown(value)}"
     return None
 
 
 def _choices(hint: Any) -> tuple[str, ...]:
-    """Return the values of the enumeration in a hint such as ``SchedulerType | str``."""
+    """Return the texts that a hint such as ``SchedulerType | str`` or ``Literal["a", "b"]`` means."""
     kinds = [kind for kind in (hint, *get_args(hint)) if isinstance(kind, type) and issubclass(kind, Enum)]
-    return tuple(str(member.value) for kind in kinds for member in kind)
-
-
-def _plain(hint: Any) -> bool:
-    return all(
-        getattr(kind, "__module__", "builtins") in ("builtins", "typing", "types") for kind in (hint, *get_args(hint))
-    )
+    named = [str(member.value) for kind in kinds for member in kind]
+    return (*named, *(get_args(hint) if get_origin(hint) is Literal else ()))
 
 
 @cache
@@ -173,4 +159,4 @@ def _hints() -> Mapping[str, Any]:
     from ballast.training import TrainingConfig
 
     hints = get_type_hints(TrainingConfig)
-    return {field.name: hints[field.name] for field in fields(TrainingConfig) if field.init}
+    return {field.name: NARROWER.get(field.name, hints[field.name]) for field in fields(TrainingConfig) if field.init}

@@ -5,7 +5,8 @@ from ballast.data.digest import row_digest
 from ballast.data.load import load_rows
 from ballast.data.options import PrepareOptions
 from ballast.data.packing import align, attach, pack
-from ballast.data.prepare import Prepared, PrepareReport, prepare
+from ballast.data.prepare import Prepared, check_data, prepare
+from ballast.data.report import PrepareReport
 
 __all__ = [
     "Collator",
@@ -14,6 +15,7 @@ __all__ = [
     "Prepared",
     "align",
     "attach",
+    "check_data",
     "load_rows",
     "pack",
     "prepare",

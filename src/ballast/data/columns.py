@@ -8,7 +8,7 @@ from string import Formatter
 from typing import TYPE_CHECKING, Any
 
 from ballast.data.formats import formats
-from ballast.data.readers import Loaded
+from ballast.data.readers import Loaded, from_rows
 from ballast.errors import BallastError, suggest
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def _convert(
     """Add the columns that ``convert`` makes of the columns in ``reads``, naming the row it fails on."""
     from datasets import concatenate_datasets
 
-    from ballast.data.readers import from_rows
+    from ballast.data.exact import as_stored
 
     new = []
     for index, row in enumerate(loaded.dataset.select_columns(list(reads))):
@@ -70,7 +70,8 @@ def _convert(
     made = from_rows(new, loaded.name, loaded.lines).dataset
     goes = {*drops, *made.column_names, *_other_formats(made.column_names)}
     kept = [name for name in loaded.dataset.column_names if name not in goes]
-    return concatenate_datasets([made, loaded.dataset.select_columns(kept)], axis=1) if kept else made
+    # Joined side by side, columns forget how their JSON is read.
+    return as_stored(concatenate_datasets([made, loaded.dataset.select_columns(kept)], axis=1)) if kept else made
 
 
 def _other_formats(made: Collection[str]) -> set[str]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from ballast.data.messages import kind, messages_problem, template_problem, text_problem
+from ballast.data.render import TEMPLATE_OPTIONS
 from ballast.errors import BallastError
 
 Row = Mapping[str, Any]
@@ -28,50 +30,24 @@ class Format:
         return [column for column in (*self.required, *self.optional) if column in columns]
 
 
-def _kind(value: Any) -> str:
-    names = {bool: "true/false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
-    return "missing" if value is None else names.get(type(value), type(value).__name__)
-
-
-def _message_problem(message: Any) -> str | None:
-    if not isinstance(message, Mapping):
-        return f"a message is {_kind(message)}, not an object with 'role' and 'content'"
-    if not isinstance(message.get("role"), str):
-        return f"a message's 'role' is {_kind(message.get('role'))}, not text"
-    content = message.get("content")
-    if content is None and message.get("tool_calls"):
-        return None
-    if isinstance(content, list):
-        kinds = {block.get("type") if isinstance(block, Mapping) else None for block in content}
-        return None if kinds <= {"text"} else "a message holds blocks that are not text; vision rows are not supported"
-    return None if isinstance(content, str) else f"a message's 'content' is {_kind(content)}, not text"
-
-
-def _messages_problem(value: Any, column: str) -> str | None:
-    if not isinstance(value, list):
-        return f"{column!r} is {_kind(value)}, not a list of messages"
-    if not value:
-        return f"{column!r} is an empty list of messages"
-    problem = next((found for found in map(_message_problem, value) if found), None)
-    return problem and f"{column!r}: {problem}"
-
-
 def _check_prompt_completion(row: Row) -> str | None:
     prompt, completion = row["prompt"], row["completion"]
     for column, value in (("prompt", prompt), ("completion", completion)):
+        if isinstance(value, str) and (problem := text_problem(value)):
+            return f"{column!r} {problem}"
         if not isinstance(value, str | list):
-            return f"{column!r} is {_kind(value)}, not text or a list of messages"
+            return f"{column!r} is {kind(value)}, not text or a list of messages"
     if type(prompt) is not type(completion):
-        return f"'prompt' is {_kind(prompt)} but 'completion' is {_kind(completion)}; make both text or both messages"
+        return f"'prompt' is {kind(prompt)} but 'completion' is {kind(completion)}; make both text or both messages"
     if isinstance(prompt, str):
         return None
-    return _messages_problem(prompt, "prompt") or _messages_problem(completion, "completion")
+    return messages_problem(prompt, "prompt") or messages_problem(completion, "completion") or template_problem(row)
 
 
 def _check_conversations(row: Row) -> str | None:
     turns = row["conversations"]
     if not isinstance(turns, list) or not turns:
-        return f"'conversations' is {'an empty list' if turns == [] else _kind(turns)}, not a list of turns"
+        return f"'conversations' is {'an empty list' if turns == [] else kind(turns)}, not a list of turns"
     for turn in turns:
         if not isinstance(turn, Mapping) or not {"from", "value"} <= set(turn):
             return "a turn of 'conversations' has no 'from' and 'value'"
@@ -80,14 +56,15 @@ def _check_conversations(row: Row) -> str | None:
                 f"the role {turn['from']!r} means nothing to a chat template; load the rows with columns='sharegpt', "
                 "which names human and gpt as templates do"
             )
-        if not isinstance(turn["value"], str):
-            return f"a turn's 'value' is {_kind(turn['value'])}, not text"
-    return None
+        if problem := text_problem(turn["value"]):
+            return f"a turn's 'value' {problem}"
+    return template_problem(row)
 
 
 def _check_text(column: str) -> Callable[[Row], str | None]:
     def check(row: Row) -> str | None:
-        return None if isinstance(row[column], str) else f"{column!r} is {_kind(row[column])}, not text"
+        problem = text_problem(row[column])
+        return problem and f"{column!r} {problem}"
 
     return check
 
@@ -104,26 +81,25 @@ def _check_tokenised(row: Row) -> str | None:
         return "'input_ids' is empty"
     if min(ids) < 0:
         return f"'input_ids' holds {min(ids)}; token ids are not negative"
+    if max(ids) >= 2**31:
+        return f"'input_ids' holds {max(ids)}, which is no token id"
     wrong = [label for label in row.get("labels", ()) if label < 0 and label != -100]
     return f"'labels' holds {wrong[0]}; labels are token ids or -100" if wrong else None
-
-
-_TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 
 
 def formats(text_field: str = TEXT) -> tuple[Format, ...]:
     """The formats, in the order in which they are recognised; ``text_field`` names the column of plain text."""
     return (
         Format("tokenised", ("input_ids",), _check_tokenised, ("labels", "completion_mask", "assistant_masks")),
-        Format("prompt-completion", ("prompt", "completion"), _check_prompt_completion, _TEMPLATE_COLUMNS),
-        Format("messages", ("messages",), _messages_check, _TEMPLATE_COLUMNS),
-        Format("conversations", ("conversations",), _check_conversations, _TEMPLATE_COLUMNS),
+        Format("prompt-completion", ("prompt", "completion"), _check_prompt_completion, TEMPLATE_OPTIONS),
+        Format("messages", ("messages",), _messages_check, TEMPLATE_OPTIONS),
+        Format("conversations", ("conversations",), _check_conversations, TEMPLATE_OPTIONS),
         Format("text", (text_field,), _check_text(text_field)),
     )
 
 
 def _messages_check(row: Row) -> str | None:
-    return _messages_problem(row["messages"], "messages")
+    return messages_problem(row["messages"], "messages") or template_problem(row)
 
 
 def find_format(columns: Sequence[str], text_field: str = TEXT) -> Format | None:

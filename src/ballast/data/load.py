@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ballast.data.columns import Columns, map_columns
 from ballast.data.formats import check_rows, find_format
 from ballast.data.readers import READERS, Loaded, from_rows, is_row_list, read_file
+from ballast.data.render import TEMPLATE_OPTIONS
 from ballast.errors import BallastError, suggest
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, Features
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 _SPLITS = ("train", "training", "validation", "valid", "val", "dev", "eval", "test")
@@ -74,9 +76,11 @@ def _looks_like_path(source: str) -> bool:
 
 
 def _limited(dataset: Dataset, name: str, limit: int | None) -> Loaded:
+    from ballast.data.exact import as_stored
+
     if not len(dataset):
         raise BallastError(f"{name}: no rows")
-    return Loaded(dataset if limit is None else dataset.select(range(min(limit, len(dataset)))), name)
+    return Loaded(as_stored(dataset if limit is None else dataset.select(range(min(limit, len(dataset))))), name)
 
 
 def _choose_split(splits: Mapping[str, Dataset], split: str | None, name: str) -> Dataset:
@@ -144,9 +148,11 @@ def _one_line(error: Exception) -> str:
 def _mixture(parts: list[Loaded]) -> Dataset:
     """Put sources one after the other.
 
-    Raises BallastError when they differ in format, or in the type of a column.
+    Raises BallastError when they differ in format.
     """
     from datasets import concatenate_datasets
+
+    from ballast.data.exact import from_columns
 
     first = parts[0]
     layout = find_format(first.dataset.column_names)
@@ -158,25 +164,29 @@ def _mixture(parts: list[Loaded]) -> Dataset:
                 f"a mixture of two formats: {first.name} has {kinds[0]}, {part.name} has {kinds[1]}; load each "
                 "with its own columns and pass the rows"
             )
-    shared = [column for column in first.dataset.column_names if all(column in p.dataset.column_names for p in parts)]
-    if not shared:
+    columns = dict.fromkeys(column for part in parts for column in part.dataset.column_names)
+    lacking = {column for column in columns if any(column not in part.dataset.column_names for part in parts)}
+    if layout and layout.name == "tokenised" and (masks := lacking & set(layout.optional)):
+        raise BallastError(
+            f"a mixture of which only some sources have {min(masks)!r}: of the others every token would be trained; "
+            "add the column to each"
+        )
+    # What a chat template reads is none where a source lacks it; other columns are of no use if some rows lack them.
+    shared = [column for column in columns if column not in lacking or column in TEMPLATE_OPTIONS]
+    if len(lacking) == len(columns):
         raise BallastError(f"a mixture without a common column: {', '.join(part.name for part in parts)}")
-    tables = [part.dataset.select_columns(shared) for part in parts]
-    if all(table.features == tables[0].features for table in tables):
+    tables = [part.dataset.select_columns([c for c in shared if c in part.dataset.column_names]) for part in parts]
+    if all(_same(table.features, tables[0].features) for table in tables):
         return concatenate_datasets(tables)
-    return _unify(parts, tables, shared)
+    # Columns that differ in detail: 32 and 64 bits, keys that some messages lack, numbers here and text there.
+    values = {column: [_values(table, column) for table in tables] for column in shared}
+    return from_columns({column: list(chain.from_iterable(found)) for column, found in values.items()})
 
 
-def _unify(parts: list[Loaded], tables: list[Dataset], shared: list[str]) -> Dataset:
-    """Join tables whose columns differ in detail (32 and 64 bits, a key that some messages lack)."""
-    import pyarrow as pa
-    from datasets import Dataset
+def _same(features: Features, others: Features) -> bool:
+    """Whether columns have the same types, and their objects the same keys in the same order."""
+    return features == others and features.arrow_schema.equals(others.arrow_schema)
 
-    columns = {}
-    for column in shared:
-        try:
-            columns[column] = pa.array([value for table in tables for value in table[column]])
-        except pa.ArrowException:
-            types = "; ".join(f"{p.name}: {t.features[column]}" for p, t in zip(parts, tables, strict=True))
-            raise BallastError(f"a mixture whose sources disagree on the type of {column!r} ({types})") from None
-    return Dataset(pa.table(columns))
+
+def _values(table: Dataset, column: str) -> Iterable[Any]:
+    return table[column] if column in table.column_names else repeat(None, len(table))

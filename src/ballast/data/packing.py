@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -49,8 +49,8 @@ def attach(dataset: Dataset, lookup: Lookup, fields: Sequence[str]) -> Dataset:
     if taken:
         raise BallastError(f"the rows already have a column {taken[0]!r}; remove it before attaching the cached one")
 
-    def join(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
-        columns: dict[str, list] = {field: [] for field in fields}
+    def join(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
+        columns: dict[str, list[Any]] = {field: [] for field in fields}
         for row, digest, labels in zip(indices, batch["digest"], batch["labels"], strict=True):
             found = lookup(digest)
             for field in fields:

@@ -2,55 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ballast.data import trl
+from ballast.data import report, trl
 from ballast.data.digest import DIGEST_VERSION, row_digest
-from ballast.data.formats import check_rows, require_format
+from ballast.data.formats import Format, check_rows, require_format
 from ballast.data.options import PrepareOptions
 from ballast.data.refusals import refuse_data, refuse_foreign_ids, refuse_options, refuse_untrainable
+from ballast.data.report import PrepareReport
+from ballast.data.tokenise import tokenise
 from ballast.errors import BallastError
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class PrepareReport:
-    """What became of the rows. Counts are of rows, ``tokens`` and ``trained_tokens`` of tokens kept."""
-
-    name: str
-    rows_in: int
-    rows_out: int
-    dropped_no_trained_token: int = 0
-    truncated: int = 0
-    added_by_split: int = 0
-    prompt_not_prefix: int = 0
-    tokens: int = 0
-    trained_tokens: int = 0
-    notes: tuple[str, ...] = field(default=())
-
-    def lines(self) -> list[str]:
-        """The report as lines to print; only what happened is named."""
-        lines = [
-            f"{self.name}: {self.rows_in:,} rows in, {self.rows_out:,} out; "
-            f"{self.trained_tokens:,} of {self.tokens:,} tokens trained"
-        ]
-        told = (
-            (self.truncated, "truncated to max_length"),
-            (self.added_by_split, "more rows from splitting at max_length"),
-            (self.dropped_no_trained_token, "dropped: no trained token"),
-            (
-                self.prompt_not_prefix,
-                "whose prompt is no prefix of prompt+completion: training starts where they diverge",
-            ),
-        )
-        lines += [f"{self.name}: {count:,} {what}" for count, what in told if count]
-        return lines + [f"{self.name}: {note}" for note in self.notes]
 
 
 @dataclass(frozen=True)
@@ -62,105 +31,121 @@ class Prepared:
 
 
 def prepare(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, options: PrepareOptions, *, name: str = "train"
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    options: PrepareOptions,
+    *,
+    name: str = "train",
+    numbers: Sequence[int] | None = None,
 ) -> Prepared:
     """Tokenise, label, truncate or split raw rows, and name each by its digest.
 
     Tokens and labels are those of ``trl.SFTTrainer`` for the same rows and options. Rows with no trained token are
     dropped and counted. Packing comes later (``pack``), after cached columns are attached. ``tokenizer`` is left alone.
+    ``numbers`` says what rows are called in errors and notes; None counts them from 1.
 
     Raises BallastError for rows or options that would train on something else than it looks like.
     """
     refuse_options(options)
     refuse_data(dataset, name)
+    raw = _checked(dataset, tokenizer, options, name, numbers or range(1, len(dataset) + 1))
+    return _prepare(raw, options, name)
+
+
+def check_data(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, options: PrepareOptions, *, name: str = "train"
+) -> Dataset:
+    """Raise what `prepare` would say of options, tokenizer, columns and the first row; return the rows as they stand.
+
+    Reading a row of these decodes no picture or sound.
+    """
+    from ballast.data.exact import as_stored
+
+    refuse_options(options)
+    refuse_data(dataset, name)
+    _checked(dataset.select([0]), tokenizer, options, name, [1])
+    return as_stored(dataset)
+
+
+@dataclass(frozen=True)
+class _Raw:
+    """Rows that can be prepared, and how."""
+
+    dataset: Dataset
+    layout: Format
+    tokenizer: PreTrainedTokenizerBase
+    rules: trl.LossRules
+    numbers: Sequence[int]
+
+
+def _checked(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, options: PrepareOptions, name: str, numbers: Sequence[int]
+) -> _Raw:
+    from ballast.data.exact import as_stored
+
     dataset = dataset.with_format(None)
     layout = require_format(dataset.column_names, options.dataset_text_field, name)
-    dataset = dataset.select_columns(layout.present(dataset.column_names))
-    check_rows(dataset, layout, lambda index: f"{name}: row {index + 1}")
+    dataset = as_stored(dataset.select_columns(layout.present(dataset.column_names)))
+    check_rows(dataset, layout, lambda index: f"{name}: row {numbers[index]}")
     ready = trl.training_tokenizer(tokenizer, options)
     if layout.name == "tokenised":
         refuse_foreign_ids(dataset, ready, name)
     refuse_untrainable(layout, dataset[0], ready, options)
-    rules = trl.trl_loss_rules(dataset[0], ready, options)
-    return _prepare(dataset, ready, options, rules, name)
+    return _Raw(dataset, layout, ready, trl.trl_loss_rules(dataset[0], ready, options), numbers)
 
 
-def _prepare(dataset: Dataset, tokenizer: Any, options: PrepareOptions, rules: trl.LossRules, name: str) -> Prepared:
-    rows_in = len(dataset)
-    dataset = _with_assistant(dataset, options)
-    whole = _tokenize(dataset, tokenizer, options, rules, name) if len(dataset) else dataset
-    if not len(whole):
-        raise BallastError(f"{name}: assistant_only_loss=True, but no row has a message of the assistant")
+def _prepare(raw: _Raw, options: PrepareOptions, name: str) -> Prepared:
+    dataset, tokenizer, rules = raw.dataset, raw.tokenizer, raw.rules
+    rows = dataset if raw.layout.name == "tokenised" else _tokenised(raw, options, name)
+    whole = trl.trl_prepare(rows, tokenizer, options, rules, name=name)
     lengths = _lengths(whole)
     split, over_long = _cuts(lengths, options)
-    rows = trl.trl_prepare(whole, tokenizer, options, rules, max_length=options.limit) if over_long else whole
-    kept, tokens, trained = _finish(rows, split, options.num_proc, name)
+    cut = trl.trl_prepare(whole, tokenizer, options, rules, max_length=options.limit) if over_long else whole
+    kept, tokens, trained = _finish(cut, split, options.num_proc, name)
     if not len(kept):
         raise BallastError(_nothing_left(whole, options, name))
     pieces = int(np.maximum(1, np.ceil(lengths / split)).sum()) if split else len(whole)
-    report = PrepareReport(
+    told = whole.column_names
+    left_out, lines = report.left_out(whole["left_out"] if "left_out" in told else ())
+    made = PrepareReport(
         name=name,
-        rows_in=rows_in,
+        rows_in=len(dataset),
         rows_out=len(kept),
-        dropped_no_trained_token=rows_in - len(whole) + pieces - len(kept),
+        dropped_no_trained_token=len(dataset) - len(whole) + pieces - len(kept),
         truncated=over_long,
         added_by_split=pieces - len(whole),
-        prompt_not_prefix=_prompts_not_prefix(whole, tokenizer, rules, options),
+        prompt_not_prefix=len(whole) - sum(whole["prompt_is_prefix"]) if "prompt_is_prefix" in told else 0,
         tokens=tokens,
         trained_tokens=trained,
-        notes=rules.notes + _context_note(over_long > 0 or len(whole) < pieces, options),
+        notes=(
+            *rules.notes,
+            *_context_note(over_long > 0 or len(whole) < pieces, options),
+            *report.dropped_nulls(dataset),
+            *lines,
+            *report.by_role(whole["by_role"] if "by_role" in told else ()),
+        ),
+        left_out=left_out,
     )
-    return Prepared(kept, report)
+    return Prepared(kept, made)
 
 
-def _with_assistant(dataset: Dataset, options: PrepareOptions) -> Dataset:
-    """Leave out rows without a message of the assistant, which stop TRL's assistant masks altogether."""
-    if not options.assistant_only_loss:
-        return dataset
-    keep = [index for index, row in enumerate(dataset) if _speaks(row)]
-    return dataset if len(keep) == len(dataset) else dataset.select(keep)
+def _tokenised(raw: _Raw, options: PrepareOptions, name: str) -> Dataset:
+    """Tokenise raw rows; those without a message of the assistant are left out where only its text is trained."""
+    dataset, numbers = raw.dataset, raw.numbers
+    if options.assistant_only_loss:
+        kept = [index for index, row in enumerate(dataset) if _speaks(row)]
+        if not kept:
+            raise BallastError(f"{name}: assistant_only_loss=True, but no row has a message of the assistant")
+        dataset, numbers = dataset.select(kept), [numbers[index] for index in kept]
+    try:
+        return tokenise(dataset, raw.tokenizer, options, raw.rules, name=name, numbers=numbers)
+    except BallastError as error:
+        raise BallastError(f"{name}: {error}") from error
 
 
 def _speaks(row: dict[str, Any]) -> bool:
     columns = (row.get(column) or () for column in ("prompt", "completion", "messages", "conversations"))
     return any("assistant" in (turn.get("role"), turn.get("from")) for turns in columns for turn in turns)
-
-
-def _tokenize(dataset: Dataset, tokenizer: Any, options: PrepareOptions, rules: trl.LossRules, name: str) -> Dataset:
-    try:
-        return trl.trl_prepare(dataset, tokenizer, options, rules, name=name)
-    except BallastError:
-        raise
-    except Exception as error:  # a template may raise anything; find the row it raised on
-        row = _first_failing(dataset, tokenizer, options, rules)
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, RuntimeError) and "no assistant tokens" in reason:
-            reason = (
-                "assistant_only_loss=True, but the chat template marks no token of its assistant messages; put "
-                "{% generation %}...{% endgeneration %} round the assistant's text, or remove the row"
-            )
-        raise BallastError(f"{name}: row {row + 1}: cannot be tokenised: {reason}") from error
-
-
-def _first_failing(dataset: Dataset, tokenizer: Any, options: PrepareOptions, rules: trl.LossRules) -> int:
-    """Index of the first row that TRL cannot tokenise, by bisection over beginnings of the data."""
-    from datasets import disable_progress_bars, enable_progress_bars, is_progress_bar_enabled
-
-    shown = is_progress_bar_enabled()
-    disable_progress_bars()
-    works, fails = 0, len(dataset)
-    try:
-        while fails - works > 1:
-            middle = (works + fails) // 2
-            try:
-                trl.trl_prepare(dataset.select(range(middle)), tokenizer, options, rules)
-                works = middle
-            except Exception:
-                fails = middle
-    finally:
-        if shown:
-            enable_progress_bars()
-    return works
 
 
 def _lengths(dataset: Dataset) -> np.ndarray:
@@ -209,8 +194,8 @@ def _finish(rows: Dataset, split: int | None, num_proc: int | None, name: str) -
     return kept.select_columns(["input_ids", "labels", "digest"]), sum(kept["_tokens"]), sum(kept["_trained"])
 
 
-def _finish_batch(batch: dict[str, list], split: int | None, version: str) -> dict[str, list]:
-    out: dict[str, list] = {"input_ids": [], "labels": [], "digest": [], "_tokens": [], "_trained": []}
+def _finish_batch(batch: dict[str, list[Any]], split: int | None, version: str) -> dict[str, list[Any]]:
+    out: dict[str, list[Any]] = {"input_ids": [], "labels": [], "digest": [], "_tokens": [], "_trained": []}
     for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
         step = split or len(ids) or 1
         for start in range(0, len(ids), step):
@@ -222,20 +207,6 @@ def _finish_batch(batch: dict[str, list], split: int | None, version: str) -> di
                 for column, value in zip(out.values(), values, strict=True):
                     column.append(value)
     return out
-
-
-def _prompts_not_prefix(whole: Dataset, tokenizer: Any, rules: trl.LossRules, options: PrepareOptions) -> int:
-    """How many rows' tokenised prompts are no prefix of the whole row: TRL then trains from where they diverge."""
-    if "prompt" not in whole.column_names:
-        return 0
-    flags = whole.map(
-        trl.prompt_is_prefix,
-        fn_kwargs={"tokenizer": tokenizer, "chat_template": rules.chat_template},
-        remove_columns=whole.column_names,
-        num_proc=options.num_proc if len(whole) >= 1000 else None,
-        desc="Checking prompts",
-    )
-    return len(flags) - sum(flags["prompt_is_prefix"])
 
 
 def _context_note(cut: bool, options: PrepareOptions) -> tuple[str, ...]:

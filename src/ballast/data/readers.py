@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import re
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,11 +12,16 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ballast.data.messages import text_problem
 from ballast.errors import BallastError
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
+
+
+_DIGITS = 4300
+"""Digits of the longest whole number that Python turns into text and back."""
 
 
 @dataclass(frozen=True)
@@ -83,15 +88,26 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _object(text: str, path: Path, line: int) -> dict[str, Any]:
-    try:
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise BallastError(f"{path}: line {line}: invalid JSON at column {error.colno}: {error.msg}") from None
-    except RecursionError:
-        raise BallastError(f"{path}: line {line}: invalid JSON: nested too deeply") from None
+    row = _parsed(text, path, line)
     if not isinstance(row, dict):
         raise BallastError(f"{path}: line {line}: a row must be an object like {{...}}, not {_json_kind(row)}")
     return row
+
+
+def _parsed(text: str, path: Path, line: int) -> Any:
+    """Parse JSON that begins at a line of a file."""
+    try:
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            raise
+        except ValueError:  # a whole number of more digits than Python reads
+            return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) <= _DIGITS else float(digits))
+    except json.JSONDecodeError as error:
+        place = f"{path}: line {line + error.lineno - 1}"
+        raise BallastError(f"{place}: invalid JSON at column {error.colno}: {error.msg}") from None
+    except RecursionError:
+        raise BallastError(f"{path}: line {line}: invalid JSON: nested too deeply") from None
 
 
 def _json_kind(value: Any) -> str:
@@ -100,7 +116,8 @@ def _json_kind(value: Any) -> str:
 
 
 def _read_jsonl(path: Path, limit: int | None) -> Loaded:
-    rows, lines = [], []
+    rows: list[dict[str, Any]] = []
+    lines: list[int] = []
     for line, text in _lines(path):
         if limit is not None and len(rows) >= limit:
             break
@@ -119,10 +136,7 @@ def _read_json(path: Path, limit: int | None) -> Loaded:
         return _read_jsonl(path, limit)
     with _open(path) as file:
         text = _decode(file.read(), path, 1)
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise BallastError(f"{path}: line {error.lineno}: invalid JSON at column {error.colno}: {error.msg}") from None
+    rows = _parsed(text, path, 1)
     if not isinstance(rows, list):
         raise BallastError(f"{path}: the file must hold an array of objects, not {_json_kind(rows)}")
     if not rows:
@@ -135,16 +149,38 @@ def _read_json(path: Path, limit: int | None) -> Loaded:
 
 def _read_parquet(path: Path, limit: int | None) -> Loaded:
     import pyarrow.parquet as pq
-    from datasets import Dataset
+    from pyarrow import ArrowException
+
+    from ballast.data.exact import from_table
+
+    try:
+        file = pq.ParquetFile(path)
+        if not file.metadata.num_rows:
+            raise BallastError(f"{path}: the file holds no row")
+        table = _table(file, path)
+    except ArrowException as error:
+        raise BallastError(f"{path}: no readable Parquet file: {' '.join(str(error).split())}") from None
+    return Loaded(from_table(table.slice(0, limit)), str(path))
+
+
+def _table(file: Any, path: Path) -> pa.Table:
+    """Read all columns, or those that can be read where one of them is damaged: it may be one that nobody needs."""
     from pyarrow import ArrowException
 
     try:
-        table = pq.read_table(path)
-    except ArrowException as error:
-        raise BallastError(f"{path}: no readable Parquet file: {' '.join(str(error).split())}") from None
-    if not table.num_rows:
-        raise BallastError(f"{path}: the file holds no row")
-    return Loaded(Dataset(table.slice(0, limit)), str(path))
+        return file.read()
+    except (ArrowException, OSError):
+        table = None
+        for name in file.schema_arrow.names:
+            try:
+                part = file.read([name])
+                table = part if table is None else table.append_column(name, part.column(name))
+            except (ArrowException, OSError) as error:
+                reason = " ".join(str(error).split())
+                warnings.warn(f"{path}: column {name!r} cannot be read and is left out: {reason}", stacklevel=2)
+        if table is None:
+            raise
+        return table
 
 
 Reader = Callable[[Path, "int | None"], Loaded]
@@ -158,50 +194,17 @@ READERS: dict[str, Reader] = {
 
 
 def from_rows(rows: list[dict[str, Any]], name: str, lines: tuple[int, ...] | None = None) -> Loaded:
-    """Make a table of rows in memory; a key that a row lacks is None there.
+    """Make a table of rows in memory, their values as they stand; a key that a row lacks is None there."""
+    from ballast.data.exact import from_columns
 
-    Raises BallastError where a field's type differs from that of the rows before.
-    """
-    import pyarrow as pa
-    from datasets import Dataset
-
-    names = dict.fromkeys(key for row in rows for key in row)
+    # A name with half a surrogate pair is no text; nobody can ask for it.
+    names = dict.fromkeys(key for row in rows for key in row if not text_problem(key))
     if not names:
         raise BallastError(f"{name}: the rows have no fields")
-    place = Loaded(None, name, lines).place  # type: ignore[arg-type]
-    columns = {key: _array(key, [row.get(key) for row in rows], place) for key in names}
-    return Loaded(Dataset(pa.table(columns)), name, lines)
-
-
-# What pyarrow raises on values of two types; its own errors are ValueErrors or TypeErrors. Text with half a surrogate
-# pair cannot be encoded, which is a ValueError too.
-_MISFITS = (ValueError, TypeError, OverflowError, NotImplementedError)
-
-
-def _array(key: str, values: list[Any], place: Callable[[int], str]) -> pa.Array:
-    import pyarrow as pa
-
     try:
-        return pa.array(values)
-    except _MISFITS as error:
-        works, fails = 0, len(values)
-        while fails - works > 1:
-            middle = (works + fails) // 2
-            try:
-                pa.array(values[:middle])
-                works = middle
-            except _MISFITS:
-                fails = middle
-        reason = re.split(r"[\n;]", str(error))[0]
-        raise BallastError(
-            f"{place(works)}: {key!r} is {_shown(values[works])}, which does not fit the rows before ({reason}); give "
-            "the field one type throughout"
-        ) from None
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 40 else text[:37] + "..."
+        return Loaded(from_columns({key: [row.get(key) for row in rows] for key in names}), name, lines)
+    except BallastError as error:
+        raise BallastError(f"{name}: {error}") from None
 
 
 def is_row_list(source: Any) -> bool:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import json
-import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,20 +42,31 @@ def training_tokenizer(tokenizer: PreTrainedTokenizerBase, options: PrepareOptio
         raise BallastError(
             f"a {type(tokenizer).__name__} is not supported, vision processors included; pass the text tokenizer itself"
         )
-    ready = copy.deepcopy(tokenizer)
-    vocabulary = ready.get_vocab()
-    for option in ("eos_token", "pad_token"):
-        token = getattr(options, option)
-        if token is not None and token not in vocabulary:
-            raise BallastError(f"{option}={token!r} is not in the tokenizer's vocabulary; name one of its tokens")
-    if options.eos_token is not None:
-        ready.eos_token = options.eos_token
-    if options.chat_template_path is not None:
-        ready.chat_template = _read_template(options.chat_template_path)
+    ready = with_template(copy.deepcopy(tokenizer), options.chat_template_path, options.eos_token)
+    if options.pad_token is not None:
+        _check_token(ready, "pad_token", options.pad_token)
     pad_token = options.pad_token or ready.pad_token or ready.eos_token
-    if pad_token is not None and pad_token in vocabulary:
+    if pad_token is not None and pad_token in ready.get_vocab():
         ready.pad_token = pad_token
     return ready
+
+
+def with_template(tokenizer: PreTrainedTokenizerBase, path: str | None, eos_token: str | None) -> Any:
+    """Return ``tokenizer`` after giving it the chat template in a file and an end token; None leaves its own.
+
+    Raises BallastError for a token outside the vocabulary, or a template that is no Jinja file.
+    """
+    if eos_token is not None:
+        _check_token(tokenizer, "eos_token", eos_token)
+        tokenizer.eos_token = eos_token
+    if path is not None:
+        tokenizer.chat_template = _read_template(path)
+    return tokenizer
+
+
+def _check_token(tokenizer: PreTrainedTokenizerBase, option: str, token: str) -> None:
+    if token not in tokenizer.get_vocab():
+        raise BallastError(f"{option}={token!r} is not in the tokenizer's vocabulary; name one of its tokens")
 
 
 def _read_template(path: str) -> str:
@@ -108,7 +116,8 @@ def trl_loss_rules(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, o
             raise BallastError(
                 "assistant_only_loss=True, but the chat template has no {% generation %} markers and TRL knows no "
                 "training version of it, so no token would be trained; put {% generation %}...{% endgeneration %} "
-                "round the assistant's text (chat_template_path=your.jinja) or set assistant_only_loss=False"
+                "round the assistant's text (chat_template_path=your.jinja), give prompt and completion in place of "
+                "messages, or set assistant_only_loss=False"
             ) from None
     notes: tuple[str, ...] = ()
     if not is_chat_template_stop_token_trained(tokenizer, chat_template=template):
@@ -125,44 +134,32 @@ def trl_prepare(
     max_length: int | None = None,
     name: str = "train",
 ) -> Dataset:
-    """Return ``dataset`` with the ``input_ids`` and ``labels`` of TRL's own preparation, never packed.
+    """Return tokenised rows with the ``labels`` of TRL's own preparation, made of their masks, never packed.
 
-    ``max_length=None`` leaves the rows whole; a number has TRL truncate them and drop those left fully masked. Rows
-    that are tokenised already are only truncated.
+    ``max_length=None`` leaves the rows whole; a number has TRL truncate them and drop those left fully masked.
     """
-    from trl import SFTTrainer
+    from trl.trainer.sft_trainer import SFTTrainer
 
-    trainer = SimpleNamespace(
-        _tokenizer=tokenizer, chat_template=rules.chat_template, completion_only_loss=rules.completion_only_loss
-    )
-    arguments = SimpleNamespace(
+    trainer: Any = SimpleNamespace(completion_only_loss=rules.completion_only_loss)
+    arguments: Any = SimpleNamespace(
         dataset_num_proc=options.num_proc,
-        dataset_text_field=options.dataset_text_field,
-        assistant_only_loss=options.assistant_only_loss,
         max_length=max_length,
         truncation_mode=options.truncation_mode,
         shuffle_dataset=False,
     )
-    with _quiet("trl.trainer.sft_trainer", "transformers.tokenization_utils_base"):
-        return SFTTrainer._prepare_dataset(trainer, dataset, tokenizer, arguments, False, None, name)
+    return SFTTrainer._prepare_dataset(trainer, dataset, tokenizer, arguments, False, None, name)
 
 
-def prompt_is_prefix(row: Mapping[str, Any], tokenizer: Any, chat_template: str | None) -> dict[str, bool]:
-    """Whether a tokenised row begins with its prompt as tokenised alone; else TRL trains from where they part."""
-    from trl.data_utils import _tokenize, common_prefix_length
+def common_prefix_length(ids: list[int], other: list[int]) -> int:
+    """Return where TRL lets a completion start: after what the prompt alone and the whole row have in common."""
+    from trl.data_utils import common_prefix_length as trl_common_prefix_length
 
-    options: dict[str, Any] = {"chat_template": chat_template}
-    if is_conversational(row):
-        tools = row.get("tools")
-        options |= {"tools": json.loads(tools) if isinstance(tools, str) else tools, "add_generation_prompt": True}
-        options |= row.get("chat_template_kwargs") or {}
-    prompt_ids = _tokenize(tokenizer, row["prompt"], **options)["input_ids"]
-    return {"prompt_is_prefix": common_prefix_length(prompt_ids, row["input_ids"]) == len(prompt_ids)}
+    return trl_common_prefix_length(ids, other)
 
 
 def trl_pack(dataset: Dataset, length: int, strategy: str, num_proc: int | None = None) -> Dataset:
     """Pack every list column of ``dataset`` with ``trl.pack_dataset``."""
-    from trl import pack_dataset
+    from trl.data_utils import pack_dataset
 
     return pack_dataset(dataset, length, strategy, {"num_proc": num_proc, "desc": "Packing"})
 
@@ -179,16 +176,3 @@ def trl_collator(
         pad_to_multiple_of=pad_to_multiple_of,
         return_position_ids=return_position_ids,
     )
-
-
-@contextlib.contextmanager
-def _quiet(*names: str) -> Iterator[None]:
-    """Hold back loggers' warnings: what they say once about one row, the report counts over all of them."""
-    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
-    for logger in levels:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)

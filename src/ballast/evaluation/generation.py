@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
+from ballast.data.render import prompt_ids
 from ballast.errors import BallastError
 from ballast.evaluation.scoring import BATCH_TOKENS, ScoredSequence, batches, inference
 from ballast.limits import context_length
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
     LogitsProcessor = Callable[[Tensor, Tensor], Tensor]
 
-Prompt = str | Sequence[Mapping[str, Any]]
+Prompt = str | Sequence[Mapping[str, Any]] | Mapping[str, Any]
+"""A prompt alone, text or messages; or a row with ``prompt`` and perhaps ``tools`` and ``chat_template_kwargs``."""
 
 
 class _Generates(Protocol):
@@ -84,23 +86,27 @@ class Completion:
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> tuple[int, ...]:
-    """Return the ids of a prompt exactly as fine-tuning sees them.
-
-    Text is tokenised with the tokenizer's own special tokens; messages through its chat template with the
-    generation prompt, no special tokens added on top.
+    """Return the ids of a prompt exactly as fine-tuning sees them, see `ballast.data.render`.
 
     Raises:
-        BallastError: if messages are given and the tokenizer has no chat template.
+        BallastError: if messages are given and the tokenizer has no chat template, or it cannot write them.
     """
-    if isinstance(prompt, str):
-        return tuple(tokenizer(text=prompt, verbose=False)["input_ids"])  # the length is checked by the caller
-    if not getattr(tokenizer, "chat_template", None):
-        raise BallastError(
-            "the prompt is a list of messages but the tokenizer has no chat template: give the prompt as text, or set "
-            "tokenizer.chat_template"
-        )
-    ids = tokenizer.apply_chat_template(list(prompt), tokenize=True, add_generation_prompt=True, return_dict=True)
-    return tuple(ids["input_ids"])
+    return prompt_ids(prompt if isinstance(prompt, Mapping) else {"prompt": prompt}, tokenizer)
+
+
+def encode_rows(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
+    """Return the ids of all prompts.
+
+    Raises:
+        BallastError: naming the first row that cannot be written.
+    """
+    encoded = []
+    for row, prompt in enumerate(prompts):
+        try:
+            encoded.append(encode_prompt(tokenizer, prompt))
+        except BallastError as error:
+            raise BallastError(f"row {row + 1}: {error}") from error
+    return encoded
 
 
 def encode_prompts(
@@ -109,9 +115,10 @@ def encode_prompts(
     """Return the ids of all prompts, each with room for the answer.
 
     Raises:
-        BallastError: naming the first row that is empty or leaves no room for `max_new_tokens` in the context.
+        BallastError: naming the first row that cannot be written, is empty, or leaves no room for `max_new_tokens` in
+            the context.
     """
-    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    encoded = encode_rows(tokenizer, prompts)
     check_room([len(ids) for ids in encoded], max_new_tokens, context_length(model))
     return encoded
 
@@ -165,7 +172,7 @@ def generate(
     Args:
         model: a transformers causal language model, PEFT-wrapped or not, in any mode.
         tokenizer: its tokenizer.
-        prompts: texts or lists of messages.
+        prompts: texts, lists of messages, or rows that have them.
         options: how to generate.
         streams: for every prompt whole numbers of 0 or more that name its random stream, all of one length; sample s
             of prompt i is drawn from (seed, *streams[i], s), so that it does not depend on the other prompts of the

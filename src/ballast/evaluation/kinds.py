@@ -57,6 +57,11 @@ def _verifier(task: JudgedTask) -> verifiers.Verifier:
 def _check_code(task: CodeTask, rows: Rows) -> None:
     code.require_permission(task.allow_code_execution, len(rows) * task.samples)
     code.check_rows(rows)
+    code.check_limits(_code_limits(task))
+
+
+def _code_limits(task: CodeTask) -> code.CodeLimits:
+    return code.CodeLimits(seconds=task.code_seconds, memory_bytes=task.code_memory_mb * 2**20)
 
 
 def _check_choice(task: ChoiceTask, rows: Rows) -> None:
@@ -97,14 +102,14 @@ def _measure_readiness(task: ReadinessTask, rows: Rows, context: Context) -> Mea
 def _measure_code(task: CodeTask, rows: Rows, context: Context) -> Measured:
     completions, measured, counts = _answers(task, rows, context)
     programs = [code.assemble(row, one.text) for row, answers in zip(rows, completions, strict=True) for one in answers]
-    limits = code.CodeLimits(seconds=task.code_seconds, memory_bytes=task.code_memory_mb * 2**20)
     outcomes = code.run_programs(
-        programs, limits, allow_code_execution=task.allow_code_execution, progress=context.progress
+        programs, _code_limits(task), allow_code_execution=task.allow_code_execution, progress=context.progress
     )
     per_row = [outcomes[i : i + task.samples] for i in range(0, len(outcomes), task.samples)]
     scores = [tuple(float(one.passed) for one in some) for some in per_row]
     for status in ("timeout", "killed"):
         counts[f"programs_{status}"] = sum(one.status == status for one in outcomes)
+    counts["programs_in_bwrap"] = sum(one.sandbox == "bwrap" for one in outcomes)
     items = [
         {**_item(row, answers, list(given)), "outcomes": [f"{one.status} {one.detail}".strip() for one in some]}
         for row, answers, given, some in zip(rows, completions, scores, per_row, strict=True)
@@ -116,15 +121,14 @@ def _answers(
     task: SampledTask, rows: Rows, context: Context
 ) -> tuple[list[list[Completion]], dict[str, metrics.Estimate], dict[str, int]]:
     """Return completions, metrics of the answers as text (length, entropy, KL to base), and counts."""
-    prompts = [row["prompt"] for row in rows]
-    completions = generate(context.model, context.tokenizer, prompts, task.generation(), progress=context.progress)
+    completions = generate(context.model, context.tokenizer, rows, task.generation(), progress=context.progress)
     flat = [one for answers in completions for one in answers]
     measured = {
         "answer_tokens": metrics.mean([_mean(one.tokens for one in some) for some in completions], seed=task.seed)
     }
     counts = {"answers": len(flat), "cut_off": sum(not one.ended for one in flat)}
     if task.entropy or task.base_kl:
-        encoded = encode_prompts(context.model, context.tokenizer, prompts, task.max_new_tokens)
+        encoded = encode_prompts(context.model, context.tokenizer, rows, task.max_new_tokens)
         fields = ("entropy", *(("kl",) if task.base_kl else ()))
         values = sequence_statistics(
             context.model,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ballast.data.render import Rendered, conversation, encode, render_chat, template_options
 from ballast.errors import BallastError
 from ballast.evaluation.generation import encode_prompt
 from ballast.evaluation.metrics import Estimate, bits_per_character, token_nll
@@ -177,7 +178,10 @@ def completion_sequences(
         missing = [name for name in ("prompt", "completion") if name not in row]
         if missing:
             raise BallastError(f"row {index + 1}: no column {missing[0]!r} (columns: {', '.join(map(str, row))})")
-        prompt, ids = _demonstration(tokenizer, row["prompt"], row["completion"], append_end)
+        try:
+            prompt, ids = _demonstration(tokenizer, row, append_end)
+        except BallastError as error:
+            raise BallastError(f"row {index + 1}: {error}") from error
         start = common_prefix(prompt, ids)
         if start == 0 or start >= len(ids):
             raise BallastError(f"row {index + 1}: the completion has no token that the prompt precedes")
@@ -226,14 +230,14 @@ def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
     return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
 
 
-def _demonstration(tokenizer: Tokenizer, prompt: Any, completion: Any, append_end: bool) -> tuple[tuple[int, ...], ...]:
-    if isinstance(prompt, str):
-        end = tokenizer.eos_token or ""
-        if append_end and not completion.endswith(end):
-            completion += end
-        return encode_prompt(tokenizer, prompt), tuple(tokenizer(text=prompt + completion)["input_ids"])
-    whole = tokenizer.apply_chat_template([*prompt, *completion], tokenize=True, return_dict=True)
-    return encode_prompt(tokenizer, prompt), tuple(whole["input_ids"])
+def _demonstration(tokenizer: Tokenizer, row: Mapping[str, Any], append_end: bool) -> tuple[tuple[int, ...], ...]:
+    messages = conversation({name: row[name] for name in ("prompt", "completion")})
+    if messages is not None:
+        whole = render_chat(messages, tokenizer, template_options(row))
+    else:
+        completion, end = row["completion"], (tokenizer.eos_token or "") if append_end else ""
+        whole = Rendered(row["prompt"] + completion + ("" if completion.endswith(end) else end), special=True)
+    return encode_prompt(tokenizer, row), tuple(encode([whole], tokenizer)[0].ids)
 
 
 def _text(row: Mapping[str, Any], column: str, index: int) -> str:

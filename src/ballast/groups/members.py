@@ -8,8 +8,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ballast.data import trl
+from ballast.data.messages import last_text, messages_problem, template_problem
 from ballast.data.options import PrepareOptions
 from ballast.data.prepare import prepare
+from ballast.data.readers import from_rows
+from ballast.data.render import prompt_columns
 from ballast.errors import BallastError
 from ballast.evaluation import generation
 from ballast.groups.options import GroupOptions
@@ -21,9 +24,6 @@ if TYPE_CHECKING:
 
 ORIGINS = ("expert", "teacher", "own")
 """Where an answer comes from; a token's `TokenStats.origin` is the place in this tuple."""
-
-UNREAD = ("tools", "chat_template_kwargs")
-"""Columns that change what the chat template makes of a demonstration's prompt."""
 
 Row = Mapping[str, Any]
 
@@ -71,7 +71,7 @@ class _Given:
 
     @property
     def text(self) -> str:
-        return self.answer if isinstance(self.answer, str) else str(self.answer[-1].get("content") or "")
+        return last_text(self.answer)
 
 
 class GroupRows:
@@ -83,6 +83,7 @@ class GroupRows:
         options: how groups are made up.
         verify: judges the answers of every origin.
         truncated: answers cut to the maximum length.
+        notes: what became of the given answers' texts, as lines to print.
         errors, timeouts: given answers that score 0 because the verifier failed or overran its time.
     """
 
@@ -101,17 +102,20 @@ class GroupRows:
         Raises:
             BallastError: naming the first row that cannot be used.
         """
+        from ballast.data.exact import as_stored
+
         if options.verifier is None:
             raise BallastError("groups.verifier is missing: without one no answer has a reward; name one, such as math")
         refuse_preparation(prepared)
         self.options = options
         self.tokenizer = trl.training_tokenizer(tokenizer, prepared)
         self.verify: Verifier = verifier(str(options.verifier), seconds=options.seconds)
-        self.rows: list[dict[str, Any]] = list(dataset.with_format(None))
+        self.rows: list[dict[str, Any]] = list(as_stored(dataset.with_format(None)))
         check_prompts(self.rows, options)
         check_rows(self.verify, self.rows)
         self.truncated = 0
         self._end = "max_length" if prepared.limit == prepared.max_length else "the model's context"
+        self.notes: tuple[str, ...] = ()
         given = list(_given(self.rows, options))
         scored = score_answers(self.verify, [(one.text, self.rows[one.row]) for one in given])
         self.errors, self.timeouts = scored.errors, scored.timeouts
@@ -119,7 +123,7 @@ class GroupRows:
         self._fixed: list[list[Member]] = [[] for _ in self.rows]
         for one, (ids, start), reward in zip(given, sequences, scored.scores, strict=True):
             self._fixed[one.row].append(Member(ids, start, one.origin, reward, one.text))
-        self._prompt_ids = [generation.encode_prompt(self.tokenizer, row["prompt"]) for row in self.rows]
+        self._prompt_ids = generation.encode_rows(self.tokenizer, self.rows)
         sizes = [len(ids) for ids in self._prompt_ids]
         check_room(sizes, options, max_length=prepared.max_length, context=prepared.context)
 
@@ -168,17 +172,17 @@ class GroupRows:
         lines = [f"groups: {len(self.rows):,} prompts; {', '.join([*parts, *own])}"]
         if self.truncated:
             lines.append(f"groups: {self.truncated:,} answers truncated to {self._end}")
-        return lines
+        return lines + [f"groups: {note}" for note in self.notes]
 
     def _tokenise(self, given: Sequence[_Given], prepared: PrepareOptions) -> list[tuple[tuple[int, ...], int]]:
         """Return ids and the first trained place of every answer, tokenised as a demonstration is."""
-        from datasets import Dataset
-
         if not given:
             return []
         options = replace(prepared, max_length=None, context=None, shuffle_dataset=False)
-        flat = [{"prompt": self.rows[one.row]["prompt"], "completion": one.answer} for one in given]
-        ready = prepare(Dataset.from_list(flat), self.tokenizer, options, name="groups").dataset
+        flat = [{**prompt_columns(self.rows[one.row]), "completion": one.answer} for one in given]
+        raw, numbers = from_rows(flat, "groups").dataset, [one.row + 1 for one in given]
+        made = prepare(raw, self.tokenizer, options, name="groups", numbers=numbers)
+        ready, self.notes = made.dataset, made.report.notes
         if len(ready) != len(given):
             empty = next((one.place for one in given if not one.text), f"one of the {len(given)} given answers")
             raise BallastError(f"{empty} has no token to train on; remove the row, or fill it in")
@@ -251,9 +255,6 @@ def _row_problem(row: Row, options: GroupOptions) -> str | None:
         return "the prompt is empty"
     if options.expert and not row.get("completion"):
         return "no expert's answer ('completion' is missing or empty); fill it in, or set groups.expert to 0"
-    unread = next((name for name in UNREAD if row.get(name)), None) if isinstance(row["prompt"], list) else None
-    if unread is not None:
-        return f"{unread!r} would be left out of the prompts of groups; put it into the messages, or drop the column"
     teachers = row.get("teachers")
     if teachers is not None and not isinstance(teachers, list):
         return f"'teachers' is {type(teachers).__name__}, not a list of completions"
@@ -266,7 +267,15 @@ def _row_problem(row: Row, options: GroupOptions) -> str | None:
         return (
             "the group is empty: no expert, no teachers in the row, no own answers; raise groups.own or groups.expert"
         )
-    return None
+    return None if kind is str else _chat_problem(row, options)
+
+
+def _chat_problem(row: Row, options: GroupOptions) -> str | None:
+    """Return what keeps a chat template from writing the prompt and the given answers, or None."""
+    chats = [("prompt", row["prompt"]), *([("completion", row["completion"])] if options.expert else [])]
+    chats += [("teachers", answer) for answer in (row.get("teachers") or ())[: options.teacher]]
+    found = (messages_problem(messages, column) for column, messages in chats)
+    return template_problem(row) or next((problem for problem in found if problem), None)
 
 
 def _given(rows: Iterable[Row], options: GroupOptions) -> Iterable[_Given]:

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ballast.data.load import load_rows
+from ballast.data.messages import last_text, messages_problem
 from ballast.data.options import PrepareOptions
 from ballast.data.prepare import prepare
+from ballast.data.readers import from_rows
+from ballast.data.render import TEMPLATE_OPTIONS, prompt_columns
 from ballast.errors import BallastError
 from ballast.groups.members import ORIGINS, Group, Member
 
@@ -35,14 +38,15 @@ def read_file(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> list[Grou
             f"{path}: no column {lacking[0]!r} (columns: {', '.join(rows.column_names)}); a file of groups has "
             f"{', '.join(COLUMNS)}"
         )
-    plain = list(rows.select_columns(list(COLUMNS)))
+    columns = [name for name in (*COLUMNS, *TEMPLATE_OPTIONS) if name in rows.column_names]
+    plain = list(rows.select_columns(columns))
     for index, row in enumerate(plain):
         if problem := _row_problem(row):
             raise BallastError(f"{path}: row {index + 1}: {problem}")
     found: dict[str, list[Member]] = {}
     for row, (ids, start) in zip(plain, _tokenise(plain, tokenizer, path), strict=True):
-        member = Member(ids, start, row["origin"], float(row["reward"]), _text(row["response"]))
-        found.setdefault(json.dumps(row["prompt"], sort_keys=True), []).append(member)
+        member = Member(ids, start, row["origin"], float(row["reward"]), last_text(row["response"]))
+        found.setdefault(json.dumps(prompt_columns(row), sort_keys=True), []).append(member)
     return [Group(number, tuple(members)) for number, members in enumerate(found.values())]
 
 
@@ -52,6 +56,8 @@ def _row_problem(row: Mapping[str, Any]) -> str | None:
         return "the prompt is empty, or neither text nor messages"
     if type(response) is not type(prompt) or not response:
         return f"the response is empty, or not {'text' if isinstance(prompt, str) else 'messages'} like the prompt"
+    if isinstance(response, list) and (problem := messages_problem(response, "response")):
+        return problem
     if row["origin"] not in ORIGINS:
         return f"origin {row['origin']!r} is none of {', '.join(ORIGINS)}"
     if isinstance(reward, bool) or not isinstance(reward, (int, float)) or not math.isfinite(reward):
@@ -62,9 +68,7 @@ def _row_problem(row: Mapping[str, Any]) -> str | None:
 def _tokenise(
     rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, path: str | Path
 ) -> list[tuple[tuple[int, ...], int]]:
-    from datasets import Dataset
-
-    flat = Dataset.from_list([{"prompt": row["prompt"], "completion": row["response"]} for row in rows])
+    flat = from_rows([{**prompt_columns(row), "completion": row["response"]} for row in rows], str(path)).dataset
     ready = prepare(flat, tokenizer, PrepareOptions(max_length=None), name=str(path)).dataset
     if len(ready) != len(rows):
         raise BallastError(f"{path}: {len(rows) - len(ready)} responses have no token to train on; remove them")
@@ -73,7 +77,3 @@ def _tokenise(
         (tuple(ids), next(place for place, label in enumerate(labels) if label != -100 and place))
         for ids, labels in pairs
     ]
-
-
-def _text(response: Any) -> str:
-    return response if isinstance(response, str) else str(response[-1].get("content") or "")

@@ -18,7 +18,7 @@ class SampledGroups:
 
     Attributes:
         groups: one per row.
-        cut_off: own answers that had not ended after ``max_new_tokens``; they score 0.
+        cut_off: own answers that had not ended after ``max_new_tokens``.
         errors, timeouts: own answers that score 0 because the verifier failed or overran its time.
         sampling, scoring: seconds of wall clock.
     """
@@ -30,11 +30,25 @@ class SampledGroups:
     sampling: float = 0.0
     scoring: float = 0.0
 
+    @property
+    def own(self) -> int:
+        """Number of own answers."""
+        return sum(member.origin == "own" for group in self.groups for member in group.members)
 
-def sample_groups(model: Model, rows: GroupRows, indices: Sequence[int], *, seed: int, step: int) -> SampledGroups:
+    @classmethod
+    def stored(cls, groups: Sequence[Group]) -> SampledGroups:
+        """Return groups that were sampled beforehand; what is kept of an answer says whether it was cut off."""
+        own = [member for group in groups for member in group.members if member.origin == "own"]
+        return cls(tuple(groups), cut_off=sum(not member.ended for member in own))
+
+
+def sample_groups(
+    model: Model, rows: GroupRows, indices: Sequence[int], *, seed: int, step: int, judge_cut_off: bool = False
+) -> SampledGroups:
     """Return the groups of these rows, their own part sampled by the model as it is.
 
-    An answer depends on `seed`, `step`, its row and its place in the group, not on the other rows of the call.
+    An answer depends on `seed`, `step`, its row and its place in the group, not on the other rows of the call. One that
+    is cut off scores 0, or with `judge_cut_off` what the verifier makes of its text so far, as in GFT's released code.
     """
     options = rows.options
     if not options.own:
@@ -48,20 +62,21 @@ def sample_groups(model: Model, rows: GroupRows, indices: Sequence[int], *, seed
         batch_tokens=options.batch_tokens,
     )
     started = time.monotonic()
-    prompts = [rows.rows[row]["prompt"] for row in indices]
+    prompts = [rows.rows[row] for row in indices]
     streams = [(step, row) for row in indices]
     sampled = generate(model, rows.tokenizer, prompts, generation, streams=streams)
     ended = time.monotonic()
     answers = [(row, answer) for row, found in zip(indices, sampled, strict=True) for answer in found]
-    judged = [(row, answer) for row, answer in answers if answer.ended]
+    judged = [(row, answer) for row, answer in answers if answer.ended or judge_cut_off]
     scored = score_answers(rows.verify, [(answer.text, rows.rows[row]) for row, answer in judged])
     rewards = iter(scored.scores)
     own: dict[int, list[Member]] = {row: [] for row in indices}
     for row, answer in answers:
-        own[row].append(_member(rows.prompt_ids(row), answer, next(rewards) if answer.ended else 0.0))
+        reward = next(rewards) if answer.ended or judge_cut_off else 0.0
+        own[row].append(_member(rows.prompt_ids(row), answer, reward))
     return SampledGroups(
         tuple(Group(row, (*rows.fixed(row), *own[row])) for row in indices),
-        cut_off=len(answers) - len(judged),
+        cut_off=sum(not answer.ended for _, answer in answers),
         errors=scored.errors,
         timeouts=scored.timeouts,
         sampling=ended - started,

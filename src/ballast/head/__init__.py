@@ -9,7 +9,7 @@ from ballast.head.chunked import chunked
 from ballast.head.dense import dense
 from ballast.head.fused import fused_loss, fused_pass
 from ballast.head.greedy import greedy
-from ballast.head.inputs import as_head, check, frozen
+from ballast.head.inputs import as_head, check, frozen, vocabulary_asked
 from ballast.head.lm_head import (
     LMHead,
     backbone,
@@ -94,15 +94,15 @@ def token_stats(
     """
     head = as_head(weight, bias, softcap, scale)
     fixed = None if reference is None else frozen(*reference)
-    fields = tuple(dict.fromkeys(fields))
+    size, fields = vocabulary_asked(head, fields)
     check(hidden, head, targets, fields, fixed, vocab_size)
     if backend == "auto":
         backend = "dense" if len(targets) * len(head.weight) <= DENSE_LIMIT else "chunked"
     if backend == "dense":
-        return TokenStats(**dense(hidden, head, targets, fields, fixed, vocab_size))
+        return TokenStats(**dense(hidden, head, targets, fields, fixed, vocab_size), vocabulary=size)
     if backend != "chunked":
         raise ValueError(f"unknown backend {backend!r}: auto, dense or chunked")
     rows = chunk_rows(hidden.device.type, head) if chunk is None else chunk
     if rows < 1:
         raise ValueError(f"chunk must be at least 1 row, got {rows}")
-    return TokenStats(**chunked(hidden, head, targets, fields, fixed, vocab_size, rows))
+    return TokenStats(**chunked(hidden, head, targets, fields, fixed, vocab_size, rows), vocabulary=size)

@@ -80,7 +80,7 @@ class _Statistics(torch.autograd.Function):
             tile = _forward_chunk(logits_CV, ref_CV, targets[part], plan, scratch)
             for name, value in values.items():
                 value[part] = tile[name]
-        kept = (values.get("entropy"), values.get("kl"), values["top"], values["normaliser"])
+        kept = (*map(values.get, ("entropy", "collision", "kl")), values["top"], values["normaliser"])
         ctx.save_for_backward(hidden, weight, bias, targets, ref, *kept)
         ctx.plan, ctx.softcap, ctx.scale = plan, softcap, scale
         ctx.mark_non_differentiable(*(values[name] for name in plan.fields if name not in DIFFERENTIABLE_FIELDS))
@@ -90,11 +90,11 @@ class _Statistics(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, ref, entropy, kl, top, normaliser = ctx.saved_tensors
+        hidden, weight, bias, targets, ref, entropy, collision, kl, top, normaliser = ctx.saved_tensors
         plan: _Plan = ctx.plan
         head = LMHead(weight, bias, ctx.softcap, ctx.scale)
         incoming = {name: grad * ctx.scale for name, grad in zip(plan.fields, grads, strict=True) if grad is not None}
-        known = incoming | {"H": entropy, "KL": kl, "top": top, "normaliser": normaliser}
+        known = incoming | {"H": entropy, "S": collision, "KL": kl, "top": top, "normaliser": normaliser}
         # Chunks are summed in float32: a sum of chunks in bfloat16 loses the small ones.
         sums = torch.promote_types(weight.dtype, torch.float32)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
@@ -142,7 +142,8 @@ def _forward_chunk(
     values |= marginal(ref_CV, targets_C, plan.fields, "ref_", leave, scratch)
     if leave == "anything":
         return values
-    return values | divergences(logits_CV, ref_CV, plan.fields, plan.vocab_size, scratch)
+    rest_C = values["ref_rest"] - values["rest"]
+    return values | divergences(logits_CV, ref_CV, plan.fields, plan.vocab_size, scratch, rest_C)
 
 
 def _backward_chunk(

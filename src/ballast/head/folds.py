@@ -1,9 +1,9 @@
 """From rows of logits to statistics, and from gradients of the statistics to the gradient of the logits.
 
-Within C rows: p = softmax(logits), H = −Σ p log p, q the reference's distribution. With incoming gradients a, b, c, d
-of log-prob, entropy, KL(p‖q) and KL(q‖p), the gradient of the logits is
+Within C rows: p = softmax(logits), H = −Σ p log p, S = Σ p², q the reference's distribution. With incoming gradients
+a, b, e, c, d of log-prob, entropy, collision, KL(p‖q) and KL(q‖p), the gradient of the logits is
 
-    a·(1[v = y] − p) − b·p·(log p + H) + c·p·(log p − log q − KL(p‖q)) + d·(p − q).
+    a·(1[v = y] − p) − b·p·(log p + H) + 2e·p·(p − S) + c·p·(log p − log q − KL(p‖q)) + d·(p − q).
 
 Everything works in place on the rows that it is given, some rows at a time: see `row_blocks`.
 """
@@ -31,6 +31,9 @@ BLOCK_LOGITS = 2**25
 SMALLEST_LOG = -1e30
 """Stands for log 0, so that 0·log 0 is 0 and not nan."""
 
+SUMMED = 256
+"""How many numbers of a row are summed in the row's own dtype."""
+
 KL_FIELDS = ("kl", "kl_forward")
 
 
@@ -46,6 +49,24 @@ class Scratch:
         if held is None or held.numel() < rows_BV.numel():
             held = self._memory[place] = rows_BV.new_empty(rows_BV.numel())
         return held[: rows_BV.numel()].view(rows_BV.shape)
+
+
+def widest(rows: Tensor) -> torch.dtype:
+    """Return float64, or float32 on a device that has no other."""
+    return torch.float32 if rows.device.type == "mps" else torch.float64
+
+
+def row_sums(rows_BV: Tensor) -> Tensor:
+    """Return the sum of each row in float64, of sums in the rows' own dtype over a few hundred numbers each.
+
+    A sum over a whole vocabulary in float32 errs in the seventh digit, which shows where it is subtracted from another.
+    """
+    wide, whole = widest(rows_BV), rows_BV.shape[1] // SUMMED * SUMMED
+    rest_B = rows_BV[:, whole:].sum(-1).to(wide)
+    if not whole:
+        return rest_B
+    parts_BKS = rows_BV[:, :whole].view(len(rows_BV), -1, SUMMED)
+    return parts_BKS.sum(-1).sum(-1, dtype=wide) + rest_B
 
 
 def row_blocks(rows_CV: Tensor) -> Iterator[slice]:
@@ -79,7 +100,7 @@ def marginal(
 ) -> dict[str, Tensor]:
     """Return the statistics of one distribution, its largest logit and its normaliser, ``[C]`` each.
 
-    `leave` says what the rows hold afterwards.
+    ``rest`` is what rounding took from the normaliser, in float64. `leave` says what the rows hold afterwards.
     """
     wants = {name.removeprefix(prefix) for name in fields if name.startswith(prefix)}
     parts = [_marginal(logits_CV[rows], targets_C[rows], wants, leave, scratch) for rows in row_blocks(logits_CV)]
@@ -100,32 +121,49 @@ def _marginal(
     logits_BV.sub_(top_B1)
     keeps_logits = leave == "logprobs" or "entropy" in wants
     p_BV = torch.exp(logits_BV, out=scratch.like(logits_BV, 1) if keeps_logits else logits_BV)
-    total_B = p_BV.sum(-1)
-    normaliser_B = total_B.log()
-    own_B = (at_target_B1 - top_B1).squeeze(1) - normaliser_B
+    # Whatever there is one of for each row is exact to float64 until the end.
+    total_B = row_sums(p_BV)
+    exact_B = total_B.log()
+    normaliser_B = exact_B.to(logits_BV.dtype)
+    own_B = (at_target_B1.to(total_B.dtype) - top_B1.to(total_B.dtype)).squeeze(1) - exact_B
     values = {"logprob": own_B, "top": top_B1.squeeze(1), "normaliser": normaliser_B}
     if wants_mass:
         tied_B = ties_B * own_B.exp()
-        less_B = less_BV.mul_(p_BV).sum(-1) / total_B
+        less_B = row_sums(less_BV.mul_(p_BV)) / total_B
         values["tied"] = tied_B
         # Nothing is likelier than an arg-max, whose mass and ties are all there is, free of rounding.
         values["mass"] = torch.where((at_target_B1 >= top_B1).squeeze(1), 1 - tied_B, less_B + own_B.exp())
+    if "collision" in wants:
+        square_BV = torch.mul(p_BV, p_BV, out=scratch.like(logits_BV, 0))
+        values["collision"] = row_sums(square_BV) / total_B.square()
     if keeps_logits:
         logits_BV.clamp_(min=SMALLEST_LOG)
     if "entropy" in wants:
         product_BV = logits_BV.mul_(p_BV) if leave == "exponentials" else p_BV.mul_(logits_BV)
-        values["entropy"] = normaliser_B - product_BV.sum(-1) / total_B
+        values["entropy"] = exact_B - row_sums(product_BV) / total_B
         if leave == "exponentials":
             logits_BV.copy_(p_BV)
     if leave == "logprobs":
         logits_BV.sub_(normaliser_B[:, None])
-    return values
+    rounded = {name: value.to(logits_BV.dtype) for name, value in values.items()}
+    return {**rounded, "rest": exact_B - normaliser_B}
 
 
 def divergences(
-    logp_CV: Tensor, logq_CV: Tensor, fields: tuple[str, ...], vocab_size: int | None, scratch: Scratch
+    logp_CV: Tensor,
+    logq_CV: Tensor,
+    fields: tuple[str, ...],
+    vocab_size: int | None,
+    scratch: Scratch,
+    rest_C: Tensor,
 ) -> dict[str, Tensor]:
-    """Return the KL fields asked for, ``[C]`` each, from log-probabilities, which stay as they are."""
+    """Return the KL fields asked for, ``[C]`` each, from log-probabilities, which stay as they are.
+
+    `rest_C` is what rounding took from the reference's normaliser, less what it took from the model's (see `marginal`):
+    being the same for all tokens of a row, it would not average out.
+    """
+    if vocab_size is not None and not vocab_size == logp_CV.shape[1] == logq_CV.shape[1]:
+        rest_C = torch.zeros_like(rest_C)
     parts: dict[str, list[Tensor]] = {name: [] for name in KL_FIELDS if name in fields}
     for rows in row_blocks(logp_CV):
         logp_BV, logq_BV = _common(logp_CV[rows], vocab_size), _common(logq_CV[rows], vocab_size)
@@ -133,7 +171,8 @@ def divergences(
         for name, sign, log_BV in (("kl", 1, logp_BV), ("kl_forward", -1, logq_BV)):
             if name in parts:
                 weight_BV = torch.exp(log_BV, out=scratch.like(log_BV, 1))
-                parts[name].append(sign * weight_BV.mul_(difference_BV).sum(-1))
+                exact_B = sign * (row_sums(weight_BV.mul_(difference_BV)) + rest_C[rows])
+                parts[name].append(exact_B.to(logp_BV.dtype))
     return {name: torch.cat(values) for name, values in parts.items()}
 
 
@@ -166,8 +205,8 @@ def gradient_of_logprobs(
 ) -> None:
     """Turn log-probabilities into the gradient of the logits before the cap; overwrites those of the reference too.
 
-    `known` has the incoming gradients under the names of their fields, and H, KL, the largest logit and the normaliser
-    as the forward found them, ``[C]`` each.
+    `known` has the incoming gradients under the names of their fields, and H, S, KL, the largest logit and the
+    normaliser as the forward found them, ``[C]`` each.
     """
     for rows in row_blocks(logp_CV):
         here = {name: value[rows] for name, value in known.items()}
@@ -191,13 +230,20 @@ def _slope(logp_BV: Tensor, known: dict[str, Tensor], softcap: float, scratch: S
 
 
 def _marginal_gradient(logp_BV: Tensor, known: dict[str, Tensor], scratch: Scratch) -> None:
-    """Put ``−p·(a + b·(log p + H))`` in place of the log-probabilities."""
+    """Put ``−p·(a + b·(log p + H) − 2e·(p − S))`` in place of the log-probabilities."""
     factor_B1 = -known["logprob"][:, None] if "logprob" in known else 0.0
-    if "entropy" not in known:
+    if known.keys().isdisjoint(("entropy", "collision")):
         logp_BV.exp_().mul_(factor_B1)
         return
     p_BV = torch.exp(logp_BV, out=scratch.like(logp_BV, 0))
-    logp_BV.add_(known["H"][:, None]).mul_(-known["entropy"][:, None]).add_(factor_B1).mul_(p_BV)
+    if "entropy" in known:
+        logp_BV.add_(known["H"][:, None]).mul_(-known["entropy"][:, None]).add_(factor_B1)
+    else:
+        logp_BV.zero_().add_(factor_B1)
+    if "collision" in known:
+        twice_B1 = 2 * known["collision"][:, None]
+        logp_BV.addcmul_(p_BV, twice_B1).sub_(known["S"][:, None] * twice_B1)
+    logp_BV.mul_(p_BV)
 
 
 def _kl_gradient(

@@ -13,7 +13,7 @@ import torch
 
 from ballast.errors import BallastError
 from ballast.head.attached import Formed, attach, checked_denominator, joined, per_token_slopes
-from ballast.head.inputs import as_head, check, checked_columns, frozen
+from ballast.head.inputs import as_head, check, checked_columns, frozen, vocabulary_asked
 from ballast.head.projection import autocast_dtype
 from ballast.head.tiles import Gradients, Needed, Tiles, checked_rows, parts
 from ballast.stats import DIFFERENTIABLE_FIELDS, LIVE_FIELDS, PAIR_FIELDS, REFERENCE_FIELDS, TokenStats
@@ -125,7 +125,8 @@ def fused_pass(
     fixed = None if reference is None else frozen(*reference)
     columns = checked_columns(columns, targets)
     needs = _needs(objective, columns, fixed is not None)
-    wanted = tuple(dict.fromkeys((*needs, *(name for name in fields if name not in columns))))
+    size, asked = vocabulary_asked(head, (*objective.needs, *fields))
+    wanted = tuple(name for name in asked if name not in columns)
     check(hidden, head, targets, wanted, fixed, vocab_size)
     total = checked_denominator(denominator, len(targets))
     needed, autocast = Needed.by(hidden, head), autocast_dtype(hidden.device.type)
@@ -140,14 +141,15 @@ def fused_pass(
         loss, found = tiles.zero(), []
         for part in parts(count, rows, order):
             values = tiles.fold(part)
-            stats_C = TokenStats(**{name: values[name] for name in needs}, **_take(columns, part))
+            own = {name: values[name] for name in needs}
+            stats_C = TokenStats(**own, **_take(columns, part), vocabulary=size)
             losses_C, slopes_C = per_token_slopes(objective.per_token_loss, stats_C, len(values["top"]), bool(needed))
             loss += losses_C.sum()
             if gradients is not None:
                 tiles.form({name: slope / total for name, slope in slopes_C.items()}, gradients, part)
             found.append(values)
         left = columns if order is None else _take(columns, order)
-        stats = TokenStats(**joined(found, wanted, loss), **left)
+        stats = TokenStats(**joined(found, wanted, loss), **left, vocabulary=size)
     return Formed(attach(loss / total, hidden, head, gradients), stats, computed)
 
 
@@ -171,8 +173,8 @@ def _check_objective(objective: TokenObjective) -> None:
 
 
 def _needs(objective: TokenObjective, columns: Mapping[str, Tensor], has_reference: bool) -> tuple[str, ...]:
-    """Return the needs that are computed here, the others being in the columns."""
-    computed = tuple(name for name in objective.needs if name not in columns)
+    """Return the statistics of the logits that are computed here, the other needs being in the columns."""
+    computed = tuple(name for name in objective.needs if name not in (*columns, "vocabulary"))
     for name in computed:
         if name in PAIR_FIELDS and not has_reference:
             raise BallastError(

@@ -34,6 +34,12 @@ def frozen(hidden: Tensor, weight: Tensor | LMHead) -> tuple[Tensor, LMHead]:
     return hidden.detach(), LMHead(head.weight.detach(), bias, head.softcap, head.scale)
 
 
+def vocabulary_asked(head: LMHead, fields: tuple[str, ...]) -> tuple[int | None, tuple[str, ...]]:
+    """Return the size of the vocabulary where it is among the fields, and the other fields, each once."""
+    size = len(head.weight) if "vocabulary" in fields else None
+    return size, tuple(name for name in dict.fromkeys(fields) if name != "vocabulary")
+
+
 def check(
     hidden: Tensor,
     head: LMHead,
@@ -83,7 +89,7 @@ def checked_columns(columns: Mapping[str, Tensor] | None, targets: Tensor) -> Ma
     for name, column in (columns or {}).items():
         if name not in FIELDS:
             raise BallastError(f"columns: unknown field {name!r}{suggest(name, FIELDS)}")
-        if name in (*LIVE_FIELDS, *PAIR_FIELDS):
+        if name in (*LIVE_FIELDS, *PAIR_FIELDS, "vocabulary"):
             raise BallastError(
                 f"columns: {name!r} follows from the live model, a column of it would be trained on as a constant; "
                 "leave it out, it is computed here"

@@ -185,7 +185,7 @@ class Tiles:
             self._reference = reference[0], Projection(reference[1], rows, low)
         self._pair, self._scratch = pair, Scratch()
         # Log-probabilities cost the gradient a second exponential; the log-prob's own gradient does without.
-        by_logprobs = pair or head.softcap is not None or "entropy" in slopes
+        by_logprobs = pair or head.softcap is not None or not {"entropy", "collision"}.isdisjoint(slopes)
         self._leave: Leave = "logprobs" if by_logprobs else "exponentials"
 
     def zero(self) -> Tensor:
@@ -199,16 +199,19 @@ class Tiles:
         self._tile_CV = self._projection.logits(self._hidden_CH)
         self._targets_C, self._ref_CV = targets_C, None
         values = marginal(self._tile_CV, targets_C, self._fields, "", self._leave, self._scratch)
+        rest_C = values.pop("rest")
         if self._reference is not None:
             ref_hidden, projection = self._reference
             ref_CV = projection.logits(ref_hidden[part])
             leave: Leave = "logprobs" if self._pair else "anything"
             values |= marginal(ref_CV, targets_C, self._fields, "ref_", leave, self._scratch)
+            rest_C = values.pop("ref_rest") - rest_C
             if self._pair:
                 self._ref_CV = ref_CV
-                values |= divergences(self._tile_CV, ref_CV, self._fields, self._vocab_size, self._scratch)
+                values |= divergences(self._tile_CV, ref_CV, self._fields, self._vocab_size, self._scratch, rest_C)
         self._known = {"top": values["top"], "normaliser": values["normaliser"]}
-        self._known |= {short: values[name] for short, name in (("H", "entropy"), ("KL", "kl")) if name in values}
+        short = {"H": "entropy", "S": "collision", "KL": "kl"}
+        self._known |= {letter: values[name] for letter, name in short.items() if name in values}
         return values
 
     def form(self, slopes: dict[str, Tensor], gradients: Gradients, part: Part) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from ballast.head.attached import Formed, attach, checked_denominator, joined, per_token_slopes
 from ballast.head.folds import KL_FIELDS
-from ballast.head.inputs import check, checked_columns, frozen
+from ballast.head.inputs import check, checked_columns, frozen, vocabulary_asked
 from ballast.head.projection import autocast_dtype
 from ballast.head.tiles import Gradients, Needed, Tiles, checked_rows, parts
 from ballast.stats import DIFFERENTIABLE_FIELDS, TokenStats
@@ -45,7 +45,7 @@ def two_phase(
 
     Args:
         per_token_loss: a function of the statistics of all tokens, ``fields`` and ``columns``, to ``[N]`` losses; its
-            gradient by ``logprob``, ``entropy``, ``kl`` and ``kl_forward`` is taken.
+            gradient by `DIFFERENTIABLE_FIELDS` is taken.
         fields: the statistics that are computed here.
         columns: further ones, without gradient, among them ``sequence`` and ``position``.
         hidden, head, targets, reference, denominator, chunk, vocab_size: as for `fused_loss`.
@@ -55,7 +55,8 @@ def two_phase(
     """
     fixed = None if reference is None else frozen(*reference)
     columns = checked_columns(columns, targets)
-    fields = tuple(name for name in dict.fromkeys(fields) if name not in columns)
+    size, fields = vocabulary_asked(head, fields)
+    fields = tuple(name for name in fields if name not in columns)
     check(hidden, head, targets, fields, fixed, vocab_size)
     total = checked_denominator(denominator, len(targets))
     needed, autocast = Needed.by(hidden, head), autocast_dtype(hidden.device.type)
@@ -65,7 +66,7 @@ def two_phase(
         in_one = needed and len(targets) <= rows
         tiles = make(fields=fields, slopes=_with_slope(fields) if in_one else ())
         found = [tiles.fold(part) for part in parts(len(targets), rows, None)]
-        stats = TokenStats(**joined(found, fields, tiles.zero()), **columns)
+        stats = TokenStats(**joined(found, fields, tiles.zero()), **columns, vocabulary=size)
         losses_N, slopes = per_token_slopes(per_token_loss, stats, len(targets), bool(needed))
         slopes = {name: slope / total for name, slope in slopes.items()}
         gradients = Gradients(hidden, head, needed) if needed else None

@@ -11,10 +11,11 @@ from functools import cache
 from typing import Any
 
 from ballast.errors import BallastError, suggest
+from ballast.objectives._turns import turn_ends
 from ballast.objectives.base import Objective, OptionError, option
 from ballast.stats import FIELDS
 
-__all__ = ["Objective", "ObjectiveInfo", "list_objectives", "objective", "option"]
+__all__ = ["Objective", "ObjectiveInfo", "list_objectives", "objective", "option", "turn_ends"]
 
 
 @dataclass(frozen=True)

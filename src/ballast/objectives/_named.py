@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ballast.objectives.base import Objective
+from ballast.objectives.base import Objective, Scope
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +21,10 @@ class NamedReweight(Objective):
     def general(self) -> Reweight:
         """Return the setting of `reweight` that this name stands for."""
         raise NotImplementedError
+
+    @property
+    def scope(self) -> Scope:
+        return self.general().scope
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ballast.objectives._selection import count_in_segment, segments
+from ballast.objectives._selection import count_in_segment, in_order, segments
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,27 +19,25 @@ def lengths(stats: TokenStats) -> Tensor:
 
 
 def propagated(stats: TokenStats, gamma: float) -> Tensor:
-    """Return ``c_t = Σ_{i≥t} gamma^(i−t)·nll_i`` over the sequence of each token, ``[N]``, differentiable."""
+    """Return ``c_t = Σ_{i≥t} gamma^(i−t)·nll_i`` over the sequence of each token, ``[N]``, differentiable.
+
+    ``i − t`` counts positions: untrained tokens between two trained ones add nothing, but discount what follows them.
+    """
     import torch
 
-    order, segment = _in_order(stats)
+    order, segment, place = in_order(stats)
     total = -stats.require("logprob")[order]
     reach = 1
     # Each round doubles how many tokens a sum covers; a power that has become 0 adds nothing any more.
     while reach < len(total) and gamma**reach > 0:
-        later = total[reach:].where(segment[reach:] == segment[:-reach], 0.0)
-        total = torch.cat([total[:-reach] + gamma**reach * later, total[-reach:]])
+        # No gap within a sequence is smaller; those to another one would give powers without bound.
+        gap = (place[reach:] - place[:-reach]).clamp(min=reach)
+        # The power of a number is exact to the last bit, that of a tensor is not.
+        discount = torch.where(gap == reach, gamma**reach, gamma ** gap.to(total.dtype))
+        later = (discount * total[reach:]).where(segment[reach:] == segment[:-reach], 0.0)
+        total = torch.cat([total[:-reach] + later, total[-reach:]])
         reach *= 2
     return total[order.argsort()]
-
-
-def _in_order(stats: TokenStats) -> tuple[Tensor, Tensor]:
-    """Return the tokens by sequence and place, ``[N]`` indices, and the segment of each in that order."""
-    segment = segments(stats, "sequence")
-    order = segment.new_ones(len(segment)).cumsum(0) - 1
-    for key in (stats.position, segment):
-        order = order if key is None else order[key[order].argsort(stable=True)]
-    return order, segment[order]
 
 
 def _normalised(stats: TokenStats, gamma: float) -> Tensor:
@@ -55,9 +53,10 @@ def _normalised(stats: TokenStats, gamma: float) -> Tensor:
 
 
 def _ramp(stats: TokenStats, gamma: float) -> Tensor:
+    """Return how many trained tokens a sequence has up to each: that many sums of later losses hold the token's own."""
     import torch
 
-    order, segment = _in_order(stats)
+    order, segment, _ = in_order(stats)
     place = torch.arange(1, len(segment) + 1, device=segment.device) - torch.searchsorted(segment, segment)
     return place[order.argsort()].to(stats.require("logprob").dtype)
 

@@ -5,31 +5,14 @@ A rule reads statistics by their live names; `read` looks them up under the chos
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from ballast.objectives._rule import Rule
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    Read = Callable[[str], Tensor]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A weight as a function of one distribution's statistics.
-
-    Attributes:
-        fields: the statistics read, given the options.
-        weight: ``(read, options) -> [N]``.
-        options: the options that the rule has, with the value that None stands for; None is one that must be given.
-        gate: whether the weight is 0 or 1.
-    """
-
-    fields: Callable[[dict[str, Any]], tuple[str, ...]]
-    weight: Callable[[Read, dict[str, Any]], Tensor]
-    options: dict[str, Any]
-    gate: bool = False
+    from ballast.objectives._rule import Read
 
 
 def _probability(read: Read, options: dict[str, Any]) -> Tensor:
@@ -58,12 +41,11 @@ def _entropy(read: Read, options: dict[str, Any]) -> Tensor:
 RULES = {
     "probability": Rule(lambda _: ("logprob",), _probability, {}),
     "power": Rule(lambda _: ("logprob",), _power, {"alpha": None}),
-    "threshold": Rule(lambda _: ("logprob",), _threshold, {"threshold": None}, gate=True),
+    "threshold": Rule(lambda _: ("logprob",), _threshold, {"threshold": None, "keep_end": False}),
     "mass": Rule(
         lambda options: ("mass", "tied") if options["ties"] == "inclusive" else ("mass",),
         _mass,
-        {"threshold": 0.5, "ties": "strict"},
-        gate=True,
+        {"threshold": 0.5, "ties": "strict", "keep_end": False},
     ),
-    "entropy": Rule(lambda _: ("entropy",), _entropy, {"max_entropy": None}, gate=True),
+    "entropy": Rule(lambda _: ("entropy",), _entropy, {"max_entropy": None, "keep_end": False}),
 }

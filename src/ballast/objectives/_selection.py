@@ -9,6 +9,8 @@ if TYPE_CHECKING:
 
     from ballast.stats import TokenStats
 
+EXTREMES = {"largest": 1, "smallest": -1}
+
 
 def segments(stats: TokenStats, scope: str) -> Tensor:
     """Return for each token the index of the segment it is selected in, ``[N]``: its sequence or the whole batch."""
@@ -24,6 +26,23 @@ def count_in_segment(mask: Tensor, segment: Tensor) -> Tensor:
     if not len(segment):
         return segment
     return segment.new_zeros(int(segment.max()) + 1).index_add_(0, segment, mask.long())[segment]
+
+
+def spread(mask: Tensor, stats: TokenStats, scope: str) -> Tensor:
+    """Return n/k for the k tokens of each segment of n that the mask holds, else 0: their sum is a mean times n."""
+    segment = segments(stats, scope)
+    # The counts take the statistics' dtype first: integers divide in float32, too coarse beside float64 losses.
+    size = count_in_segment(mask | ~mask, segment).to(stats.require("logprob").dtype)
+    return mask * size / count_in_segment(mask, segment).clamp(min=1)
+
+
+def in_order(stats: TokenStats) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the tokens by sequence and position, ``[N]`` indices, and segment and position of each in that order."""
+    segment, position = segments(stats, "sequence"), stats.position
+    count = segment.new_ones(len(segment)).cumsum(0)
+    order = count - 1 if position is None else position.argsort(stable=True)
+    order = order[segment[order].argsort(stable=True)]
+    return order, segment[order], count if position is None else position[order]
 
 
 def top_fraction(score: Tensor, segment: Tensor, fraction: float, stats: TokenStats) -> Tensor:

@@ -42,11 +42,11 @@ def option(
 ) -> Any:
     """Declare an option of an objective: its default, one line of documentation, and what values are allowed.
 
-    An option with ``choices`` takes one of these strings, any other takes a finite number within the bounds;
-    ``optional`` allows None too.
+    An option with ``choices`` takes one of these strings, one whose default is True or False takes these two, any other
+    a finite number within the bounds; ``optional`` allows None too.
     """
     limits = {"doc": doc, "choices": choices, "minimum": minimum, "maximum": maximum, "optional": optional}
-    return field(default=default, metadata=limits)
+    return field(default=default, metadata={**limits, "flag": isinstance(default, bool)})
 
 
 @dataclass(frozen=True)
@@ -154,9 +154,12 @@ def _problem(
     minimum: float | None,
     maximum: float | None,
     optional: bool,
+    flag: bool,
 ) -> str | None:
     if value is None and optional:
         return None
+    if flag:
+        return None if isinstance(value, bool) else f"must be true or false ({doc}); got {value!r}"
     if choices:
         return None if value in choices else f"must be one of {', '.join(choices)}; got {value!r}"
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):

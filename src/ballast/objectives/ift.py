@@ -22,10 +22,11 @@ class IFT(Objective):
     """Imitate from inputs mixed with the model's own greedy tokens; weigh each token by the loss from it onwards.
 
     ``loss_t = w_t·nll_t / n`` over the n tokens of a sequence, ``w_t = c_t·n / Σ_s c_s`` with gradient,
-    ``c_t = Σ_{i≥t} gamma^(i−t)·nll_i``. The model reads ``(1 − lam)·E(gold) + lam·E(greedy)`` at trained positions.
+    ``c_t = Σ_{i≥t} gamma^(i−t)·nll_i``, t and i being positions in the sequence. The model reads
+    ``(1 − lam)·E(gold) + lam·E(greedy)`` at trained positions.
 
-    Requirements: a model that accepts input embeddings; a second forward, without gradient. Relations: lam = 0 and
-    gamma = 0 is `sft` averaged per sequence.
+    Requirements: a model that accepts input embeddings; a second forward. Relations: lam = gamma = 0 is `sft` averaged
+    per sequence.
     """
 
     name: ClassVar[str] = "ift"

@@ -1,9 +1,10 @@
 """PriFT with a gate on the pretrained model's probability mass."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ballast.objectives._named import NamedReweight
+from ballast.objectives._turns import KEEP_END
 from ballast.objectives.base import option
 from ballast.objectives.reweight import Reweight
 
@@ -26,6 +27,8 @@ class PriftMass(NamedReweight):
 
     threshold: float = option(0.5, "smallest mass kept", minimum=0, maximum=1)
     ties: str = option("strict", "whether tokens exactly as likely count", choices=("strict", "inclusive"))
+    keep_end: bool = option(False, KEEP_END)
 
     def general(self) -> Reweight:
-        return Reweight(rule="mass", signal="reference", threshold=self.threshold, ties=self.ties)
+        gate = Reweight(rule="mass", signal="reference", threshold=self.threshold, ties=self.ties)
+        return replace(gate, keep_end=self.keep_end)

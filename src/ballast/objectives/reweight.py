@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ballast.objectives._rules import RULES
-from ballast.objectives.base import Objective, OptionError, option
+from ballast.objectives._turns import KEEP_END, with_ends
+from ballast.objectives.base import Objective, Scope, option
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,35 +36,34 @@ class Reweight(Objective):
     alpha: float | None = option(None, "exponent of the rule power", minimum=0, optional=True)
     threshold: float | None = option(None, "cut of the rules threshold and mass", minimum=0, maximum=1, optional=True)
     max_entropy: float | None = option(None, "largest entropy kept, in nats, rule entropy", minimum=0, optional=True)
-    ties: str | None = option(
-        None, "whether tokens exactly as likely count, rule mass", choices=("strict", "inclusive"), optional=True
-    )
+    ties: str | None = option(None, "whether ties count, rule mass", choices=("strict", "inclusive"), optional=True)
+    keep_end: bool = option(False, f"{KEEP_END}; for gates")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        has = RULES[self.rule].options
-        for key in ("alpha", "threshold", "max_entropy", "ties"):
-            if getattr(self, key) is not None and key not in has:
-                raise OptionError(self.name, key, f"rule {self.rule!r} has no {key!r}, it would be ignored")
-            if getattr(self, key) is None and key in has and has[key] is None:
-                raise OptionError(self.name, "rule", f"rule {self.rule!r} needs the option {key!r}")
+        self._options()
 
     def _options(self) -> dict[str, Any]:
-        given = {key: getattr(self, key) for key in RULES[self.rule].options}
-        return {key: RULES[self.rule].options[key] if value is None else value for key, value in given.items()}
+        given = {key: getattr(self, key) for key in ("alpha", "threshold", "max_entropy", "ties")}
+        return RULES[self.rule].settled(self.rule, {**given, "keep_end": self.keep_end or None})
 
     def _field(self, field: str) -> str:
         return field if self.signal == "live" else f"ref_{field}"
 
     @property
     def needs(self) -> tuple[str, ...]:
-        fields = (self._field(field) for field in RULES[self.rule].fields(self._options()))
-        return tuple(dict.fromkeys(("logprob", *fields)))
+        return tuple(dict.fromkeys(("logprob", *map(self._field, RULES[self.rule].fields(self._options())))))
+
+    @property
+    def scope(self) -> Scope:
+        return "sequence" if self.keep_end else "token"
 
     def weight(self, stats: TokenStats) -> Tensor:
-        return RULES[self.rule].weight(lambda field: stats.require(self._field(field)), self._options())
+        weight = RULES[self.rule].weight(lambda field: stats.require(self._field(field)), self._options())
+        return with_ends(weight, stats) if self.keep_end else weight
 
     def active(self, columns: Mapping[str, Tensor]) -> Tensor | None:
         rule, options = RULES[self.rule], self._options()
-        known = {self._field(field) for field in rule.fields(options)} <= columns.keys()
-        return rule.weight(lambda field: columns[self._field(field)], options) != 0 if known and rule.gate else None
+        if self.keep_end or not rule.gate or not {*map(self._field, rule.fields(options))} <= columns.keys():
+            return None
+        return rule.weight(lambda field: columns[self._field(field)], options) != 0

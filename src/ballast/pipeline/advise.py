@@ -60,11 +60,11 @@ class Advised:
 
 
 def check_reference_is_start(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
-    """The advice is on the start's own statistics."""
+    """The advice is on the base model's own statistics."""
     if "reference" not in broken and recipe.reference.model is not None:
         yield Problem(
             ("reference", "model"),
-            "is another model than the start, whose scores `ballast score` does not keep; leave it out, or set "
+            "is a second model, whose scores `ballast score` does not keep; leave it out, or set "
             f"model={recipe.reference.model} to be advised on that one",
         )
 
@@ -76,7 +76,7 @@ def check_has_demonstrations(recipe: Recipe, broken: frozenset[str]) -> Iterable
 
 
 def run_advise(recipe: Recipe, *, say: Say = print) -> Advised:
-    """Score the demonstrations that the recipe's cache lacks under its start, and say what the scores tell.
+    """Score the demonstrations that the recipe's cache lacks under its model, and say what the scores tell.
 
     Without ``reference.cache`` they are scored into a folder that is thrown away. Objective, groups and evaluation of
     the recipe play no part, but that the objective's options replace the defaults of its kind.
@@ -85,6 +85,7 @@ def run_advise(recipe: Recipe, *, say: Say = print) -> Advised:
         BallastError: the input cannot be used.
     """
     from ballast.advise import advise, gather
+    from ballast.evaluation.generation import end_ids
 
     objectives = _objectives(recipe)
     gate = next(one for one in objectives if one.name == "prift-mass")
@@ -94,8 +95,9 @@ def run_advise(recipe: Recipe, *, say: Say = print) -> Advised:
     with temporary or nullcontext() as folder:
         made = ready(_scoring_only(recipe, folder), say)
         assert made.train is not None
-        cache = score(made, models.load_model(made.model), say if folder is None else silent)
-        tokens = gather(made.train.dataset, cache.lookup)
+        model = models.load_model(made.model)
+        cache = score(made, model, say if folder is None else silent)
+        tokens = gather(made.train.dataset, cache.lookup, end_ids(model, made.tokenizer))
     advice = advise(tokens, objectives, threshold=gate.threshold, ties=gate.ties)  # type: ignore[attr-defined]
     shown = [*advice.suspects, *(token for row in advice.outliers for token in row.worst)]
     start = f"{made.model.path}" + (f" with {made.model.adapter}" if made.model.adapter else "")
@@ -151,13 +153,14 @@ def view(advised: Advised) -> Iterator[Any]:
     yield _plain(f"Because {'; '.join(advice.regime.reasons)}.")
     yield _plain(f"The rule: {RULE}. It was {TESTED}.")
     yield _plain(
-        f"Contradicted: the start is sure (entropy up to {CONFIDENT:g} nat) of something else (−log q at least "
+        f"Contradicted: the base model is sure (entropy up to {CONFIDENT:g} nat) of something else (−log q at least "
         f"{EXCESS:g} nats above its entropy)."
     )
     yield _plain(f"\n{_overview(advice)}")
     yield _distribution(advice)
     yield _plain("What each objective would keep")
     yield _kept(advice)
+    yield from (_plain(one.warning, style="bold") for one in advice.kept if one.warning)
     yield from _outliers(advised)
     yield from _suspects(advised)
     yield _plain("What the scores do not tell")
@@ -187,10 +190,11 @@ def _distribution(advice: Advice) -> Table:
 
 
 def _kept(advice: Advice) -> Table:
-    table = _table("objective", "mean\nweight", "weight 0", "effective\ntokens", "contradicted\nloss", "holds")
+    headings = ("mean\nweight", "weight\n0", "end of\nturn", "effective\ntokens", "contra-\ndicted\nloss", "holds")
+    table = _table("objective", *headings)
     for one in advice.kept:
-        shares = (one.weight_mean, one.zero_share, one.effective_tokens, one.contradicted_share)
-        formats = ("{:.3f}", "{:.1%}", "{:,.0f}", "{:.1%}")
+        shares = (one.weight_mean, one.zero_share, one.end_weight, one.effective_tokens, one.contradicted_share)
+        formats = ("{:.3f}", "{:.1%}", "{:.3f}", "{:,.0f}", "{:.1%}")
         cells = ("–" if value is None else form.format(value) for value, form in zip(shares, formats, strict=True))
         table.add_row(one.name, *cells, one.known)
     return table
@@ -215,8 +219,8 @@ def _suspects(advised: Advised) -> Iterator[Any]:
     if not advice.suspects:
         yield _plain("No token is contradicted.")
         return
-    likely = "likely label noise, or mistakes of a start that is too sure: read them"
-    what = likely if advice.separable else "noise or what is new to the start, the scores do not say which"
+    likely = "likely label noise, or mistakes of a base model that is too sure: read them"
+    what = likely if advice.separable else "noise or what is new to the base model, the scores do not say which"
     yield _plain(f"Contradicted tokens in {advice.suspect_rows:.1%} of the rows: {what}{_first(advice.suspects)}")
     table = _table("row", "text", "token", "q", "u", "entropy")
     for token in advice.suspects[:SHOWN]:

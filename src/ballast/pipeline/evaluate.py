@@ -38,6 +38,7 @@ class Measured:
     name: str
     results: tuple[TaskResult, ...]
     sources: Mapping[str, Mapping[str, str]]
+    digests: Mapping[str, str]
 
     def record(self, **beside: Any) -> EvalRecord:
         """Return the results without the single answers, and other fields of the record."""
@@ -51,6 +52,7 @@ class Measured:
             counts=dict(result.counts),
             settings={**result.settings, **self.sources[result.name]},
             seconds=result.seconds,
+            rows=self.digests[result.name],
         )
 
     def write_items(self, folder: Path) -> None:
@@ -79,7 +81,7 @@ def run_evaluate(
     base: Model | None = None
     for name, section in chosen:
         say(f"{name}: {section.adapter or section.path}")
-        tokenizer = models.load_tokenizer(section)
+        tokenizer = models.load_tokenizer(section, recipe.training)
         model = models.load_model(section, device=models.default_device())
         if base is None:
             base = model if name == BASE else base_model(tasks, recipe.model, model)
@@ -136,7 +138,7 @@ def measure(
             base=base,
             progress=lambda task, done, total: tell(f"{name}: {task}", done, total),
         )
-    return Measured(name, tuple(results), tasks.sources)
+    return Measured(name, tuple(results), tasks.sources, tasks.digests)
 
 
 def base_model(tasks: Tasks, section: ModelSection | None, model: Model) -> Model | None:
@@ -163,7 +165,7 @@ def check_prompts(tasks: Tasks, model: Model, tokenizer: Tokenizer) -> None:
     for task in tasks.loaded:
         if isinstance(task, SampledTask) and not isinstance(task.data, str):
             try:
-                encode_prompts(model, tokenizer, [row["prompt"] for row in task.data], task.max_new_tokens)
+                encode_prompts(model, tokenizer, list(task.data), task.max_new_tokens)
             except BallastError as error:
                 raise BallastError(f"evaluation task {task.name!r}: {error}") from error
 

@@ -67,7 +67,7 @@ def ready(recipe: Recipe, say: Say) -> Ready:
     section = models.resolve(recipe.model)
     args = settings.training_config(recipe)
     say = say if args.process_index == 0 else silent
-    tokenizer, context = _tokenizer_and_context(section, recipe.reference.model)
+    tokenizer, context = _tokenizer_and_context(recipe, section)
     held_out = sources.load_eval(recipe.data)
     train = prompts = groups = evaluation = None
     if recipe.groups is not None and recipe.groups.file is not None:
@@ -120,12 +120,13 @@ def notes(recipe: Recipe, model: Model, tokenizer: PreTrainedTokenizerBase) -> l
     ]
 
 
-def _tokenizer_and_context(section: ModelSection, reference: str | None) -> tuple[PreTrainedTokenizerBase, int | None]:
+def _tokenizer_and_context(recipe: Recipe, section: ModelSection) -> tuple[PreTrainedTokenizerBase, int | None]:
     """Return the tokenizer, and the positions that model and reference were built for, from configurations alone."""
     from ballast.limits import check_tokenizer, positions
 
-    tokenizer, config = models.load_tokenizer(section), models.load_config(section)
+    tokenizer, config = models.load_tokenizer(section, recipe.training), models.load_config(section)
     check_tokenizer(section.path, config, tokenizer)
+    reference = recipe.reference.model
     other = None if reference is None else models.load_config(models.resolve(models.section_of(reference, section)))
     return tokenizer, min(filter(None, (positions(config), other and positions(other))), default=None)
 
@@ -151,7 +152,7 @@ def _load_prompts(
 ) -> Dataset:
     """Return the raw rows that groups are made of, each of which can have one."""
     from ballast.data import PrepareOptions, trl
-    from ballast.evaluation.generation import encode_prompt
+    from ballast.evaluation.generation import encode_rows
     from ballast.groups import members
     from ballast.verifiers import registry
 
@@ -161,7 +162,7 @@ def _load_prompts(
     try:
         members.check_prompts(rows, options)
         registry.check_rows(registry.verifier(str(options.verifier), seconds=options.seconds), rows)
-        sizes = [len(encode_prompt(tokenizer, row["prompt"])) for row in rows]
+        sizes = [len(ids) for ids in encode_rows(tokenizer, rows)]
         members.check_room(sizes, options, max_length=args.max_length, context=context)
     except BallastError as error:
         raise BallastError(f"data.train ({', '.join(recipe.data.train)}): {error}") from error

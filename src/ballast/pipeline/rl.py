@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,13 @@ from ballast.errors import BallastError
 from ballast.pipeline import sources
 from ballast.pipeline.checks import common as checks
 from ballast.pipeline.checks import rl as rl_checks
-from ballast.pipeline.evaluate import check_prompts
+from ballast.pipeline.evaluate import Measured, check_prompts
 from ballast.pipeline.run import Outcome, Run
-from ballast.pipeline.run_folder import log_writer
+from ballast.pipeline.run_folder import log_writer, no_empty_folder
 from ballast.pipeline.tasks import load_tasks
+from ballast.pipeline.warnings import of_reinforcement
 from ballast.protocols import Say, Tokenizer
-from ballast.records import model_card
+from ballast.records.model_card import append_rl
 from ballast.records.schema import CellRecord, RewardRecord
 from ballast.records.write import METRICS, read_jsonl
 
@@ -28,10 +29,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ballast.rl import Prompts
+    from ballast.rl import Run as Training
     from ballast.rl.options import RLOptions
     from ballast.verifiers.registry import Verifier
 
-BEFORE, AFTER = "before rl", "after rl"
+NAMES = ("before rl", "after rl")
+"""What the model is called in the measurements."""
 LINES = 10
 """Lines of progress in a run, and the share of its steps that the ends of the reward curve are means over."""
 SHOWN = ("reward", "mixed", "entropy", "kl", "length")
@@ -68,29 +71,43 @@ def run_rl(
     for check in (rl_checks.check_rl, *(() if resume else (checks.check_output,))):
         for problem in check(recipe, frozenset()):
             raise BallastError(f"{'.'.join(map(str, problem.where))}: {problem.message}")
-    section = rl_checks.start_section(recipe, start)
-    run = Run(
-        recipe,
-        load_tasks(recipe),
-        BEFORE,
-        AFTER,
-        # An adapter's folder as the recipe's model is put on its base, here as for training.
-        base=section if start is None else recipe.model,
-        at_base=start is None,
-        cell=cell,
-        say=say,
-        progress=progress,
-    )
-    if resume and (record := run.trained()) is not None:
-        trained = models.resolve(models.section_of(str(run.output), section))
-        model = models.load_model(trained, device=models.default_device())
-        return run.finish(record, model, models.load_tokenizer(trained))
-    made = _ready(recipe, section)
+    section, tasks = rl_checks.start_section(recipe, start), load_tasks(recipe)
+    # An adapter's folder as the recipe's model is put on its base, here as for training.
+    base = section if start is None else recipe.model
+    run = Run(recipe, tasks, section, base, NAMES, cell=cell, resume=resume, say=say, progress=progress)
+    with run.stoppable():
+        return _run(run)
+
+
+def _run(run: Run) -> Outcome:
+    if (outcome := run.measure_again()) is not None:
+        return outcome
+    made = _ready(run.recipe, run.section)
     run.clock.lap("prepare")
-    model = models.load_model(section, trainable=True)
+    model = models.load_model(run.section, trainable=True)
     check_prompts(run.tasks, model, made.tokenizer)
     run.clock.lap("load")
-    return run.do(_Reinforcement(made, model, say if progress else None), resume=resume)
+    return _train(run, made, model, run.measure_before(model, made.tokenizer, made.args.device))
+
+
+def _train(run: Run, made: _Ready, model: PreTrainedModel | PeftModel, before: list[Measured]) -> Outcome:
+    from ballast.rl import trl
+
+    options, start = made.options.to_dict(), run.section.adapter or run.section.path
+    with no_empty_folder(run.output):
+        training = _training(made, model, run.say if run.progress else None)
+        trainer, prompts = training.trainer, len(made.prompts)
+        said = [f"rl: {prompts:,} prompts; {_plan(made.options)}"]
+        record = run.begin(trainer, before, said, rl=options, start=start, data={"prompts": prompts})
+    totals = training.train(resume=run.checkpoint(trainer) or False)
+    found = dict[str, Any](training.counts())
+    run.save(trainer)
+    if trainer.is_world_process_zero():
+        trl.without_reference_adapter(run.output)
+        append_rl(run.output, options, start)
+        found["reward"] = _reward(run.output)
+        found["warnings"] = tuple(of_reinforcement(read_jsonl(run.output / METRICS), made.options))
+    return run.end(trainer, made.tokenizer, record, before, train=totals, **found)
 
 
 @dataclass(frozen=True)
@@ -114,7 +131,7 @@ def _ready(recipe: Recipe, section: ModelSection) -> _Ready:
 
     options = recipe.rl
     assert options is not None
-    tokenizer, config = models.load_tokenizer(section), models.load_config(section)
+    tokenizer, config = models.load_tokenizer(section, recipe.training), models.load_config(section)
     check_tokenizer(section.path, config, tokenizer)
     verify = reward_verifier(str(options.verifier), options.reward, seconds=options.seconds)
     prompts = _prompts(recipe, options, tokenizer, verify, positions(config))
@@ -122,62 +139,35 @@ def _ready(recipe: Recipe, section: ModelSection) -> _Ready:
     return _Ready(recipe, options, section, tokenizer, prompts, verify, args)
 
 
-class _Reinforcement:
-    """`trl.GRPOTrainer` on the prompts of a recipe."""
+def _training(made: _Ready, model: PreTrainedModel | PeftModel, say: Say | None) -> Training:
+    from transformers import PrinterCallback, ProgressCallback
 
-    def __init__(self, made: _Ready, model: PreTrainedModel | PeftModel, say: Say | None) -> None:
-        self._made, self._say = made, say
-        self.section, self.model, self.tokenizer, self.args = made.section, model, made.tokenizer, made.args
-        self._start = made.section.adapter or made.section.path
-        rows = {"prompts": len(made.prompts)}
-        self.facts: Mapping[str, Any] = {"rl": made.options.to_dict(), "start": self._start, "data": rows}
-        self.trainer: Any = None
+    from ballast.rl import Run as Training
+    from ballast.rl.trl import metric_line
 
-    def start(self) -> Sequence[str]:
-        from transformers import PrinterCallback, ProgressCallback
-
-        from ballast.rl import Run as Reinforcement
-        from ballast.rl.trl import metric_line
-
-        made, tell = self._made, None if self._say is None else self._tell
-        try:
-            self._run = Reinforcement(
-                self.model,
-                made.tokenizer,
-                made.prompts,
-                made.verify,
-                made.options,
-                made.args,
-                peft_config=models.lora_config(made.section),
-                callbacks=[log_writer(Path(made.args.output_dir) / METRICS, line=metric_line, tell=tell)],
-            )
-        except BallastError:
-            raise
-        except (ValueError, ImportError) as error:
-            raise BallastError(f"rl: {' '.join(str(error).split())}") from error
-        self.trainer = self._run.trainer
-        for callback in (PrinterCallback, ProgressCallback):
-            self.trainer.remove_callback(callback)
-        return [f"rl: {len(made.prompts):,} prompts; {_plan(made.options)}"]
-
-    def train(self, *, resume: bool) -> Mapping[str, float]:
-        totals = self._run.train(resume=resume)
-        # Of all ranks, so all of them ask.
-        self._counts = self._run.counts()
-        return totals
-
-    def saved(self, output: Path) -> Mapping[str, Any]:
-        from ballast.rl import trl
-
-        trl.without_reference_adapter(output)
-        model_card.append_rl(output, self._made.options.to_dict(), self._start)
-        return {**self._counts, "reward": _reward(output)}
-
-    def _tell(self, line: Mapping[str, Any], state: Any) -> None:
-        """Say how it goes, ten times in a run."""
-        if self._say is not None and "reward" in line and state.global_step % max(1, state.max_steps // LINES) == 0:
+    def tell(line: Mapping[str, Any], state: Any) -> None:
+        if say is not None and "reward" in line and state.global_step % max(1, state.max_steps // LINES) == 0:
             values = "  ".join(f"{name} {line[name]:.3g}" for name in SHOWN if line.get(name) is not None)
-            self._say(f"step {line['step']} of {state.max_steps}  {values}")
+            say(f"step {line['step']} of {state.max_steps}  {values}")
+
+    try:
+        training = Training(
+            model,
+            made.tokenizer,
+            made.prompts,
+            made.verify,
+            made.options,
+            made.args,
+            peft_config=models.lora_config(made.section),
+            callbacks=[log_writer(Path(made.args.output_dir) / METRICS, line=metric_line, tell=tell)],
+        )
+    except BallastError:
+        raise
+    except (ValueError, ImportError) as error:
+        raise BallastError(f"rl: {' '.join(str(error).split())}") from error
+    for callback in (PrinterCallback, ProgressCallback):
+        training.trainer.remove_callback(callback)
+    return training
 
 
 def _prompts(

@@ -12,6 +12,7 @@ from ballast.config.training import training_config
 from ballast.errors import BallastError
 from ballast.limits import check_tokenizer, positions
 from ballast.protocols import Model
+from ballast.stats import TOKEN_FIELDS
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -61,7 +62,7 @@ def load_models(recipe: Recipe, model: str | None) -> Models:
         )
         if problem:
             raise BallastError(f"--model {problem}")
-    tokenizer = models.load_tokenizer(section)
+    tokenizer = models.load_tokenizer(section, recipe.training)
     check_tokenizer(live_section.path, models.load_config(live_section), tokenizer)
     live = _load_model(live_section)
     reference_section = _reference_section(recipe, section)
@@ -132,6 +133,7 @@ def _piece_statistics(
 ) -> TokenStats:
     import torch
 
+    from ballast.evaluation.generation import end_ids
     from ballast.head import backbone, backbone_hidden, lm_head, token_stats, trained_positions, unwrapped
     from ballast.reference.providers import evaluating
     from ballast.training.inputs import changed_inputs
@@ -156,15 +158,17 @@ def _piece_statistics(
             reference=(ref_hidden_BTH[:, :-1][mask_BT], lm_head(reference)),
             vocab_size=loaded.vocab_size,
         )
-    position = torch.arange(len(targets_N))
-    on_cpu = {name: stats.require(name).float().cpu() for name in fields}
+    place = mask_BT.nonzero()[:, 1].cpu() + 1
+    on_cpu = {name: stats.require(name).float().cpu() for name in fields if name in TOKEN_FIELDS}
     for name, values in on_cpu.items():
         if not bool(values.isfinite().all()):
             raise BallastError(
                 f"row {piece.row}: its {name} is not finite, so weights would mean nothing; a model has diverged, name "
                 "another checkpoint"
             )
-    return replace(type(stats)(**on_cpu), sequence=torch.full_like(position, sequence), position=position)
+    ends = torch.tensor(sorted(end_ids(live, loaded.tokenizer)), device=targets_N.device, dtype=targets_N.dtype)
+    layout = {"sequence": torch.full_like(place, sequence), "position": place, "end": torch.isin(targets_N, ends).cpu()}
+    return replace(stats, **on_cpu, **layout, vocabulary=stats.vocabulary)
 
 
 def concatenated(parts: Sequence[TokenStats]) -> TokenStats:
@@ -172,5 +176,6 @@ def concatenated(parts: Sequence[TokenStats]) -> TokenStats:
     import torch
 
     first = parts[0]
-    names = [name for name in vars(first) if getattr(first, name) is not None]
-    return type(first)(**{name: torch.cat([part.require(name) for part in parts]) for name in names})
+    names = [name for name in TOKEN_FIELDS if getattr(first, name) is not None]
+    joined = {name: torch.cat([part.require(name) for part in parts]) for name in names}
+    return replace(first, **joined, vocabulary=first.vocabulary)

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
+from ballast import checkpoints, models
 from ballast.config.recipe import ModelSection, Recipe
+from ballast.errors import BallastError
 from ballast.pipeline import sources
+from ballast.pipeline.digests import inputs_of
 from ballast.pipeline.evaluate import Measured, base_model, measure, table
-from ballast.pipeline.run_folder import no_empty_folder, read_record, save_final, write_evals, write_record
+from ballast.pipeline.run_folder import is_trained, save_final, write_evals, write_record
+from ballast.pipeline.stopping import Stop, stoppable
 from ballast.pipeline.tasks import Tasks
 from ballast.protocols import Model, Say, Tokenizer
 from ballast.records import write as records
-from ballast.records.schema import SCHEMA, CellRecord, ModelRecord, RunRecord
+from ballast.records.runs import read_record
+from ballast.records.schema import SCHEMA, CellRecord, InputRecord, ModelRecord, RunRecord
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Clock:
@@ -30,41 +39,6 @@ class Clock:
         """Keep the seconds since the last lap under a name."""
         moment = time.monotonic()
         self.laps[name], self._since = round(moment - self._since, 3), moment
-
-    @property
-    def total(self) -> float:
-        """Seconds of all laps."""
-        return sum(self.laps.values())
-
-
-class Training(Protocol):
-    """What trains in a run, from the model that `section` names.
-
-    Attributes:
-        args: settings of the trainer.
-        facts: further fields of the record.
-        trainer: transformers' own, from `start` on.
-    """
-
-    section: ModelSection
-    args: Any
-    facts: Mapping[str, Any]
-    trainer: Any
-
-    @property
-    def model(self) -> Model: ...
-
-    @property
-    def tokenizer(self) -> Tokenizer: ...
-
-    def start(self) -> Sequence[str]:
-        """Put the trainer together, which the model then belongs to; return lines on what it trains on."""
-
-    def train(self, *, resume: bool) -> Mapping[str, float]:
-        """Train, or go on from the last checkpoint, and return the trainer's totals."""
-
-    def saved(self, output: Path) -> Mapping[str, Any]:
-        """Complete what was saved, and return further fields of the record."""
 
 
 @dataclass(frozen=True)
@@ -82,105 +56,154 @@ class Run:
     Attributes:
         recipe: as the record has it; it names the output.
         tasks: what is measured.
-        before, after: what the model is called in the measurements.
+        section: the model that training starts from.
         base: the model that divergences are measured from.
-        at_base: whether training starts from that model.
+        names: what the model is called in the measurements before and after.
         cell: which run of a comparison it is.
+        resume: whether it goes on from the last checkpoint.
         progress: show bars while measuring.
+        stop: whether the run was asked to end at the next step.
     """
 
     recipe: Recipe
     tasks: Tasks
-    before: str
-    after: str
+    section: ModelSection
     base: ModelSection | None
-    at_base: bool = True
+    names: tuple[str, str]
     cell: CellRecord | None = None
+    resume: bool = False
     say: Say = print
     progress: bool = True
     clock: Clock = field(default_factory=Clock)
+    made_of: dict[str, InputRecord] = field(default_factory=dict)
+    stop: Stop = field(default_factory=Stop)
 
     @property
     def output(self) -> Path:
         """The folder of the run."""
         return Path(str(self.recipe.output))
 
-    def do(self, training: Training, *, resume: bool) -> Outcome:
-        """Measure, train and measure again; the record says ``running``, then ``trained``, then ``finished``."""
-        before = []
-        if self.tasks and self.recipe.evaluation.base and not resume:
-            model = training.model.to(training.args.device)
-            base = model if self.at_base else base_model(self.tasks, self.base, model)
-            before = [self._measure(model, training.tokenizer, self.before, base)]
+    @property
+    def keeps_weights_alone(self) -> bool:
+        """Whether checkpoints have no state of the optimiser, by the recipe's wish."""
+        return bool(self.recipe.training.get("save_only_model"))
+
+    def stoppable(self) -> AbstractContextManager[None]:
+        """Return the block that a run takes place in; a comparison says itself how it goes on."""
+        if self.cell is not None:
+            return nullcontext()
+        return stoppable(self.output, self.stop, weights_only=self.keeps_weights_alone)
+
+    def measure_before(self, model: Model, tokenizer: Tokenizer, device: torch.device) -> list[Measured]:
+        """Return how the model does that training starts from, where the recipe asks for it."""
+        found = []
+        if self.tasks and self.recipe.evaluation.base and not self.resume:
+            model = model.to(device)
+            base = model if self.base == self.section else base_model(self.tasks, self.base, model)
+            found = [self._measure(model, tokenizer, self.names[0], base)]
         self.clock.lap("evaluate_before")
+        self.made_of.update(inputs_of(self.recipe))
         sources.forget()
-        with no_empty_folder(self.output):
-            lines, record = training.start(), self._record(training)
-            if main := training.trainer.is_world_process_zero():
-                for line in lines:
-                    self.say(line)
-                write_record(self.output, record)
-                write_evals(self.output, before, step=0)
-        totals = dict(training.train(resume=resume))
+        return found
+
+    def begin(self, trainer: Any, before: Sequence[Measured], lines: Sequence[str], **own: Any) -> RunRecord:
+        """Say lines and return the record, written as ``running``; `own` are fields that not every run has."""
+        record = self._record(trainer.model, trainer.args, own if self.cell is None else {**own, "cell": self.cell})
+        if trainer.is_world_process_zero():
+            for line in lines:
+                self.say(line)
+            write_record(self.output, record)
+            write_evals(self.output, before, step=0)
+        return record
+
+    def checkpoint(self, trainer: Any) -> Path | None:
+        """Return the checkpoint that a resumed run goes on from; SIGTERM now lets the trainer finish its step.
+
+        Raises:
+            BallastError: none is whole.
+        """
+        trainer.add_callback(self.stop.callback())
+        if not self.resume:
+            return None
+        last = checkpoints.last_whole(self.output, weights_only=self.keeps_weights_alone)
+        if last.path is None:
+            raise BallastError("; ".join([f"{self.output}: has no checkpoint to resume from", *last.lines()]))
+        for line in last.lines() if trainer.is_world_process_zero() else ():
+            self.say(line)
+        return last.path
+
+    def save(self, trainer: Any) -> None:
+        """Write the trained model."""
         self.clock.lap("train")
-        save_final(training.trainer, self.output)
+        save_final(trainer, self.output)
         self.clock.lap("save")
-        if not main:
+
+    def end(
+        self, trainer: Any, tokenizer: Tokenizer, record: RunRecord, before: list[Measured], **found: Any
+    ) -> Outcome:
+        """Write the record as ``trained`` with what was found, measure the trained model, and finish."""
+        if not trainer.is_world_process_zero():
             return Outcome(record)
-        found = {"train": totals, "seconds": dict(self.clock.laps), **training.saved(self.output)}
-        record = record.model_copy(update={"status": "trained", **found})
+        record = record.model_copy(update={"status": "trained", "seconds": dict(self.clock.laps), **found})
         write_record(self.output, record)
-        if self.tasks and training.trainer.is_fsdp_enabled:
+        if self.tasks and trainer.is_fsdp_enabled:
             # One rank holds a part of the weights only.
             self.say("the model is sharded: measure it with `ballast evaluate` afterwards")
-            return self._end(record, before)
-        return self.finish(record, training.trainer.model, training.tokenizer, before)
+            return self._finish(record, before)
+        return self._measure_after(record, trainer.model, tokenizer, before)
 
-    def trained(self) -> RunRecord | None:
-        """Return the record of this run where its model is saved and only the last measurement is missing, else None.
-
-        A run that is now to train further or otherwise is another one.
-        """
-        record = read_record(self.output)
-        if record is None or record.status != "trained":
+    def measure_again(self) -> Outcome | None:
+        """Measure and finish a resumed run that has trained, where it was not; None where it is to train (further)."""
+        record = read_record(self.output) if self.resume else None
+        if record is None or not is_trained(record, self.recipe):
             return None
-        same = all(record.recipe.get(key) == self.recipe.resolved()[key] for key in ("training", "rl"))
-        return record if same else None
+        if record.status == "finished" and record.recipe.get("evaluation") == self._evaluation:
+            self.say(f"{self.output}: finished at step {last_step(self.output)} already; nothing is left to do")
+            return Outcome(record)
+        section = models.resolve(models.section_of(str(self.output), self.section))
+        model = models.load_model(section, device=models.default_device())
+        return self._measure_after(record, model, models.load_tokenizer(section), [])
 
-    def finish(self, record: RunRecord, model: Model, tokenizer: Tokenizer, before: Sequence[Measured] = ()) -> Outcome:
-        """Measure the trained model of a record that says ``trained``."""
+    def _measure_after(self, record: RunRecord, model: Model, tokenizer: Tokenizer, before: list[Measured]) -> Outcome:
         after = []
         if self.tasks:
-            after = [self._measure(model, tokenizer, self.after, base_model(self.tasks, self.base, model))]
+            after = [self._measure(model, tokenizer, self.names[1], base_model(self.tasks, self.base, model))]
             write_evals(self.output, after, step=last_step(self.output))
         self.clock.lap("evaluate")
-        return self._end(record, [*before, *after])
+        return self._finish(record, [*before, *after])
 
-    def _end(self, record: RunRecord, measured: Sequence[Measured]) -> Outcome:
-        seconds = {**record.seconds, **self.clock.laps}
-        record = record.model_copy(update={"status": "finished", "finished": now(), "seconds": seconds})
+    @property
+    def _evaluation(self) -> Any:
+        return self.recipe.resolved()["evaluation"]
+
+    def _finish(self, record: RunRecord, measured: Sequence[Measured]) -> Outcome:
+        seconds, recipe = {**record.seconds, **self.clock.laps}, {**record.recipe, "evaluation": self._evaluation}
+        ended = {"status": "finished", "finished": now(), "seconds": seconds, "recipe": recipe}
+        record = record.model_copy(update=ended)
         write_record(self.output, record)
         if measured:
             self.say(table(measured))
-        self.say(f"{self.output}: {_reward(record)}checkpoint and run record written ({self.clock.total:.0f} s)")
+        for warning in record.warnings:
+            self.say(f"warning: {warning}")
+        total = sum(self.clock.laps.values())
+        self.say(f"{self.output}: {_reward(record)}checkpoint and run record written ({total:.0f} s)")
         return Outcome(record, tuple(measured))
 
     def _measure(self, model: Model, tokenizer: Tokenizer, name: str, base: Model | None) -> Measured:
         return measure(self.tasks, model, tokenizer, name=name, base=base, progress=self.progress)
 
-    def _record(self, training: Training) -> RunRecord:
-        model, args = training.model, training.args
-        own = training.facts if self.cell is None else {**training.facts, "cell": self.cell}
+    def _record(self, model: Model, args: Any, own: dict[str, Any]) -> RunRecord:
         return RunRecord(
             schema=SCHEMA,
             status="running",
             recipe=self.recipe.resolved(),
             model=ModelRecord(
-                path=training.section.path,
+                path=self.section.path,
                 type=model.config.model_type,
                 parameters=sum(weight.numel() for weight in model.parameters()),
                 dtype=str(model.dtype).removeprefix("torch."),
             ),
+            inputs=dict(self.made_of),
             versions=records.versions(),
             commit=records.git_commit(),
             device=str(args.device),

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ballast.config.recipe import Recipe
 from ballast.pipeline.evaluate import Measured
 from ballast.records import write as records
-from ballast.records.read import read
 from ballast.records.schema import RunRecord
 
 FINAL = ".final"
@@ -32,14 +32,11 @@ def no_empty_folder(output: Path) -> Iterator[None]:
         raise
 
 
-def read_record(output: Path) -> RunRecord | None:
-    """Return the record of the run in a folder, None where there is none.
-
-    Raises:
-        BallastError: it cannot be read.
-    """
-    path = output / records.RUN
-    return read(path, RunRecord) if path.is_file() else None
+def is_trained(record: RunRecord | None, recipe: Recipe) -> bool:
+    """Return whether a run has trained all that a recipe asks of it, so that its weights are the last ones."""
+    if record is None or record.status not in ("trained", "finished"):
+        return False
+    return all(record.recipe.get(key) == recipe.resolved()[key] for key in ("training", "rl"))
 
 
 def write_record(output: Path, record: RunRecord) -> None:

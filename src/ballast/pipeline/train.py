@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,19 +13,20 @@ from ballast.errors import BallastError
 from ballast.pipeline import inputs, sources
 from ballast.pipeline.evaluate import BASE, TRAINED, check_prompts
 from ballast.pipeline.run import Outcome, Run
-from ballast.pipeline.run_folder import log_writer
+from ballast.pipeline.run_folder import log_writer, no_empty_folder
 from ballast.pipeline.score import score
 from ballast.pipeline.tasks import load_tasks
-from ballast.protocols import Say
+from ballast.pipeline.warnings import of_groups
+from ballast.protocols import Model, Say
 from ballast.records.schema import CellRecord, RowsRecord
-from ballast.records.write import METRICS
+from ballast.records.write import METRICS, read_jsonl
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
     from ballast.reference import ReferenceCache
-    from ballast.training.groups import StoredGroups
+    from ballast.training import Trainer
 
 
 @sources.read_once()
@@ -51,90 +51,92 @@ def run_train(
     Raises:
         BallastError: the input cannot be used.
     """
-    run = Run(recipe, load_tasks(recipe), BASE, TRAINED, recipe.model, cell=cell, say=say, progress=progress)
-    if resume and (record := run.trained()) is not None:
-        section = models.resolve(models.section_of(str(run.output), recipe.model))
-        model = models.load_model(section, device=models.default_device())
-        return run.finish(record, model, models.load_tokenizer(section))
-    made = inputs.ready(recipe, say)
+    assert recipe.model is not None
+    tasks, section, names = load_tasks(recipe), models.resolve(recipe.model), (BASE, TRAINED)
+    run = Run(recipe, tasks, section, section, names, cell=cell, resume=resume, say=say, progress=progress)
+    with run.stoppable():
+        return _run(run)
+
+
+def _run(run: Run) -> Outcome:
+    recipe = run.recipe
+    if (outcome := run.measure_again()) is not None:
+        return outcome
+    made = inputs.ready(recipe, run.say)
+    _check_steps(made)
     run.clock.lap("prepare")
     model = models.load_model(made.model, trainable=True)
     check_prompts(run.tasks, model, made.tokenizer)
     run.clock.lap("load")
     cache = None
     if recipe.reference.cache is not None:
-        cache = score(made, model, say)
+        cache = score(made, model, run.say)
         run.clock.lap("score")
-    return run.do(_FineTuning(made, model, cache, progress), resume=resume)
-
-
-class _FineTuning:
-    """A `ballast.Trainer` on the rows of a recipe."""
-
-    def __init__(
-        self, made: inputs.Ready, model: PreTrainedModel | PeftModel, cache: ReferenceCache | None, progress: bool
-    ) -> None:
-        self._made, self._cache, self._progress = made, cache, progress
-        self.section, self.model, self.tokenizer, self.args = made.model, model, made.tokenizer, made.args
+    before = run.measure_before(model, made.tokenizer, made.args.device)
+    with no_empty_folder(run.output):
+        notes = inputs.notes(recipe, model, made.tokenizer)
+        trainer = _trainer(made, model, cache, run.progress)
+        if trainer.groups is not None and trainer.groups.rows is not None:
+            notes += trainer.groups.rows.lines()
         rows = {report.name: RowsRecord(**asdict(report)) for report in made.reports}
-        self.facts: Mapping[str, Any] = {"objective": made.args.objective, "data": rows}
-        self.trainer: Any = None
+        record = run.begin(trainer, before, notes, objective=made.args.objective, data=rows)
+    checkpoint = run.checkpoint(trainer)
+    totals = trainer.train(None if checkpoint is None else str(checkpoint)).metrics
+    run.save(trainer)
+    warnings = () if trainer.groups is None else of_groups(read_jsonl(run.output / METRICS))
+    return run.end(trainer, made.tokenizer, record, before, train=totals, warnings=tuple(warnings))
 
-    def start(self) -> Sequence[str]:
-        from transformers import PrinterCallback, ProgressCallback
 
-        notes = inputs.notes(self._made.recipe, self.model, self.tokenizer)
-        self.trainer = self._trainer()
-        if not self._progress:
-            self.trainer.remove_callback(PrinterCallback)
-            self.trainer.remove_callback(ProgressCallback)
-        groups = self.trainer.groups
-        return [*notes, *(groups.rows.lines() if groups is not None and groups.rows is not None else ())]
+def _check_steps(made: inputs.Ready) -> None:
+    """Refuse settings under which these rows make no step; packing makes fewer of them, and the trainer looks again."""
+    from ballast.training.refusals import refuse_no_steps
 
-    def train(self, *, resume: bool) -> Mapping[str, float]:
-        return self.trainer.train(resume_from_checkpoint=resume or None).metrics
+    rows = made.prompts if made.train is None else made.train.dataset
+    if rows is not None:
+        refuse_no_steps(made.args, len(rows))
 
-    def saved(self, output: Path) -> Mapping[str, Any]:
-        return {}
 
-    def _trainer(self) -> Any:
-        from ballast.training import Trainer
+def _trainer(
+    made: inputs.Ready, model: PreTrainedModel | PeftModel, cache: ReferenceCache | None, progress: bool
+) -> Trainer:
+    from transformers import PrinterCallback, ProgressCallback
 
-        made = self._made
-        # The rows carry their labels, and TRL refuses the option for rows that are tokens already.
-        args = copy.copy(made.args)
-        args.assistant_only_loss = False
-        try:
-            return Trainer(
-                self.model,
-                args=args,
-                train_dataset=made.prompts if made.train is None else made.train.dataset,
-                eval_dataset=None if made.eval is None else made.eval.dataset,
-                processing_class=made.tokenizer,
-                peft_config=models.lora_config(made.model),
-                reference=self._reference(),
-                groups=self._groups(),
-                callbacks=[log_writer(Path(str(args.output_dir)) / METRICS)],
-            )
-        except BallastError:
-            raise
-        except ValueError as error:
-            # TRL and transformers refuse settings that do not go together; nothing has been trained.
-            raise BallastError(f"training: {' '.join(str(error).split())}") from error
+    from ballast.training import Trainer
+    from ballast.training.groups import StoredGroups
 
-    def _groups(self) -> StoredGroups | None:
-        from ballast.training.groups import StoredGroups
+    # The rows carry their labels, and TRL refuses the option for rows that are tokens already.
+    args = copy.copy(made.args)
+    args.assistant_only_loss = False
+    groups = made.recipe.groups
+    try:
+        trainer = Trainer(
+            model,
+            args=args,
+            train_dataset=made.prompts if made.train is None else made.train.dataset,
+            eval_dataset=None if made.eval is None else made.eval.dataset,
+            processing_class=made.tokenizer,
+            peft_config=models.lora_config(made.model),
+            reference=_reference(made, model, cache),
+            groups=None if groups is None or made.groups is None else StoredGroups(groups, made.groups),
+            callbacks=[log_writer(Path(str(args.output_dir)) / METRICS)],
+        )
+    except BallastError:
+        raise
+    except ValueError as error:
+        # TRL and transformers refuse settings that do not go together; nothing has been trained.
+        raise BallastError(f"training: {' '.join(str(error).split())}") from error
+    for callback in () if progress else (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    return trainer
 
-        options, groups = self._made.recipe.groups, self._made.groups
-        return None if options is None or groups is None else StoredGroups(options, groups)
 
-    def _reference(self) -> Any:
-        """Return what `Trainer` takes for the recipe's reference section."""
-        from ballast.training.reference import ScoredCache
+def _reference(made: inputs.Ready, model: Model, cache: ReferenceCache | None) -> Any:
+    """Return what `Trainer` takes for the recipe's reference section."""
+    from ballast.training.reference import ScoredCache
 
-        section = self._made.recipe.reference
-        if self._cache is not None:
-            return ScoredCache(self._cache, self.model)
-        if section.model is not None:
-            return models.load_model(models.resolve(models.section_of(section.model, self.section)))
-        return section.use
+    section = made.recipe.reference
+    if cache is not None:
+        return ScoredCache(cache, model)
+    if section.model is not None:
+        return models.load_model(models.resolve(models.section_of(section.model, made.model)))
+    return section.use

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ballast.data.render import render_prompt
 from ballast.errors import BallastError
-from ballast.evaluation.generation import check_room, encode_prompt
+from ballast.evaluation.generation import check_room, encode_rows
 from ballast.rl.options import RLOptions
 from ballast.verifiers.registry import Verifier, check_rows
 
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Rows as the verifier reads them, and the ids of each one's prompt."""
+    """Rows as the verifier reads them, and each one's prompt as text and as ids."""
 
     rows: tuple[Mapping[str, Any], ...]
+    texts: tuple[str, ...]
     ids: tuple[tuple[int, ...], ...]
 
     @classmethod
@@ -42,12 +44,14 @@ class Prompts:
         Raises:
             BallastError: naming the first row that cannot be used.
         """
-        rows = tuple(dataset.with_format(None))
+        from ballast.data.exact import as_stored
+
+        rows = tuple(as_stored(dataset.with_format(None)))
         _check(rows, options)
         check_rows(verify, rows)
-        ids = tuple(encode_prompt(tokenizer, row["prompt"]) for row in rows)
+        ids = tuple(encode_rows(tokenizer, rows))
         check_room([len(sequence) for sequence in ids], options.max_new_tokens, context, option="rl.max_new_tokens")
-        return cls(rows, ids)
+        return cls(rows, tuple(render_prompt(row, tokenizer).text for row in rows), ids)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -56,7 +60,7 @@ class Prompts:
         """Return the prompts in this order, each with the place of its ``row``: columns of a row stay with us."""
         from datasets import Dataset
 
-        columns = {"prompt": [row["prompt"] for row in self.rows], "row": list(range(len(self.rows)))}
+        columns = {"prompt": list(self.texts), "row": list(range(len(self.rows)))}
         return Dataset.from_dict(columns).select(order)
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from ballast.errors import BallastError
 from ballast.evaluation.generation import Completion
+from ballast.verifiers.answers import first_line, last_number, normalised
 from ballast.verifiers.expression import evaluate_expression
-from ballast.verifiers.registry import Verifier, last_number, normalised, score_answers, verifier
+from ballast.verifiers.registry import Verifier, score_answers, verifier
 from ballast.verifiers.worker import judge
 
 Row = Mapping[str, Any]
@@ -22,16 +23,10 @@ WRONG = 0.1
 MATH = "ballast.verifiers.math:answered"
 
 
-def _first_line(completion: str) -> str:
-    return next((line for line in completion.splitlines() if line.strip()), "")
-
-
 ANSWERED: dict[str, Answered] = {
     # The whole text is the answer.
     "exact": lambda completion, row, seconds: float(bool(normalised(completion))),
-    "expression": lambda completion, row, seconds: float(
-        evaluate_expression(_first_line(completion).strip().removeprefix("=")) is not None
-    ),
+    "expression": lambda completion, row, seconds: float(evaluate_expression(first_line(completion)) is not None),
     "last-number": lambda completion, row, seconds: float(last_number(completion) is not None),
     "math": lambda completion, row, seconds: judge(MATH, completion, row, seconds),
 }

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from trl import GRPOConfig, GRPOTrainer
 
+from ballast.loop import CheckedLoop, numbers, rows_of_examples
+
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import PeftConfig, PeftModel
@@ -45,6 +47,10 @@ TWICE = ("rewards/", "completions/", "total_flos", "epoch")
 """Beginnings of the names of what TRL logs under another name too, or without meaning here."""
 REFERENCE_ADAPTER = "ref"
 """Name that TRL gives to its frozen copy of an adapter; it is saved beside the trained one."""
+UNSCALED = {"scale_rewards": "none"}
+"""For rewards with a third value. Divided by its group's deviation, as TRL does, an answer without a result among wrong
+ones gets an advantage of -2.47 in a group of 8, as much as a right one among wrong ones gets for being right; by the
+batch's deviation that still happens while no answer is right."""
 
 
 def config_hints() -> dict[str, Any]:
@@ -118,12 +124,36 @@ def config(
         **({} if accelerated else {"bf16": False, "dataloader_pin_memory": False}),
         **({} if options.save_steps is None else {"save_steps": options.save_steps}),
         **({} if options.beta == 0 or not model_init else {"model_init_kwargs": dict(model_init)}),
+        **(UNSCALED if options.reward == "reft" else {}),
         **options.trainer,
     }
+    if options.reward == "reft" and settings["scale_rewards"] in ("group", True):
+        warnings.warn(
+            "rl.trainer.scale_rewards=group with rl.reward=reft: in a group of wrong answers, one without a result is "
+            "pushed away as hard as a right one would be pulled; leave scale_rewards out (none), or take batch",
+            stacklevel=2,
+        )
     with warnings.catch_warnings():
         # Names that TRL itself still uses; nothing that a recipe could do about.
         warnings.simplefilter("ignore", FutureWarning)
         return GRPOConfig(**settings)
+
+
+class Reinforcer(CheckedLoop, GRPOTrainer):
+    """TRL's own in a checked loop; prompts are tokens already: the tools and template options of their rows are in."""
+
+    ballast_prompt_ids: Mapping[str, Sequence[int]]
+
+    def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return [list(self.ballast_prompt_ids[prompt]) for prompt in prompts], None, {}
+
+    def follows_start(self) -> bool:
+        """Return whether a KL to the starting model is taken."""
+        return bool(self.beta)
+
+    def rows_named(self, batches: Sequence[Any]) -> str:
+        """Return the numbers of the prompts whose answers were drawn together."""
+        return numbers(sorted(rows_of_examples(batches)), "the prompts")
 
 
 def trainer(
@@ -131,12 +161,16 @@ def trainer(
     tokenizer: PreTrainedTokenizerBase,
     args: GRPOConfig,
     dataset: Dataset,
+    prompt_ids: Mapping[str, Sequence[int]],
     rewards: Rewards,
     *,
     peft_config: PeftConfig | None = None,
     callbacks: Sequence[TrainerCallback] = (),
-) -> GRPOTrainer:
+) -> Reinforcer:
     """Return TRL's trainer over prompts with the places of their rows, rewarded by `rewards`.
+
+    Args:
+        prompt_ids: what each prompt's text is as tokens.
 
     Raises:
         ValueError: TRL refuses the settings together.
@@ -155,7 +189,7 @@ def trainer(
         return [*judged.rewards]
 
     with _without_notices():
-        return GRPOTrainer(
+        made = Reinforcer(
             model,
             reward,
             args=args,
@@ -164,6 +198,8 @@ def trainer(
             peft_config=peft_config,
             callbacks=list(callbacks),
         )
+    made.ballast_prompt_ids = prompt_ids
+    return made
 
 
 def gathered(found: dict[str, int]) -> list[dict[str, int]]:

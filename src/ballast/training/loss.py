@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ballast.head import Formed, fused_pass, token_stats, two_phase
 
@@ -22,7 +22,7 @@ def measured(
     hidden_NH: Tensor,
     head: LMHead,
     targets_N: Tensor,
-    given: Mapping[str, Tensor],
+    given: Mapping[str, Any],
     run: RunReference,
     states: States | None,
 ) -> Formed:
@@ -36,7 +36,7 @@ def formed(
     hidden_NH: Tensor,
     head: LMHead,
     targets_N: Tensor,
-    given: Mapping[str, Tensor],
+    given: Mapping[str, Any],
     run: RunReference,
     states: States | None,
     *,

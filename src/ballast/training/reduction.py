@@ -17,15 +17,18 @@ if TYPE_CHECKING:
 
 
 def token_layout(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return the sequence of each trained token and its place in it, both ``[N]`` integers.
+    """Return the sequence of each trained token and its index among all tokens of that sequence, both ``[N]`` integers.
 
-    Sequences are the rows of a padded batch, or what ``seq_idx`` says of a packed one; places count trained tokens.
+    Sequences are the rows of a padded batch, or what ``seq_idx`` says of a packed one.
     """
-    mask, targets = trained_positions(batch["labels"])
-    sequence = batch["seq_idx"][:, 1:][mask].long() if "seq_idx" in batch else mask.nonzero()[:, 0]
-    # Tokens come in order of their sequences, so the first of each is found by bisection.
-    first = torch.searchsorted(sequence, sequence)
-    return sequence, torch.arange(len(targets), device=targets.device) - first
+    mask, _ = trained_positions(batch["labels"])
+    sequence, before = mask.nonzero(as_tuple=True)
+    if "seq_idx" not in batch:
+        return sequence, before + 1
+    index_BT = batch["seq_idx"].contiguous()
+    # Sequences are numbered in their order, so where each begins is found by bisection.
+    first_BT = torch.searchsorted(index_BT, index_BT)
+    return index_BT[:, 1:][mask].long(), before + 1 - first_BT[:, 1:][mask]
 
 
 def _tokens(batch: Batch) -> Tensor:
@@ -33,8 +36,9 @@ def _tokens(batch: Batch) -> Tensor:
 
 
 def _sequences(batch: Batch) -> Tensor:
-    _, position = token_layout(batch)
-    return (position == 0).sum()
+    sequence, _ = token_layout(batch)
+    # Tokens come in the order of their sequences.
+    return (sequence[1:] != sequence[:-1]).sum() + (len(sequence) > 0)
 
 
 def _groups(batch: Batch) -> Tensor:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from ballast.data import Collator, PrepareOptions, pack, prepare
+from ballast.data import Collator, PrepareOptions, check_data, pack, prepare
 from ballast.errors import BallastError
-from ballast.files import check_place
+from ballast.evaluation.generation import end_ids
 from ballast.head import trained_positions
-from ballast.limits import check_tokenizer, context_length
+from ballast.limits import check_tokenizer
+from ballast.loop import numbers
 from ballast.objectives import objective as build_objective
 from ballast.records.model_card import append_objective
 from ballast.stats import GROUP_FIELDS
@@ -24,7 +24,8 @@ from ballast.training.loss import formed, measured
 from ballast.training.metrics import MetricSums
 from ballast.training.reduction import count, token_layout
 from ballast.training.reference import check_needs, run_reference, score_missing
-from ballast.training.refusals import refuse_arguments, refuse_parts, refuse_quantisation
+from ballast.training.refusals import refuse_no_steps, refuse_parts, refuse_surroundings
+from ballast.training.rows import rows_in
 from ballast.training.trl import AdaptedTrainer, add_statistics, check_head, load_model, with_adapter
 
 if TYPE_CHECKING:
@@ -107,10 +108,7 @@ class Trainer(AdaptedTrainer):
         self.objective: Objective = build_objective(objective) if objective is not None else args.build_objective()
         args.objective = self.objective.to_dict()
         spec = reference if reference is not None else args.reference
-        refuse_arguments(args)
-        refuse_quantisation(quantization_config)
-        if args.save_strategy != "no":
-            check_place("output_dir", args.output_dir)
+        refuse_surroundings(args, quantization_config)
         refuse_parts(
             data_collator=data_collator,
             compute_loss_func=compute_loss_func,
@@ -124,6 +122,8 @@ class Trainer(AdaptedTrainer):
             model = load_model(model, args, quantization_config)
         tokenizer = processing_class if processing_class is not None else _tokenizer_of(model, args)
         check_tokenizer(type(model).__name__, model.config, tokenizer)
+        if train_dataset is not None and self.groups is None and formatting_func is None:
+            train_dataset = check_data(train_dataset, tokenizer, PrepareOptions.from_training_args(args))
         if peft_config is not None:
             model = with_adapter(model, peft_config, args.seed)
         check_head(model)
@@ -131,9 +131,8 @@ class Trainer(AdaptedTrainer):
         # Before TRL patches the forward: a copy made later would follow the weights in training.
         self.reference = run_reference(self.objective, spec, model, tokenizer, autocast_dtype(args))
         self.prepare_reports: dict[str, PrepareReport] = {}
-        self._start, self._device = model, args.device
-        read = (model, *(() if self.reference.live is None else (self.reference.live.model,)))
-        self._context = min(filter(None, map(context_length, read)), default=None)
+        self._scorer, self._device = model, args.device
+        self._rows: Dataset | None = None
         self._sums = {"train": MetricSums(), "eval": MetricSums()}
         self._steps_summed = 0
         super().__init__(
@@ -147,24 +146,28 @@ class Trainer(AdaptedTrainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             formatting_func=formatting_func,
         )
+        if train_dataset is not None or self.groups is not None:
+            refuse_no_steps(args, len(cast("Dataset", self.train_dataset)))
         self.data_collator = Collator(columns=self.batch_columns(), **self.collation)
         add_statistics(self.model)
+        self._ends = sorted(end_ids(self.model, tokenizer))
         if self.groups is not None:
             self.data_collator = RowCollator(self.data_collator)
             self.groups.attach(self.model, self.collation)
-        if self.reference.live is not None:
-            self.reference.live.model.to(self.accelerator.device)
+        self.reference.to(self.accelerator.device)
 
     def prepared(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: SFTConfig, packing: bool, name: str
     ) -> Dataset:
         """Tokenise as TRL does, join the cached columns by row digest, pack."""
-        options = PrepareOptions.from_training_args(args, packing=packing, context=self._context)
+        context = self.reference.context(self._scorer)
+        options = PrepareOptions.from_training_args(args, packing=packing, context=context)
         if self.groups is not None and not self.groups.prepared:
             # The training rows come first; a held-out set may be called "train" as well.
             return self.groups.prepare(dataset, tokenizer, options)
         ready = prepare(dataset, tokenizer, options, name=name)
         self.prepare_reports[name] = ready.report
+        self._rows = ready.dataset if self._rows is None else self._rows
         return pack(self.reference.attach(ready.dataset, self._score), options)
 
     def _score(self, dataset: Dataset) -> ReferenceCache:
@@ -174,7 +177,7 @@ class Trainer(AdaptedTrainer):
                 "rows that the reference cache does not have cannot be scored once training has moved the model: score "
                 "them beforehand (`ballast score`), or pass them as eval_dataset when making the trainer"
             )
-        return score_missing(self.reference.cache, self._start, dataset, self._device)
+        return score_missing(self.reference.cache, self._scorer, dataset, self._device)
 
     def batch_columns(self) -> tuple[str, ...]:
         """Return the cached statistics that batches carry."""
@@ -195,6 +198,16 @@ class Trainer(AdaptedTrainer):
         """Go on with answers that were sampled before the checkpoint."""
         if self.groups is not None:
             self.groups.restore(state)
+
+    def follows_start(self) -> bool:
+        """Return whether a live reference is made of the model as it starts."""
+        return self.reference.live is not None
+
+    def rows_named(self, batches: Sequence[Any]) -> str:
+        """Return the numbers of the demonstrations, or of the step's prompts."""
+        if self.groups is not None:
+            return numbers(sorted(set(self.groups.step_rows)), "the prompts")
+        return super().rows_named(batches) if self._rows is None else rows_in(batches, self._rows)
 
     def step_count(self, batches: list[dict[str, Any]], device: torch.device) -> Tensor:
         """Count what the objective's reduction names over the micro-batches of all ranks."""
@@ -260,9 +273,7 @@ class Trainer(AdaptedTrainer):
             # A packed batch has lost its rows; its repeats stay.
             return stats
         fresh = state.remainder - self.accelerator.process_index * len(inputs["labels"])
-        keep = stats.require("sequence") < fresh
-        values = {field.name: getattr(stats, field.name) for field in dataclasses.fields(stats)}
-        return type(stats)(**{name: None if value is None else value[keep] for name, value in values.items()})
+        return stats.take(stats.require("sequence") < fresh)
 
     def _denominator(self, inputs: dict[str, Any], step_count: Tensor | int | None) -> Tensor:
         if step_count is None:
@@ -279,10 +290,11 @@ class Trainer(AdaptedTrainer):
         denominator: Tensor | None,
     ) -> StatisticsOutput:
         """Return loss and statistics of the batch's trained tokens; without denominator, as evaluation wants them."""
-        mask, _ = trained_positions(inputs["labels"])
+        mask, targets = trained_positions(inputs["labels"])
         sequence, position = token_layout(inputs)
         given = {name: column[:, 1:][mask] for name, column in columns.items()}
-        given |= {"sequence": sequence, "position": position}
+        ends = torch.tensor(self._ends, device=targets.device, dtype=targets.dtype)
+        given |= {"sequence": sequence, "position": position, "end": torch.isin(targets, ends)}
         model_inputs = {name: value for name, value in inputs.items() if name != "labels"}
         with self.accelerator.autocast():
             reference = self.reference.states(mask, model_inputs)
@@ -334,17 +346,23 @@ class Trainer(AdaptedTrainer):
         if "loss" in logs:
             logs = {**logs, **self._read("train", self._steps_summed), **self._read_groups()}
             self._steps_summed = 0
+        elif self.groups is not None and "train_runtime" in logs:
+            logs.update(self.groups.sums.read_rest(self._summed, self.args.device))
         self.drop_own_metrics()
         super().log(logs, start_time)
 
     def _read_groups(self) -> dict[str, float]:
         if self.groups is None:
             return {}
-        ranks = self.accelerator.num_processes
-        return self.groups.sums.read(lambda sums: self.accelerator.reduce(sums, "sum"), self.args.device, ranks)
+        return self.groups.sums.read(self._summed, self.args.device, self.accelerator.num_processes)
+
+    def _summed(self, sums: Tensor) -> Tensor:
+        """Return sums over all ranks."""
+        total: Tensor = self.accelerator.reduce(sums, "sum")
+        return total
 
     def _read(self, mode: str, steps: int) -> dict[str, float]:
-        metrics = self._sums[mode].read(lambda total: self.accelerator.reduce(total, "sum"), steps)
+        metrics = self._sums[mode].read(self._summed, steps)
         seen = int(metrics.pop("seen", 0))
         metrics.pop("tokens", None)
         if mode == "train" and metrics:

@@ -1,6 +1,9 @@
 """Run one program under limits and report how it ended; kills everything it leaves behind.
 
-Reads the program from standard input, its limits from the first argument, and prints one JSON object.
+Standard input holds the program's length (8 bytes), the program and a secret token; the limits are the first argument.
+One JSON object is printed, the token in it. A program has passed when its process gives the token back. The token is
+read after that process was forked, and there it is on the interpreter's stack alone, where no name, frame or object
+leads to it: a program that leaves early, writes to inherited files or kills this process cannot say that it passed.
 """
 
 import contextlib
@@ -10,11 +13,26 @@ import os
 import resource
 import select
 import signal
+import struct
 import sys
 import time
+from typing import Any, NoReturn
 
+TOKEN_BYTES = 32
+MESSAGE_BYTES = 4096
+START_SECONDS = 20.0
+READY = b"ready"
 PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+CAPABILITIES_VERSION = 0x20080522
+READ_ANY_FILE, WRITE_ANY_FILE = 1 << 2, 1 << 1
+REFUSED_EVENTS = {"sys.settrace", "sys.setprofile", "gc.get_objects", "gc.get_referents", "gc.get_referrers"}
+"""Tracing can jump over tests, and the collector could find what is on the stack."""
+
+Outcome = dict[str, str]
+PASSED: Outcome = {"status": "passed", "detail": ""}
 
 
 def control(option: int, value: int) -> None:
@@ -23,51 +41,86 @@ def control(option: int, value: int) -> None:
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
-def limit(limits: dict) -> None:
+def give_up_privileges() -> None:
+    """Drop the superuser's capabilities but that of reading files, which Python's library may need."""
+    control(PR_SET_NO_NEW_PRIVS, 1)
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        header, held = struct.pack("=Ii", CAPABILITIES_VERSION, 0), ctypes.create_string_buffer(24)
+        library.capget(header, held)
+        permitted = struct.unpack("=6I", held.raw)[1]
+        kept = permitted & READ_ANY_FILE or permitted & WRITE_ANY_FILE
+        library.capset(header, struct.pack("=6I", kept, kept, 0, 0, 0, 0))
+
+
+def limit(limits: dict[str, Any]) -> None:
+    """Limit this process.
+
+    Raises:
+        OSError: naming the limit that the system refuses.
+    """
     cpu = max(1, int(limits["seconds"]) + 1)
-    for name, value in (
-        ("RLIMIT_CPU", cpu),
-        ("RLIMIT_AS", limits["memory_bytes"]),
-        ("RLIMIT_DATA", limits["memory_bytes"]),
-        ("RLIMIT_FSIZE", limits["file_bytes"]),
-        ("RLIMIT_NOFILE", 64),
-        ("RLIMIT_CORE", 0),
-    ):
-        resource.setrlimit(getattr(resource, name), (value, value))
+    wanted = {
+        "RLIMIT_CPU": cpu,
+        "RLIMIT_AS": limits["memory_bytes"],
+        "RLIMIT_DATA": limits["memory_bytes"],
+        "RLIMIT_FSIZE": limits["file_bytes"],
+        "RLIMIT_NOFILE": 64,
+        "RLIMIT_CORE": 0,
+    }
+    if limits["processes"]:
+        # The superuser is exempt from this one, and a limit already below it serves as well.
+        hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+        most = limits["processes"] if hard == resource.RLIM_INFINITY else min(limits["processes"], hard)
+        wanted["RLIMIT_NPROC"] = most
+    for name, value in wanted.items():
+        try:
+            resource.setrlimit(getattr(resource, name), (value, value))
+        except (OSError, ValueError) as error:
+            hard = resource.getrlimit(getattr(resource, name))[1]
+            raise OSError(f"{name} cannot be set to {value} where the hard limit is {hard}: {error}") from error
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
 
-def limit_processes(count: int) -> None:
-    # Counted per user over the whole machine: so many more than now. The superuser is exempt from this limit.
-    running = 0
-    for entry in os.listdir("/proc") if os.path.isdir("/proc") else ():
-        if entry.isdigit():
-            with contextlib.suppress(OSError):
-                if os.stat(f"/proc/{entry}").st_uid == os.getuid():
-                    running += len(os.listdir(f"/proc/{entry}/task"))
-    if running:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NPROC, (running + count, running + count))
+def refuse(event: str, _: tuple[Any, ...]) -> None:
+    """An audit hook: it cannot be taken away again."""
+    if event in REFUSED_EVENTS:
+        raise RuntimeError(f"{event} is not available to a program under test")
 
 
-def run(program: str, limits: dict, verdict: int) -> None:
-    """Run in the child; write the verdict as the last thing, so that leaving early writes none."""
+def run(program: bytes, limits: dict[str, Any], token: int, verdict: int) -> NoReturn:
+    """Run in the child: say that the limits hold, then give the token back or the reason for having none."""
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
-    limit_processes(limits["processes"])
-    limit(limits)
-    outcome = {"status": "passed", "detail": ""}
+    os.close(null)
+    os.environ.clear()
     try:
-        exec(compile(program, "<answer>", "exec"), {"__name__": "__main__"})
+        limit(limits)
+    except OSError as error:
+        os.write(verdict, str(error).encode())
+        os._exit(1)
+    give_up_privileges()
+    os.write(verdict, READY)
+    sys.addaudithook(refuse)
+    try:
+        # Evaluated from left to right: the function and the token wait on the stack until the program has ended.
+        os.write(
+            verdict,
+            (
+                os.read(token, TOKEN_BYTES),
+                os.close(token),  # type: ignore[func-returns-value]  # called for the order
+                exec(compile(program.decode(), "<answer>", "exec"), {"__name__": "__main__"}),  # type: ignore[func-returns-value]  # called for the order
+            )[0],
+        )
     except BaseException as error:
-        outcome = {"status": "failed", "detail": f"{type(error).__name__}: {error}"[:300]}
-    os.write(verdict, json.dumps(outcome).encode())
+        os.write(verdict, f"{type(error).__name__}: {error}"[:300].encode("utf-8", "replace"))
     os._exit(0)
 
 
-def children() -> list:
-    found = []
+def children() -> list[int]:
+    """Return the processes that this one is the parent of."""
+    found: list[int] = []
     with contextlib.suppress(OSError):
         for task in os.listdir("/proc/self/task"):
             with open(f"/proc/self/task/{task}/children") as file:
@@ -92,51 +145,79 @@ def reap(child: int) -> None:
         time.sleep(0.005)
 
 
-def verdict_of(source: int, child: int, seconds: float) -> dict:
+def message(source: int, seconds: float) -> bytes | None:
+    """Return what the child writes within `seconds`; empty where nobody can write any more, None after that time."""
+    return os.read(source, MESSAGE_BYTES) if select.select([source], [], [], seconds)[0] else None
+
+
+def verdict_of(source: int, child: int, token: bytes, seconds: float) -> Outcome:
+    """Wait for the child's one message or its end."""
     deadline = time.monotonic() + seconds
-    collected = b""
-    while True:
-        ready = select.select([source], [], [], max(0.0, min(0.05, deadline - time.monotonic())))[0]
-        part = os.read(source, 65536) if ready else None
-        if part:
-            collected += part
-            with contextlib.suppress(ValueError):
-                return json.loads(collected)
-            continue
-        pid, status = os.waitpid(child, os.WNOHANG)
-        # Read once more after the child is gone: it may have written between the read and its end.
-        if pid and not select.select([source], [], [], 0)[0]:
-            return ended(status)
-        if pid:
-            part = os.read(source, 65536)
-            with contextlib.suppress(ValueError):
-                return json.loads(collected + part)
-            return ended(status)
-        if time.monotonic() >= deadline:
-            return {"status": "timeout", "detail": f"no end within {seconds:g} s"}
+    while (left := deadline - time.monotonic()) > 0:
+        said = message(source, min(0.05, left))
+        if not said:
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid == 0:
+                time.sleep(0.0 if said is None else 0.01)
+                continue
+            # It may have written between the look and its end.
+            said = message(source, 0.0)
+            if not said:
+                return ended(status)
+        return PASSED if said == token else {"status": "failed", "detail": said.decode("utf-8", "replace")}
+    return {"status": "timeout", "detail": f"no end within {seconds:g} s"}
 
 
-def ended(status: int) -> dict:
-    if os.WIFSIGNALED(status):
-        return {"status": "killed", "detail": signal.Signals(os.WTERMSIG(status)).name}
-    return {"status": "failed", "detail": "left before the tests were through"}
+def ended(status: int) -> Outcome:
+    if not os.WIFSIGNALED(status):
+        return {"status": "failed", "detail": "left before the tests were through"}
+    number = os.WTERMSIG(status)
+    return {
+        "status": "killed",
+        "detail": next((one.name for one in signal.Signals if one == number), f"signal {number}"),
+    }
+
+
+def read(size: int) -> bytes:
+    """Return bytes of standard input, and no byte more: what is still in the pipe is in no child's memory."""
+    parts = []
+    while size:
+        part = os.read(0, size)
+        if not part:
+            os._exit(1)
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
 
 
 def main() -> None:
     limits = json.loads(sys.argv[1])
-    program = sys.stdin.buffer.read().decode()
+    program = read(struct.unpack("<Q", read(8))[0])
     control(PR_SET_CHILD_SUBREAPER, 1)
+    control(PR_SET_DUMPABLE, 0)  # the child may not read this process's memory or open its files
     source, verdict = os.pipe()
+    taking, giving = os.pipe()
     child = os.fork()
     if child == 0:
         control(PR_SET_PDEATHSIG, signal.SIGKILL)
         os.setsid()
         os.close(source)
-        run(program, limits, verdict)
+        os.close(giving)
+        run(program, limits, taking, verdict)
     os.close(verdict)
-    outcome = verdict_of(source, child, limits["seconds"])
-    reap(child)
-    print(json.dumps(outcome))
+    os.close(taking)
+    try:
+        token = read(TOKEN_BYTES)
+        first = message(source, START_SECONDS)
+        if first == READY:
+            os.write(giving, token)
+            outcome = verdict_of(source, child, token, limits["seconds"])
+        else:
+            detail = "its process did not start" if not first else first.decode("utf-8", "replace")
+            outcome = {"status": "refused" if first else "killed", "detail": detail}
+    finally:
+        reap(child)
+    print(json.dumps({**outcome, "token": token.hex()}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The program of a verifier's worker: pickled requests in (length first), one JSON reply a line out."""
+"""The program of a verifier's worker: pickled requests in (length and number first), one JSON reply a line out."""
 
 import importlib
 import json
@@ -11,20 +11,24 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
+from typing import Any
+
+Reply = dict[str, Any]
 
 MEMORY_BYTES = 4 * 2**30
 """Memory a verifier may take beyond what it has once imported."""
 
 
-def load(target):
+def load(target: str) -> Callable[[str, Any], Any]:
     module, _, attribute = target.partition(":")
-    found = importlib.import_module(module)
+    found: Any = importlib.import_module(module)
     for part in attribute.split("."):
         found = getattr(found, part)
     return found
 
 
-def limit_memory():
+def limit_memory() -> None:
     # Private writable memory: libraries for accelerators reserve address space by the terabyte. Where the system does
     # not count it, the limit is without effect.
     try:
@@ -37,13 +41,13 @@ def limit_memory():
     resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
 
 
-def leave_with_parent(parent):
+def leave_with_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1.0)
     os.killpg(0, signal.SIGKILL)
 
 
-def read(source, size):
+def read(source: int, size: int) -> bytes:
     parts = []
     while size:
         part = os.read(source, min(size, 2**20))
@@ -54,14 +58,15 @@ def read(source, size):
     return b"".join(parts)
 
 
-def number(score):
+def number(score: Any) -> float:
     if isinstance(score, (str, bytes)):
         raise TypeError(f"it returned {score[:60]!r}, which is no number")
     return float(score)
 
 
-def judge(function, request):
+def judge(function: Callable[[str, Any], Any], request: bytes) -> Reply:
     """Return the reply; it is marked as the last where the process is of no further use."""
+    reply: Reply
     try:
         completion, row, seconds = pickle.loads(request)
         # Should the parent die while one long operation keeps every thread waiting, this ends the process. Processor
@@ -73,11 +78,13 @@ def judge(function, request):
         return {"error": f"MemoryError: it may take {MEMORY_BYTES // 2**30} GiB beyond its imports", "last": True}
     except BaseException as error:
         reply = {"error": describe(error)}
-    signal.setitimer(signal.ITIMER_PROF, 0)
+    # An alarm that the verifier set and left would end the process while it judges another answer.
+    for timer in (signal.ITIMER_PROF, signal.ITIMER_REAL, signal.ITIMER_VIRTUAL):
+        signal.setitimer(timer, 0)
     return reply
 
 
-def describe(error):
+def describe(error: BaseException) -> str:
     try:
         text = f"{type(error).__name__}: {error}"[:300]
         frames = traceback.extract_tb(error.__traceback__)[1:]
@@ -86,7 +93,7 @@ def describe(error):
         return type(error).__name__
 
 
-def main():
+def main() -> None:
     settings = json.loads(sys.argv[1])
     sys.path[:] = settings["path"]
     # The verifier gets neither end of our pipes: what it prints goes nowhere, and it finds its input at an end.
@@ -98,7 +105,7 @@ def main():
     own = os.getpid()
     threading.Thread(target=leave_with_parent, args=(os.getppid(),), daemon=True).start()
 
-    def send(reply):
+    def send(reply: Reply) -> None:
         if os.getpid() != own:  # a child that the verifier forked and that came back: one question, one answer
             os._exit(1)
         os.write(replies, json.dumps(reply).encode() + b"\n")
@@ -111,8 +118,8 @@ def main():
     limit_memory()
     send({})
     while True:
-        (size,) = struct.unpack("<Q", read(requests, 8))
-        send(judge(function, read(requests, size)))
+        size, asked = struct.unpack("<QQ", read(requests, 16))
+        send(judge(function, read(requests, size)) | {"number": asked})
 
 
 if __name__ == "__main__":

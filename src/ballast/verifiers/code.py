@@ -1,9 +1,11 @@
 """Judge code answers by their tests, in a limited subprocess.
 
-This is not a sandbox. The limits (time, memory, file size, processes, a temporary folder, an empty environment) stop
-accidents: endless loops, memory hogs, forks, output floods. A program that means harm can still read what this user may
-read, use the network, and delete this user's files. Run code of models you do not trust inside a container or a
-virtual machine.
+The limits (time, memory, file size, processes, a temporary folder, an empty environment) stop accidents: endless loops,
+memory hogs, forks, output floods. Where bubblewrap works, programs have no network either, see no other processes and
+may write to their folder only; what this user may read they can still read. Without it a program that means harm can
+also use the network and delete this user's files: run code of models you do not trust inside a container or a virtual
+machine. A verdict cannot be forged, but tests share a process with the answer: one whose objects claim to equal
+everything, or that patches what the tests call, passes them.
 """
 
 from __future__ import annotations
@@ -12,20 +14,25 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import signal
+import struct
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from ballast.errors import BallastError
 from ballast.protocols import Progress
+from ballast.verifiers.sandbox import command, running_tasks, sandbox
 
-RUNNER = Path(__file__).with_name("_code_runner.py")
+TOKEN_BYTES = 32
+"""Of the secret that a program's supervisor knows and the program does not."""
+RUNNER_SECONDS = 60.0
+"""Time beyond a program's own that its supervisor has to start and to clear up."""
+IMPORTS = "import collections, math, re, typing"
 COLUMNS = ("prompt", "test", "entry_point")
 STOPS = ("\ndef ", "\nclass ", "\nif ", "\nprint(", "\nassert ", "\n@", "\n#", "\n```")
 FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
@@ -43,10 +50,17 @@ class CodeLimits:
 
 @dataclass(frozen=True)
 class ProgramResult:
-    """`status` is ``passed``, ``failed``, ``timeout`` or ``killed``; `detail` names the exception or signal."""
+    """How a program ended, and in what it ran.
+
+    Attributes:
+        status: ``passed``, ``failed``, ``timeout`` or ``killed``.
+        detail: names the exception or signal.
+        sandbox: ``bwrap`` or ``rlimits``.
+    """
 
     status: str
     detail: str = ""
+    sandbox: str = "rlimits"
 
     @property
     def passed(self) -> bool:
@@ -91,17 +105,30 @@ def run_program(program: str, limits: CodeLimits | None = None, *, allow_code_ex
     Everything that the program started is killed with it.
 
     Raises:
-        BallastError: without ``allow_code_execution=True``, or where the system has no resource limits.
+        BallastError: without ``allow_code_execution=True``, or where the system has no such limits or refuses one.
     """
     require_permission(allow_code_execution, 1)
     if not hasattr(os, "fork"):
         raise BallastError(
             "running code answers needs POSIX resource limits, which this system lacks: use Linux or WSL"
         )
-    limits = limits or CodeLimits()
+    limits, kind = limits or CodeLimits(), sandbox()
+    said = _run(program, limits)
+    if said.get("status") == "refused":
+        raise BallastError(
+            f"programs cannot be limited here ({said['detail']}), so every answer would fail; lower code_seconds or "
+            "code_memory_mb to what is allowed, or raise the limit (ulimit -H)"
+        )
+    return ProgramResult(said["status"], said["detail"], kind)
+
+
+def _run(program: str, limits: CodeLimits) -> dict[str, str]:
+    """Return what the runner says of a program; what cannot be its word is a program that was killed."""
+    token, source = secrets.token_bytes(TOKEN_BYTES), program.encode("utf-8", "replace")
+    settings = asdict(limits) | {"processes": (running := running_tasks()) and running + limits.processes}
     with tempfile.TemporaryDirectory(prefix="ballast-code-") as folder:
         process = subprocess.Popen(
-            [sys.executable, "-I", str(RUNNER), json.dumps(asdict(limits))],
+            [*command(folder), json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -111,15 +138,17 @@ def run_program(program: str, limits: CodeLimits | None = None, *, allow_code_ex
         )
         try:
             # The runner keeps the time; this longer clock is for a runner that was itself stopped or killed.
-            output, _ = process.communicate(program.encode("utf-8", "replace"), timeout=limits.seconds + 30)
+            request = struct.pack("<Q", len(source)) + source + token
+            output, _ = process.communicate(request, timeout=limits.seconds + RUNNER_SECONDS)
         except subprocess.TimeoutExpired:
-            return ProgramResult("timeout", "the runner did not answer")
+            return {"status": "timeout", "detail": "the runner did not answer"}
         finally:
             _kill_session(process)
-    try:
-        return ProgramResult(**json.loads(output))
-    except (ValueError, TypeError):
-        return ProgramResult("killed", f"the runner ended with code {process.returncode}")
+    with contextlib.suppress(ValueError):
+        said = json.loads(output)
+        if isinstance(said, dict) and said.pop("token", None) == token.hex():
+            return said
+    return {"status": "killed", "detail": f"the runner ended with code {process.returncode}"}
 
 
 def _kill_session(process: subprocess.Popen[bytes]) -> None:
@@ -129,6 +158,20 @@ def _kill_session(process: subprocess.Popen[bytes]) -> None:
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             pipe.close()
+
+
+def check_limits(limits: CodeLimits) -> None:
+    """Run a program that only imports, so that limits which the system refuses are found before a model is loaded.
+
+    Raises:
+        BallastError: naming the limit, or saying that no program can pass.
+    """
+    result = run_program(IMPORTS, limits, allow_code_execution=True)
+    if not result.passed:
+        raise BallastError(
+            f"the program {IMPORTS!r} does not pass within {limits.seconds:g} s and {limits.memory_bytes // 2**20} MiB "
+            f"({result.status} {result.detail}), so every answer would fail; raise code_seconds or code_memory_mb"
+        )
 
 
 def run_programs(

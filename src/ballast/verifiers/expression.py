@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import ast
 import operator
+from collections.abc import Callable
 from fractions import Fraction
 
 MAX_CHARACTERS = 500
 MAX_DEPTH = 60
 MAX_MAGNITUDE = 10**15
 
-_BINARY = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
-_UNARY = {ast.UAdd: operator.pos, ast.USub: operator.neg}
+_BINARY: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+_UNARY: dict[type[ast.unaryop], Callable[[Fraction], Fraction]] = {ast.UAdd: operator.pos, ast.USub: operator.neg}
 
 
 def evaluate_expression(text: str) -> Fraction | None:
@@ -41,6 +47,7 @@ def _value(node: ast.expr, depth: int) -> Fraction:
         return _BINARY[type(node.op)](_value(node.left, depth - 1), _value(node.right, depth - 1))
     if isinstance(node, ast.UnaryOp) and type(node.op) in _UNARY:
         return _UNARY[type(node.op)](_value(node.operand, depth - 1))
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float) and abs(node.value) <= MAX_MAGNITUDE:
-        return Fraction(node.value)
+    value = node.value if isinstance(node, ast.Constant) else None
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= MAX_MAGNITUDE:
+        return Fraction(value if value % 1 == 0 else repr(value))  # as written: 0.1 is a tenth
     raise ValueError("not arithmetic")

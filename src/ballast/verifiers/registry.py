@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import re
-import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -13,14 +11,14 @@ from functools import partial
 from typing import Any
 
 from ballast.errors import BallastError, suggest
+from ballast.verifiers.answers import close, first_line, last_number, normalised
 from ballast.verifiers.expression import evaluate_expression
+from ballast.verifiers.notation import reference
 from ballast.verifiers.worker import VerifierTimeout, VerifierUnavailable, judge
 
 SECONDS = 10.0
 """Wall clock of one verdict of a verifier that runs in a worker process."""
 MATH = "ballast.verifiers.math:judge"
-
-NUMBER = re.compile(r"(?:(?<![\w.)])[-−])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
 
 Row = Mapping[str, Any]
 
@@ -130,12 +128,12 @@ def score_answers(verify: Verifier, answers: Iterable[tuple[str, Row]]) -> Score
             score = _checked(verify(completion, row))
         except VerifierTimeout as error:
             timeouts += 1
-            first_error = first_error or str(error)
+            first_error = first_error or _printable(str(error))
         except VerifierUnavailable:
             raise
         except (Exception, SystemExit) as error:
             errors += 1
-            first_error = first_error or f"{type(error).__name__}: {error}"
+            first_error = first_error or _printable(f"{type(error).__name__}: {error}")
         scores.append(score)
     if errors or timeouts:
         warnings.warn(
@@ -144,6 +142,11 @@ def score_answers(verify: Verifier, answers: Iterable[tuple[str, Row]]) -> Score
             stacklevel=2,
         )
     return ScoredBatch(tuple(scores), errors, timeouts, first_error)
+
+
+def _printable(text: str) -> str:
+    # An exception may quote the model's text, with whatever a terminal makes of it.
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def _checked(score: Any) -> float:
@@ -155,28 +158,6 @@ def _checked(score: Any) -> float:
     return value
 
 
-def normalised(text: str) -> str:
-    """Return text without differences of case, width, white space and closing full stop."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).rstrip(".").rstrip()
-
-
-def last_number(text: str) -> float | None:
-    """Return the last number of a text (thousands separators allowed), or None.
-
-    >>> last_number("16-3 eggs make $1,234.50.")
-    1234.5
-    """
-    numbers = NUMBER.findall(text)
-    return float(numbers[-1].replace(",", "").replace("−", "-")) if numbers else None
-
-
-def close(left: float, right: float) -> bool:
-    """Whether two numbers are equal: whole ones exactly, others to about six digits."""
-    if float(left).is_integer() and float(right).is_integer():
-        return left == right
-    return math.isclose(left, right, rel_tol=1e-6, abs_tol=1e-9)
-
-
 def _answer(row: Row) -> Any:
     if row.get("answer") is None:
         raise BallastError(f"no 'answer' to judge by (columns: {', '.join(map(str, row))}); rename one with `columns`")
@@ -186,9 +167,15 @@ def _answer(row: Row) -> Any:
 def _number(row: Row) -> float:
     answer = _answer(row)
     number = last_number(answer) if isinstance(answer, str) else answer
-    if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
-        raise BallastError(f"the answer {answer!r} has no number to compare with")
-    return float(number)
+    # Not by isfinite: it raises for whole numbers beyond any float.
+    if (
+        isinstance(number, (int, float))
+        and not isinstance(number, bool)
+        and abs(number) != math.inf
+        and number == number
+    ):
+        return number
+    raise BallastError(f"the answer {answer!r} has no number to compare with")
 
 
 def _needs_answer(row: Row) -> None:
@@ -197,6 +184,11 @@ def _needs_answer(row: Row) -> None:
 
 def _needs_number(row: Row) -> None:
     _number(row)
+
+
+def _needs_text(row: Row) -> None:
+    if not reference(str(_answer(row))):
+        raise BallastError(f"the answer {row['answer']!r} is blank: nothing to compare with")
 
 
 def _exact(completion: str, row: Row) -> float:
@@ -211,9 +203,8 @@ def _last_number(completion: str, row: Row) -> float:
 
 
 def _expression(completion: str, row: Row) -> float:
-    line = next((line for line in completion.splitlines() if line.strip()), "")
-    value = evaluate_expression(line.strip().removeprefix("="))
-    return float(value is not None and close(float(value), _number(row)))
+    value = evaluate_expression(first_line(completion))
+    return float(value is not None and close(value, _number(row)))
 
 
 def _math(completion: str, row: Row, seconds: float = SECONDS) -> float:
@@ -226,6 +217,6 @@ VERIFIERS: dict[str, Verifier] = {
         Verifier("exact", _exact, _needs_answer),
         Verifier("expression", _expression, _needs_number),
         Verifier("last-number", _last_number, _needs_number),
-        Verifier("math", _math, _needs_answer),
+        Verifier("math", _math, _needs_text),
     )
 }

@@ -11,6 +11,7 @@ import atexit
 import json
 import os
 import pickle
+import secrets
 import selectors
 import signal
 import struct
@@ -27,6 +28,9 @@ from ballast.errors import BallastError
 PROGRAM = Path(__file__).with_name("_worker_process.py")
 START_SECONDS = 120.0
 """Time a worker has to start: importing a computer algebra system on a busy machine is slow."""
+
+REPLY_BYTES = 2**16
+NOT_OURS = "the verifier wrote into the pipe of its verdicts"
 
 T = TypeVar("T")
 
@@ -65,13 +69,19 @@ class VerifierWorker:
         # Pickled, since rows hold dates, bytes, tuples and images, which JSON would change or refuse. What is loaded is
         # what this process wrote into its own pipe; the worker's replies are JSON, so nothing of its making is loaded.
         request = pickle.dumps((completion, dict(row), seconds))
+        # A reply names its question by a number that the verifier does not know: one of the verifier's own making, or
+        # one too many, must not be taken for the verdict on another answer.
+        number = secrets.randbits(63)
         with self._lock:
             process = self._running()
-            reply = self._guarded(lambda: self._ask(process, struct.pack("<Q", len(request)) + request, seconds))
+            asked = struct.pack("<QQ", len(request), number) + request
+            reply = self._guarded(lambda: self._ask(process, asked, seconds))
             if reply is None:
                 raise RuntimeError(f"the verifier's process {self._end(process)} while judging")
-            if reply.get("last"):
+            if reply.get("last") or reply.get("number") != number:
                 self._stop()
+            if reply.get("number") != number:
+                raise RuntimeError(NOT_OURS)
         if "error" in reply:
             raise RuntimeError(reply["error"])
         return float(reply["score"])
@@ -86,27 +96,38 @@ class VerifierWorker:
         if self._process is not None and self._process.poll() is None and self._place == place:
             return self._process
         self._stop()
+        try:
+            process = self._process = self._start()
+        except OSError as error:
+            raise self._not_started(str(error)) from error
+        self._place = place
+        ready = self._guarded(lambda: self._read(process, time.monotonic() + START_SECONDS, START_SECONDS))
+        if ready is None or "error" in ready:
+            reason = f"its process {self._end(process)}" if ready is None else ready["error"]
+            self._stop()
+            raise self._not_started(reason)
+        self._has_run = True
+        return process
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        path = [place for place in sys.path if isinstance(place, str)]  # the import system skips anything else
         # -I keeps the program's folder, whose modules have common names, off the worker's path. A session of its own
         # lets what the verifier started be killed with it, and keeps the terminal's interrupt away.
-        process = self._process = subprocess.Popen(
-            [sys.executable, "-I", str(PROGRAM), json.dumps({"target": self.target, "path": sys.path})],
+        process = subprocess.Popen(
+            [sys.executable, "-I", str(PROGRAM), json.dumps({"target": self.target, "path": path})],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             bufsize=0,
             start_new_session=True,
         )
-        self._place = place
         assert process.stdin is not None
         os.set_blocking(process.stdin.fileno(), False)
-        ready = self._guarded(lambda: self._read(process, time.monotonic() + START_SECONDS, START_SECONDS))
-        if ready is None or "error" in ready:
-            reason = f"its process {self._end(process)}" if ready is None else ready["error"]
-            self._stop()
-            kind = RuntimeError if self._has_run else VerifierUnavailable
-            raise kind(f"verifier {self.target!r} does not start in its worker process: {reason}")
-        self._has_run = True
         return process
+
+    def _not_started(self, reason: str) -> Exception:
+        kind = RuntimeError if self._has_run else VerifierUnavailable
+        return kind(f"verifier {self.target!r} does not start in its worker process: {reason}")
 
     def _guarded(self, action: Callable[[], T]) -> T:
         try:
@@ -142,7 +163,13 @@ class VerifierWorker:
             if not part:
                 return None
             line += part
-        return json.loads(line)
+            if len(line) > REPLY_BYTES:
+                raise RuntimeError(NOT_OURS)
+        try:
+            reply = json.loads(line)
+        except ValueError as error:
+            raise RuntimeError(NOT_OURS) from error
+        return reply if isinstance(reply, dict) else {}
 
     def _end(self, process: subprocess.Popen[bytes]) -> str:
         """Stop what is left of a process that closed its pipe, and say how it ended."""
@@ -153,7 +180,9 @@ class VerifierWorker:
         self._stop()
         if code is None:
             return "closed its pipe"
-        return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"left with exit code {code}"
+        if code >= 0:
+            return f"left with exit code {code}"
+        return f"was ended by {next((one.name for one in signal.Signals if one == -code), f'signal {-code}')}"
 
     def _stop(self) -> None:
         process, self._process = self._process, None

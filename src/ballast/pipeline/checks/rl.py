@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from ballast import models
 from ballast.config import training as settings
@@ -21,22 +22,21 @@ from ballast.rl.options import ELSEWHERE, TRAINER, RLOptions
 
 FIXED: dict[str, tuple[str, ...]] = {"model": (), "data": (), "rl": ("steps", "save_steps"), "seed": ()}
 """Sections that a resumed run may not change, and their keys that it may: a longer run begins like a shorter one."""
-FIELD_CHOICES: dict[str, tuple[Any, ...]] = {
-    "importance_sampling_level": ("token", "sequence"),
-    "scale_rewards": ("group", "batch", "none", True, False),
-    "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
-    "vllm_mode": ("colocate", "server"),
+NARROWER: dict[str, Any] = {
+    **settings.NARROWER,
+    "delta": NonNegativeFloat | None,
+    "epsilon": NonNegativeFloat,
+    "epsilon_high": NonNegativeFloat | None,
+    "importance_sampling_level": Literal["token", "sequence"],
+    "min_p": Annotated[float, Field(ge=0, le=1)] | None,
+    "repetition_penalty": PositiveFloat,
+    "scale_rewards": Literal["group", "batch", "none"],
+    "top_entropy_quantile": Annotated[float, Field(ge=0, le=1)],
+    "top_k": NonNegativeInt,
+    "vllm_importance_sampling_mode": Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"],
+    "vllm_mode": Literal["colocate", "server"],
 }
-"""Values of fields that TRL itself looks at only when a step has been sampled."""
-FIELD_BOUNDS: dict[str, tuple[float, float]] = {
-    "delta": (0, math.inf),
-    "epsilon": (0, math.inf),
-    "epsilon_high": (0, math.inf),
-    "min_p": (0, 1),
-    "repetition_penalty": (1e-3, math.inf),
-    "top_entropy_quantile": (0, 1),
-    "top_k": (0, math.inf),
-}
+"""Types of fields whose values TRL itself looks at only when a step has been sampled."""
 SHARDED = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
 
 
@@ -160,20 +160,10 @@ def _wrong(key: str, value: Any, hints: Mapping[str, Any]) -> str | None:
     if key in ELSEWHERE:
         return f"would be overridden here; {ELSEWHERE[key]}"
     if key in TRAINER:
-        return settings.wrong_type(value, hints[key]) or _wrong_value(key, value)
+        return settings.misfit(value, NARROWER.get(key, hints[key]))
     if key in hints:
         return "is a field of trl.GRPOConfig that `ballast rl` does not take; leave it out"
     return f"unknown key{suggest(key, TRAINER)}"
-
-
-def _wrong_value(key: str, value: Any) -> str | None:
-    if key in FIELD_CHOICES and value not in FIELD_CHOICES[key]:
-        return f"{value!r} is not allowed{suggest(str(value), tuple(map(str, FIELD_CHOICES[key])))}"
-    if key in FIELD_BOUNDS and isinstance(value, (int, float)):
-        low, high = FIELD_BOUNDS[key]
-        if not low <= value <= high:
-            return f"must be at least {low:g}{f' and at most {high:g}' if high < math.inf else ''}; got {value}"
-    return settings.out_of_range(key, value)
 
 
 def _construct(recipe: Recipe, options: RLOptions) -> Iterable[Problem]:

@@ -1,10 +1,12 @@
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 
 import pytest
 
 from ballast.errors import BallastError
+from ballast.verifiers.answers import close, last_number
 from ballast.verifiers.expression import evaluate_expression
-from ballast.verifiers.registry import VERIFIERS, Verifier, check_rows, last_number, score_answers, verifier
+from ballast.verifiers.registry import VERIFIERS, Verifier, check_rows, score_answers, verifier
 from ballast.verifiers.worker import VerifierTimeout
 
 
@@ -37,7 +39,7 @@ def test_math_scores_off_the_main_thread():
         ("( 76.0 - 25.0 )", 51),
         ("1/3*3", 1),
         ("-(2+3)*4", -20),
-        ("0.1+0.2", pytest.approx(0.3)),
+        ("0.1+0.2", 0.3),
         ("2**3", None),
         ("9**9**9**9", None),
         ("__import__('os').system('true')", None),
@@ -68,6 +70,9 @@ def test_expression_verifier_reads_the_first_line():
     assert judge("= 8 + 2", {"answer": "10"}) == 1
     assert judge("8 + 3", {"answer": 10}) == 0
     assert judge("8 + 2 = 10", {"answer": 10}) == 0
+    assert judge("8 + 2\u2028", {"answer": 10}) == 1
+    assert judge("8\u2028+ 2", {"answer": 8}) == 0  # one line to everybody but str.splitlines
+    assert judge("8 + 2\r\n8 + 3", {"answer": 10}) == 1
 
 
 @pytest.mark.parametrize(
@@ -80,10 +85,50 @@ def test_expression_verifier_reads_the_first_line():
         ("costs .5", 0.5),
         ("12,34", 34),
         ("none", None),
+        ("1e-7", 1e-7),
+        ("about 2.5E3 of them", 2500),
+        ("9007199254740993", 9007199254740993),
+        ("1e5x", 5),
+        ("3 " + "and so on " * 100, 3),
+        ("1" * 5000, float("inf")),
     ],
 )
 def test_last_number(text, value):
     assert last_number(text) == value
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "same"),
+    [
+        (1 / 3, 0.33333, False),
+        (1 / 3, 0.3333333, True),
+        (1e-10, 2e-10, False),
+        (1e-10, 1.0000001e-10, True),
+        (0, 1e-10, False),
+        (0, 5.5e-17, True),
+        (2**53, 2**53 + 1, False),
+        (10**400, 10**400, True),
+        (10**400, 10**400 + 1, False),
+        (10**400, 0.5, False),
+        (Fraction(10**400, 3), 0.5, False),
+        (float("inf"), 1.0, False),
+        (float("nan"), 1.0, False),
+    ],
+    ids=lambda value: str(value)[:12],
+)
+def test_numbers_are_close_by_their_ratio_however_small_or_large(left, right, same):
+    assert close(left, right) is same
+    assert close(right, left) is same
+
+
+def test_tiny_and_huge_numbers_are_told_apart():
+    assert verifier("last-number")("it is 1e-10", {"answer": 2e-10}) == 0
+    assert verifier("last-number")("it is 1e-10", {"answer": "1e-10"}) == 1
+    assert verifier("last-number")("9007199254740993", {"answer": "9007199254740992"}) == 0
+    assert verifier("expression")("1/10000000000", {"answer": 2e-10}) == 0
+    assert verifier("expression")("0.1 + 0.2 - 0.3", {"answer": 0}) == 1
+    assert verifier("expression")("*".join(["1e15"] * 30), {"answer": 1}) == 0
+    check_rows(verifier("last-number"), [{"answer": 10**400}])
 
 
 def test_exact_and_last_number():
@@ -145,6 +190,20 @@ def test_rows_without_an_answer_are_refused_before_anything_runs(name):
 def test_rows_without_a_number_are_refused(answer):
     with pytest.raises(BallastError, match="no number"):
         check_rows(verifier("expression"), [{"answer": answer}])
+
+
+@pytest.mark.parametrize("answer", ["", " ", "$ $", "work #### ", "\\boxed{}"])
+def test_rows_with_a_blank_answer_are_refused_by_math(answer):
+    with pytest.raises(BallastError, match=r"row 1: the answer .* is blank"):
+        check_rows(verifier("math"), [{"answer": answer}])
+
+
+def test_text_of_an_answer_stays_inert_in_the_warning():
+    def quote(completion, row):
+        raise ValueError(completion)
+
+    with pytest.warns(UserWarning, match=r"ValueError: \\x1b\[2J\\u202e\\ud800é"):
+        score_answers(Verifier("own", quote), [("\x1b[2J\u202e\ud800é", {})])
 
 
 def test_a_plain_function_needs_no_check():

@@ -70,6 +70,33 @@ def wild(completion, row):
         return float(default and signal.getitimer(signal.ITIMER_PROF)[0] > 5)
     if completion == "close":
         os.closerange(3, 64)
+    if completion in ("forge", "forge and wait", "forge garbage"):
+        line = b"{}" if completion == "forge garbage" else b'{"score": 1.0}' + bytes([10])
+        for fd in range(3, 16):
+            try:
+                os.write(fd, line)
+            except OSError:
+                pass
+        time.sleep(0.3 if completion == "forge and wait" else 0)
+        return 0.0
+    if completion == "flood":
+        while True:
+            for fd in range(3, 16):
+                try:
+                    os.write(fd, b"x" * 4096)
+                except OSError:
+                    pass
+    if completion == "leave an alarm":
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        return 1.0
+    if completion == "a second":
+        time.sleep(1)
+        return 1.0
+    if completion == "unnamed signal":
+        os.kill(os.getpid(), 40)
+    if completion == "long error":
+        raise ValueError("\x1b[2J" + "x" * 10**7)
     if completion == "raise":
         raise KeyError("gone")
     if completion == "exception without text":
@@ -77,6 +104,7 @@ def wild(completion, row):
             __str__ = None
         raise Odd
     returned = {"none": None, "text": "1", "nan": float("nan"), "two": 2, "list": [1], "complex": 1j}
+    returned |= {"inf": float("inf"), "huge": 10**400, "minus": -1, "bytes": b"1", "true": True, "false": False}
     return returned.get(completion, 1.0)
 
 def where(completion, row):
@@ -146,6 +174,16 @@ def test_a_function_of_ones_own_judges(module, capfd):
         ("two", "scores lie in 0 … 1"),
         ("list", "TypeError"),
         ("complex", "TypeError"),
+        ("inf", "scores lie in 0 … 1"),
+        ("minus", "scores lie in 0 … 1"),
+        ("huge", "OverflowError"),
+        ("bytes", "is no number"),
+        ("unnamed signal", "was ended by signal 40"),
+        ("forge", "wrote into the pipe of its verdicts"),
+        ("forge and wait", "wrote into the pipe of its verdicts"),
+        ("forge garbage", "wrote into the pipe of its verdicts"),
+        ("flood", "wrote into the pipe of its verdicts"),
+        ("long error", "ValueError: \\x1b[2Jxxx"),
     ],
 )
 def test_what_goes_wrong_is_a_counted_0_and_the_next_answer_is_judged(module, completion, words):
@@ -155,6 +193,41 @@ def test_what_goes_wrong_is_a_counted_0_and_the_next_answer_is_judged(module, co
     assert scored.scores == (1, 0, 1)
     assert (scored.errors, scored.timeouts) == (1, 0)
     assert words in scored.first_error
+
+
+def test_true_and_false_are_scores(module):
+    wild = verifier(f"{module}:wild", seconds=20)
+    assert [wild(text, {}) for text in ("true", "false")] == [1, 0]
+
+
+def test_an_alarm_that_a_verifier_leaves_does_not_end_the_next_verdict(module):
+    wild = verifier(f"{module}:wild", seconds=20)
+    assert [wild(text, {}) for text in ("leave an alarm", "a second", "fine")] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "completion", ["x" * 10**7, "\u2028", "a\u2028b\u2029c\x85d\x1c", "\ud800\udfff", "\x00", "\x1b[2J", "🙂" * 100]
+)
+def test_any_text_arrives_whole(module, completion):
+    own = verifier(f"{module}:length", seconds=60)
+    assert own(completion, {"full": len(completion)}) == 1
+    assert own("ab", {}) == 0.5
+
+
+def test_places_on_the_path_that_are_no_text_are_skipped(module, monkeypatch):
+    monkeypatch.setattr(sys, "path", [Path("/nowhere"), *sys.path])
+    assert verifier(f"{module}:length")("abcd", {}) == 1
+
+
+def test_a_worker_that_the_system_refuses_stops_the_scoring(module, monkeypatch):
+    own = verifier(f"{module}:length")
+
+    def refuse(*_, **__):
+        raise OSError("Cannot allocate memory")
+
+    monkeypatch.setattr(worker.subprocess, "Popen", refuse)
+    with pytest.raises(VerifierUnavailable, match="does not start in its worker process: Cannot allocate memory"):
+        score_answers(own, [("a", {})])
 
 
 def test_memory_that_is_never_given_back_costs_one_answer(module):

@@ -1,0 +1,118 @@
+"""What became of the rows, in figures and in lines to print."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ballast.data.tokenise import NO_END, OTHER_END, TEMPLATE
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class PrepareReport:
+    """What became of the rows. Counts are of rows, ``tokens`` and ``trained_tokens`` of tokens kept.
+
+    ``left_out`` counts the rows whose chat template leaves out a kind of text.
+    """
+
+    name: str
+    rows_in: int
+    rows_out: int
+    dropped_no_trained_token: int = 0
+    truncated: int = 0
+    added_by_split: int = 0
+    prompt_not_prefix: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+    notes: tuple[str, ...] = field(default=())
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """The report as lines to print; only what happened is named."""
+        lines = [
+            f"{self.name}: {self.rows_in:,} rows in, {self.rows_out:,} out; "
+            f"{self.trained_tokens:,} of {self.tokens:,} tokens trained"
+        ]
+        told = (
+            (self.truncated, "truncated to max_length"),
+            (self.added_by_split, "more rows from splitting at max_length"),
+            (self.dropped_no_trained_token, "dropped: no trained token"),
+            (
+                self.prompt_not_prefix,
+                "whose prompt is no prefix of prompt+completion: training starts where they diverge",
+            ),
+        )
+        lines += [f"{self.name}: {count:,} {what}" for count, what in told if count]
+        return lines + [f"{self.name}: {note}" for note in self.notes]
+
+
+def dropped_nulls(dataset: Dataset) -> tuple[str, ...]:
+    """Return a line on columns without the keys that were null in them."""
+    columns = [name for name, feature in dataset.features.items() if getattr(feature, "nulls_dropped", False)]
+    if not columns:
+        return ()
+    return (
+        f"keys that are null are left out of {' and '.join(map(repr, columns))}: in tables they cannot be told from "
+        "keys that a row does not have; give JSONL to keep them",
+    )
+
+
+def left_out(rows: Iterable[str | None]) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Return how many rows lack which kind of text, and a line on each with the first example.
+
+    Args:
+        rows: of each row the column ``left_out`` of `tokenise`.
+    """
+    counts: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    for found in rows:
+        for what, example in json.loads(found).items() if found else ():
+            counts[what] += 1
+            examples.setdefault(what, example)
+    return dict(counts), tuple(_line(what, count, examples[what]) for what, count in counts.items())
+
+
+def _line(what: str, count: int, example: str) -> str:
+    rows = f"{count:,} row{'s' if count > 1 else ''}"
+    if what == NO_END:
+        return (
+            f"{rows} whose answer ends without an end token ({example}): the model would not learn to stop; "
+            "use a chat template that writes one (chat_template_path=your.jinja)"
+        )
+    if what == OTHER_END:
+        return (
+            f"{rows} whose answer ends with another token than the tokenizer's end token ({example}): sampling "
+            "stops there only if the model's generation configuration names it; set eos_token to it"
+        )
+    if what == "chat_template_kwargs":
+        return f"{rows} with chat_template_kwargs that the chat template does not read ({example})"
+    return (
+        f"{rows} of which the chat template leaves out the {what} ({example}): it is neither read nor trained; "
+        "use a template that writes it (chat_template_path=your.jinja)"
+    )
+
+
+def by_role(rows: Iterable[str | None]) -> tuple[str, ...]:
+    """Return a line on whose tokens are trained where all are; none where the rows say nothing of it.
+
+    Args:
+        rows: of each row the column ``by_role`` of `tokenise`.
+    """
+    counts: Counter[str] = Counter()
+    for found in rows:
+        counts.update(json.loads(found) if found else {})
+    others = {role: count for role, count in counts.items() if role not in ("assistant", TEMPLATE) and count}
+    if not others:
+        return ()
+    total, told = counts.total(), ", ".join(f"{role} {count:,}" for role, count in others.items())
+    return (
+        f"all messages are trained: of {total:,} tokens {counts['assistant']:,} are the assistant's ({told}, template "
+        f"{counts[TEMPLATE]:,}), so the model also learns to write prompts; set assistant_only_loss=True, or give "
+        "prompt and completion, to train on answers alone",
+    )
