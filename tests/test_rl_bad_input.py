@@ -169,7 +169,8 @@ def test_what_the_checks_find_is_refused_from_python_too(workspace):
     assert not Path("out").exists()
 
 
-def test_a_run_may_not_change_on_resuming_but_may_grow(workspace):
+def test_a_run_may_not_change_on_resuming_but_may_grow(workspace, monkeypatch):
+    monkeypatch.setattr("ballast.checkpoints.what_is_wrong", lambda *_, **__: None)
     folder = Path("out/checkpoint-1")
     folder.mkdir(parents=True)
     (folder / "trainer_state.json").write_text("{}")
