@@ -39,6 +39,7 @@ class Measured:
     name: str
     results: tuple[TaskResult, ...]
     sources: Mapping[str, Mapping[str, str]]
+    digests: Mapping[str, str]
 
     def record(self, **beside: Any) -> EvalRecord:
         """Return the results without the single answers, and other fields of the record."""
@@ -52,6 +53,7 @@ class Measured:
             counts=dict(result.counts),
             settings={**result.settings, **self.sources[result.name]},
             seconds=result.seconds,
+            rows=self.digests[result.name],
         )
 
     def write_items(self, folder: Path) -> None:
@@ -116,7 +118,7 @@ def measure(
             base=base,
             progress=lambda task, done, total: tell(f"{name}: {task}", done, total),
         )
-    return Measured(name, tuple(results), tasks.sources)
+    return Measured(name, tuple(results), tasks.sources, tasks.digests)
 
 
 def base_model(tasks: Tasks, section: ModelSection | None, model: Model) -> Model | None:

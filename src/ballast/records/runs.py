@@ -166,6 +166,7 @@ def _base(store: Store) -> Run | None:
         versions=made.versions,
         commit=made.commit,
         device=made.device,
+        inputs=made.inputs,
     )
     return base_run(_measured(store.base, entries)[made.model], record, store.base)
 
