@@ -160,7 +160,9 @@ def _columns(value: Any) -> Any:
 
 Text = Annotated[str, Field(min_length=1)]
 TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
-Sources = Annotated[tuple[Text, ...], BeforeValidator(_listed), Field(strict=False), WithJsonSchema(TEXTS)]
+Texts = Annotated[tuple[Text, ...], BeforeValidator(_listed), Field(strict=False), WithJsonSchema(TEXTS)]
+"""A text, or a list of them."""
+Sources = Texts
 """A source of rows, or a list of them."""
 Columns = Annotated[str | dict[str, str] | None, BeforeValidator(_columns)]
 """How the columns of rows are called: a known style, or a mapping from our names to theirs."""
