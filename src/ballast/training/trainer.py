@@ -160,8 +160,7 @@ class Trainer(AdaptedTrainer):
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: SFTConfig, packing: bool, name: str
     ) -> Dataset:
         """Tokenise as TRL does, join the cached columns by row digest, pack."""
-        context = self.reference.context(self._scorer)
-        options = PrepareOptions.from_training_args(args, packing=packing, context=context)
+        options = PrepareOptions.from_training_args(args, packing=packing, context=self.reference.context(self._scorer))
         if self.groups is not None and not self.groups.prepared:
             # The training rows come first; a held-out set may be called "train" as well.
             return self.groups.prepare(dataset, tokenizer, options)
