@@ -249,7 +249,10 @@ def _budget_steps(plan: Plan) -> int | None:
     from ballast.pipeline.inputs import ready
 
     recipes = _row_recipes(JobContext(plan, Store(Path(str(plan.recipe.output))), steps=1))
-    made = ready(next(recipe for recipe in recipes if recipe.groups is None), lambda _: None)
+    measured = next((recipe for recipe in recipes if recipe.groups is None), None)
+    if measured is None:
+        raise BallastError("compare.budget.tokens: no row trains on demonstrations, whose tokens it could count")
+    made = ready(measured, lambda _: None)
     assert made.train is not None
     assert budget.tokens is not None
     report, args = made.train.report, made.args

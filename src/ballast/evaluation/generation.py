@@ -16,8 +16,9 @@ import numpy as np
 
 from ballast.data.render import prompt_ids
 from ballast.errors import BallastError
-from ballast.evaluation.scoring import BATCH_TOKENS, ScoredSequence, batches, context_length, inference
+from ballast.evaluation.scoring import BATCH_TOKENS, ScoredSequence, batches, inference
 from ballast.evaluation.stopping import StopStrings, answer_text, before_stop, check_stop
+from ballast.limits import context_length
 from ballast.protocols import Model, Progress, Tokenizer
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SLACK = 8
-"""Characters at a decoded piece's start that may differ from the whole text's: lost spaces, parts of a character."""
+"""Characters at the start of a decoded piece that may differ from the whole text's: lost spaces, half characters."""
 
 
 def check_stop(tokenizer: Tokenizer, stop: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, PlainValidator, WithJsonSchema, field_validator, model_validator
 
 from ballast.errors import suggest
+from ballast.files import expanded
 from ballast.options import Columns, Options, OptionsError, Text, Texts, shown
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ SOURCES = ("data", "demonstrations", "forgetting")
 def _rows(value: Any) -> Any:
     if value == "" or isinstance(value, Mapping) or not isinstance(value, Iterable):
         raise ValueError(f"must be rows or a source of them; got {shown(value)}")
-    return value
+    return expanded(value) if isinstance(value, str) else value
 
 
 Rows = Annotated[str | Sequence[Mapping[str, Any]], PlainValidator(_rows), WithJsonSchema({"type": "string"})]

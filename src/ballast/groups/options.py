@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field, model_validator
 
-from ballast.options import Options, OptionsError, Text
+from ballast.options import Options, OptionsError, Path, Text
 
 
 class GroupOptions(Options):
@@ -39,7 +39,7 @@ class GroupOptions(Options):
     """Rows × (prompt + new tokens) of one batch of sampling."""
     seconds: float = Field(10.0, gt=0)
     """Wall clock of one verdict of a function of your own, or of math-verify, in seconds."""
-    file: Text | None = None
+    file: Path | None = None
     """Groups sampled beforehand: a folder of `ballast sample`, or a file; nothing is sampled in training then."""
 
     @model_validator(mode="after")

@@ -11,12 +11,14 @@ from ballast import models
 from ballast.config.recipe import ModelSection, Recipe
 from ballast.errors import BallastError
 from ballast.evaluation.tasks import GenerateTask, NllTask, ReadinessTask, SampledTask, Task
+from ballast.files import check_place, file_name, same_file
+from ballast.limits import check_tokenizer
 from ballast.pipeline import sources
 from ballast.pipeline.tasks import Tasks, load_tasks
 from ballast.progress import on_stderr
 from ballast.protocols import Model, Say, Tokenizer
 from ballast.records.schema import Estimate, EvalRecord, TaskRecord
-from ballast.records.write import EVALS, append_jsonl, file_name
+from ballast.records.write import EVALS, append_jsonl
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -77,17 +79,12 @@ def run_evaluate(
     Raises:
         BallastError: a model or a task cannot be used.
     """
-    chosen = _chosen(recipe, paths)
-    for name, section in chosen:
-        problem = models.check_folder(section.path) or (section.adapter and models.check_adapter(section.adapter))
-        if problem:
-            raise BallastError(f"model {name}: {problem}")
+    chosen = check_measurement(recipe, paths=paths, items=items)
     tasks, measured = load_tasks(recipe), list[Measured]()
     base: Model | None = None
     for name, section in chosen:
         say(f"{name}: {section.adapter or section.path}")
         tokenizer = models.load_tokenizer(section, recipe.training)
-        models.check_vocabulary(section.path, models.load_config(section), tokenizer)
         model = models.load_model(section, device=models.default_device())
         if base is None:
             base = model if name == BASE else base_model(tasks, recipe.model, model)
@@ -97,6 +94,32 @@ def run_evaluate(
         if items is not None:
             measured[-1].write_items(Path(items))
     return measured
+
+
+def check_measurement(
+    recipe: Recipe, *, paths: Sequence[str] = (), items: str | Path | None = None
+) -> list[tuple[str, ModelSection]]:
+    """Return the models that `run_evaluate` measures with these arguments, by name; no weight is read.
+
+    Raises:
+        BallastError: one of them cannot be used, or the answers have no place of their own.
+    """
+    chosen = _chosen(recipe, paths)
+    for name, section in chosen:
+        problem = models.check_folder(section.path) or (section.adapter and models.check_adapter(section.adapter))
+        if problem:
+            raise BallastError(f"model {name}: {problem}")
+    if clash := same_file(name for name, _ in chosen):
+        raise BallastError(
+            f"models {clash[1]} and {chosen[clash[0]][0]}: their answers would go to one folder, the first one's lost; "
+            "measure them one at a time"
+        )
+    check_place("--items", items)
+    for name, section in chosen:
+        if problem := models.attention_problem(section):
+            raise BallastError(f"model {name}: {problem}")
+        check_tokenizer(section.path, models.load_config(section), models.load_tokenizer(section))
+    return chosen
 
 
 def measure(

@@ -142,6 +142,7 @@ def config(
 class Reinforcer(CheckedLoop, GRPOTrainer):
     """TRL's own in a checked loop; prompts are tokens already: the tools and template options of their rows are in."""
 
+    args: GRPOConfig
     ballast_prompt_ids: Mapping[str, Sequence[int]]
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
