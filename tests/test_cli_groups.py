@@ -138,7 +138,7 @@ def test_a_verifier_of_ones_own_that_crashes_costs_its_answers(folder):
 
 
 def test_answers_that_are_cut_off_are_judged_on_request_online_and_from_a_folder(folder):
-    short = ("groups.verifier=group_rows:EVEN", "groups.max_new_tokens=4")
+    short = ("groups.verifier=group_rows:EVEN", "groups.max_new_tokens=2")
     judged = (*short, "groups.judge_cut_off=true")
     train("strict", *short)
     train("judged", *judged)
