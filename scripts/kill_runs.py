@@ -40,7 +40,18 @@ ATTEMPTS = 12
 """After so many kills and starts without an end a run counts as stuck."""
 LOGS = "log.txt"
 NOT_COMPARED = ("events.out", ".lock", "jobs.log")
-PRELOADED = ("ballast.compare", "ballast.evaluation.kinds", "ballast.pipeline", "ballast.rl.trl", "ballast.training")
+PRELOADED = (
+    "ballast.cli",
+    "ballast.compare",
+    "ballast.evaluation.kinds",
+    "ballast.lab",
+    "ballast.pipeline",
+    "ballast.report",
+    "ballast.rl.train",
+    "ballast.rl.trl",
+    "ballast.training",
+    "scipy.stats",
+)
 
 TASKS: list[dict[str, Any]] = [
     {"name": "greedy", "data": "lab:test", "verifier": VERIFIER, "max_new_tokens": 4, "limit": 4},
@@ -157,13 +168,13 @@ def end(child: int, seconds: float | None) -> int | None:
 
 def words_of(verb: str, folder: Path) -> list[str]:
     """Return the command that starts a run or goes on with it; what cannot be gone on with is thrown away."""
-    output = folder / "out"
+    output, plain = folder / "out", [verb, "recipe.json", *(["--jobs", "1"] if verb == "compare" else [])]
     if verb not in RESUMED or not output.exists():
-        return [verb, "recipe.json"]
+        return plain
     if list(output.glob("checkpoint-*")) or status(output) in ("trained", "finished"):
         return [verb, "recipe.json", "--resume"]
     shutil.rmtree(output)
-    return [verb, "recipe.json"]
+    return plain
 
 
 def status(output: Path) -> str:
@@ -242,7 +253,7 @@ class Verb:
                 kills += 1
                 self.tally.hits[where(self.name, folder)] += 1
                 continue
-            if len(words) == 2 and kills == 0:
+            if kills == 0:
                 # The machine may be busier or idler than it was.
                 self.seconds = (self.seconds + time.monotonic() - since) / 2
             self._judge(code, folder)
