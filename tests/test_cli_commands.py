@@ -87,7 +87,7 @@ def test_run_record_says_what_was_run(workspace):
     folder, _ = workspace
     run_record = json.loads((folder / "out" / "run.json").read_text())
     assert run_record["status"] == "finished"
-    assert run_record["objective"] == {"name": "prift-mass", "threshold": 0.25, "ties": "strict"}
+    assert run_record["objective"] == {"name": "prift-mass", "threshold": 0.25, "ties": "strict", "keep_end": False}
     assert run_record["recipe"] == load_recipe(folder / "recipe.yaml").resolved()
     assert run_record["versions"]["torch"]
     assert run_record["data"]["train"]["rows_out"] == 12

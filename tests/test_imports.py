@@ -18,13 +18,14 @@ DESIGN = SOURCE.parent.parent / "docs" / "design.md"
 
 # From the ground up: a module may import from its own layer and from those before it.
 LAYERS = (
-    ("errors", "files", "text", "progress", "stats", "protocols", "options"),
+    ("errors", "files", "checkpoints", "text", "progress", "stats", "protocols", "options"),
     ("objectives", "head"),
     ("verifiers",),
     ("data",),
     ("reference", "advise"),
     ("evaluation",),
     ("groups",),
+    ("loop",),
     ("rl",),
     ("records",),
     ("training",),
@@ -41,6 +42,7 @@ LAYERS = (
 ONLY: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
+    "checkpoints": set(),
     "protocols": set(),
     "text": set(),
     "progress": set(),
@@ -52,7 +54,8 @@ ONLY: dict[str, set[str]] = {
     "advise": {"errors", "stats", "objectives"},
     "evaluation": {"errors", "options", "files", "stats", "protocols", "head", "verifiers", "data"},
     "groups": {"errors", "options", "files", "protocols", "verifiers", "data", "reference", "evaluation"},
-    "rl": {"errors", "options", "protocols", "verifiers", "data", "evaluation"},
+    "loop": {"errors", "files", "checkpoints", "reference"},
+    "rl": {"errors", "options", "protocols", "verifiers", "data", "evaluation", "loop"},
     "records": {"errors", "files", "protocols", "evaluation", "rl"},
 }
 FREE = {"cli", "__init__"}

@@ -15,12 +15,13 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from ballast.errors import BallastError
+from ballast.errors import BallastError, Diverged, Interrupted
 
 if TYPE_CHECKING:
     from ballast.config.recipe import Check, Recipe
     from ballast.objectives import ObjectiveInfo
 
+DIVERGED = 1
 USAGE_ERROR = 2
 INTERRUPTED = 130
 
@@ -36,6 +37,12 @@ class _Group(TyperGroup):
                 raise
             print(error, file=sys.stderr)
             raise typer.Exit(USAGE_ERROR) from None
+        except Diverged as error:
+            print(error, file=sys.stderr)
+            raise typer.Exit(DIVERGED) from None
+        except Interrupted as stopped:
+            print(stopped, file=sys.stderr)
+            raise typer.Exit(stopped.code) from None
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None

@@ -1,8 +1,23 @@
-"""The one exception type that ballast raises for input it cannot use."""
+"""The exceptions: input that cannot be used, training that diverged, a run that is stopped from outside."""
 
 
 class BallastError(ValueError):
     """Input that cannot be used: one line that names the place, what would have happened, and the remedy."""
+
+
+class Diverged(ArithmeticError):
+    """Training that came to a loss or a gradient that is no finite number: one line that names the step and its rows.
+
+    Not the input's fault alone, so that a comparison counts the run as failed and goes on with the others.
+    """
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run that was stopped from outside: one line that says how to go on, and the exit code of the command."""
+
+    def __init__(self, line: str, code: int) -> None:
+        super().__init__(line)
+        self.code = code
 
 
 def suggest(name: str, known: "list[str] | tuple[str, ...]") -> str:

@@ -30,6 +30,17 @@ class SampledGroups:
     sampling: float = 0.0
     scoring: float = 0.0
 
+    @property
+    def own(self) -> int:
+        """Number of own answers."""
+        return sum(member.origin == "own" for group in self.groups for member in group.members)
+
+    @classmethod
+    def stored(cls, groups: Sequence[Group]) -> SampledGroups:
+        """Return groups that were sampled beforehand; what is kept of an answer says whether it was cut off."""
+        own = [member for group in groups for member in group.members if member.origin == "own"]
+        return cls(tuple(groups), cut_off=sum(not member.ended for member in own))
+
 
 def sample_groups(
     model: Model, rows: GroupRows, indices: Sequence[int], *, seed: int, step: int, judge_cut_off: bool = False

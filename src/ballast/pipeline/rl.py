@@ -18,6 +18,7 @@ from ballast.pipeline.evaluate import Measured, check_prompts
 from ballast.pipeline.run import Outcome, Run
 from ballast.pipeline.run_folder import log_writer, no_empty_folder
 from ballast.pipeline.tasks import load_tasks
+from ballast.pipeline.warnings import of_reinforcement
 from ballast.protocols import Say, Tokenizer
 from ballast.records.model_card import append_rl
 from ballast.records.schema import CellRecord, RewardRecord
@@ -74,12 +75,17 @@ def run_rl(
     # An adapter's folder as the recipe's model is put on its base, here as for training.
     base = section if start is None else recipe.model
     run = Run(recipe, tasks, section, base, NAMES, cell=cell, resume=resume, say=say, progress=progress)
+    with run.stoppable():
+        return _run(run)
+
+
+def _run(run: Run) -> Outcome:
     if (outcome := run.measure_again()) is not None:
         return outcome
-    made = _ready(recipe, section)
+    made = _ready(run.recipe, run.section)
     run.clock.lap("prepare")
-    model = models.load_model(section, trainable=True)
-    check_prompts(tasks, model, made.tokenizer)
+    model = models.load_model(run.section, trainable=True)
+    check_prompts(run.tasks, model, made.tokenizer)
     run.clock.lap("load")
     return _train(run, made, model, run.measure_before(model, made.tokenizer, made.args.device))
 
@@ -93,12 +99,14 @@ def _train(run: Run, made: _Ready, model: PreTrainedModel | PeftModel, before: l
         trainer, prompts = training.trainer, len(made.prompts)
         said = [f"rl: {prompts:,} prompts; {_plan(made.options)}"]
         record = run.begin(trainer, before, said, rl=options, start=start, data={"prompts": prompts})
-    totals, found = training.train(resume=run.resume), dict[str, Any](training.counts())
+    totals = training.train(resume=run.checkpoint(trainer) or False)
+    found = dict[str, Any](training.counts())
     run.save(trainer)
     if trainer.is_world_process_zero():
         trl.without_reference_adapter(run.output)
         append_rl(run.output, options, start)
         found["reward"] = _reward(run.output)
+        found["warnings"] = tuple(of_reinforcement(read_jsonl(run.output / METRICS), made.options))
     return run.end(trainer, made.tokenizer, record, before, train=totals, **found)
 
 

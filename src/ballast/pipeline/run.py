@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ballast import models
+from ballast import checkpoints, models
 from ballast.config.recipe import ModelSection, Recipe
+from ballast.errors import BallastError
 from ballast.pipeline import sources
 from ballast.pipeline.evaluate import Measured, base_model, measure, table
-from ballast.pipeline.run_folder import save_final, write_evals, write_record
+from ballast.pipeline.run_folder import is_trained, save_final, write_evals, write_record
+from ballast.pipeline.stopping import Stop, stoppable
 from ballast.pipeline.tasks import Tasks
 from ballast.protocols import Model, Say, Tokenizer
 from ballast.records import write as records
@@ -58,6 +61,7 @@ class Run:
         cell: which run of a comparison it is.
         resume: whether it goes on from the last checkpoint.
         progress: show bars while measuring.
+        stop: whether the run was asked to end at the next step.
     """
 
     recipe: Recipe
@@ -70,11 +74,23 @@ class Run:
     say: Say = print
     progress: bool = True
     clock: Clock = field(default_factory=Clock)
+    stop: Stop = field(default_factory=Stop)
 
     @property
     def output(self) -> Path:
         """The folder of the run."""
         return Path(str(self.recipe.output))
+
+    @property
+    def keeps_weights_alone(self) -> bool:
+        """Whether checkpoints have no state of the optimiser, by the recipe's wish."""
+        return bool(self.recipe.training.get("save_only_model"))
+
+    def stoppable(self) -> AbstractContextManager[None]:
+        """Return the block that a run takes place in; a comparison says itself how it goes on."""
+        if self.cell is not None:
+            return nullcontext()
+        return stoppable(self.output, self.stop, weights_only=self.keeps_weights_alone)
 
     def measure_before(self, model: Model, tokenizer: Tokenizer, device: torch.device) -> list[Measured]:
         """Return how the model does that training starts from, where the recipe asks for it."""
@@ -97,6 +113,22 @@ class Run:
             write_evals(self.output, before, step=0)
         return record
 
+    def checkpoint(self, trainer: Any) -> Path | None:
+        """Return the checkpoint that a resumed run goes on from; SIGTERM now lets the trainer finish its step.
+
+        Raises:
+            BallastError: none is whole.
+        """
+        trainer.add_callback(self.stop.callback())
+        if not self.resume:
+            return None
+        last = checkpoints.last_whole(self.output, weights_only=self.keeps_weights_alone)
+        if last.path is None:
+            raise BallastError("; ".join([f"{self.output}: has no checkpoint to resume from", *last.lines()]))
+        for line in last.lines() if trainer.is_world_process_zero() else ():
+            self.say(line)
+        return last.path
+
     def save(self, trainer: Any) -> None:
         """Write the trained model."""
         self.clock.lap("train")
@@ -118,12 +150,13 @@ class Run:
         return self._measure_after(record, trainer.model, tokenizer, before)
 
     def measure_again(self) -> Outcome | None:
-        """Measure and finish a resumed run whose record says ``trained``; None where it is to train (further)."""
+        """Measure and finish a resumed run that has trained, where it was not; None where it is to train (further)."""
         record = read_record(self.output) if self.resume else None
-        if record is None or record.status != "trained":
+        if record is None or not is_trained(record, self.recipe):
             return None
-        if any(record.recipe.get(key) != self.recipe.resolved()[key] for key in ("training", "rl")):
-            return None
+        if record.status == "finished" and record.recipe.get("evaluation") == self._evaluation:
+            self.say(f"{self.output}: finished at step {last_step(self.output)} already; nothing is left to do")
+            return Outcome(record)
         section = models.resolve(models.section_of(str(self.output), self.section))
         model = models.load_model(section, device=models.default_device())
         return self._measure_after(record, model, models.load_tokenizer(section), [])
@@ -136,12 +169,19 @@ class Run:
         self.clock.lap("evaluate")
         return self._finish(record, [*before, *after])
 
+    @property
+    def _evaluation(self) -> Any:
+        return self.recipe.resolved()["evaluation"]
+
     def _finish(self, record: RunRecord, measured: Sequence[Measured]) -> Outcome:
-        seconds = {**record.seconds, **self.clock.laps}
-        record = record.model_copy(update={"status": "finished", "finished": now(), "seconds": seconds})
+        seconds, recipe = {**record.seconds, **self.clock.laps}, {**record.recipe, "evaluation": self._evaluation}
+        ended = {"status": "finished", "finished": now(), "seconds": seconds, "recipe": recipe}
+        record = record.model_copy(update=ended)
         write_record(self.output, record)
         if measured:
             self.say(table(measured))
+        for warning in record.warnings:
+            self.say(f"warning: {warning}")
         total = sum(self.clock.laps.values())
         self.say(f"{self.output}: {_reward(record)}checkpoint and run record written ({total:.0f} s)")
         return Outcome(record, tuple(measured))

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ballast.config.recipe import Recipe
 from ballast.pipeline.evaluate import Measured
 from ballast.records import write as records
 from ballast.records.schema import RunRecord
@@ -29,6 +30,13 @@ def no_empty_folder(output: Path) -> Iterator[None]:
         if not there and output.is_dir() and not any(path.is_file() for path in output.rglob("*")):
             shutil.rmtree(output)
         raise
+
+
+def is_trained(record: RunRecord | None, recipe: Recipe) -> bool:
+    """Return whether a run has trained all that a recipe asks of it, so that its weights are the last ones."""
+    if record is None or record.status not in ("trained", "finished"):
+        return False
+    return all(record.recipe.get(key) == recipe.resolved()[key] for key in ("training", "rl"))
 
 
 def write_record(output: Path, record: RunRecord) -> None:

@@ -16,9 +16,10 @@ from ballast.pipeline.run import Outcome, Run
 from ballast.pipeline.run_folder import log_writer, no_empty_folder
 from ballast.pipeline.score import score
 from ballast.pipeline.tasks import load_tasks
+from ballast.pipeline.warnings import of_groups
 from ballast.protocols import Model, Say
 from ballast.records.schema import CellRecord, RowsRecord
-from ballast.records.write import METRICS
+from ballast.records.write import METRICS, read_jsonl
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -53,28 +54,46 @@ def run_train(
     assert recipe.model is not None
     tasks, section, names = load_tasks(recipe), models.resolve(recipe.model), (BASE, TRAINED)
     run = Run(recipe, tasks, section, section, names, cell=cell, resume=resume, say=say, progress=progress)
+    with run.stoppable():
+        return _run(run)
+
+
+def _run(run: Run) -> Outcome:
+    recipe = run.recipe
     if (outcome := run.measure_again()) is not None:
         return outcome
-    made = inputs.ready(recipe, say)
+    made = inputs.ready(recipe, run.say)
+    _check_steps(made)
     run.clock.lap("prepare")
     model = models.load_model(made.model, trainable=True)
-    check_prompts(tasks, model, made.tokenizer)
+    check_prompts(run.tasks, model, made.tokenizer)
     run.clock.lap("load")
     cache = None
     if recipe.reference.cache is not None:
-        cache = score(made, model, say)
+        cache = score(made, model, run.say)
         run.clock.lap("score")
     before = run.measure_before(model, made.tokenizer, made.args.device)
     with no_empty_folder(run.output):
         notes = inputs.notes(recipe, model, made.tokenizer)
-        trainer = _trainer(made, model, cache, progress)
+        trainer = _trainer(made, model, cache, run.progress)
         if trainer.groups is not None and trainer.groups.rows is not None:
             notes += trainer.groups.rows.lines()
         rows = {report.name: RowsRecord(**asdict(report)) for report in made.reports}
         record = run.begin(trainer, before, notes, objective=made.args.objective, data=rows)
-    totals = trainer.train(resume_from_checkpoint=resume or None).metrics
+    checkpoint = run.checkpoint(trainer)
+    totals = trainer.train(None if checkpoint is None else str(checkpoint)).metrics
     run.save(trainer)
-    return run.end(trainer, made.tokenizer, record, before, train=totals)
+    warnings = () if trainer.groups is None else of_groups(read_jsonl(run.output / METRICS))
+    return run.end(trainer, made.tokenizer, record, before, train=totals, warnings=tuple(warnings))
+
+
+def _check_steps(made: inputs.Ready) -> None:
+    """Refuse settings under which these rows make no step; packing makes fewer of them, and the trainer looks again."""
+    from ballast.training.refusals import refuse_no_steps
+
+    rows = made.prompts if made.train is None else made.train.dataset
+    if rows is not None:
+        refuse_no_steps(made.args, len(rows))
 
 
 def _trainer(

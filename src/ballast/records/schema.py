@@ -204,6 +204,7 @@ class RunRecord(Versioned):
         answers, cut_off, errors, timeouts: how many answers of RL were judged, and what went wrong with them.
         cell: which run of a comparison it is.
         error: what a failed run ended with.
+        warnings: what makes a run that came to its end worth nothing, such as answers that were all cut off.
     """
 
     status: Status
@@ -230,6 +231,7 @@ class RunRecord(Versioned):
     reward: RewardRecord | None = None
     cell: CellRecord | None = None
     error: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 class PlanRecord(Versioned):

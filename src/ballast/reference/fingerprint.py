@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from ballast.errors import BallastError
-from ballast.reference.adapters import adapter_state, base_state
+from ballast.reference.adapters import adapter_state, base_state, starts_at_base
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,9 +56,11 @@ VOLATILE_CONFIG = frozenset(
 )
 VOLATILE_ENDINGS = ("dropout", "pdrop", "dropout_prob", "dropout_rate", "layerdrop")
 DIGEST_BYTES = 16
+SAMPLE = 4096
+"""Elements of each tensor that tell starting models apart where no reference depends on all."""
 
 
-def model_fingerprint(model: Model, *, adapters: bool = False) -> str:
+def model_fingerprint(model: Model, *, adapters: bool = False, sample: int | None = None) -> str:
     """Return the content hash of a model as it stands in memory, as hex.
 
     Names, shapes, dtypes and bytes of parameters and persistent buffers count, and the configuration without what
@@ -68,6 +70,7 @@ def model_fingerprint(model: Model, *, adapters: bool = False) -> str:
         model: a transformers causal language model, or one wrapped in PEFT.
         adapters: False leaves PEFT adapters out, so that the model with its adapter off and its base agree; True
             counts adapter weights and settings too.
+        sample: elements of each tensor that count, evenly spread; None counts all.
 
     Raises:
         BallastError: if a weight has no content (meta device).
@@ -76,12 +79,35 @@ def model_fingerprint(model: Model, *, adapters: bool = False) -> str:
     parts: dict[str, Any] = {
         "class": type(base).__name__.removeprefix("FSDP"),
         "config": stable_config(base.config.to_dict()) if hasattr(base, "config") else {},
-        "tensors": _tensor_digests(state),
+        "tensors": _tensor_digests(state, sample),
     }
     if adapters:
         settings, weights = adapter_state(model)
-        parts["adapters"] = {"settings": settings, "tensors": _tensor_digests(weights)}
+        parts["adapters"] = {"settings": settings, "tensors": _tensor_digests(weights, sample)}
     return _hex(parts)
+
+
+def start_fingerprint(model: Model, *, full: bool) -> str | None:
+    """Return what tells a model that training starts from, the same on all ranks; None where rank 0 lacks the weights.
+
+    A new adapter leaves the model as it is and is drawn again when a run is resumed, so it does not count; one that
+    goes on does.
+
+    Args:
+        full: hash every weight, which takes about a second for each gigabyte; else a sample of each tensor, by which
+            models that were trained apart differ as well.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    tensors = [*model.parameters()]
+    found: list[str | None] = [None]
+    # The parts of a sharded tensor are collected from all ranks; else one rank reads for all.
+    sharded = any(hasattr(tensor, "full_tensor") for tensor in tensors)
+    if (sharded or int(os.environ.get("RANK", "0")) == 0) and not any(tensor.is_meta for tensor in tensors):
+        digest = model_fingerprint(model, adapters=not starts_at_base(model), sample=None if full else SAMPLE)
+        found = [f"{'all' if full else 'sample'}:{digest}"]
+    broadcast_object_list(found)
+    return found[0]
 
 
 def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
@@ -128,7 +154,7 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def _tensor_digests(state: Mapping[str, Tensor]) -> dict[str, list[Any]]:
+def _tensor_digests(state: Mapping[str, Tensor], sample: int | None = None) -> dict[str, list[Any]]:
     """Return name → shape, dtype and digest of the bytes; storage that several names share is read once."""
     groups: dict[tuple[Any, ...], list[str]] = {}
     for name, tensor in state.items():
@@ -138,7 +164,7 @@ def _tensor_digests(state: Mapping[str, Tensor]) -> dict[str, list[Any]]:
             )
         groups.setdefault((_storage(tensor, name), tensor.shape, tensor.stride(), tensor.dtype), []).append(name)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        digests = list(pool.map(lambda names: _digest(state[names[0]]), groups.values()))
+        digests = list(pool.map(lambda names: _digest(state[names[0]], sample), groups.values()))
     return {
         name: [list(state[name].shape), str(state[name].dtype).removeprefix("torch."), digest]
         for names, digest in zip(groups.values(), digests, strict=True)
@@ -151,11 +177,14 @@ def _storage(tensor: Tensor, name: str) -> Any:
     return name if hasattr(tensor, "full_tensor") or not tensor.numel() else (tensor.device, tensor.data_ptr())
 
 
-def _digest(tensor: Tensor) -> str:
+def _digest(tensor: Tensor, sample: int | None) -> str:
     import torch
 
     if hasattr(tensor, "full_tensor"):
         tensor = tensor.full_tensor()
+    if sample is not None and tensor.numel() > sample:
+        flat_step = tensor.numel() // sample
+        tensor = tensor.detach().reshape(-1)[::flat_step]
     # As bytes, because numpy has no bfloat16 and a float copy would cost memory.
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return hashlib.sha256(flat.numpy().data).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ballast.evaluation.generation import end_ids, read_completion
@@ -69,11 +70,11 @@ class Run:
             callbacks=callbacks,
         )
 
-    def train(self, *, resume: bool = False) -> dict[str, float]:
-        """Train, or go on from the last checkpoint, and return TRL's totals."""
+    def train(self, *, resume: bool | Path = False) -> dict[str, float]:
+        """Train, or go on from a checkpoint (True: from the last whole one), and return TRL's totals."""
         # What happened since the trainer was made must not change the samples; a checkpoint brings its own state.
         trl.seed(self.trainer.args.seed)
-        result = self.trainer.train(resume_from_checkpoint=resume or None)
+        result = self.trainer.train(resume if isinstance(resume, bool) else str(resume))
         trained: Any = self.trainer.model
         self._defaults.pad_token_id = trained.generation_config.pad_token_id
         trl.give_generation_defaults(trained, self._defaults)

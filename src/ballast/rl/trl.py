@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from trl import GRPOConfig, GRPOTrainer
 
+from ballast.loop import CheckedLoop, numbers, rows_of_examples
+
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import PeftConfig, PeftModel
@@ -137,6 +139,23 @@ def config(
         return GRPOConfig(**settings)
 
 
+class Reinforcer(CheckedLoop, GRPOTrainer):
+    """TRL's own in a checked loop; prompts are tokens already: the tools and template options of their rows are in."""
+
+    ballast_prompt_ids: Mapping[str, Sequence[int]]
+
+    def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return [list(self.ballast_prompt_ids[prompt]) for prompt in prompts], None, {}
+
+    def follows_start(self) -> bool:
+        """Return whether a KL to the starting model is taken."""
+        return bool(self.args.beta)
+
+    def rows_named(self, batches: Sequence[Any]) -> str:
+        """Return the numbers of the prompts whose answers were drawn together."""
+        return numbers(sorted(rows_of_examples(batches)), "the prompts")
+
+
 def trainer(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -147,7 +166,7 @@ def trainer(
     *,
     peft_config: PeftConfig | None = None,
     callbacks: Sequence[TrainerCallback] = (),
-) -> GRPOTrainer:
+) -> Reinforcer:
     """Return TRL's trainer over prompts with the places of their rows, rewarded by `rewards`.
 
     Args:
@@ -170,7 +189,7 @@ def trainer(
         return [*judged.rewards]
 
     with _without_notices():
-        made = _PromptTrainer(
+        made = Reinforcer(
             model,
             reward,
             args=args,
@@ -181,15 +200,6 @@ def trainer(
         )
     made.ballast_prompt_ids = prompt_ids
     return made
-
-
-class _PromptTrainer(GRPOTrainer):
-    """TRL's own but for the prompts, which are tokens already: the tools and template options of their rows are in."""
-
-    ballast_prompt_ids: Mapping[str, Sequence[int]]
-
-    def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        return [list(self.ballast_prompt_ids[prompt]) for prompt in prompts], None, {}
 
 
 def gathered(found: dict[str, int]) -> list[dict[str, int]]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ballast.stats import TokenStats
 
 ANSWERS = ("answers", "reward", "length")
-ROUNDS = ("cut_off", "errors", "timeouts", "sampling", "scoring")
+ROUNDS = ("own", "cut_off", "errors", "timeouts", "sampling", "scoring")
 
 
 class GroupSums:
@@ -68,8 +68,8 @@ class GroupSums:
         Returns:
             For each origin present ``reward`` and ``length`` (tokens) per answer, ``entropy`` (nats) and the
             objective's own quantities per token, where its tokens were measured; ``groups/zero_advantage``, a share
-            of the groups;
-            ``groups/cut_off``, ``groups/verifier_errors`` and ``groups/verifier_timeouts``, numbers of own answers;
+            of the groups; ``groups/own``, a number of own answers, and of these ``groups/cut_off``,
+            ``groups/verifier_errors`` and ``groups/verifier_timeouts``;
             ``seconds/sampling`` and ``seconds/scoring``.
         """
         names, tokens = self._names, self._tokens
@@ -90,13 +90,23 @@ class GroupSums:
                 # Answers are of all steps since the last log, tokens of the logged step alone, which may have none.
                 continue
             metrics |= {f"{origin}/{name}": row[place] / trained for name, row in zip(names[1:], sums[1:], strict=True)}
-        cut_off, errors, timeouts, sampling, scoring = rounds
-        return {
-            **metrics,
-            "groups/zero_advantage": equal / max(count, 1),
-            "groups/cut_off": cut_off,
-            "groups/verifier_errors": errors,
-            "groups/verifier_timeouts": timeouts,
-            "seconds/sampling": sampling / ranks,
-            "seconds/scoring": scoring / ranks,
-        }
+        *counted, sampling, scoring = rounds
+        seconds = {"seconds/sampling": sampling / ranks, "seconds/scoring": scoring / ranks}
+        return {**metrics, **_of_groups(count, equal, counted), **seconds}
+
+    def read_rest(self, reduce: Callable[[Tensor], Tensor], device: torch.device) -> dict[str, float]:
+        """Return the ``groups/…`` metrics of the steps after the last log, whose tokens nobody counted; forget them."""
+        (count, equal), rounds = reduce(self._groups.to(device)).tolist(), reduce(self._rounds.to(device)).tolist()
+        self._clear()
+        return _of_groups(count, equal, rounds) if count else {}
+
+
+def _of_groups(count: float, equal: float, rounds: Sequence[float]) -> dict[str, float]:
+    own, cut_off, errors, timeouts = rounds[:4]
+    return {
+        "groups/zero_advantage": equal / max(count, 1),
+        "groups/own": own,
+        "groups/cut_off": cut_off,
+        "groups/verifier_errors": errors,
+        "groups/verifier_timeouts": timeouts,
+    }

@@ -156,6 +156,8 @@ class RunGroups:
         self.rows: GroupRows | None = None
         self.sums = GroupSums()
         self.prepared = False
+        self.step_rows: list[int] = []
+        """The prompts of the step."""
         self._read = stored
         self._stored: dict[int, Group] = {}
         self._model: Model | None = None
@@ -212,6 +214,7 @@ class RunGroups:
         """Return the micro-batches of one optimiser step."""
         assert self._batches is not None
         batches, groups = self._batches.take(prompts, count, step)
+        self.step_rows = [group.row for group in groups]
         self.sums.add_groups(groups)
         self.sums.add_rounds(self._batches.rounds)
         self._batches.rounds.clear()
@@ -229,7 +232,7 @@ class RunGroups:
 
     def _draw(self, rows: Sequence[int], step: int) -> SampledGroups:
         if self.rows is None:
-            return SampledGroups(tuple(self._stored[row] for row in rows))
+            return SampledGroups.stored([self._stored[row] for row in rows])
         assert self._model is not None
         return sample_groups(self._model, self.rows, rows, seed=self.seed, step=step)
 

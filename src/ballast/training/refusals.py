@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from ballast.errors import BallastError
@@ -44,6 +45,49 @@ def refuse_arguments(args: TrainingConfig) -> None:
     for name, (is_set, reason) in refused.items():
         if is_set:
             raise BallastError(f"training.{name} is not supported: {reason}")
+    refuse_no_steps(args)
+
+
+def planned_steps(args: TrainingConfig, rows: int) -> int:
+    """Return how many optimiser steps a run takes over so many (packed) rows, or prompts, as transformers counts."""
+    size = args.train_batch_size * args.world_size
+    batches = rows // size if args.dataloader_drop_last else -(-rows // size)
+    if not batches:
+        return 0
+    if args.max_steps >= 0:
+        return args.max_steps
+    return math.ceil(args.num_train_epochs * -(-batches // args.gradient_accumulation_steps))
+
+
+def refuse_no_steps(args: TrainingConfig, rows: int | None = None) -> None:
+    """Refuse settings under which no step is taken, or the only one with a learning rate of 0.
+
+    Args:
+        args: settings of a run.
+        rows: what there is to train on, None while that is not known.
+
+    Raises:
+        BallastError: the weights would stay as they are and the run would end as if it had trained.
+    """
+    if args.max_steps == 0 or (args.max_steps < 0 and not args.num_train_epochs > 0):
+        name = "max_steps" if args.max_steps == 0 else "num_train_epochs"
+        raise BallastError(
+            f"training.{name}: {getattr(args, name)} asks for no step, so nothing would be trained; set it above 0"
+        )
+    if rows is None:
+        return
+    steps, size = planned_steps(args, rows), args.train_batch_size * args.world_size
+    if not steps:
+        raise BallastError(
+            f"training.dataloader_drop_last: {rows:,} rows make no batch of {size:,} (of all ranks) and would be left "
+            "out, so nothing would be trained; set it to false, or make per_device_train_batch_size smaller"
+        )
+    flat = args.lr_scheduler_type in ("constant", "reduce_lr_on_plateau", "greedy")
+    if steps == 1 and not flat and args.get_warmup_steps(steps) >= 1:
+        raise BallastError(
+            "training.warmup_steps: the run is one step, which warming up begins with a learning rate of 0, so nothing "
+            "would be trained; set it to 0, or train for more steps"
+        )
 
 
 def refuse_parts(**parts: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from ballast.data import Collator, PrepareOptions, check_data, pack, prepare
 from ballast.errors import BallastError
 from ballast.evaluation.generation import end_ids
 from ballast.head import trained_positions
+from ballast.loop import numbers
 from ballast.objectives import objective as build_objective
 from ballast.records.model_card import append_objective
 from ballast.stats import GROUP_FIELDS
@@ -22,7 +23,8 @@ from ballast.training.loss import formed, measured
 from ballast.training.metrics import MetricSums
 from ballast.training.reduction import count, token_layout
 from ballast.training.reference import check_needs, run_reference, score_missing
-from ballast.training.refusals import refuse_arguments, refuse_parts
+from ballast.training.refusals import refuse_arguments, refuse_no_steps, refuse_parts
+from ballast.training.rows import rows_in
 from ballast.training.trl import AdaptedTrainer, add_statistics, check_head, load_model, with_adapter
 
 if TYPE_CHECKING:
@@ -127,7 +129,8 @@ class Trainer(AdaptedTrainer):
         # Before TRL patches the forward: a copy made later would follow the weights in training.
         self.reference = run_reference(self.objective, spec, model, tokenizer, autocast_dtype(args))
         self.prepare_reports: dict[str, PrepareReport] = {}
-        self._start, self._device = model, args.device
+        self._scorer, self._device = model, args.device
+        self._rows: Dataset | None = None
         self._sums = {"train": MetricSums(), "eval": MetricSums()}
         self._steps_summed = 0
         super().__init__(
@@ -141,6 +144,8 @@ class Trainer(AdaptedTrainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             formatting_func=formatting_func,
         )
+        if train_dataset is not None or self.groups is not None:
+            refuse_no_steps(args, len(self.train_dataset))
         self.data_collator = Collator(columns=self.batch_columns(), **self.collation)
         add_statistics(self.model)
         self._ends = sorted(end_ids(self.model, tokenizer))
@@ -160,6 +165,7 @@ class Trainer(AdaptedTrainer):
             return self.groups.prepare(dataset, tokenizer, options)
         ready = prepare(dataset, tokenizer, options, name=name)
         self.prepare_reports[name] = ready.report
+        self._rows = ready.dataset if self._rows is None else self._rows
         return pack(self.reference.attach(ready.dataset, self._score), options)
 
     def _score(self, dataset: Dataset) -> ReferenceCache:
@@ -169,7 +175,7 @@ class Trainer(AdaptedTrainer):
                 "rows that the reference cache does not have cannot be scored once training has moved the model: score "
                 "them beforehand (`ballast score`), or pass them as eval_dataset when making the trainer"
             )
-        return score_missing(self.reference.cache, self._start, dataset, self._device)
+        return score_missing(self.reference.cache, self._scorer, dataset, self._device)
 
     def batch_columns(self) -> tuple[str, ...]:
         """Return the cached statistics that batches carry."""
@@ -190,6 +196,16 @@ class Trainer(AdaptedTrainer):
         """Go on with answers that were sampled before the checkpoint."""
         if self.groups is not None:
             self.groups.restore(state)
+
+    def follows_start(self) -> bool:
+        """Return whether a live reference is made of the model as it starts."""
+        return self.reference.live is not None
+
+    def rows_named(self, batches: Sequence[Any]) -> str:
+        """Return the numbers of the demonstrations, or of the step's prompts."""
+        if self.groups is not None:
+            return numbers(sorted(set(self.groups.step_rows)), "the prompts")
+        return super().rows_named(batches) if self._rows is None else rows_in(batches, self._rows)
 
     def step_count(self, batches: list[dict[str, Any]], device: torch.device) -> Tensor:
         """Count what the objective's reduction names over the micro-batches of all ranks."""
@@ -328,17 +344,23 @@ class Trainer(AdaptedTrainer):
         if "loss" in logs:
             logs = {**logs, **self._read("train", self._steps_summed), **self._read_groups()}
             self._steps_summed = 0
+        elif self.groups is not None and "train_runtime" in logs:
+            logs.update(self.groups.sums.read_rest(self._summed, self.args.device))
         self.drop_own_metrics()
         super().log(logs, start_time)
 
     def _read_groups(self) -> dict[str, float]:
         if self.groups is None:
             return {}
-        ranks = self.accelerator.num_processes
-        return self.groups.sums.read(lambda sums: self.accelerator.reduce(sums, "sum"), self.args.device, ranks)
+        return self.groups.sums.read(self._summed, self.args.device, self.accelerator.num_processes)
+
+    def _summed(self, sums: Tensor) -> Tensor:
+        """Return sums over all ranks."""
+        total: Tensor = self.accelerator.reduce(sums, "sum")
+        return total
 
     def _read(self, mode: str, steps: int) -> dict[str, float]:
-        metrics = self._sums[mode].read(lambda total: self.accelerator.reduce(total, "sum"), steps)
+        metrics = self._sums[mode].read(self._summed, steps)
         seen = int(metrics.pop("seen", 0))
         metrics.pop("tokens", None)
         if mode == "train" and metrics:

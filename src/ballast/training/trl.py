@@ -6,11 +6,9 @@
 from __future__ import annotations
 
 import functools
-import json
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,8 +16,8 @@ from transformers.utils import ModelOutput
 from trl import SFTConfig, SFTTrainer
 
 from ballast.errors import BallastError
-from ballast.files import write_atomically
 from ballast.head import backbone, backbone_hidden, lm_head, trained_positions, unwrapped
+from ballast.loop import CheckedLoop
 from ballast.reference.providers import evaluating
 from ballast.training.inputs import changed_inputs
 
@@ -106,7 +104,7 @@ def _router_loss(model: Model, router_logits: Any, attention_mask: Tensor | None
     return load_balancing_loss_func(router_logits, experts, config.num_experts_per_tok, attention_mask)
 
 
-class AdaptedTrainer(SFTTrainer):
+class AdaptedTrainer(CheckedLoop, SFTTrainer):
     """`trl.SFTTrainer` with the few things that ballast changes as hooks that subclasses override."""
 
     args: SFTConfig
@@ -154,30 +152,8 @@ class AdaptedTrainer(SFTTrainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         batches = self.step_batches(epoch_iterator, num_batches)
+        self.batches = batches
         return batches, self.step_count(batches, device) if batches else None
-
-    def checkpoint_state(self) -> dict[str, Any]:
-        """Return what this rank keeps in a checkpoint beside what the trainer keeps; empty for nothing."""
-        return {}
-
-    def load_checkpoint_state(self, state: dict[str, Any]) -> None:
-        """Take up what `checkpoint_state` returned."""
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)  # type: ignore[no-untyped-call]  # of TRL
-        if state := self.checkpoint_state():
-            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-            write_atomically(folder / self._state_file, json.dumps(state))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        file = Path(resume_from_checkpoint) / self._state_file
-        if file.exists():
-            self.load_checkpoint_state(json.loads(file.read_text(encoding="utf-8")))
-
-    @property
-    def _state_file(self) -> str:
-        return f"ballast-{self.args.process_index}.json"
 
     @property
     def collation(self) -> dict[str, Any]:

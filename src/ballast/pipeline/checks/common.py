@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ballast import models
+from ballast import checkpoints, models
 from ballast.config import training as settings
 from ballast.config.recipe import Check, ModelSection, Recipe
 from ballast.config.source import Problem
@@ -14,6 +14,7 @@ from ballast.errors import BallastError
 from ballast.pipeline import sources
 from ballast.pipeline.advise import check_has_demonstrations, check_reference_is_start
 from ballast.pipeline.checks import groups as group_checks
+from ballast.pipeline.run_folder import is_trained
 from ballast.records.runs import read_record
 from ballast.stats import PAIR_FIELDS
 
@@ -184,10 +185,12 @@ def check_resume(fixed: Mapping[str, Sequence[str]]) -> Check:
         except BallastError as error:
             yield Problem(("output",), str(error))
             return
-        trained = record is not None and record.status == "trained"
-        if not trained and not any(output.glob("checkpoint-*/trainer_state.json")):
-            yield Problem(("output",), f"{output}: has no checkpoint to resume from; start without --resume")
-            return
+        if not is_trained(record, recipe):
+            last = checkpoints.last_whole(output, weights_only=bool(recipe.training.get("save_only_model")))
+            if last.path is None:
+                torn = "".join(f"; {line}" for line in last.lines())
+                yield Problem(("output",), f"{output}: has no checkpoint to resume from{torn}; start without --resume")
+                return
         now = recipe.resolved()
         for key, section in begun.items():
             if key not in broken and _without(section, fixed[key]) != _without(now[key], fixed[key]):

@@ -1,0 +1,236 @@
+"""What ballast asks of a training loop beyond transformers': no step too many, whole checkpoints, no step into NaN.
+
+A mixin for subclasses of `transformers.Trainer`, checked against transformers 5.23; it stands before TRL's trainer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ballast import checkpoints
+from ballast.errors import BallastError, Diverged
+from ballast.files import write_atomically
+from ballast.reference.fingerprint import start_fingerprint
+
+if TYPE_CHECKING:
+    from transformers import Trainer as Base
+    from transformers.trainer_utils import TrainOutput
+else:
+    Base = object
+
+START = "ballast-start.json"
+"""File of a checkpoint with the fingerprint of the model that training started from."""
+
+
+class CheckedLoop(Base):
+    """Makes a trainer refuse what it cannot go on from and stop before weights are lost.
+
+    - A run that is resumed at its last step takes no further one.
+    - Checkpoints are written beside their place and moved there when whole; a torn one is passed over with a warning.
+    - A checkpoint knows which model training started from, and is refused under another: a reference made of the model
+      as it starts would be another midway.
+    - A loss or a gradient that is no finite number stops the run before the optimiser's step, and names the rows.
+      transformers reads the loss of every micro-batch itself (``logging_nan_inf_filter``), so nothing else is waited
+      for than the norm of the gradient.
+    """
+
+    state: Any
+    model: Any
+    control: Any
+    _start: str | None = None
+    _saving: bool = False
+    batches: Sequence[Any] = ()
+    """The micro-batches of the step."""
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        """Return what this rank keeps in a checkpoint beside what the trainer keeps; empty for nothing."""
+        return {}
+
+    def load_checkpoint_state(self, state: dict[str, Any]) -> None:
+        """Take up what `checkpoint_state` returned; not called where that was nothing."""
+
+    def follows_start(self) -> bool:
+        """Return whether what is trained depends on the starting model beyond its weights, as under a reference."""
+        return False
+
+    def rows_named(self, batches: Sequence[Any]) -> str:
+        """Return which rows some micro-batches hold, for a person."""
+        return "rows unknown"
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train as transformers does; True resumes from the last whole checkpoint of the output.
+
+        Raises:
+            BallastError: there is no whole checkpoint, or it began from another model.
+            Diverged: a loss or a gradient is no finite number.
+        """
+        if self.args.should_save:
+            shutil.rmtree(Path(str(self.args.output_dir)) / checkpoints.UNFINISHED, ignore_errors=True)
+        checkpoint = self._found(resume_from_checkpoint)
+        if self._start is None:
+            # Later the model is another one; not known where nothing will be compared with it.
+            wanted = checkpoint is not None or self.args.save_strategy != "no"
+            self._start = (wanted and start_fingerprint(self.model, full=self.follows_start())) or ""
+        if checkpoint is not None:
+            self._take_up(checkpoint)
+        return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+
+    def _found(self, given: str | bool | None) -> Path | None:
+        if given is None or given is False:
+            return None
+        only_weights = bool(self.args.save_only_model)
+        if given is not True:
+            problem = checkpoints.what_is_wrong(Path(given), weights_only=only_weights)
+            if problem is not None:
+                raise BallastError(f"{given}: is no whole checkpoint ({problem}); resume from another one")
+            return Path(given)
+        output = str(self.args.output_dir)
+        last = checkpoints.last_whole(output, weights_only=only_weights)
+        if last.path is None:
+            raise BallastError("; ".join([f"{output}: has no checkpoint to resume from", *last.lines()]))
+        for line in last.lines():
+            warnings.warn(line, stacklevel=3)
+        return last.path
+
+    def _take_up(self, checkpoint: Path) -> None:
+        start = _read(checkpoint / START).get("model")
+        if start and self._start and start != self._start:
+            raise BallastError(
+                f"{checkpoint}: was trained from another model than the one given, which would take the start's place "
+                "midway, as the reference too; give the model that the run began with: the checkpoint's weights are "
+                "put into it"
+            )
+        if state := _read(checkpoint / self._own_file):
+            self.load_checkpoint_state(state)
+
+    @property
+    def _own_file(self) -> str:
+        return f"ballast-{self.args.process_index}.json"
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # transformers looks at the number of steps only after the next one.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as transformers does, but no mean loss over no step."""
+        if self.state.global_step == getattr(self, "_initial_global_step", None):
+            logs.pop("train_loss", None)
+        super().log(logs, start_time)
+
+    # Checkpoints
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder: str = super()._get_output_dir(trial)
+        return os.path.join(folder, checkpoints.UNFINISHED) if self._saving else folder
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint beside its place and move it there when all ranks are done."""
+        name = f"checkpoint-{self.state.global_step}"
+        place = Path(self._get_output_dir(trial)) / name
+        self._saving = True
+        try:
+            made = Path(self._get_output_dir(trial)) / name
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._saving = False
+        if state := self.checkpoint_state():
+            write_atomically(made / self._own_file, json.dumps(state))
+        if self.args.should_save:
+            write_atomically(made / START, json.dumps({"model": self._start}))
+        self._name_best(made, place)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            checkpoints.put_in_place(made, place)
+            shutil.rmtree(made.parent, ignore_errors=True)
+            self._rotate(place.parent)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            super()._push_from_checkpoint(str(place))
+
+    def _name_best(self, made: Path, place: Path) -> None:
+        """Let the trainer's state name the best checkpoint by the place where it will lie."""
+        step = self.state.best_global_step
+        if not step:
+            return
+        best = place.parent / f"checkpoint-{step}"
+        if best == place or best.is_dir():
+            self.state.best_model_checkpoint = str(best)
+        if self.args.should_save:
+            self.state.save_to_json(str(made / checkpoints.STATE))
+
+    def _rotate(self, folder: Path) -> None:
+        from transformers.trainer_utils import rotate_checkpoints
+
+        rotate_checkpoints(
+            output_dir=str(folder),
+            save_total_limit=self.args.save_total_limit,
+            best_model_checkpoint=self.state.best_model_checkpoint,
+            use_mtime=True,
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Wait until the checkpoint is in its place: it is uploaded in the background."""
+
+    # Losses
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
+        """Return the micro-batches of a step, kept so that what is wrong with it can be told of its rows."""
+        found: tuple[list[Any], Any] = super().get_batch_samples(*args, **kwargs)
+        self.batches = found[0]
+        return found
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Return the loss of a micro-batch, its gradient added up.
+
+        Raises:
+            Diverged: it is no finite number.
+        """
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self._check_finite("loss", float(loss), [inputs])
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        # Under fp16 a gradient that overflows is what the scaler looks for, and leaves out.
+        if norm is not None and getattr(self.accelerator, "scaler", None) is None:
+            self._check_finite("norm of the gradient", float(norm), self.batches)
+        return norm
+
+    def _check_finite(self, what: str, value: float, batches: Sequence[Any]) -> None:
+        if math.isfinite(value):
+            return
+        raise Diverged(
+            f"step {self.state.global_step + 1}: the {what} is {value} on {self.rows_named(batches)}, which would make "
+            "every weight NaN; the step was not taken and earlier checkpoints are as they were: look at these rows, "
+            "lower the learning rate, or train in a wider dtype"
+        )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
+
+
+def numbers(rows: Sequence[int], what: str, limit: int = 16) -> str:
+    """Return row numbers, counted from 0 here and from 1 in the text, such as ``rows 3, 7 of the prompts``."""
+    shown = ", ".join(str(row + 1) for row in rows[:limit])
+    more = f" and {len(rows) - limit:,} more" if len(rows) > limit else ""
+    return f"row{'s' if len(rows) > 1 else ''} {shown}{more} of {what}"
+
+
+def rows_of_examples(batches: Sequence[Any], key: str = "row") -> list[int]:
+    """Return the places that plain examples of some batches name, in order and once each."""
+    found: dict[int, None] = {}
+    for batch in batches:
+        examples = [batch] if isinstance(batch, Mapping) else batch
+        found |= {int(example[key]): None for example in examples if key in example}
+    return list(found)
