@@ -206,10 +206,8 @@ def outcome(verb: str, folder: Path) -> dict[str, Any]:
     found = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in _bytes(folder)}
     for cache in {path.parent for path in folder.rglob("shard-*.safetensors")}:
         found[f"values in {cache.relative_to(folder)}"] = _values(cache)
-    numbers = read_folder(folder)
-    return found | {
-        name: _lasting(value) for name, value in numbers.items() if not Path(name).name.startswith("shard-")
-    }
+    numbers = {name: value for name, value in read_folder(folder).items() if "shard-" not in name}
+    return found | {name: _lasting(value) for name, value in numbers.items()}
 
 
 def _lasting(value: Any) -> Any:

@@ -18,7 +18,7 @@ DESIGN = SOURCE.parent.parent / "docs" / "design.md"
 
 # From the ground up: a module may import from its own layer and from those before it.
 LAYERS = (
-    ("errors", "files", "checkpoints", "text", "progress", "stats", "protocols", "options"),
+    ("errors", "files", "checkpoints", "text", "terminal", "progress", "stats", "protocols", "options"),
     ("objectives", "head"),
     ("verifiers",),
     ("data",),
@@ -45,6 +45,7 @@ ONLY: dict[str, set[str]] = {
     "checkpoints": set(),
     "protocols": set(),
     "text": set(),
+    "terminal": {"text"},
     "progress": set(),
     "stats": {"errors"},
     "options": {"errors"},
