@@ -57,6 +57,8 @@ def alone(output: Path, *, resume: bool) -> Iterator[None]:
             raise BallastError(f"{output}: another process has trained into this folder; choose another output")
         yield
     finally:
+        # Who opened it before and locks it later finds the record of this run.
+        (output / LOCK).unlink(missing_ok=True)
         lock.release()
 
 
