@@ -6,20 +6,17 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+import bad_input
+from bad_input import check_refused, edit_json, refused, write_rows
 from ballast.cli import app
 from tiny import char_tokenizer, tiny_model
 
 ROWS = [{"prompt": f"{i}+{i + 1}=", "completion": str(2 * i + 1)} for i in range(12)]
-
-
-def write_rows(path: Path, rows: list) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture(scope="module")
@@ -49,33 +46,12 @@ def workspace(prototype, tmp_path, monkeypatch) -> Path:
     return folder
 
 
-@dataclass(frozen=True)
-class Case:
-    """Settings over a recipe that works, what is broken beforehand, and what the one line must say."""
-
-    name: str
-    expected: str
-    settings: tuple[str, ...] = ()
-    break_it: Callable[[], object] = lambda: None
-    command: str = "train"
-    without: tuple[str, ...] = ()
-    flags: tuple[str, ...] = field(default=())
-
-    def arguments(self) -> list[str]:
-        base = ["model=model", "data.train=rows.jsonl", "objective=prift-mass", "output=out"]
-        kept = [setting for setting in base if setting.split("=")[0] not in self.without]
-        return [self.command, *self.flags, *kept, *self.settings]
+class Case(bad_input.Case):
+    base = ("model=model", "data.train=rows.jsonl", "objective=prift-mass", "output=out")
 
 
 def edit(path: str, change: Callable[[bytes], bytes]) -> Callable[[], object]:
     return lambda: Path(path).write_bytes(change(Path(path).read_bytes()))
-
-
-def edit_json(path: str, **changes) -> Callable[[], object]:
-    def change() -> None:
-        Path(path).write_text(json.dumps({**json.loads(Path(path).read_text()), **changes}))
-
-    return change
 
 
 def data(text: str, path: str = "rows.jsonl") -> Callable[[], object]:
@@ -239,22 +215,9 @@ CASES = [
 ]
 
 
-def invoke(arguments: list[str]) -> list[str]:
-    """Run the command line, which must refuse; return the lines on stderr."""
-    done = CliRunner().invoke(app, arguments)
-    assert done.exit_code == 2, (done.exit_code, done.output, done.exception)
-    return done.stderr.splitlines()
-
-
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_bad_input_is_refused_in_one_line_and_leaves_nothing(case, workspace):
-    case.break_it()
-    before = sorted(path for path in workspace.rglob("*") if ".lock" not in path.name)
-    lines = invoke(case.arguments())
-    assert len(lines) == 1, lines
-    assert case.expected in lines[0], lines[0]
-    assert not (workspace / "out").exists()
-    assert sorted(path for path in workspace.rglob("*") if ".lock" not in path.name) == before
+    check_refused(case, workspace)
 
 
 def test_the_recipe_that_the_cases_break_works(workspace):
@@ -273,7 +236,7 @@ def test_a_missing_pad_token_is_handled(workspace):
 
 
 def test_two_problems_are_two_lines(workspace):
-    lines = invoke(Case("", "", ("training.lerning_rate=1", "data.train=absent.jsonl", "model=./absent")).arguments())
+    lines = refused(Case("", "", ("training.lerning_rate=1", "data.train=absent.jsonl", "model=./absent")).arguments())
     assert len(lines) == 3
     assert all(line.startswith("command line: ") for line in lines)
 
@@ -292,20 +255,20 @@ def test_two_problems_are_two_lines(workspace):
 )
 def test_bad_recipe_files_are_refused_with_their_line(workspace, text, expected):
     (workspace / "recipe.yaml").write_text(text)
-    lines = invoke(["train", "recipe.yaml"])
+    lines = refused(["train", "recipe.yaml"])
     assert len(lines) == 1
     assert lines[0].startswith(expected)
 
 
 def test_a_recipe_file_that_is_missing_is_named(workspace):
-    assert invoke(["train", "absent.yaml"]) == ["absent.yaml: cannot read the recipe: No such file or directory"]
+    assert refused(["train", "absent.yaml"]) == ["absent.yaml: cannot read the recipe: No such file or directory"]
 
 
 @pytest.mark.parametrize("make", [lambda out: (out.mkdir(), (out / "old").touch()), lambda out: out.touch()])
 def test_an_output_that_is_there_is_refused_and_left_alone(workspace, make):
     make(workspace / "out")
     before = sorted(workspace.rglob("*"))
-    lines = invoke(Case("", "").arguments())
+    lines = refused(Case("", "").arguments())
     assert len(lines) == 1
     assert "output: out: is" in lines[0]
     assert sorted(workspace.rglob("*")) == before

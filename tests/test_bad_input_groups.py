@@ -4,12 +4,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+import bad_input
+from bad_input import check_refused, write_rows
 from ballast.cli import app
 from tiny import CHAT_TEMPLATE, char_tokenizer, tiny_model
 
@@ -19,10 +20,6 @@ ROWS = [
 ]
 GROUPS = {"verifier": "exact", "own": 2, "max_new_tokens": 8}
 OWN = {"prompt": "1+1=", "origin": "own", "response": "2", "reward": 1.0}
-
-
-def write_rows(path: str, rows: list) -> None:
-    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture(scope="module")
@@ -52,21 +49,8 @@ def workspace(prototype, tmp_path, monkeypatch) -> Path:
     return folder
 
 
-@dataclass(frozen=True)
-class Case:
-    """Settings over a recipe that works, what is broken beforehand, and what the one line must say."""
-
-    name: str
-    expected: str
-    settings: tuple[str, ...] = ()
-    break_it: Callable[[], object] = lambda: None
-    command: str = "train"
-    without: tuple[str, ...] = ()
-
-    def arguments(self) -> list[str]:
-        base = ["model=model", "data.train=rows.jsonl", "objective=gft", "output=out", f"groups={json.dumps(GROUPS)}"]
-        kept = [setting for setting in base if setting.split("=")[0] not in self.without]
-        return [self.command, *kept, *self.settings]
+class Case(bad_input.Case):
+    base = ("model=model", "data.train=rows.jsonl", "objective=gft", "output=out", f"groups={json.dumps(GROUPS)}")
 
 
 def rows(change: Callable[[dict], dict | None], place: int = 2) -> Callable[[], object]:
@@ -212,6 +196,7 @@ CASES = [
     ),
     Case("sampled by another tokenizer", "another tokenizer", ("model=other", *SAMPLED), without=("data.train",)),
     Case("sampled with other settings", "groups.own: 3 would be ignored", (*SAMPLED, "groups.own=3")),
+    Case("sampled without", "groups.judge_cut_off: True would be ignored", (*SAMPLED, "groups.judge_cut_off=true")),
     Case("sampled for other rows", "was sampled for other rows", SAMPLED, rows(lambda row: {**row, "answer": "0"})),
     Case("cut elsewhere", "training.max_length: 64, but the answers", (*SAMPLED, "training.max_length=64")),
     Case("sampling not ended", "sampling has not ended (0 of 1 parts)", SAMPLED, one_part_less),
@@ -241,17 +226,9 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_bad_groups_are_refused_in_one_line_and_leave_nothing(case, workspace, monkeypatch):
-    case.break_it()
     if case.command != "sample":
         monkeypatch.setattr("ballast.models.load_model", None)  # refused before a weight is read
-    before = sorted(path for path in workspace.rglob("*") if "lock" not in path.name and "__pycache__" not in str(path))
-    done = CliRunner().invoke(app, case.arguments())
-    assert done.exit_code == 2, (done.exit_code, done.output, done.exception)
-    lines = done.stderr.splitlines()
-    assert len(lines) == 1, lines
-    assert case.expected in lines[0], lines[0]
-    after = sorted(path for path in workspace.rglob("*") if "lock" not in path.name and "__pycache__" not in str(path))
-    assert after == before
+    check_refused(case, workspace)
 
 
 def test_groups_of_a_run_may_not_change_on_resuming(workspace):

@@ -351,9 +351,10 @@ def test_a_record_that_cannot_be_kept_stops_here_and_in_a_process(folder, tmp_pa
     assert pool._answer(context, one) == {"unusable": "no such thing"}
 
 
-def test_files_of_the_working_directory_are_no_modules_of_a_process(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["statistics", "random", "json", "types"])
+def test_files_of_the_working_directory_are_no_modules_of_a_process(name, folder, tmp_path, monkeypatch):
     """Several names that the libraries import are likely names of a user's scripts."""
-    (tmp_path / "statistics.py").write_text("raise SystemExit('imported')")
+    (tmp_path / f"{name}.py").write_text("raise SystemExit('imported')")
     monkeypatch.chdir(tmp_path)
     context = JobContext(Plan(one_rate(folder, tmp_path / "out")), Store(tmp_path / "out"))
     context.store.root.mkdir()

@@ -18,7 +18,19 @@ DESIGN = SOURCE.parent.parent / "docs" / "design.md"
 
 # From the ground up: a module may import from its own layer and from those before it.
 LAYERS = (
-    ("errors", "files", "checkpoints", "text", "terminal", "progress", "stats", "protocols", "options"),
+    (
+        "errors",
+        "files",
+        "checkpoints",
+        "text",
+        "terminal",
+        "progress",
+        "stats",
+        "protocols",
+        "limits",
+        "packages",
+        "options",
+    ),
     ("objectives", "head"),
     ("verifiers",),
     ("data",),
@@ -41,22 +53,24 @@ LAYERS = (
 # Beyond the order: what these may import at all.
 ONLY: dict[str, set[str]] = {
     "errors": set(),
-    "files": set(),
+    "files": {"errors"},
     "checkpoints": set(),
     "protocols": set(),
     "text": set(),
     "terminal": {"text"},
     "progress": set(),
     "stats": {"errors"},
-    "options": {"errors"},
+    "limits": {"errors", "protocols"},
+    "packages": {"errors"},
+    "options": {"errors", "files"},
     "objectives": {"errors", "stats"},
     "head": {"errors", "stats", "protocols"},
     "verifiers": {"errors", "files", "protocols"},
     "advise": {"errors", "stats", "objectives"},
-    "evaluation": {"errors", "options", "files", "stats", "protocols", "head", "verifiers", "data"},
-    "groups": {"errors", "options", "files", "protocols", "verifiers", "data", "reference", "evaluation"},
+    "evaluation": {"errors", "options", "files", "stats", "protocols", "limits", "head", "verifiers", "data"},
+    "groups": {"errors", "options", "files", "protocols", "limits", "verifiers", "data", "reference", "evaluation"},
     "loop": {"errors", "files", "checkpoints", "reference"},
-    "rl": {"errors", "options", "protocols", "verifiers", "data", "evaluation", "loop"},
+    "rl": {"errors", "options", "protocols", "limits", "verifiers", "data", "evaluation", "loop"},
     "records": {"errors", "files", "protocols", "evaluation", "rl"},
 }
 FREE = {"cli", "__init__"}

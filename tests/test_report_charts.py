@@ -10,20 +10,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from ballast.compare.figures import RL, SFT, Value
 from ballast.records.folder import BASE
 from ballast.report.charts import svg
-from ballast.report.charts.data import (
-    RL,
-    SFT,
-    Dot,
-    DotChart,
-    Histogram,
-    IntervalChart,
-    IntervalRow,
-    Line,
-    LineChart,
-    Value,
-)
+from ballast.report.charts.data import Dot, DotChart, Histogram, IntervalChart, IntervalRow, Line, LineChart
 from ballast.report.charts.scales import linear, logarithmic
 
 LABELS = ("sft", "dft", "prift-prob", "prift-mass", "eksft", "ift", "gft", "x", "ninth")

@@ -61,7 +61,7 @@ def test_the_base_model_alone(folder):
 def test_stopped_before_the_baseline_was_run(folder):
     gone(folder, "cells/sft-*", "cells/prift-mass-*s44", "base/rl")
     report = shown(folder)
-    assert "sft was not measured, so there is no difference to test" in report.answer[0]
+    assert "sft, which differences are taken to, was not measured; finish its runs" in report.answer[0]
     assert report.cautions == ("Unfinished: the figures are of the finished runs, and may change.",)
     assert "cells/prift-mass-lr0.0003-s44" in gaps(report)
     assert "and 3 more" not in gaps(report)
@@ -78,13 +78,13 @@ def test_many_missing_runs_are_counted_and_some_named(folder):
 def test_rl_of_some_seeds_and_some_objectives(folder):
     gone(folder, "cells/eksft-*/rl", "cells/prift-mass-*s43/rl", "base/rl/s44")
     report = shown(folder)
-    assert "eksft" not in report.answer[1]
+    assert "eksft was not measured here" in report.answer[1]
     assert "eksft after RL" in report.answer[2]
     [table] = next(one for one in report.sections if one.id == "results").tables
     rows = {row[0].text: row for row in table.rows}
     assert rows["prift-mass"][2].detail.endswith(", 2 seeds")
     assert rows["eksft"][2].text == "–"
-    assert "over 1 seed" not in report.answer[1]
+    assert "1 seed" not in report.answer[1]
 
 
 def test_every_run_broke_off(folder):
@@ -123,11 +123,11 @@ def test_a_diverged_objective_without_figures(folder):
 @pytest.mark.parametrize(
     ("compare", "words"),
     [
-        ({"objectives": ["prift-mass"]}, "there is no other objective to compare it with."),
-        ({"objectives": ["sft"], "seeds": 1, "then": None}, "there is no other objective to compare it with."),
+        ({"objectives": ["prift-mass"]}, "the base model"),
+        ({"objectives": ["sft"], "seeds": 1, "then": None}, "one seed cannot tell"),
         (
             {"objectives": ["sft", "eksft"], "seeds": 1, "rates": [1e-4], "choose_by": None},
-            "not tested, as there is only one seed",
+            "one seed cannot tell luck from a difference",
         ),
     ],
 )

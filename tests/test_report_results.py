@@ -8,9 +8,8 @@ import pytest
 from scipy import stats
 
 import report_records
+from ballast.compare.figures import RL, SFT, Metric
 from ballast.compare.statistics import holm, over_both, over_items
-from ballast.report.charts.data import RL, SFT
-from ballast.report.figures import Metric
 from ballast.report.sections.results import drift, learning_rates, other_metrics, results
 from ballast.report.source import load
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ballast.report.text import counted, interval, joined, markdown, number, p_value, rate, signed
+from ballast.compare.numbers import counted, interval, joined, number, p_value, rate, signed
+from ballast.report.text import markdown
 from ballast.text import inert
 
 HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")

@@ -3,12 +3,13 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+import bad_input
+from bad_input import check_refused, write_rows
 from ballast.cli import app
 from ballast.config.recipe import load_recipe
 from ballast.errors import BallastError
@@ -18,10 +19,6 @@ from rl_tools import ROWS, tiny_policy, tiny_tokenizer
 RL = {"verifier": "exact", "steps": 1, "prompts": 2, "group": 2, "max_new_tokens": 4}
 
 
-def write_rows(rows: list) -> None:
-    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 @pytest.fixture(scope="module")
 def prototype(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("prototype")
@@ -29,7 +26,7 @@ def prototype(tmp_path_factory) -> Path:
         patch.chdir(folder)
         tiny_policy().save_pretrained("model")
         tiny_tokenizer().save_pretrained("model")
-        write_rows(ROWS)
+        write_rows("rows.jsonl", ROWS)
         (folder / "judging.py").write_text("def judge(completion, row):\n    return 1.0\n")
     return folder
 
@@ -44,24 +41,14 @@ def workspace(prototype, tmp_path, monkeypatch) -> Path:
     return folder
 
 
-@dataclass(frozen=True)
-class Case:
-    """Settings over a recipe that works, what is broken beforehand, and what the one line must say."""
-
-    name: str
-    expected: str
-    settings: tuple[str, ...] = ()
-    break_it: Callable[[], object] = lambda: None
-    without: tuple[str, ...] = ()
-
-    def arguments(self) -> list[str]:
-        base = ["model=model", "data.train=rows.jsonl", "output=out", f"rl={json.dumps(RL)}"]
-        return ["rl", *(one for one in base if one.split("=")[0] not in self.without), *self.settings]
+class Case(bad_input.Case):
+    verb = "rl"
+    base = ("model=model", "data.train=rows.jsonl", "output=out", f"rl={json.dumps(RL)}")
 
 
 def row(change: Callable[[dict], dict], place: int | None = 2) -> Callable[[], object]:
     """Change one row, or all of them."""
-    return lambda: write_rows([change(one) if place in (i, None) else one for i, one in enumerate(ROWS)])
+    return lambda: write_rows("rows.jsonl", [change(one) if place in (i, None) else one for i, one in enumerate(ROWS)])
 
 
 def adapter() -> None:
@@ -105,8 +92,8 @@ CASES = [
         adapter,
         without=("model",),
     ),
-    Case("adapter on the head", "adapters on lm_head are not supported", ("model.lora={target_modules: [lm_head]}",
-         "model.path=model"), without=("model",)),
+    Case("adapter on the head", "an adapter on `lm_head` would never be trained",
+         ("model.lora={target_modules: [lm_head]}", "model.path=model"), without=("model",)),
     # passed on to TRL
     Case("misspelt field", "rl.trainer.epsilom: unknown key; did you mean 'epsilon'?", ("rl.trainer.epsilom=0.1",)),
     Case("field of ours", "rl.trainer.max_steps: would be overridden here; set `rl.steps`",
@@ -147,14 +134,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_bad_input_is_refused_in_one_line_and_leaves_nothing(case, workspace):
-    case.break_it()
-    before = sorted(path for path in workspace.rglob("*") if "__pycache__" not in str(path))
-    done = CliRunner().invoke(app, case.arguments())
-    assert done.exit_code == 2, (done.exit_code, done.output, done.exception)
-    lines = done.stderr.splitlines()
-    assert len(lines) == 1, lines
-    assert case.expected in lines[0], lines[0]
-    assert sorted(path for path in workspace.rglob("*") if "__pycache__" not in str(path)) == before
+    check_refused(case, workspace)
 
 
 def test_vllm_needs_an_accelerator_or_a_server(workspace, monkeypatch):

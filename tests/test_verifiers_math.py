@@ -261,6 +261,15 @@ def test_ten_million_characters_take_seconds(text):
     assert time.process_time() - start < 20
 
 
+def test_where_sympy_has_no_value_the_word_of_math_verify_stands(monkeypatch):
+    def fail(*_):
+        raise TypeError("no value")
+
+    monkeypatch.setattr(math, "differ", fail)
+    assert math.judge(r"\boxed{2(x+1)}", {"answer": "2x+2"}) == 1
+    assert math.judge(r"\boxed{2(x+2)}", {"answer": "2x+2"}) == 0
+
+
 def test_a_blank_answer_is_an_error():
     for answer in ("", " ", "$$", r"\boxed{}"):
         with pytest.raises(ValueError, match="is blank"):

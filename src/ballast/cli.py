@@ -15,13 +15,13 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from ballast.errors import BallastError, Diverged, Interrupted
+from ballast.files import check_file, check_place, expanded
 from ballast.terminal import console, print_json, print_text, print_yaml
 
 if TYPE_CHECKING:
     from ballast.config.recipe import Check, Recipe
     from ballast.objectives import ObjectiveInfo
 
-DIVERGED = 1
 USAGE_ERROR = 2
 INTERRUPTED = 130
 
@@ -37,12 +37,9 @@ class _Group(TyperGroup):
                 raise
             print_text(error, file=sys.stderr)
             raise typer.Exit(USAGE_ERROR) from None
-        except Diverged as error:
-            print_text(error, file=sys.stderr)
-            raise typer.Exit(DIVERGED) from None
-        except Interrupted as stopped:
-            print_text(stopped, file=sys.stderr)
-            raise typer.Exit(stopped.code) from None
+        except (Diverged, Interrupted) as ended:
+            print_text(ended, file=sys.stderr)
+            raise typer.Exit(ended.code) from None
         except KeyboardInterrupt:
             print_text("interrupted", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
@@ -66,6 +63,16 @@ Words = Annotated[
         show_default=False,
     ),
 ]
+
+
+def _path(text: str) -> Path:
+    return Path(expanded(text))
+
+
+def _place(flag: str, about: str, show_default: bool | str = False) -> Any:
+    return typer.Option(flag, parser=_path, metavar="PATH", help=about, show_default=show_default)
+
+
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the resolved recipe, and stop.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
@@ -83,9 +90,7 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_print_versions, help="Print versions and exit.")
     ] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", envvar="BALLAST_DEBUG", help="Show tracebacks of bad input.")
-    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", envvar="BALLAST_DEBUG", help="Show tracebacks.")] = False,
 ) -> None:
     if debug:
         os.environ["BALLAST_DEBUG"] = "1"
@@ -187,14 +192,9 @@ def rl(
 def evaluate(
     words: Words = None,
     model: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--model", help="Evaluate this model; repeat for several. Default: model and output of the recipe."
-        ),
+        list[str] | None, typer.Option("--model", help="Measure this; repeat for several. Default: the recipe's two.")
     ] = None,
-    items: Annotated[
-        Path | None, typer.Option("--items", help="Folder for every prompt, answer and score.", show_default=False)
-    ] = None,
+    items: Annotated[Path | None, _place("--items", "Folder for every prompt, answer and score.")] = None,
     readiness: Annotated[
         bool, typer.Option("--readiness", help="Measure the readiness for reinforcement learning alone.")
     ] = False,
@@ -213,6 +213,7 @@ def evaluate(
     with _recipe(words, pipeline.TASK_CHECKS if model else pipeline.EVALUATE_CHECKS) as recipe:
         if readiness or group is not None or samples is not None:
             recipe = pipeline.with_readiness(recipe, wanted=readiness, group=group, samples=samples)
+        pipeline.check_measurement(recipe, paths=model or (), items=items)
         if dry_run:
             print_yaml(recipe.to_yaml())
             return
@@ -267,10 +268,10 @@ def compare(
 def report(
     folders: Annotated[
         list[Path],
-        typer.Argument(metavar="FOLDER...", help="A comparison, or outputs of `ballast train`, or a folder of these."),
+        typer.Argument(parser=_path, metavar="FOLDER...", help="Comparisons, outputs of `ballast train`, or folders."),
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", help="Where the two files go.", show_default="the first folder")
+        Path | None, _place("--output", "Where the two files go.", show_default="the first folder")
     ] = None,
     metric: Annotated[
         str | None,
@@ -280,6 +281,7 @@ def report(
     """Write report.html, one page that needs nothing else, and report.md on what runs measured."""
     from ballast.report import write_report
 
+    check_place("--output", output)
     page, text = write_report(folders, output=output, metric=metric)
     print_text(f"{page}\n{text}")
 
@@ -295,15 +297,8 @@ def inspect(
     model: Annotated[
         str | None, typer.Option("--model", help="The live model.", show_default="the recipe's, as the reference")
     ] = None,
-    page: Annotated[
-        Path | None, typer.Option("--html", dir_okay=False, help="Write a page to this file.", show_default=False)
-    ] = None,
-    record: Annotated[
-        Path | None,
-        typer.Option(
-            "--record", dir_okay=False, help="Write the figures as JSON; reports show a run folder's tokens.json."
-        ),
-    ] = None,
+    page: Annotated[Path | None, _place("--html", "Write a page to this file.")] = None,
+    record: Annotated[Path | None, _place("--record", "Write JSON; reports show a run's tokens.json.")] = None,
     over: Annotated[int, typer.Option("--over", min=0, help="First rows whose weights the histograms count.")] = 64,
 ) -> None:
     """Show what objectives make of every token of some rows: weight, probabilities, entropy, KL, selection."""
@@ -311,6 +306,8 @@ def inspect(
     from ballast.report import show_tokens
 
     counted = over if page or record else 0
+    check_file("--html", page)
+    check_file("--record", record)
     with _recipe(words, INSPECT_CHECKS) as recipe:
         tokens = run_inspect(recipe, rows, objectives=objective or (), model=model, over=counted, record=record)
     show_tokens(tokens, page=page, say=console().print)
@@ -320,9 +317,7 @@ def inspect(
 
 @app.command()
 def quickstart(
-    output: Annotated[
-        Path | None, typer.Option("--output", help="Keep the runs in this folder.", show_default=False)
-    ] = None,
+    output: Annotated[Path | None, _place("--output", "Keep the runs in this folder.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of data order and samples.")] = 42,
 ) -> None:
     """Fine-tune with seven objectives on the embedded lab and compare them: minutes on two cores, no download."""
@@ -330,7 +325,8 @@ def quickstart(
     from ballast.quickstart import run_quickstart
 
     quiet()
-    run_quickstart(output=output, seed=seed, say=console(markup=True).print)
+    check_place("--output", output)
+    run_quickstart(output=output, seed=seed, say=console().print)
 
 
 lab = typer.Typer(no_args_is_help=True, help="Experiments small enough to be seen through.")
@@ -348,14 +344,13 @@ def frozen_lake(
     steps: Annotated[
         int | None, typer.Option("--steps", min=1, help="Optimiser steps of each run.", show_default="400")
     ] = None,
-    output: Annotated[Path, typer.Option("--output", help="New or empty folder for figures and results.")] = Path(
-        "frozen-lake"
-    ),
+    output: Annotated[Path, _place("--output", "New or empty folder for figures and results.")] = Path("frozen-lake"),
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the initial policies.")] = 0,
 ) -> None:
     """Compare SFT, IFT, ORPO and DPO with the optimal policy of a small game: about a minute on one core."""
     from ballast.lab.frozen_lake import run_frozen_lake
 
+    check_place("--output", output)
     run_frozen_lake(seeds=seeds, steps=steps, output=output, seed=seed, say=console(markup=True).print)
 
 
@@ -369,7 +364,7 @@ def _recipe(words: list[str] | None, checks: Sequence[Check], dry_run: bool = Fa
     from ballast.pipeline import quiet, sources
 
     quiet()
-    words = list(words or ())
+    words = [word if "=" in word else expanded(word) for word in words or ()]
     path = words.pop(0) if words and (Path(words[0]).is_file() or "=" not in words[0]) else None
     with sources.read_once():
         recipe = load_recipe(path, words, checks=checks)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ballast.config.recipe import ModelSection
 from ballast.errors import BallastError, suggest
+from ballast.files import expanded
+from ballast.packages import lacking
 
 if TYPE_CHECKING:
     import torch
@@ -31,15 +34,18 @@ def resolve(section: ModelSection) -> ModelSection:
 def section_of(path: str, like: ModelSection | None = None) -> ModelSection:
     """Return the section for a model given by its path: a model, or a folder with a PEFT adapter on top of its base.
 
-    ``like`` gives dtype and loading options, and the base of an adapter that was trained from it.
+    ``like`` gives dtype and loading options, its revision where it is the same model, and the base of an adapter that
+    was trained from it.
 
     Raises:
         BallastError: the adapter's configuration cannot be read.
     """
+    path = expanded(path)
     start = like or ModelSection(path=path)
     folder = Path(path)
     if not (folder / ADAPTER_CONFIG).is_file() or (folder / "config.json").is_file():
-        return start.model_copy(update={"path": path, "revision": None, "adapter": None, "lora": None})
+        revision = start.revision if path == start.path else None
+        return start.model_copy(update={"path": path, "revision": revision, "adapter": None, "lora": None})
     try:
         base = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (ValueError, KeyError) as error:
@@ -84,10 +90,31 @@ def load_config(section: ModelSection) -> Any:
         config = AutoConfig.from_pretrained(section.path, **_where(section))
     except (OSError, ValueError, KeyError) as error:
         raise BallastError(_unloadable(section.path, "config", error)) from error
+    quantisation = getattr(config, "quantization_config", None) or {}
+    named = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
+    if named is not None and (problem := lacking("quantization", getattr(named, "value", named))):
+        raise BallastError(f"{section.path}: its weights are quantised: {problem}")
     remote = "AutoModelForCausalLM" in getattr(config, "auto_map", {})
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not remote:
         raise BallastError(f"{section.path}: a {config.model_type} model is no causal language model")
     return config
+
+
+def attention_problem(section: ModelSection) -> str | None:
+    """Return what makes a way to compute attention impossible here, or None."""
+    wanted = section.attn_implementation
+    if wanted is None or "/" in wanted:  # a kernel of the hub
+        return lacking("attn_implementation", wanted)
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    known = ("eager", *ALL_ATTENTION_FUNCTIONS.valid_keys())
+    if wanted not in known:
+        return f"{wanted!r} is not allowed{suggest(wanted, known)}"
+    if problem := lacking("attn_implementation", wanted):
+        return problem
+    if wanted.startswith("flash_attention") and default_device().type == "cpu":
+        return f"{wanted!r} computes on a GPU, and there is none here; take sdpa"
+    return None
 
 
 def load_tokenizer(section: ModelSection, training: Mapping[str, Any] | None = None) -> PreTrainedTokenizerBase:
@@ -112,21 +139,6 @@ def load_tokenizer(section: ModelSection, training: Mapping[str, Any] | None = N
         raise BallastError(_unloadable(section.path, "tokenizer", error)) from error
     given = training or {}
     return with_template(tokenizer, given.get("chat_template_path"), given.get("eos_token"))
-
-
-def check_vocabulary(path: str, config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer with ids that the model has no row for.
-
-    Raises:
-        BallastError: naming the largest id and the model's size.
-    """
-    size = getattr(config.get_text_config(), "vocab_size", None)
-    largest = max(tokenizer.get_vocab().values(), default=-1)
-    if size is not None and largest >= size:
-        raise BallastError(
-            f"{path}: the tokenizer has ids up to {largest}, the model only {size} rows: it belongs to another model, "
-            "and ids beyond would fail in the middle of a run; put the model's own tokenizer into the folder"
-        )
 
 
 def load_model(
@@ -190,12 +202,6 @@ def lora_problems(lora: Mapping[str, Any]) -> list[tuple[str, str]]:
     rank = lora.get("r", 8)
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         problems.append(("r", f"must be a whole number of at least 1; got {rank!r}"))
-    for key in ("target_modules", "modules_to_save"):
-        named = lora.get(key) or ()
-        if "lm_head" in ([named] if isinstance(named, str) else named):
-            problems.append(
-                (key, "adapters on lm_head are not supported: the loss reads the head's own weight; leave it out")
-            )
     if not problems:
         try:
             LoraConfig(task_type="CAUSAL_LM", **lora)
@@ -205,23 +211,28 @@ def lora_problems(lora: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def try_lora(section: ModelSection, config: Any) -> None:
-    """Put the LoRA settings on a model without weights, to see that its modules have the names they target.
+    """Put the LoRA settings on a model without weights, to see what they do to its modules.
 
     Raises:
-        BallastError: PEFT refuses them.
+        BallastError: PEFT refuses them, or the head would not be trained as they say.
     """
     import torch
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
+    from ballast.head import check_adapted_head
+
     settings = lora_config(section)
     assert settings is not None
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            # Of tied weights, which are refused below.
+            warnings.simplefilter("ignore")
             empty = AutoModelForCausalLM.from_config(config, trust_remote_code=section.trust_remote_code)
             get_peft_model(empty, settings)
     except ValueError as error:
         raise BallastError(" ".join(str(error).split())) from error
+    check_adapted_head(empty)
 
 
 def check_adapter(path: str) -> str | None:

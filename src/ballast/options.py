@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from ballast.errors import BallastError, suggest
+from ballast.files import expanded
 
 Where = tuple["str | int", ...]
 """The keys and list places that lead to a value."""
@@ -159,8 +160,12 @@ def _columns(value: Any) -> Any:
 
 
 Text = Annotated[str, Field(min_length=1)]
+Path = Annotated[Text, AfterValidator(expanded)]
+"""A file, a folder, or what else stands for one; ``~`` is the home folder."""
 TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
-Sources = Annotated[tuple[Text, ...], BeforeValidator(_listed), Field(strict=False), WithJsonSchema(TEXTS)]
+Texts = Annotated[tuple[Text, ...], BeforeValidator(_listed), Field(strict=False), WithJsonSchema(TEXTS)]
+"""A text, or a list of them."""
+Sources = Annotated[tuple[Path, ...], BeforeValidator(_listed), Field(strict=False), WithJsonSchema(TEXTS)]
 """A source of rows, or a list of them."""
 Columns = Annotated[str | dict[str, str] | None, BeforeValidator(_columns)]
 """How the columns of rows are called: a known style, or a mapping from our names to theirs."""

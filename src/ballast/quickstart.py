@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ballast.compare.numbers import half_or_bounds
 from ballast.config.recipe import Recipe, ReferenceSection
 from ballast.errors import BallastError
 from ballast.records.write import write_json
@@ -81,7 +82,7 @@ COLUMNS = (
 
 LEGEND = """\
 4-term problems never seen in training; 300 answered greedily, 150 with 8 samples each at temperature 1.
-±: half of the 95 % interval over the problems, for this one seed; another seed moves every row.
+Beside a figure: its 95 % interval over the problems, for this one seed; another seed moves every row.
 entropy: nats per token on the model's own samples.   KL to base: nats per token, same samples.
 forgetting: nats per token on the pretraining text's other styles; lower is better, the base's row is before training.
 gft: one epoch with five answers for each prompt, four of them the model's own; the others: six epochs of one.
@@ -179,7 +180,7 @@ def _recipe(seed: int) -> Recipe:
 
 
 def table(rows: list[dict[str, Any]]) -> Any:
-    """Return the rows as a rich table, each value with half its interval; the base first."""
+    """Return the rows as a rich table, each value with its interval; the base first."""
     from rich.box import SIMPLE
     from rich.table import Table
 
@@ -198,4 +199,5 @@ def _cell(estimate: Mapping[str, Any] | None, column: Column) -> str:
     value = f"{estimate['value']:.{column.digits}f}"
     if estimate.get("low") is None:
         return value
-    return f"{value} [dim]±{(estimate['high'] - estimate['low']) / 2:.{column.digits}f}[/dim]"
+    bounds = half_or_bounds(estimate["value"], estimate["low"], estimate["high"], digits=column.digits)
+    return f"{value} [dim]{bounds}[/dim]"

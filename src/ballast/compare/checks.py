@@ -11,10 +11,11 @@ from typing import Any
 from ballast.compare.plan import LENGTH, Plan, direction, has_length, label_of, method_recipe, on_groups
 from ballast.config import training as settings
 from ballast.config.recipe import Check, Recipe
-from ballast.config.sections import BudgetSection, ChooseSection, CompareSection, MethodSection
+from ballast.config.sections import ChooseSection, CompareSection, MethodSection
 from ballast.config.source import Problem
 from ballast.errors import BallastError, suggest
 from ballast.evaluation.tasks import CodeTask, GenerateTask, Task
+from ballast.files import place_problem
 from ballast.objectives import Objective
 from ballast.options import Where
 from ballast.pipeline.checks import common as checks
@@ -74,7 +75,7 @@ def check_rows(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
         return
     section = recipe.compare
     yield from _check_rate(recipe.training, ("training",))
-    yield from _check_budget(recipe, section.budget)
+    yield from _check_budget(recipe, section)
     built = {index: row.build() for index, row in enumerate(section.objectives) if not row.problems()}
     for index, row in enumerate(section.objectives):
         yield from _check_rate(row.training, (*ROWS, index, "training"))
@@ -114,9 +115,13 @@ def _check_rate(training: dict[str, Any], where: Where) -> Iterable[Problem]:
         yield Problem((*where, "learning_rate"), message)
 
 
-def _check_budget(recipe: Recipe, budget: BudgetSection | None) -> Iterable[Problem]:
+def _check_budget(recipe: Recipe, section: CompareSection) -> Iterable[Problem]:
+    budget = section.budget
     if budget is None:
         return
+    if all(has_length(row.training) for row in section.objectives):
+        message = f"would be ignored: every row has its own {' or '.join(LENGTH)}; leave one of the two out"
+        yield Problem(("compare", "budget"), message)
     for key in LENGTH:
         if key in recipe.training:
             yield Problem(("training", key), "would be overridden by compare.budget; keep one of the two")
@@ -231,8 +236,8 @@ def check_place(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     if recipe.output is None or "output" in broken:
         return
     output = Path(recipe.output)
-    if output.exists() and not output.is_dir():
-        yield Problem(("output",), f"{output}: is a file; name a folder")
+    if problem := place_problem(output, checks.bytes_needed(recipe, broken)):
+        yield Problem(("output",), problem)
     elif output.is_dir() and not (output / PLAN).exists():
         foreign = sorted(file.name for file in output.iterdir() if not _is_own(file.name))
         if foreign:
@@ -251,6 +256,7 @@ COMPARE_CHECKS: tuple[Check, ...] = (
     check_section,
     checks.check_model,
     checks.check_data,
+    checks.check_cache_folder,
     check_rows,
     checks.check_evaluate,
     checks.check_tasks,

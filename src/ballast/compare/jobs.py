@@ -6,10 +6,11 @@ import gc
 import shutil
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ballast.compare.inputs import Inputs
 from ballast.compare.plan import Plan, cell_recipe, rl_recipe, seeded
 from ballast.config.recipe import EvaluationSection, Recipe
 from ballast.errors import BallastError
@@ -64,11 +65,12 @@ def base_rl(seed: int) -> Job:
 
 @dataclass(frozen=True)
 class JobContext:
-    """What every job needs: the matrix, where it lies, and the steps of its budget."""
+    """What every job needs: the matrix, where it lies, the steps of its budget, and what it is made of."""
 
     plan: Plan
     store: Store
     steps: int | None = None
+    inputs: Inputs = field(default_factory=dict)
 
     def recipe(self, job: Job) -> Recipe:
         """Return the recipe of a job."""
@@ -163,6 +165,7 @@ KINDS: dict[str, Callable[[JobContext, Job, Path], None]] = {"train": _fine_tune
 def measure_base(context: JobContext, *, progress: bool) -> None:
     """Measure the base model on all tasks, unless that is done: answers first, the results last."""
     from ballast import models
+    from ballast.pipeline.digests import inputs_of
     from ballast.pipeline.evaluate import check_prompts, measure
     from ballast.pipeline.tasks import load_tasks
 
@@ -181,7 +184,8 @@ def measure_base(context: JobContext, *, progress: bool) -> None:
     measured = measure(tasks, model, tokenizer, name=BASE, base=model, progress=progress)
     measured.write_items(folder / "evals")
     made = {"versions": versions(), "commit": git_commit(), "device": str(model.device)}
-    write_jsonl(folder / EVALS, [measured.record(step=0, recipe=recipe.resolved(), **made).plain()])
+    made_of = inputs_of(recipe)
+    write_jsonl(folder / EVALS, [measured.record(step=0, recipe=recipe.resolved(), inputs=made_of, **made).plain()])
     _free_memory()
 
 

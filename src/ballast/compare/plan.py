@@ -234,11 +234,16 @@ def method_recipe(
             "groups": groups,
             "training": _training(recipe, section, steps),
             "reference": _reference(recipe.reference, objective, None if start else cache),
-            "model": recipe.model if start is None else ModelSection(path=str(start), dtype=recipe.model.dtype),
+            "model": recipe.model if start is None else _random_start(recipe.model, start),
             "compare": None,
             "rl": None,
         }
     )
+
+
+def _random_start(model: ModelSection, start: Path) -> ModelSection:
+    """Return the section of random weights in a folder, which are loaded as the recipe's model is."""
+    return model.model_copy(update={"path": str(start), "revision": None})
 
 
 def has_length(training: Mapping[str, Any]) -> bool:

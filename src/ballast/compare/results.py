@@ -66,14 +66,24 @@ def against_base(summary: Summary, runs: Sequence[Run], stage: str, task: str, m
         runs: those that the summary's figures are of, as far as they are there; without them no interval over items.
     """
     found: dict[str, Difference] = {}
-    base = _by_seed(summary, BASE, stage, task, metric)
-    for row in summary.rows if base else ():
+    for row in summary.rows if _by_seed(summary, BASE, stage, task, metric) else ():
         mine = row.result(stage, task, metric) if row.kind == "method" else None
         if mine is not None:
-            there = [run for run in runs if run.stage == stage and run.label in (row.label, BASE)]
-            values = _by_seed(summary, row.label, stage, task, metric)
-            apart = mine.to_start if stage == BEFORE else _apart(there, values, base, task, metric)
+            apart = mine.to_start if stage == BEFORE else _apart(runs, (row.label, BASE), summary, stage, task, metric)
             found |= {} if apart is None else {row.label: apart}
+    return _adjusted(found)
+
+
+def leads(
+    summary: Summary, runs: Sequence[Run], stage: str, task: str, metric: str, label: str
+) -> dict[str, Difference]:
+    """Return a row's differences to every other method at a stage, Holm's adjustment over them; `runs` as above."""
+    others = [row.label for row in summary.rows if row.kind == "method" and row.label != label]
+    pairs = {other: _apart(runs, (label, other), summary, stage, task, metric) for other in others}
+    return _adjusted({other: one for other, one in pairs.items() if one is not None})
+
+
+def _adjusted(found: Mapping[str, Difference]) -> dict[str, Difference]:
     adjusted = holm([one.p for one in found.values()])
     return {
         label: one.model_copy(update={"p_holm": p}) for (label, one), p in zip(found.items(), adjusted, strict=True)
@@ -153,23 +163,24 @@ def _by_seed(summary: Summary, label: str, stage: str, task: str, metric: str) -
 
 
 def _apart(
-    runs: Sequence[Run], values: Mapping[int, float], base: Mapping[int, float], task: str, metric: str
+    runs: Sequence[Run], labels: tuple[str, str], summary: Summary, stage: str, task: str, metric: str
 ) -> Difference | None:
-    """Return a row's values minus the base model's; with intervals over items where the runs kept their scores."""
-    seeds = [seed for seed in values if seed in base]
+    """Return one row minus another, seed by seed; with intervals over items where the runs kept their scores."""
+    ours, theirs = (_by_seed(summary, label, stage, task, metric) for label in labels)
+    seeds = [seed for seed in ours if seed in theirs]
     if not seeds:
         return None
-    columns = [_column_apart([run for run in runs if run.seed == seed], task, metric) for seed in seeds]
+    here = [run for run in runs if run.stage == stage]
+    columns = [_column_apart([run for run in here if run.seed == seed], labels, task, metric) for seed in seeds]
     known = [column for column in columns if column is not None]
     alike = len(known) == len(seeds) and len({len(column) for column in known}) == 1
-    return _paired(seeds, [values[seed] - base[seed] for seed in seeds], np.stack(known) if alike else None)
+    return _paired(seeds, [ours[seed] - theirs[seed] for seed in seeds], np.stack(known) if alike else None)
 
 
-def _column_apart(pair: Sequence[Run], task: str, metric: str) -> Array | None:
-    """Return the scores of a run minus those of the base model ``[I]``, None where they do not pair."""
-    own = next((run for run in pair if run.label != BASE), None)
-    base = next((run for run in pair if run.label == BASE), None)
-    if own is None or base is None or _prompts(own, task) != _prompts(base, task):
+def _column_apart(runs: Sequence[Run], labels: tuple[str, str], task: str, metric: str) -> Array | None:
+    """Return the scores of one row minus those of another on a seed ``[I]``, None where they do not pair."""
+    own, other = (next((run for run in runs if run.label == label), None) for label in labels)
+    if own is None or other is None or _prompts(own, task) != _prompts(other, task):
         return None
-    columns = _column(own, task, metric), _column(base, task, metric)
+    columns = _column(own, task, metric), _column(other, task, metric)
     return None if columns[0] is None or columns[1] is None else columns[0] - columns[1]

@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ballast.compare.inputs import check_current, current_inputs
 from ballast.compare.jobs import Job, JobContext, base_rl, make_random, measure_base
 from ballast.compare.plan import Part, Plan, cell_recipe
 from ballast.compare.pool import Processes, Serial, configure_process, runner
 from ballast.compare.progress import Board, Slot, slot_of
-from ballast.compare.summary import chosen_rates, summarise, sweep
+from ballast.compare.summary import chosen_rates, is_planned, summarise, sweep
 from ballast.config.recipe import Recipe
 from ballast.errors import BallastError
 from ballast.pipeline.sources import read_once
@@ -63,9 +64,12 @@ def run_compare(
     jobs = _jobs(threads) if jobs is None else jobs
     configure_process(threads)
     with _locked(store):
-        context = JobContext(plan, store, _budget_steps(plan))
-        _write_plan(context)
+        context = JobContext(plan, store, _budget_steps(plan), current_inputs(plan))
+        there = [run for run in read_comparison(store) if is_planned(plan, {}, run)]
+        check_current(there, context.inputs)
         board = _board(context, part, say, jobs)
+        # Only now: a recipe that the runs refuse leaves the plan as it was.
+        _write_plan(context)
         with disk_full_as_error(store.root):
             _prepare(context, part, say)
         with board.shown(console), runner(context, jobs, threads) as run:
@@ -230,6 +234,7 @@ def _write_plan(context: JobContext, rates: Mapping[str, float] | None = None) -
         versions=versions(),
         commit=git_commit(),
         steps=context.steps,
+        inputs=dict(context.inputs),
         cells=tuple(cells),
     )
     with unwritable_as_error(context.store.plan):
@@ -244,7 +249,10 @@ def _budget_steps(plan: Plan) -> int | None:
     from ballast.pipeline.inputs import ready
 
     recipes = _row_recipes(JobContext(plan, Store(Path(str(plan.recipe.output))), steps=1))
-    made = ready(next(recipe for recipe in recipes if recipe.groups is None), lambda _: None)
+    measured = next((recipe for recipe in recipes if recipe.groups is None), None)
+    if measured is None:
+        raise BallastError("compare.budget.tokens: no row trains on demonstrations, whose tokens it could count")
+    made = ready(measured, lambda _: None)
     assert made.train is not None
     assert budget.tokens is not None
     report, args = made.train.report, made.args

@@ -5,18 +5,23 @@ Pure: the same plan and runs give the same summary. docs/compare.md says what ea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, Literal
+from typing import Literal
 
+from ballast.compare.figures import BETTER
+from ballast.compare.inputs import check_alike
+from ballast.compare.numbers import ROUNDING
 from ballast.compare.plan import Method, Plan, direction
 from ballast.compare.results import difference, result
 from ballast.compare.statistics import holm, over_seeds
+from ballast.compare.verdict import verdicts
 from ballast.evaluation.metrics import LEVEL
 from ballast.records.folder import AFTER, BASE, BEFORE, REPORT, TUNING
 from ballast.records.runs import Run
-from ballast.records.schema import SCHEMA, Estimate
+from ballast.records.schema import SCHEMA, CellRecord, Estimate
 from ballast.records.summary import (
-    Better,
+    Answers,
     Budget,
     ChooseSummary,
     Difference,
@@ -25,14 +30,13 @@ from ballast.records.summary import (
     Provenance,
     Result,
     Row,
+    RunWarning,
     SeedsSummary,
     Stage,
     Summary,
     SweepPoint,
     TaskSummary,
 )
-
-BETTER: Final[Mapping[int, Better]] = {1: "higher", -1: "lower", 0: None}
 
 BASE_ROW = Row(label=BASE, kind="start", objective=None, rate=None, edge=None, tuning=(), stages={})
 """The row of the base model, without its results."""
@@ -74,7 +78,12 @@ def sweep(plan: Plan, method: Method, runs: Sequence[Run]) -> tuple[SweepPoint, 
 def _point(plan: Plan, label: str, rate: float, runs: Sequence[Run]) -> SweepPoint:
     by = plan.compare.choose_by
     assert by is not None
-    tuning = [run for run in runs if (run.role, run.label, run.rate) == (TUNING, label, rate)]
+    # One that was done when another task chose has no score here, and is to be done again.
+    tuning = [
+        run
+        for run in runs
+        if (run.role, run.label, run.rate) == (TUNING, label, rate) and (run.failed or by.task in _measured(run))
+    ]
     values = {run.seed: run.value(by.task, by.metric) for run in tuning if run.done}
     failed = {run.seed for run in tuning if run.failed} | {seed for seed, value in values.items() if value is None}
     known = {seed: value for seed, value in sorted(values.items()) if value is not None and seed in plan.tuning_seeds}
@@ -108,8 +117,9 @@ def summarise(plan: Plan, runs: Sequence[Run]) -> Summary:
         seeds=SeedsSummary(report=plan.seeds, tuning=plan.tuning_seeds),
         choose_by=None if by is None else ChooseSummary(task=by.task, metric=by.metric, better=BETTER[plan.sign]),
         missing=missing_runs(plan, rates, done),
-        failed=[run for run in runs if run.failed],
-        tuning=[run for run in done if run.role == TUNING],
+        failed=[run for run in runs if run.failed and is_planned(plan, rates, run)],
+        unplanned=[run for run in runs if run.failed and not is_planned(plan, rates, run)],
+        tuning=[run for run in done if run.role == TUNING and is_planned(plan, rates, run)],
     )
 
 
@@ -123,6 +133,7 @@ def tabulate(
     choose_by: ChooseSummary | None = None,
     missing: Sequence[str] = (),
     failed: Sequence[Run] = (),
+    unplanned: Sequence[Run] = (),
     tuning: Sequence[Run] = (),
 ) -> Summary:
     """Return rows with the results of their runs, and differences between them.
@@ -132,13 +143,15 @@ def tabulate(
         runs: finished ones, in the order of their seeds.
         tasks: names; those that no run has are left out.
         missing, failed: what is not among the runs, to be named.
+        unplanned: runs that failed and that no row asks for, to be named once.
         tuning: runs that chose the rates.
 
     Raises:
-        BallastError: runs that should pair were measured on different items.
+        BallastError: runs were made of other rows or weights, or should pair and were measured on different items.
     """
+    check_alike([*runs, *tuning])
     names = [name for name in tasks if any(name in _measured(run) for run in runs)]
-    return Summary(
+    made = Summary(
         schema=SCHEMA,
         level=LEVEL,
         baseline=baseline,
@@ -146,11 +159,18 @@ def tabulate(
         seeds=seeds,
         complete=not missing,
         missing=tuple(missing),
-        failed=tuple(FailedRun(run=run.path, error=run.record.error) for run in failed),
+        failed=_failures(failed),
         tasks=tuple(_described(name, runs) for name in names),
         rows=_adjusted([row.model_copy(update={"stages": _stages(row, baseline, runs, names)}) for row in rows]),
         provenance=_provenance([*runs, *tuning]),
+        unplanned=_failures(unplanned),
+        warnings=tuple(RunWarning(run=run.path, warning=text) for run in runs for text in run.record.warnings),
     )
+    return made.model_copy(update={"verdicts": verdicts(made, runs)})
+
+
+def _failures(runs: Iterable[Run]) -> tuple[FailedRun, ...]:
+    return tuple(FailedRun(run=run.path, error=run.record.error) for run in runs)
 
 
 def missing_runs(plan: Plan, rates: Mapping[str, float], runs: Iterable[Run]) -> list[str]:
@@ -166,6 +186,19 @@ def missing_runs(plan: Plan, rates: Mapping[str, float], runs: Iterable[Run]) ->
     return [path for path in wanted if path not in there] + unknown
 
 
+def is_planned(plan: Plan, rates: Mapping[str, float], run: Run) -> bool:
+    """Whether the plan has a run; of a row without a rate, whether it has it at one of the rates."""
+    if run.is_base:
+        return True
+    if run.role == TUNING:
+        known = [cell for row in plan.methods for cell in plan.tuning(row.label)]
+        return CellRecord(label=run.label, rate=run.rate, seed=run.seed, role=TUNING) in known
+    if run.stage == AFTER and not plan.rl:
+        return False
+    labels = {row.label: {rates[row.label]} if row.label in rates else set(row.rates) for row in plan.methods}
+    return run.seed in plan.seeds and (run.label == BASE or run.rate in labels.get(run.label, set()))
+
+
 def _planned(plan: Plan, rates: Mapping[str, float], done: Iterable[Run]) -> list[Run]:
     """Return the reported runs that the plan has, by seed: other rates, seeds and labels may lie in the folder too."""
 
@@ -179,20 +212,27 @@ def _planned(plan: Plan, rates: Mapping[str, float], done: Iterable[Run]) -> lis
 
 def _row(plan: Plan, method: Method, rate: float | None, runs: Sequence[Run]) -> Row:
     """Return a method's row without its results."""
-    tuned = len(method.rates) > 1
-    edge: Literal["lowest", "highest"] | None = None
-    if tuned and rate in (min(method.rates), max(method.rates)):
-        edge = "lowest" if rate == min(method.rates) else "highest"
+    points = sweep(plan, method, runs)
     resolved = (run.record.objective for run in runs if run.done and run.label == method.label)
     return Row(
         label=method.label,
         kind="random" if method.random else "method",
         objective=next((one for one in resolved if one), {"name": method.section.name, **method.section.options}),
         rate=rate,
-        edge=edge,
-        tuning=sweep(plan, method, runs),
+        edge=_edge(points, rate),
+        tuning=points,
         stages={},
     )
+
+
+def _edge(points: Sequence[SweepPoint], rate: float | None) -> Literal["lowest", "highest"] | None:
+    """Return at which end of the sweep a rate lies; none where a rate further in scored as much."""
+    ends = {min(one.rate for one in points): "lowest", max(one.rate for one in points): "highest"} if points else {}
+    chosen = next((one.score.value for one in points if one.rate == rate), None)
+    alike = [one for one in points if one.rate != rate and one.score.value is not None and chosen is not None]
+    if rate not in ends or any(math.isclose(one.score.value or 0.0, chosen or 0.0, abs_tol=ROUNDING) for one in alike):
+        return None
+    return "lowest" if ends[rate] == "lowest" else "highest"
 
 
 def _measured(run: Run) -> Iterable[str]:
@@ -236,8 +276,23 @@ def _stages(row: Row, baseline: str, runs: Sequence[Run], names: Sequence[str]) 
                 seconds=tuple(one["seconds"] for one in budgets),
             ),
             tasks={name: metrics for name, metrics in tasks.items() if metrics},
+            answers={name: answers for name in names if (answers := _answers(mine, name)) is not None},
         )
     return found
+
+
+def _answers(runs: Sequence[Run], task: str) -> Answers | None:
+    """Return what became of the answers to a task over all runs, None where they were not counted."""
+    found = [run.result for run in runs if run.result is not None and task in run.result.tasks]
+    counts = [one.tasks[task].counts for one in found]
+    if not counts or not all({"answers", "cut_off"} <= set(one) for one in counts):
+        return None
+    scored = all(task in one.scores for one in found)
+    return Answers(
+        total=int(sum(one["answers"] for one in counts)),
+        cut_off=int(sum(one["cut_off"] for one in counts)),
+        right=sum(score >= 1 for one in found for row in one.scores[task] for score in row) if scored else None,
+    )
 
 
 def _of(runs: Iterable[Run], label: str, stage: str) -> list[Run]:

@@ -5,24 +5,36 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from ballast.compare.figures import (
+    COVERAGE,
+    SIGNS,
+    STAGES,
+    Metric,
+    Value,
+    clipped,
+    difference_value,
+    interval_of,
+)
+from ballast.compare.numbers import half_or_bounds
+from ballast.compare.sentences import cautions, sentences
 from ballast.protocols import Say
-from ballast.records.folder import AFTER, BEFORE
-from ballast.records.schema import Estimate
+from ballast.records.folder import AFTER
 from ballast.records.summary import Difference, Result, Row, Summary
 
-Form = Callable[[Estimate, str], str]
-"""Writes an estimate, with the sign format of its value."""
+Form = Callable[[Value, str], str]
+"""Writes a figure with its interval, with the sign format of its value."""
 
-STAGES = (BEFORE, AFTER)
 REPEATS = ("perplexity", "bits_per_character", "answer_tokens", "chance")
 """Metrics that tables leave out: they repeat another one, or do not say how good a model is."""
 NARROW, WIDE = 8, 18
 """Characters of a label up to which columns stand apart by two spaces, and up to which it is shown in full."""
+MARKS = {**dict(zip(COVERAGE, ("", "s", "i"), strict=True)), "": ""}
+"""What stands behind a figure whose interval covers less than seeds and items."""
 DETAILS = ("mean@", "distinct@", "demonstrations_")
 """Prefixes of metrics that a terminal leaves out where the task has more telling ones."""
 
 LEGEND = (
-    "Intervals: 95 %, Student's t over seeds, on these items; i: over items, where there is one run or all are alike.",
+    "Intervals: 95 %, the widest that the records allow: over seeds and items; s: over seeds; i: over items.",
     "Δ: difference to {baseline} on the same seeds and items. p: two-sided paired t test, Holm's adjustment over rows.",
 )
 CHOSEN_BY = "Learning rates were chosen by {task} {metric} on {seeds} other seeds and on items that are not reported."
@@ -35,10 +47,11 @@ class Sheet:
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
 
 
 def sheets(summary: Summary, *, short: bool = False) -> Iterator[Sheet]:
-    """Yield a table for every reported task and metric; ``short`` writes ± half an interval instead of its bounds."""
+    """Yield a table for every reported task and metric; ``short`` writes ± where an interval is symmetric."""
     text = _half if short else _bounds
     after = any(AFTER in row.stages for row in summary.rows)
     for task in summary.tasks:
@@ -47,11 +60,13 @@ def sheets(summary: Summary, *, short: bool = False) -> Iterator[Sheet]:
                 continue
             better = f", {about.better} is better" if about.better else ""
             columns = ("", "rate", "seeds", "after SFT", "Δ", "p")
-            rows = [_row(row, task.name, metric, after, text) for row in summary.rows if row.stages]
+            measured = Metric(task.name, metric, SIGNS[about.better])
+            rows = [_row(row, measured, after, text) for row in summary.rows if row.stages]
             yield Sheet(
                 f"{task.name}: {metric} ({task.n} items{better})",
                 (*columns, *(("after RL", "Δ", "p", "gain") if after else ())),
                 tuple(rows),
+                tuple(answers_notes(summary, task.name)) if measured.share and measured.sign else (),
             )
 
 
@@ -76,7 +91,9 @@ def show(summary: Summary, *, say: Say) -> None:
         for row in sheet.rows:
             view.add_row(*(Text(cell) for cell in row))
         say(view)
-    for line in notes(summary):
+        for line in sheet.notes:
+            say(Text(line))
+    for line in (*notes(summary), *verdict_lines(summary)):
         say(Text(line))
 
 
@@ -85,8 +102,30 @@ def markdown(summary: Summary) -> str:
     parts = []
     for sheet in sheets(summary):
         lines = [_pipes(sheet.columns), _pipes(["---"] * len(sheet.columns)), *map(_pipes, sheet.rows)]
-        parts.append(f"**{_plain(sheet.title)}**\n\n" + "\n".join(lines))
-    return "\n\n".join([*parts, "\n".join(f"- {_plain(line)}" for line in notes(summary))]) + "\n"
+        parts.append("\n\n".join([f"**{_plain(sheet.title)}**", "\n".join(lines), *map(_plain, sheet.notes)]))
+    said = [*parts, "\n".join(f"- {_plain(line)}" for line in notes(summary)), *map(_plain, verdict_lines(summary))]
+    return "\n\n".join(said) + "\n"
+
+
+def verdict_lines(summary: Summary) -> list[str]:
+    """Return what to do after each stage, the stages that nobody ran left out."""
+    return [sentences(one, summary) for one in summary.verdicts if one.kind != "none"]
+
+
+def answers_notes(summary: Summary, task: str) -> Iterator[str]:
+    """Yield for each stage how many answers ended and which rows have none right, where they were counted."""
+    for stage, name in STAGES.items():
+        found = {row.label: one for row in summary.rows if (one := row.answers(stage, task)) is not None}
+        cut = {label: one for label, one in found.items() if one.cut_off and one.total}
+        if cut:
+            named = ", ".join(f"{label} {one.cut_off / one.total:.1%}" for label, one in cut.items())
+            rest = " (all other answers ended)" if len(cut) < len(found) else ""
+            yield f"cut off before they ended, {name}: {named} of the answers{rest}"
+        elif found:
+            yield f"all answers ended, {name}"
+        none = [f"{label}: 0 of {one.total:,} right" for label, one in found.items() if one.right == 0]
+        if none:
+            yield f"{name}, {', '.join(none)}"
 
 
 def notes(summary: Summary) -> list[str]:
@@ -100,54 +139,57 @@ def notes(summary: Summary) -> list[str]:
             beyond = "larger" if row.edge == "highest" else "smaller"
             lines.append(f"{row.label}: the {row.edge} rate of the sweep was best; a {beyond} one may be better.")
     lines += [f"failed: {one.run}: {one.error}" for one in summary.failed]
+    lines += cautions(summary)
     if summary.missing:
         some = ", ".join(summary.missing[:3]) + (", …" if len(summary.missing) > 3 else "")
         lines.append(f"Not done yet: {len(summary.missing)} runs ({some}); the figures are of the others.")
     return lines
 
 
-def _row(row: Row, task: str, metric: str, after: bool, text: Form) -> tuple[str, ...]:
-    results = [stage.tasks.get(task, {}).get(metric) if (stage := row.stages.get(name)) else None for name in STAGES]
+def _row(row: Row, metric: Metric, after: bool, text: Form) -> tuple[str, ...]:
+    results = [
+        row.stages[name].tasks.get(metric.task, {}).get(metric.name) if name in row.stages else None for name in STAGES
+    ]
     seeds = str(max(len(stage.seeds) for stage in row.stages.values()))
     first = (row.label, "" if row.rate is None else f"{row.rate:g}", "" if row.kind == "start" else seeds)
-    cells = [*first, *_result(results[0], text)]
+    cells = [*first, *_result(results[0], metric, text)]
     if after:
-        cells += [*_result(results[1], text), _figure(None if results[1] is None else results[1].gain, text, "+")]
+        gain = None if results[1] is None else results[1].gain
+        cells += [*_result(results[1], metric, text), _difference(gain, metric, text)]
     return tuple(cells)
 
 
-def _result(result: Result | None, text: Form) -> tuple[str, str, str]:
+def _result(result: Result | None, metric: Metric, text: Form) -> tuple[str, str, str]:
     if result is None:
         return "–", "", ""
     difference = result.to_baseline
     p = None if difference is None else difference.p_holm
     value = "" if p is None else "<.001" if p < 0.001 else f"{p:.3f}"
-    return _figure(result, text, ""), _figure(difference, text, "+"), value
+    own = "–" if result.over_seeds.value is None else _marked(result, text(clipped(result, metric), ""))
+    return own, _difference(difference, metric, text), value
 
 
-def _figure(result: Result | Difference | None, text: Form, sign: str) -> str:
-    """Return mean and interval over seeds, or over items where seeds give none."""
-    if result is None:
+def _difference(difference: Difference | None, metric: Metric, text: Form) -> str:
+    if difference is None or difference.over_seeds.value is None:
         return ""
-    over, items = result.over_seeds, result.over_items
-    if over.low is None and items is not None and items.low is not None:
-        return f"{text(items, sign)} i"
-    return text(over, sign)
+    return _marked(difference, text(difference_value(difference, metric), "+"))
 
 
-def _bounds(estimate: Estimate, sign: str) -> str:
-    if estimate.value is None:
-        return "–"
-    interval = "[no interval]" if estimate.low is None else f"[{estimate.low:.3f}, {estimate.high:.3f}]"
-    return f"{estimate.value:{sign}.3f} {interval}"
+def _marked(estimates: Result | Difference, text: str) -> str:
+    """Return a figure with the mark of what its interval covers."""
+    return f"{text} {mark}" if (mark := MARKS[interval_of(estimates)[1]]) else text
 
 
-def _half(estimate: Estimate, sign: str) -> str:
-    if estimate.value is None:
-        return "–"
-    low, high = estimate.low, estimate.high
-    half = "–" if low is None or high is None else f"{(high - low) / 2:.3f}"
-    return f"{estimate.value:{sign}.3f} ±{half}"
+def _bounds(value: Value, sign: str) -> str:
+    interval = "[no interval]" if value.low is None else f"[{value.low:.3f}, {value.high:.3f}]"
+    return f"{value.value:{sign}.3f} {interval}"
+
+
+def _half(value: Value, sign: str) -> str:
+    """Return a figure with ± half its interval, or with both bounds where it is not in their middle."""
+    if value.low is None or value.high is None:
+        return f"{value.value:{sign}.3f}"
+    return f"{value.value:{sign}.3f} {half_or_bounds(value.value, value.low, value.high, sign=sign, spaced=True)}"
 
 
 def _pipes(cells: Sequence[str]) -> str:

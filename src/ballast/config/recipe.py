@@ -13,6 +13,7 @@ from ballast.config.source import SHORTHANDS, Problem, RecipeError, load_source
 from ballast.evaluation.tasks import SOURCES, AnyTask, Task
 from ballast.groups.options import GroupOptions
 from ballast.options import Columns, Options, OptionsError, Sources, Text, Where, shown
+from ballast.options import Path as PathText
 from ballast.rl.options import RLOptions
 
 NEVER_EMPTY = ("model", "objective")
@@ -22,7 +23,7 @@ NEVER_EMPTY = ("model", "objective")
 class ModelSection(Options):
     """The model that fine-tuning starts from; a bare string is its ``path``."""
 
-    path: Text
+    path: PathText
     """A folder in transformers format, a hub id, or `lab` for the embedded model."""
     revision: Text | None = None
     """Branch, tag or commit on the hub."""
@@ -33,7 +34,7 @@ class ModelSection(Options):
     """`sdpa`, `eager`, `flash_attention_2`, …"""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
-    adapter: Text | None = None
+    adapter: PathText | None = None
     """Folder of a PEFT adapter that training continues from."""
     lora: dict[str, Any] | None = None
     """Fields of `peft.LoraConfig`: train a new adapter."""
@@ -76,10 +77,10 @@ class ReferenceSection(Options):
     """`auto`: the cache if one is given, else under PEFT the adapter switched off where it starts at zero, else a
     frozen copy of the model as it starts; nothing where the objective needs none. `model`: that copy, in memory.
     `adapter-off`: the model itself without its adapter; no further memory."""
-    cache: Text | None = None
+    cache: PathText | None = None
     """Folder of statistics of the model as it starts, written by `ballast score`; `ballast train` scores what is
     missing."""
-    model: Text | None = None
+    model: PathText | None = None
     """Another model, in memory."""
 
     @model_validator(mode="after")
@@ -126,7 +127,7 @@ class Recipe(Options):
     evaluation: EvaluationSection = EvaluationSection()
     rl: RLOptions | None = None
     compare: CompareSection | None = None
-    output: Text | None = None
+    output: PathText | None = None
     """Folder for checkpoints and the run record; new or empty, unless the run is resumed."""
     seed: int = Field(42, ge=0)
     """Decides the order of rows, the adapter's initial weights and dropout."""

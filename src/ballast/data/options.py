@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What decides tokens, labels and packing; names and defaults are those of ``trl.SFTConfig``."""
+    """What decides tokens, labels and packing; names and defaults are those of ``trl.SFTConfig``.
+
+    `context` is ours: the positions of the model, None being without bound. Rows end there as they do at `max_length`.
+    """
 
     max_length: int | None = 1024
     truncation_mode: str = "keep_start"
@@ -23,10 +26,18 @@ class PrepareOptions:
     num_proc: int | None = None
     shuffle_dataset: bool = False
     seed: int = 42
+    context: int | None = None
+
+    @property
+    def limit(self) -> int | None:
+        """The tokens that rows are cut to: `max_length`, but never more than the model's context."""
+        return min(filter(None, (self.max_length, self.context)), default=None)
 
     @classmethod
-    def from_training_args(cls, args: Any, *, packing: bool | None = None) -> PrepareOptions:
+    def from_training_args(
+        cls, args: Any, *, packing: bool | None = None, context: int | None = None
+    ) -> PrepareOptions:
         """Read the options from a ``trl.SFTConfig``; ``packing`` overrides its own (evaluation may pack otherwise)."""
         names = {option.name: option.name for option in fields(cls)} | {"num_proc": "dataset_num_proc"}
-        options = cls(**{ours: getattr(args, theirs) for ours, theirs in names.items()})
-        return options if packing is None else replace(options, packing=packing)
+        read = {ours: getattr(args, theirs) for ours, theirs in names.items() if ours != "context"}
+        return cls(**{**read, "context": context, **({} if packing is None else {"packing": packing})})

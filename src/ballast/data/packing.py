@@ -105,5 +105,8 @@ def pack(dataset: Dataset, options: PrepareOptions) -> Dataset:
         )
     if options.max_length is None:
         raise BallastError("packing=True needs max_length: it is the length of a packed row")
-    packed = trl_pack(dataset.select_columns(columns), options.max_length, options.packing_strategy, options.num_proc)
+    # Positions start again with every row of a pack, but where rows are cut to fill it.
+    length = options.limit if options.packing_strategy == "wrapped" else options.max_length
+    assert length is not None
+    packed = trl_pack(dataset.select_columns(columns), length, options.packing_strategy, options.num_proc)
     return packed.shuffle(seed=options.seed) if options.shuffle_dataset else packed

@@ -100,7 +100,7 @@ def _prepare(raw: _Raw, options: PrepareOptions, name: str) -> Prepared:
     whole = trl.trl_prepare(rows, tokenizer, options, rules, name=name)
     lengths = _lengths(whole)
     split, over_long = _cuts(lengths, options)
-    cut = trl.trl_prepare(whole, tokenizer, options, rules, max_length=options.max_length) if over_long else whole
+    cut = trl.trl_prepare(whole, tokenizer, options, rules, max_length=options.limit) if over_long else whole
     kept, tokens, trained = _finish(cut, split, options.num_proc, name)
     if not len(kept):
         raise BallastError(_nothing_left(whole, options, name))
@@ -119,6 +119,7 @@ def _prepare(raw: _Raw, options: PrepareOptions, name: str) -> Prepared:
         trained_tokens=trained,
         notes=(
             *rules.notes,
+            *_context_note(over_long > 0 or len(whole) < pieces, options),
             *report.dropped_nulls(dataset),
             *lines,
             *report.by_role(whole["by_role"] if "by_role" in told else ()),
@@ -159,7 +160,7 @@ def _cuts(lengths: np.ndarray, options: PrepareOptions) -> tuple[int | None, int
 
     "bfd" truncates as plain rows are, "bfd_split" splits, "wrapped" cuts across rows later and so does neither here.
     """
-    limit = options.max_length
+    limit = options.limit
     if limit is not None and options.packing and options.packing_strategy != "bfd":
         return (limit if options.packing_strategy == "bfd_split" else None), 0
     return None, 0 if limit is None else int((lengths > limit).sum())
@@ -208,15 +209,25 @@ def _finish_batch(batch: dict[str, list[Any]], split: int | None, version: str) 
     return out
 
 
+def _context_note(cut: bool, options: PrepareOptions) -> tuple[str, ...]:
+    """Say once that it was the model and not `max_length` that rows were cut by."""
+    if not cut or options.limit == options.max_length:
+        return ()
+    asked = "without max_length" if options.max_length is None else f"for max_length={options.max_length}"
+    return (f"rows are cut at {options.context} tokens {asked}: the model's context ends there",)
+
+
 def _nothing_left(whole: Dataset, options: PrepareOptions, name: str) -> str:
     """Why no row has a trained token."""
     first_trained = [
         next((t for t, label in enumerate(labels) if t and label != -100), None) for labels in whole["labels"]
     ]
     reached = [t for t in first_trained if t is not None]
-    if reached and options.max_length is not None:
+    if reached and options.limit is not None:
+        context = options.limit == options.context
+        end = f"the model's context of {options.limit}" if context else f"max_length={options.limit}"
         return (
-            f"{name}: all {len(whole):,} rows lose their trained tokens to max_length={options.max_length}: the "
-            f"earliest comes after {min(reached)} tokens of prompt; raise max_length or shorten the prompts"
+            f"{name}: all {len(whole):,} rows lose their trained tokens to {end}: the earliest comes after "
+            f"{min(reached)} tokens of prompt; {'' if context else 'raise max_length or '}shorten the prompts"
         )
     return f"{name}: none of the {len(whole):,} rows has a trained token; the labels are all -100"

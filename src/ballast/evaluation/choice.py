@@ -11,7 +11,8 @@ import numpy as np
 from ballast.errors import BallastError, suggest
 from ballast.evaluation.generation import encode_prompt
 from ballast.evaluation.likelihood import common_prefix
-from ballast.evaluation.scoring import BATCH_TOKENS, ScoredSequence, context_length, sequence_statistics
+from ballast.evaluation.scoring import BATCH_TOKENS, ScoredSequence, sequence_statistics
+from ballast.limits import context_length
 from ballast.protocols import Model, Progress, Tokenizer
 
 NORMALISATIONS = ("sum", "token", "character")

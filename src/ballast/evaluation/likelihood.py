@@ -16,10 +16,9 @@ from ballast.evaluation.scoring import (
     BATCH_TOKENS,
     Base,
     ScoredSequence,
-    check_length,
-    context_length,
     sequence_statistics,
 )
+from ballast.limits import check_length, context_length
 from ballast.protocols import Model, Progress, Tokenizer
 
 

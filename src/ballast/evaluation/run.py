@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,8 @@ from ballast.evaluation.kinds import KINDS, Context, Rows
 from ballast.evaluation.readiness import check_beside
 from ballast.evaluation.results import TaskResult, write_items, write_results
 from ballast.evaluation.tasks import ReadinessTask, Task
+from ballast.files import file_name, same_file
+from ballast.limits import check_tokenizer
 
 ROWS_BESIDE = 512
 """Demonstrations, and texts, that a task of kind ``readiness`` reads unless it has a limit."""
@@ -51,11 +52,12 @@ def evaluate(
     """
     resolved = [task if isinstance(task, Task) else Task(**task) for task in tasks]
     _check_names(resolved)
+    check_tokenizer(type(model).__name__, model.config, tokenizer)
     loaded = [(task, _checked_rows(task, base)) for task in resolved]
     results = [_run(task, *rows, model, tokenizer, base, progress) for task, rows in loaded]
     if items is not None:
         for result in results:
-            write_items(Path(items) / f"{_file_name(result.name)}.jsonl", result)
+            write_items(Path(items) / f"{file_name(result.name)}.jsonl", result)
     if output is not None:
         write_results(output, results, extra=extra)
     return results
@@ -143,14 +145,9 @@ def _run(
 
 
 def _check_names(tasks: Sequence[Task]) -> None:
-    files = [_file_name(task.name) for task in tasks]
-    double = next((task.name for i, task in enumerate(tasks) if files[i] in files[:i]), None)
-    if double is not None:
-        raise BallastError(f"two tasks are named {double!r}: one result would overwrite the other; rename one")
-
-
-def _file_name(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name).strip(".-") or "task"
+    if clash := same_file(task.name for task in tasks):
+        names = f"{clash[1]!r} and {tasks[clash[0]].name!r}"
+        raise BallastError(f"tasks {names} would be kept in one file, one result over the other; rename one")
 
 
 def _checked_rows(task: Task, base: Any) -> tuple[Rows, dict[str, Rows]]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 
 from ballast.errors import BallastError
+from ballast.limits import check_length, context_length
 from ballast.protocols import Model, Progress
 
 if TYPE_CHECKING:
@@ -54,30 +55,6 @@ class Base(Protocol):
 
     def hidden(self, **inputs: Any) -> Tensor:
         """Return the last hidden states, ``[B, T, H]``."""
-
-
-def context_length(model: Model) -> int | None:
-    """Return the number of positions the model was built for, or None when its configuration names none."""
-    return positions(model.config)
-
-
-def positions(config: Any) -> int | None:
-    """Return the number of positions that a transformers configuration names, or None."""
-    text = config.get_text_config()
-    return getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
-
-
-def check_length(what: str, tokens: int, context: int | None) -> None:
-    """Refuse a sequence that is longer than the model's context, None being without bound.
-
-    Raises:
-        BallastError: naming `what` is too long.
-    """
-    if context is not None and tokens > context:
-        raise BallastError(
-            f"{what}: {tokens} tokens exceed the model's context of {context}: positions beyond it are untrained and "
-            "would score as noise; shorten it or leave it out"
-        )
 
 
 def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, PlainValidator, WithJsonSchema, field_validator, model_validator
 
 from ballast.errors import suggest
-from ballast.options import Columns, Options, OptionsError, Text, shown
+from ballast.files import expanded
+from ballast.options import Columns, Options, OptionsError, Text, Texts, shown
 
 if TYPE_CHECKING:
     from ballast.evaluation.generation import GenerationOptions
@@ -21,7 +22,7 @@ SOURCES = ("data", "demonstrations", "forgetting")
 def _rows(value: Any) -> Any:
     if value == "" or isinstance(value, Mapping) or not isinstance(value, Iterable):
         raise ValueError(f"must be rows or a source of them; got {shown(value)}")
-    return value
+    return expanded(value) if isinstance(value, str) else value
 
 
 Rows = Annotated[str | Sequence[Mapping[str, Any]], PlainValidator(_rows), WithJsonSchema({"type": "string"})]
@@ -114,6 +115,8 @@ class SampledTask(Task):
     """Samples come from the most likely tokens up to this mass."""
     max_new_tokens: int = Field(256, ge=1)
     """Tokens after which an answer is cut off."""
+    stop: Texts = ()
+    """Text, or several, before which an answer ends: for base models, which go on with a next question."""
     k: tuple[int, ...] = Field((), strict=False)
     """The k of pass@k, one or a list, each at most `samples`; `samples` itself where absent."""
     entropy: bool = False
@@ -156,6 +159,7 @@ class SampledTask(Task):
             top_p=self.top_p,
             seed=self.seed,
             batch_tokens=self.batch_tokens,
+            stop=self.stop,
         )
 
 

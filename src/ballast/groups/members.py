@@ -97,7 +97,7 @@ class GroupRows:
                 ``teachers`` (a list of completions), and what the verifier reads.
             tokenizer: of the model; left as it is.
             options: how groups are made up; `options.verifier` is needed.
-            prepared: how demonstrations are tokenised; sequences are cut at its ``max_length``.
+            prepared: how demonstrations are tokenised; sequences are cut at its `limit`.
 
         Raises:
             BallastError: naming the first row that cannot be used.
@@ -114,6 +114,7 @@ class GroupRows:
         check_prompts(self.rows, options)
         check_rows(self.verify, self.rows)
         self.truncated = 0
+        self._end = "max_length" if prepared.limit == prepared.max_length else "the model's context"
         self.notes: tuple[str, ...] = ()
         given = list(_given(self.rows, options))
         scored = score_answers(self.verify, [(one.text, self.rows[one.row]) for one in given])
@@ -123,7 +124,8 @@ class GroupRows:
         for one, (ids, start), reward in zip(given, sequences, scored.scores, strict=True):
             self._fixed[one.row].append(Member(ids, start, one.origin, reward, one.text))
         self._prompt_ids = generation.encode_rows(self.tokenizer, self.rows)
-        check_room([len(ids) for ids in self._prompt_ids], options, max_length=prepared.max_length)
+        sizes = [len(ids) for ids in self._prompt_ids]
+        check_room(sizes, options, max_length=prepared.max_length, context=prepared.context)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -135,14 +137,6 @@ class GroupRows:
     def prompt_ids(self, row: int) -> tuple[int, ...]:
         """Return the ids of a prompt as sampling continues it."""
         return self._prompt_ids[row]
-
-    def check_context(self, context: int | None) -> None:
-        """Refuse prompts that leave no room for an answer in a model's context, None being without bound.
-
-        Raises:
-            BallastError: naming the first such row.
-        """
-        check_room([len(ids) for ids in self._prompt_ids], self.options, context=context)
 
     def check_ends(self, ends: set[int]) -> None:
         """Warn where an expert's answer has no token that ends an own one: own answers would never be whole.
@@ -177,14 +171,14 @@ class GroupRows:
         own = [f"{self.options.own} own answers for each"] if self.options.own else []
         lines = [f"groups: {len(self.rows):,} prompts; {', '.join([*parts, *own])}"]
         if self.truncated:
-            lines.append(f"groups: {self.truncated:,} answers truncated to max_length")
+            lines.append(f"groups: {self.truncated:,} answers truncated to {self._end}")
         return lines + [f"groups: {note}" for note in self.notes]
 
     def _tokenise(self, given: Sequence[_Given], prepared: PrepareOptions) -> list[tuple[tuple[int, ...], int]]:
         """Return ids and the first trained place of every answer, tokenised as a demonstration is."""
         if not given:
             return []
-        options = replace(prepared, max_length=None, shuffle_dataset=False)
+        options = replace(prepared, max_length=None, context=None, shuffle_dataset=False)
         flat = [{**prompt_columns(self.rows[one.row]), "completion": one.answer} for one in given]
         raw, numbers = from_rows(flat, "groups").dataset, [one.row + 1 for one in given]
         made = prepare(raw, self.tokenizer, options, name="groups", numbers=numbers)
@@ -195,11 +189,11 @@ class GroupRows:
         sequences = []
         for one, ids, labels in zip(given, ready["input_ids"], ready["labels"], strict=True):
             start = next(place for place, label in enumerate(labels) if label != -100 and place)
-            limit = prepared.max_length
+            limit = prepared.limit
             if limit is not None and start >= limit:
                 raise BallastError(
                     f"row {one.row + 1}: prompt of {start} tokens leaves nothing of the {one.origin}'s answer within "
-                    f"max_length {limit}; raise training.max_length, or remove the row"
+                    f"{self._end} {limit}; shorten the prompt, or remove the row"
                 )
             self.truncated += limit is not None and len(ids) > limit
             sequences.append((tuple(ids[:limit]), start))

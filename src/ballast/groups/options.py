@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field, model_validator
 
-from ballast.options import Options, OptionsError, Text
+from ballast.options import Options, OptionsError, Path, Text
 
 
 class GroupOptions(Options):
@@ -31,12 +31,15 @@ class GroupOptions(Options):
     top_p: float = Field(1.0, gt=0, le=1)
     """Samples come from the most likely tokens up to this mass."""
     max_new_tokens: int = Field(256, ge=1)
-    """Tokens after which an own answer is cut off; one that has not ended by then scores 0."""
+    """Tokens after which an own answer is cut off; one that has not ended by then scores 0, see `judge_cut_off`."""
+    judge_cut_off: bool = False
+    """Judge the text of own answers that are cut off, as GFT's released code does, so that they may have a reward
+    without ever ending."""
     batch_tokens: int = Field(16384, ge=1)
     """Rows × (prompt + new tokens) of one batch of sampling."""
     seconds: float = Field(10.0, gt=0)
     """Wall clock of one verdict of a function of your own, or of math-verify, in seconds."""
-    file: Text | None = None
+    file: Path | None = None
     """Groups sampled beforehand: a folder of `ballast sample`, or a file; nothing is sampled in training then."""
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ from ballast.errors import BallastError
 from ballast.files import write_atomically
 from ballast.groups.members import ORIGINS, Group, Member
 from ballast.groups.options import GroupOptions
+from ballast.limits import check_length
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -92,8 +93,10 @@ class StoreSettings:
             if mine == theirs:
                 continue
             if name == "groups":
-                changed = [key for key in mine if mine[key] != theirs.get(key)]
-                found += [f"{phrase} (groups.{key} {theirs.get(key)!r}, not {mine[key]!r})" for key in changed]
+                # A folder that is older than an option was sampled with its default.
+                stored = {**GroupOptions().to_dict(), **theirs}
+                changed = [key for key in mine if mine[key] != stored.get(key)]
+                found += [f"{phrase} (groups.{key} {stored.get(key)!r}, not {mine[key]!r})" for key in changed]
             else:
                 values = "" if name in ("model", "tokenizer", "data") else f" ({theirs}, not {mine})"
                 found.append(f"{phrase}{values}")
@@ -241,7 +244,13 @@ def read_settings(path: str | Path) -> StoreSettings:
         raise BallastError(f"{manifest}: cannot be read as the manifest of groups: {error}") from error
 
 
-def read_groups(path: str | Path, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None) -> list[Group]:
+def read_groups(
+    path: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None = None,
+    context: int | None = None,
+) -> list[Group]:
     """Return groups by prompt: of a folder that `ballast sample` filled, or of a file that the user made.
 
     Args:
@@ -249,6 +258,7 @@ def read_groups(path: str | Path, tokenizer: PreTrainedTokenizerBase, *, max_len
             columns ``prompt``, ``origin``, ``response`` and ``reward``.
         tokenizer: of the model that trains on them, with the end-of-text token and chat template that training uses.
         max_length: longer sequences are refused; None takes any.
+        context: the same of the model's positions.
 
     Raises:
         BallastError: naming what is missing, damaged or of another tokenizer, with file and row.
@@ -263,6 +273,9 @@ def read_groups(path: str | Path, tokenizer: PreTrainedTokenizerBase, *, max_len
 
         groups = read_file(path, tokenizer)
     _check(groups, tokenizer, max_length, path)
+    for group in groups:
+        for member in group.members:
+            check_length(f"{path}: prompt {group.row + 1}", len(member.ids), context)
     return groups
 
 

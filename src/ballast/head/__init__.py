@@ -10,7 +10,15 @@ from ballast.head.dense import dense
 from ballast.head.fused import fused_loss, fused_pass
 from ballast.head.greedy import greedy
 from ballast.head.inputs import as_head, check, frozen, vocabulary_asked
-from ballast.head.lm_head import LMHead, backbone, backbone_hidden, lm_head, trained_positions, unwrapped
+from ballast.head.lm_head import (
+    LMHead,
+    backbone,
+    backbone_hidden,
+    check_adapted_head,
+    lm_head,
+    trained_positions,
+    unwrapped,
+)
 from ballast.head.projection import chunk_rows
 from ballast.head.two_phase import two_phase
 from ballast.stats import TokenStats
@@ -23,6 +31,7 @@ __all__ = [
     "LMHead",
     "backbone",
     "backbone_hidden",
+    "check_adapted_head",
     "fused_loss",
     "fused_pass",
     "greedy",

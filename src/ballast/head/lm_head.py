@@ -82,6 +82,22 @@ def lm_head(model: Model) -> LMHead:
     return LMHead(weight, bias, logit_softcap(config), logit_scale(config))
 
 
+def check_adapted_head(model: Model) -> None:
+    """Refuse what PEFT does to an LM head where training or saving would lose it; a copy of its own is trained whole.
+
+    Raises:
+        BallastError: for an adapter on the head, or a copy of a head that shares its weight with the embedding.
+    """
+    lm_head(model)
+    causal = unwrapped(model)
+    copied = hasattr(causal.get_output_embeddings(), "modules_to_save")
+    if copied and getattr(causal.config.get_text_config(), "tie_word_embeddings", False):
+        raise BallastError(
+            "'modules_to_save' names `lm_head`, whose weight is the embedding's too: the copy would be trained and the "
+            "embedding not, and merging could keep one of them only; leave it out, or untie the weights first"
+        )
+
+
 def logit_softcap(config: Any) -> float | None:
     """Return the bound that the model's own forward puts on its logits, from its text config; None if none."""
     for bound in ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"):

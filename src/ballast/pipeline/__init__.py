@@ -11,7 +11,7 @@ from ballast.pipeline.checks.common import (
     TRAIN_CHECKS,
 )
 from ballast.pipeline.checks.rl import RL_CHECKS, RL_RESUME_CHECKS
-from ballast.pipeline.evaluate import readiness_lines, run_evaluate, table, with_readiness
+from ballast.pipeline.evaluate import check_measurement, readiness_lines, run_evaluate, table, with_readiness
 from ballast.pipeline.inputs import quiet
 from ballast.pipeline.rl import run_rl
 from ballast.pipeline.run import Outcome
@@ -30,6 +30,7 @@ __all__ = [
     "TASK_CHECKS",
     "TRAIN_CHECKS",
     "Outcome",
+    "check_measurement",
     "quiet",
     "readiness_lines",
     "run_advise",

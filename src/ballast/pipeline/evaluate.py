@@ -11,12 +11,14 @@ from ballast import models
 from ballast.config.recipe import ModelSection, Recipe
 from ballast.errors import BallastError
 from ballast.evaluation.tasks import GenerateTask, NllTask, ReadinessTask, SampledTask, Task
+from ballast.files import check_place, file_name, same_file
+from ballast.limits import check_tokenizer
 from ballast.pipeline import sources
 from ballast.pipeline.tasks import Tasks, load_tasks
 from ballast.progress import on_stderr
 from ballast.protocols import Model, Say, Tokenizer
 from ballast.records.schema import Estimate, EvalRecord, TaskRecord
-from ballast.records.write import EVALS, append_jsonl, file_name
+from ballast.records.write import EVALS, append_jsonl
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,7 +27,10 @@ if TYPE_CHECKING:
 
 BASE, TRAINED = "base", "trained"
 READINESS = "readiness"
-KEPT = ("verifier", "verifier_seconds", "max_new_tokens", "top_p", "limit", "split", "columns", "seed", "batch_tokens")
+KEPT = (
+    *("verifier", "verifier_seconds", "max_new_tokens", "stop", "top_p"),
+    *("limit", "split", "columns", "seed", "batch_tokens"),
+)
 """Options that the readiness task takes over from the task it is made of."""
 
 
@@ -36,6 +41,7 @@ class Measured:
     name: str
     results: tuple[TaskResult, ...]
     sources: Mapping[str, Mapping[str, str]]
+    digests: Mapping[str, str]
 
     def record(self, **beside: Any) -> EvalRecord:
         """Return the results without the single answers, and other fields of the record."""
@@ -49,6 +55,7 @@ class Measured:
             counts=dict(result.counts),
             settings={**result.settings, **self.sources[result.name]},
             seconds=result.seconds,
+            rows=self.digests[result.name],
         )
 
     def write_items(self, folder: Path) -> None:
@@ -72,17 +79,12 @@ def run_evaluate(
     Raises:
         BallastError: a model or a task cannot be used.
     """
-    chosen = _chosen(recipe, paths)
-    for name, section in chosen:
-        problem = models.check_folder(section.path) or (section.adapter and models.check_adapter(section.adapter))
-        if problem:
-            raise BallastError(f"model {name}: {problem}")
+    chosen = check_measurement(recipe, paths=paths, items=items)
     tasks, measured = load_tasks(recipe), list[Measured]()
     base: Model | None = None
     for name, section in chosen:
         say(f"{name}: {section.adapter or section.path}")
         tokenizer = models.load_tokenizer(section, recipe.training)
-        models.check_vocabulary(section.path, models.load_config(section), tokenizer)
         model = models.load_model(section, device=models.default_device())
         if base is None:
             base = model if name == BASE else base_model(tasks, recipe.model, model)
@@ -92,6 +94,32 @@ def run_evaluate(
         if items is not None:
             measured[-1].write_items(Path(items))
     return measured
+
+
+def check_measurement(
+    recipe: Recipe, *, paths: Sequence[str] = (), items: str | Path | None = None
+) -> list[tuple[str, ModelSection]]:
+    """Return the models that `run_evaluate` measures with these arguments, by name; no weight is read.
+
+    Raises:
+        BallastError: one of them cannot be used, or the answers have no place of their own.
+    """
+    chosen = _chosen(recipe, paths)
+    for name, section in chosen:
+        problem = models.check_folder(section.path) or (section.adapter and models.check_adapter(section.adapter))
+        if problem:
+            raise BallastError(f"model {name}: {problem}")
+    if clash := same_file(name for name, _ in chosen):
+        raise BallastError(
+            f"models {clash[1]} and {chosen[clash[0]][0]}: their answers would go to one folder, the first one's lost; "
+            "measure them one at a time"
+        )
+    check_place("--items", items)
+    for name, section in chosen:
+        if problem := models.attention_problem(section):
+            raise BallastError(f"model {name}: {problem}")
+        check_tokenizer(section.path, models.load_config(section), models.load_tokenizer(section))
+    return chosen
 
 
 def measure(
@@ -113,7 +141,7 @@ def measure(
             base=base,
             progress=lambda task, done, total: tell(f"{name}: {task}", done, total),
         )
-    return Measured(name, tuple(results), tasks.sources)
+    return Measured(name, tuple(results), tasks.sources, tasks.digests)
 
 
 def base_model(tasks: Tasks, section: ModelSection | None, model: Model) -> Model | None:
@@ -130,16 +158,18 @@ def base_model(tasks: Tasks, section: ModelSection | None, model: Model) -> Mode
 
 
 def check_prompts(tasks: Tasks, model: Model, tokenizer: Tokenizer) -> None:
-    """Refuse prompts without room for their answers in the model's context, before training rather than after it.
+    """Refuse prompts without room for their answers, and stop strings that cannot be found, before training.
 
     Raises:
         BallastError: naming the task and the row.
     """
     from ballast.evaluation.generation import encode_prompts
+    from ballast.evaluation.stopping import check_stop
 
     for task in tasks.loaded:
         if isinstance(task, SampledTask) and not isinstance(task.data, str):
             try:
+                check_stop(tokenizer, task.stop)
                 encode_prompts(model, tokenizer, list(task.data), task.max_new_tokens)
             except BallastError as error:
                 raise BallastError(f"evaluation task {task.name!r}: {error}") from error

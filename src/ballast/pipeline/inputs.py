@@ -76,9 +76,11 @@ def ready(recipe: Recipe, say: Say) -> Ready:
         prompts = _load_prompts(recipe, recipe.groups, tokenizer, args, context)
     else:
         raw = sources.load_train(recipe.data)
-        train = _prepared(raw, tokenizer, PrepareOptions.from_training_args(args), "train", recipe.data.train)
+        train = _prepared(
+            raw, tokenizer, PrepareOptions.from_training_args(args, context=context), "train", recipe.data.train
+        )
     if held_out is not None:
-        options = PrepareOptions.from_training_args(args, packing=args.eval_packing)
+        options = PrepareOptions.from_training_args(args, packing=args.eval_packing, context=context)
         evaluation = _prepared(held_out, tokenizer, options, "eval", recipe.data.eval)
     made = Ready(recipe, section, args, tokenizer, train, evaluation, prompts, groups)
     for line in (line for report in made.reports for line in report.lines()):
@@ -119,12 +121,14 @@ def notes(recipe: Recipe, model: Model, tokenizer: PreTrainedTokenizerBase) -> l
 
 
 def _tokenizer_and_context(recipe: Recipe, section: ModelSection) -> tuple[PreTrainedTokenizerBase, int | None]:
-    """Return the tokenizer, and the positions that the model was built for, from its configuration alone."""
-    from ballast.evaluation.scoring import positions
+    """Return the tokenizer, and the positions that model and reference were built for, from configurations alone."""
+    from ballast.limits import check_tokenizer, positions
 
     tokenizer, config = models.load_tokenizer(section, recipe.training), models.load_config(section)
-    models.check_vocabulary(section.path, config, tokenizer)
-    return tokenizer, positions(config)
+    check_tokenizer(section.path, config, tokenizer)
+    reference = recipe.reference.model
+    other = None if reference is None else models.load_config(models.resolve(models.section_of(reference, section)))
+    return tokenizer, min(filter(None, (positions(config), other and positions(other))), default=None)
 
 
 def _prepared(
@@ -175,7 +179,6 @@ def _load_groups(
 ) -> list[Group]:
     """Return the groups of `groups.file`, which the recipe must agree with."""
     from ballast.data import PrepareOptions, trl
-    from ballast.evaluation.scoring import check_length
     from ballast.groups.store import read_groups
 
     file, stored = str(options.file), stored_settings(str(options.file))
@@ -183,10 +186,7 @@ def _load_groups(
         _check_stored(recipe, options, stored, args.max_length)
     tokenizer = trl.training_tokenizer(tokenizer, PrepareOptions.from_training_args(args))
     try:
-        groups = read_groups(file, tokenizer, max_length=args.max_length)
-        for group in groups:
-            for member in group.members:
-                check_length(f"{file}: prompt {group.row + 1}", len(member.ids), context)
+        groups = read_groups(file, tokenizer, max_length=args.max_length, context=context)
     except BallastError as error:
         raise BallastError(f"groups.file: {error}") from error
     answers = sum(len(group.members) for group in groups)

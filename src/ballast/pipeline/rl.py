@@ -125,14 +125,14 @@ class _Ready:
 
 def _ready(recipe: Recipe, section: ModelSection) -> _Ready:
     """Read and check everything but the weights."""
-    from ballast.evaluation.scoring import positions
+    from ballast.limits import check_tokenizer, positions
     from ballast.rl import trl
     from ballast.rl.rewards import reward_verifier
 
     options = recipe.rl
     assert options is not None
     tokenizer, config = models.load_tokenizer(section, recipe.training), models.load_config(section)
-    models.check_vocabulary(section.path, config, tokenizer)
+    check_tokenizer(section.path, config, tokenizer)
     verify = reward_verifier(str(options.verifier), options.reward, seconds=options.seconds)
     prompts = _prompts(recipe, options, tokenizer, verify, positions(config))
     args = trl.config(options, output_dir=str(recipe.output), seed=recipe.seed, model_init=_reference(section))

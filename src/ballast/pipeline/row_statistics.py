@@ -10,6 +10,7 @@ from ballast import models
 from ballast.config.recipe import ModelSection, Recipe
 from ballast.config.training import training_config
 from ballast.errors import BallastError
+from ballast.limits import check_tokenizer, positions
 from ballast.protocols import Model
 from ballast.stats import TOKEN_FIELDS
 
@@ -62,7 +63,7 @@ def load_models(recipe: Recipe, model: str | None) -> Models:
         if problem:
             raise BallastError(f"--model {problem}")
     tokenizer = models.load_tokenizer(section, recipe.training)
-    models.check_vocabulary(live_section.path, models.load_config(live_section), tokenizer)
+    check_tokenizer(live_section.path, models.load_config(live_section), tokenizer)
     live = _load_model(live_section)
     reference_section = _reference_section(recipe, section)
     reference = live if reference_section == live_section else _load_model(reference_section)
@@ -80,7 +81,7 @@ def _load_model(section: ModelSection) -> Model:
 def _reference_section(recipe: Recipe, base: ModelSection) -> ModelSection:
     """Return what objectives compare with: the recipe's model, it without its adapter, or another model."""
     if recipe.reference.model is not None:
-        return models.resolve(ModelSection(path=recipe.reference.model, dtype=base.dtype))
+        return models.resolve(models.section_of(recipe.reference.model, base))
     if recipe.reference.use == "adapter-off":
         return base.model_copy(update={"adapter": None, "lora": None})
     return base
@@ -102,7 +103,8 @@ def row_pieces(recipe: Recipe, raw: Dataset, rows: Sequence[int], tokenizer: Pre
     with_bars = not are_progress_bars_disabled()
     disable_progress_bars()
     try:
-        options = PrepareOptions.from_training_args(training_config(recipe))
+        context = positions(models.load_config(models.resolve(recipe.model))) if recipe.model else None
+        options = PrepareOptions.from_training_args(training_config(recipe), context=context)
         part = raw.select([row - 1 for row in rows])
         prepared = prepare(part, tokenizer, replace(options, shuffle_dataset=False), name="train")
     except BallastError as error:

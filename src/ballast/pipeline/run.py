@@ -14,6 +14,7 @@ from ballast import checkpoints, models
 from ballast.config.recipe import ModelSection, Recipe
 from ballast.errors import BallastError
 from ballast.pipeline import sources
+from ballast.pipeline.digests import inputs_of
 from ballast.pipeline.evaluate import Measured, base_model, measure, table
 from ballast.pipeline.run_folder import alone, is_trained, save_final, write_evals, write_record
 from ballast.pipeline.stopping import Stop, stoppable
@@ -21,7 +22,7 @@ from ballast.pipeline.tasks import Tasks
 from ballast.protocols import Model, Say, Tokenizer
 from ballast.records import write as records
 from ballast.records.runs import read_record
-from ballast.records.schema import SCHEMA, CellRecord, ModelRecord, RunRecord
+from ballast.records.schema import SCHEMA, CellRecord, InputRecord, ModelRecord, RunRecord
 
 if TYPE_CHECKING:
     import torch
@@ -75,6 +76,7 @@ class Run:
     say: Say = print
     progress: bool = True
     clock: Clock = field(default_factory=Clock)
+    made_of: dict[str, InputRecord] = field(default_factory=dict)
     stop: Stop = field(default_factory=Stop)
     held: ExitStack = field(default_factory=ExitStack)
 
@@ -114,6 +116,7 @@ class Run:
             base = model if self.base == self.section else base_model(self.tasks, self.base, model)
             found = [self._measure(model, tokenizer, self.names[0], base)]
         self.clock.lap("evaluate_before")
+        self.made_of.update(inputs_of(self.recipe))
         sources.forget()
         return found
 
@@ -216,6 +219,7 @@ class Run:
                 parameters=sum(weight.numel() for weight in model.parameters()),
                 dtype=str(model.dtype).removeprefix("torch."),
             ),
+            inputs=dict(self.made_of),
             versions=records.versions(),
             commit=records.git_commit(),
             device=str(args.device),

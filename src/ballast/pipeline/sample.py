@@ -34,9 +34,9 @@ def run_sample(recipe: Recipe, *, say: Say = print) -> dict[str, Any]:
     """
     from ballast.data import PrepareOptions
     from ballast.evaluation.generation import end_ids
-    from ballast.evaluation.scoring import context_length
     from ballast.groups import GroupRows
     from ballast.groups.store import GroupFolder
+    from ballast.limits import context_length
 
     options = recipe.groups
     if options is None or options.file is None:
@@ -47,8 +47,8 @@ def run_sample(recipe: Recipe, *, say: Say = print) -> dict[str, Any]:
         raise BallastError("`ballast sample` samples in one process, several would write the same parts; start one")
     model = models.load_model(made.model, device=made.args.device)
     assert made.prompts is not None
-    rows = GroupRows(made.prompts, made.tokenizer, options, PrepareOptions.from_training_args(made.args))
-    rows.check_context(context_length(model))
+    prepared = PrepareOptions.from_training_args(made.args, context=context_length(model))
+    rows = GroupRows(made.prompts, made.tokenizer, options, prepared)
     rows.check_ends(end_ids(model, rows.tokenizer))
     for line in rows.lines():
         say(line)

@@ -9,14 +9,16 @@ from ballast.config.recipe import DataSection, Recipe
 from ballast.errors import BallastError
 from ballast.evaluation.tasks import Task
 from ballast.pipeline import sources
+from ballast.pipeline.digests import task_digest
 
 
 @dataclass(frozen=True)
 class Tasks:
-    """Tasks with their rows, and by the name of each where these come from."""
+    """Tasks with their rows, and by the name of each where these come from and a digest of them."""
 
     loaded: tuple[Task, ...]
     sources: Mapping[str, Mapping[str, str]]
+    digests: Mapping[str, str]
 
     def __bool__(self) -> bool:
         return bool(self.loaded)
@@ -35,7 +37,8 @@ def load_tasks(recipe: Recipe) -> Tasks:
     """
     tasks = recipe.evaluation.tasks
     loaded = tuple(load_task(task, recipe.data) for task in tasks)
-    return Tasks(loaded, {task.name: task.sources() for task in tasks})
+    digests = {task.name: task_digest(task) for task in loaded}
+    return Tasks(loaded, {task.name: task.sources() for task in tasks}, digests)
 
 
 def load_task(task: Task, data: DataSection | None = None) -> Task:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ballast import models
-from ballast.config.recipe import ModelSection, Recipe
+from ballast.config.recipe import Recipe
 from ballast.errors import BallastError
 from ballast.pipeline import inputs, sources
 from ballast.pipeline.evaluate import BASE, TRAINED, check_prompts
@@ -138,5 +138,5 @@ def _reference(made: inputs.Ready, model: Model, cache: ReferenceCache | None) -
     if cache is not None:
         return ScoredCache(cache, model)
     if section.model is not None:
-        return models.load_model(models.resolve(ModelSection(path=section.model, dtype=made.model.dtype)))
+        return models.load_model(models.resolve(models.section_of(section.model, made.model)))
     return section.use

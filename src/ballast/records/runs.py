@@ -13,6 +13,7 @@ from pydantic import JsonValue
 from ballast.errors import BallastError
 from ballast.evaluation.metrics import pass_at_k
 from ballast.evaluation.readiness import distinct_answers, mixed_share
+from ballast.files import file_name
 from ballast.records.folder import AFTER, BASE, BEFORE, REPORT, RL, Store
 from ballast.records.read import read, read_lines
 from ballast.records.schema import (
@@ -26,7 +27,7 @@ from ballast.records.schema import (
     TaskRecord,
     Values,
 )
-from ballast.records.write import EVALS, METRICS, RUN, file_name
+from ballast.records.write import EVALS, METRICS, RUN
 
 STARTS = (BASE, "before rl")
 """Names under which a run's evaluations have the model that it started from."""
@@ -166,6 +167,7 @@ def _base(store: Store) -> Run | None:
         versions=made.versions,
         commit=made.commit,
         device=made.device,
+        inputs=made.inputs,
     )
     return base_run(_measured(store.base, entries)[made.model], record, store.base)
 

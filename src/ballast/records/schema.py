@@ -78,6 +78,7 @@ class TaskRecord(Record):
         counts: plain numbers: rows, answers cut off, errors of the verifier, tokens.
         settings: the task's options, its sources by name.
         seconds: wall clock.
+        rows: digest of everything that it asked.
     """
 
     name: str
@@ -86,6 +87,14 @@ class TaskRecord(Record):
     counts: dict[str, Number]
     settings: Values
     seconds: float
+    rows: str | None = None
+
+
+class InputRecord(Record):
+    """What a model or rows were: where they were read, and a digest of their content."""
+
+    source: str
+    digest: str
 
 
 class EvalRecord(Record):
@@ -94,7 +103,7 @@ class EvalRecord(Record):
     Attributes:
         model: ``base``, ``trained``, ``before rl``, ``after rl``, or the path that was measured.
         step: optimiser step of its training.
-        recipe, versions, commit, device: where no ``run.json`` lies beside the file.
+        recipe, versions, commit, device, inputs: where no ``run.json`` lies beside the file.
     """
 
     model: str
@@ -104,6 +113,7 @@ class EvalRecord(Record):
     versions: dict[str, str] = {}
     commit: str | None = None
     device: str | None = None
+    inputs: dict[str, InputRecord] = {}
 
 
 class Completion(Record):
@@ -196,6 +206,7 @@ class RunRecord(Versioned):
         recipe: resolved, every default filled in.
         objective: name and all options; None for RL.
         data: what became of the rows of each source (`train`), or how many ``prompts`` there are (`rl`).
+        inputs: content of ``model``, ``data.train`` and ``rl.data``; ``model`` only where its weights are local files.
         commit: of the working directory, with ``+`` where files differ from it.
         started, finished: UTC, ISO 8601.
         train: totals of the trainer.
@@ -203,8 +214,8 @@ class RunRecord(Versioned):
         rl, start: options of RL, and what it started from.
         answers, cut_off, errors, timeouts: how many answers of RL were judged, and what went wrong with them.
         cell: which run of a comparison it is.
+        warnings: what a reader of its results must know, one line each, such as answers that were all cut off.
         error: what a failed run ended with.
-        warnings: what makes a run that came to its end worth nothing, such as answers that were all cut off.
     """
 
     status: Status
@@ -212,6 +223,7 @@ class RunRecord(Versioned):
     objective: Values | None = None
     model: ModelRecord | None = None
     data: dict[str, RowsRecord | int] = {}
+    inputs: dict[str, InputRecord] = {}
     versions: dict[str, str] = {}
     commit: str | None = None
     device: str | None = None
@@ -230,8 +242,8 @@ class RunRecord(Versioned):
     timeouts: int | None = None
     reward: RewardRecord | None = None
     cell: CellRecord | None = None
-    error: str = ""
     warnings: tuple[str, ...] = ()
+    error: str = ""
 
 
 class PlanRecord(Versioned):
@@ -244,4 +256,5 @@ class PlanRecord(Versioned):
     versions: dict[str, str]
     commit: str | None
     steps: int | None = None
+    inputs: dict[str, InputRecord] = {}
     cells: tuple[CellRecord, ...] = ()

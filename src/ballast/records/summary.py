@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import FiniteFloat
+from pydantic import Field, FiniteFloat
 
 from ballast.records.schema import Estimate, Number, Record, Values, Versioned
 
@@ -62,6 +62,14 @@ class Budget(Record):
     seconds: tuple[Number | None, ...]
 
 
+class Answers(Record):
+    """Answers to a task, all runs of a stage together: how many, cut off before they ended, right (None: not known)."""
+
+    total: int
+    cut_off: int
+    right: int | None = None
+
+
 class Stage(Record):
     """A row before or after RL.
 
@@ -69,12 +77,14 @@ class Stage(Record):
         runs: folders below the output.
         seeds: of these runs.
         tasks: task -> metric -> result.
+        answers: task -> its answers, for tasks that have answers.
     """
 
     runs: tuple[str, ...]
     seeds: tuple[int, ...]
     budget: Budget
     tasks: dict[str, dict[str, Result]]
+    answers: dict[str, Answers] = Field(default={})
 
 
 class SweepPoint(Record):
@@ -112,6 +122,11 @@ class Row(Record):
         found = None if there is None else there.tasks.get(task, {}).get(metric)
         return None if found is None or found.over_seeds.value is None else found
 
+    def answers(self, stage: str, task: str) -> Answers | None:
+        """Return what became of the answers to a task, None where it has none or nobody counted them."""
+        there = self.stages.get(stage)
+        return None if there is None else there.answers.get(task)
+
 
 class MetricSummary(Record):
     """What tables need to know of a metric."""
@@ -144,6 +159,43 @@ class SeedsSummary(Record):
     tuning: tuple[int, ...]
 
 
+class Verdict(Record):
+    """What to do after a stage, by the deciding metric.
+
+    Attributes:
+        kind: ``use``: `winner` is better than `against` beyond noise; ``same``: nothing differs from `against` beyond
+            noise; ``baseline``: no objective is better than the baseline, and some are worse; ``base``: no objective
+            beats the base model; ``open``: nothing can be concluded; ``none``: nothing was measured.
+        against: label of the row that `difference` is taken to: the baseline, or the base model.
+        winner: label of what to use, None where that is no objective or not known.
+        runner_up: label of the best mean beside the winner's, or beside the baseline's.
+        difference: `winner`, or without one `runner_up`, minus `against`.
+        lead: `winner` minus `runner_up`.
+        reasons: why nothing can be concluded, and what to change; one sentence each.
+        cautions: what limits the conclusion; one sentence each.
+    """
+
+    stage: str
+    task: str
+    metric: str
+    better: Better
+    kind: Literal["use", "same", "baseline", "base", "open", "none"]
+    against: str
+    winner: str | None = None
+    runner_up: str | None = None
+    difference: Difference | None = None
+    lead: Difference | None = None
+    reasons: tuple[str, ...] = ()
+    cautions: tuple[str, ...] = ()
+
+
+class RunWarning(Record):
+    """What a finished run warns of, with its folder below the output."""
+
+    run: str
+    warning: str
+
+
 class FailedRun(Record):
     """A run that broke off: its folder below the output, and the error in one line."""
 
@@ -167,7 +219,11 @@ class Summary(Versioned):
         baseline: label of the row that differences are taken to.
         choose_by: None where every row has one learning rate.
         complete, missing: whether every planned run is there, and the folders of those that are not.
+        failed: planned runs that broke off.
+        unplanned: runs that broke off and that the recipe no longer has.
+        warnings: of finished runs.
         rows: the base model first, then the methods in the order of the recipe, then ``random``.
+        verdicts: one for each stage; none in summaries of earlier versions.
     """
 
     level: FiniteFloat
@@ -180,3 +236,6 @@ class Summary(Versioned):
     tasks: tuple[TaskSummary, ...]
     rows: tuple[Row, ...]
     provenance: Provenance
+    unplanned: tuple[FailedRun, ...] = ()
+    warnings: tuple[RunWarning, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()

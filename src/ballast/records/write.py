@@ -53,11 +53,6 @@ def _git(folder: str | Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def file_name(name: str) -> str:
-    """Return a name as part of a path: no separators, no leading or trailing dots."""
-    return re.sub(r"[^\w.-]+", "-", name).strip(".-") or "unnamed"
-
-
 def write_json(path: str | Path, value: Any) -> None:
     """Write indented JSON; values that JSON does not know are written as text."""
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ballast.errors import BallastError, suggest
+from ballast.head import unwrapped
 from ballast.reference.adapters import is_peft, refuse_prompt_learning, starts_at_base, trainable_base_names
 from ballast.reference.cache import ReferenceCache
 from ballast.reference.providers import (
@@ -98,8 +99,16 @@ def _from_mapping(spec: Mapping[str, Any], model: Model, key: CacheKey | None) -
 def _load(path: str | Path, model: Model) -> Model:
     from transformers import AutoModelForCausalLM
 
+    causal = unwrapped(model)
+    # Loaded as the model itself was.
+    options = {
+        "dtype": model.dtype,
+        "attn_implementation": causal.config._attn_implementation,
+        "trust_remote_code": type(causal).__module__.startswith("transformers_modules."),
+        "use_safetensors": True,
+    }
     try:
-        loaded: Model = AutoModelForCausalLM.from_pretrained(str(path), dtype=model.dtype)
+        loaded: Model = AutoModelForCausalLM.from_pretrained(str(path), **options)
     except (OSError, ValueError) as error:
         first = str(error).strip().split("\n")[0]
         raise BallastError(f"reference model {str(path)!r} cannot be loaded: {first}") from None

@@ -11,6 +11,7 @@ import numpy as np
 from ballast.data import row_digest
 from ballast.errors import BallastError
 from ballast.head import token_stats, trained_positions
+from ballast.limits import check_length, context_length
 from ballast.progress import on_stderr
 from ballast.reference.cache import ReferenceCache
 from ballast.reference.key import CacheKey, weights_dtype
@@ -83,7 +84,9 @@ def score_rows(
     if tokens_per_batch < 1:
         raise BallastError(f"tokens_per_batch must be at least 1, got {tokens_per_batch}")
     rows = _table(dataset)
-    digests = rows["digest"]
+    digests, context = rows["digest"], context_length(reference.model)
+    for index, length in enumerate(rows["length"]):
+        check_length(f"row {index}", length, context)
     with CacheWriter(path, key, wait=wait, shard_tokens=shard_tokens, shard_seconds=shard_seconds) as writer:
         wanted = set(writer.missing(digests))
         first = {digest: index for index, digest in reversed(list(enumerate(digests))) if digest in wanted}

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ballast.compare.figures import deciding, rows
+from ballast.compare.numbers import counted, joined
+from ballast.compare.sentences import cautions
 from ballast.records.folder import BASE, RANDOM
 from ballast.report import tokens
 from ballast.report.charts.data import Report
-from ballast.report.figures import deciding, rows
 from ballast.report.sections import curves
 from ballast.report.sections.answer import answer, not_measured
 from ballast.report.sections.results import drift, learning_rates, other_metrics, results
 from ballast.report.sections.settings import settings, subject
 from ballast.report.source import Source
-from ballast.report.text import counted, joined
 
 
 def build(source: Source, *, metric: str | None = None) -> Report:
@@ -70,8 +71,7 @@ def _cautions(source: Source) -> Iterator[str]:
     diverged = curves.diverged(source)
     if diverged:
         yield f"{joined(diverged)} logged values that are not finite: training diverged; the curves have gaps there."
-    if len(source.summary.provenance.versions) > 1:
-        yield "The runs were made with different versions of the libraries; see the settings."
+    yield from cautions(source.summary)
     if source.plan is None:
         records = [run.record for run in source.runs if run.label != RANDOM]
         models = {(record.model.type if record.model else None, str(record.recipe.get("model"))) for record in records}

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ballast.compare.numbers import counted, number
 from ballast.protocols import Say
 from ballast.records import tokens as stored
 from ballast.report.charts.data import Histogram, Section
-from ballast.report.text import counted, number
 from ballast.text import inert
 
 if TYPE_CHECKING:

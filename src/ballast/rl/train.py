@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ballast.evaluation.generation import end_ids, read_completion
+from ballast.limits import check_tokenizer
 from ballast.rl import trl
 from ballast.rl.options import RLOptions
 from ballast.rl.prompts import Prompts, order
@@ -52,6 +53,7 @@ class Run:
         Raises:
             ValueError: TRL refuses the settings together.
         """
+        check_tokenizer(type(model).__name__, model.config, tokenizer)
         ends = end_ids(model, tokenizer)
         self._defaults = trl.take_generation_defaults(model, ends)
         self.rewards = Rewards(
@@ -81,6 +83,6 @@ class Run:
         return dict(result.metrics)
 
     def counts(self) -> dict[str, int]:
-        """Return how many answers were judged since the start or the resuming, and what went wrong, over all ranks."""
-        own = {"answers": self.rewards.answers, **self.rewards.counts}
+        """Return how many answers were judged since the start, and what went wrong, over all ranks."""
+        own = self.rewards.state()
         return {name: sum(found[name] for found in trl.gathered(own)) for name in own}

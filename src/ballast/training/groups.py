@@ -14,7 +14,6 @@ import torch
 from ballast.data import Collator
 from ballast.errors import BallastError
 from ballast.evaluation.generation import end_ids
-from ballast.evaluation.scoring import context_length
 from ballast.groups import (
     ORIGINS,
     Group,
@@ -187,7 +186,9 @@ class RunGroups:
             from ballast.groups.store import read_groups
 
             refuse_preparation(prepared)
-            groups = self._read or read_groups(self.options.file, tokenizer, max_length=prepared.max_length)
+            groups = self._read or read_groups(
+                self.options.file, tokenizer, max_length=prepared.max_length, context=prepared.context
+            )
             _refuse_ignored(self.options)
             self._stored = {group.row: group for group in groups}
             ids = {group.row: group.members[0].ids[: group.members[0].start] for group in groups}
@@ -199,13 +200,8 @@ class RunGroups:
         return Dataset.from_list([{ROW: row, "input_ids": list(prompt)} for row, prompt in ids.items()])
 
     def attach(self, model: Model, collation: Mapping[str, Any]) -> None:
-        """Sample with this model from now on.
-
-        Raises:
-            BallastError: naming a prompt that leaves no room for an answer in the model's context.
-        """
+        """Sample with this model from now on."""
         if self.rows is not None:
-            self.rows.check_context(context_length(model))
             self.rows.check_ends(end_ids(model, self.rows.tokenizer))
         self._model = model
         self._batches = GroupBatches(self._draw, self.options.refresh, **collation)

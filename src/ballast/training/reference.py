@@ -11,6 +11,7 @@ import torch
 
 from ballast.errors import BallastError
 from ballast.head import lm_head
+from ballast.limits import context_length
 from ballast.reference import (
     AdapterOffReference,
     CacheKey,
@@ -89,6 +90,16 @@ class RunReference:
     columns: tuple[str, ...] = ()
     fields: tuple[str, ...] = ()
     vocab_size: int | None = None
+
+    def to(self, device: torch.device) -> None:
+        """Move a live reference to a device."""
+        if self.live is not None:
+            self.live.model.to(device)
+
+    def context(self, model: Model) -> int | None:
+        """Return the positions that both the model and a live reference were built for, None being without bound."""
+        read = (model,) if self.live is None else (model, self.live.model)
+        return min(filter(None, map(context_length, read)), default=None)
 
     def describe(self) -> str:
         """Return what the reference is, in a few words."""

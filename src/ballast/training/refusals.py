@@ -6,6 +6,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from ballast.errors import BallastError
+from ballast.files import check_place
+from ballast.packages import lacking, refuse_lacking
 
 if TYPE_CHECKING:
     from ballast.training.config import TrainingConfig
@@ -17,6 +19,7 @@ def refuse_arguments(args: TrainingConfig) -> None:
     Raises:
         BallastError: naming the argument, what would have happened, and the remedy.
     """
+    refuse_lacking(args, "training")
     liger = args.use_liger_kernel and (args.liger_kernel_config or {}).get("fused_linear_cross_entropy")
     # transformers has parsed what was given as text by now.
     preparation: Any = args.dataset_kwargs or {}
@@ -88,6 +91,20 @@ def refuse_no_steps(args: TrainingConfig, rows: int | None = None) -> None:
             "training.warmup_steps: the run is one step, which warming up begins with a learning rate of 0, so nothing "
             "would be trained; set it to 0, or train for more steps"
         )
+
+
+def refuse_surroundings(args: TrainingConfig, quantization_config: Any) -> None:
+    """Refuse arguments (`refuse_arguments`), an output that could not be saved to, a package that is not installed.
+
+    Raises:
+        BallastError: naming argument, folder or package.
+    """
+    refuse_arguments(args)
+    if args.save_strategy != "no":
+        check_place("output_dir", args.output_dir)
+    method = getattr(quantization_config, "quant_method", None)
+    if method is not None and (problem := lacking("quantization", getattr(method, "value", method))):
+        raise BallastError(f"quantization_config: {problem}")
 
 
 def refuse_parts(**parts: Any) -> None:

@@ -12,6 +12,7 @@ from ballast.data import Collator, PrepareOptions, check_data, pack, prepare
 from ballast.errors import BallastError
 from ballast.evaluation.generation import end_ids
 from ballast.head import trained_positions
+from ballast.limits import check_tokenizer
 from ballast.loop import numbers
 from ballast.objectives import objective as build_objective
 from ballast.records.model_card import append_objective
@@ -23,7 +24,7 @@ from ballast.training.loss import formed, measured
 from ballast.training.metrics import MetricSums
 from ballast.training.reduction import count, token_layout
 from ballast.training.reference import check_needs, run_reference, score_missing
-from ballast.training.refusals import refuse_arguments, refuse_no_steps, refuse_parts
+from ballast.training.refusals import refuse_no_steps, refuse_parts, refuse_surroundings
 from ballast.training.rows import rows_in
 from ballast.training.trl import AdaptedTrainer, add_statistics, check_head, load_model, with_adapter
 
@@ -107,7 +108,7 @@ class Trainer(AdaptedTrainer):
         self.objective: Objective = build_objective(objective) if objective is not None else args.build_objective()
         args.objective = self.objective.to_dict()
         spec = reference if reference is not None else args.reference
-        refuse_arguments(args)
+        refuse_surroundings(args, quantization_config)
         refuse_parts(
             data_collator=data_collator,
             compute_loss_func=compute_loss_func,
@@ -120,6 +121,7 @@ class Trainer(AdaptedTrainer):
         if isinstance(model, str):
             model = load_model(model, args, quantization_config)
         tokenizer = processing_class if processing_class is not None else _tokenizer_of(model, args)
+        check_tokenizer(type(model).__name__, model.config, tokenizer)
         if train_dataset is not None and self.groups is None and formatting_func is None:
             train_dataset = check_data(train_dataset, tokenizer, PrepareOptions.from_training_args(args))
         if peft_config is not None:
@@ -144,22 +146,21 @@ class Trainer(AdaptedTrainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             formatting_func=formatting_func,
         )
-        if train_dataset is not None or self.groups is not None:
-            refuse_no_steps(args, len(self.train_dataset))
+        rows: Any = self.train_dataset
+        refuse_no_steps(args, None if rows is None else len(rows))
         self.data_collator = Collator(columns=self.batch_columns(), **self.collation)
         add_statistics(self.model)
         self._ends = sorted(end_ids(self.model, tokenizer))
         if self.groups is not None:
             self.data_collator = RowCollator(self.data_collator)
             self.groups.attach(self.model, self.collation)
-        if self.reference.live is not None:
-            self.reference.live.model.to(self.accelerator.device)
+        self.reference.to(self.accelerator.device)
 
     def prepared(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: SFTConfig, packing: bool, name: str
     ) -> Dataset:
         """Tokenise as TRL does, join the cached columns by row digest, pack."""
-        options = PrepareOptions.from_training_args(args, packing=packing)
+        options = PrepareOptions.from_training_args(args, packing=packing, context=self.reference.context(self._scorer))
         if self.groups is not None and not self.groups.prepared:
             # The training rows come first; a held-out set may be called "train" as well.
             return self.groups.prepare(dataset, tokenizer, options)

@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 from trl import SFTConfig, SFTTrainer
 
 from ballast.errors import BallastError
-from ballast.head import backbone, backbone_hidden, lm_head, trained_positions, unwrapped
+from ballast.head import backbone, backbone_hidden, check_adapted_head, lm_head, trained_positions, unwrapped
 from ballast.loop import CheckedLoop
 from ballast.reference.providers import evaluating
 from ballast.training.inputs import changed_inputs
@@ -208,6 +208,7 @@ def check_head(model: Model) -> None:
     Raises:
         BallastError: if they differ: the model does something to its logits that the statistics would miss.
     """
+    check_adapted_head(model)
     causal = unwrapped(model)
     head = lm_head(causal)
     if head.weight.is_meta:

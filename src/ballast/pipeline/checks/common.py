@@ -11,6 +11,8 @@ from ballast.config import training as settings
 from ballast.config.recipe import Check, ModelSection, Recipe
 from ballast.config.source import Problem
 from ballast.errors import BallastError
+from ballast.files import LEAST_FREE, place_problem, same_file
+from ballast.limits import check_tokenizer
 from ballast.pipeline import sources
 from ballast.pipeline.advise import check_has_demonstrations, check_reference_is_start
 from ballast.pipeline.checks import groups as group_checks
@@ -51,10 +53,12 @@ def check_model(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     try:
         section = models.resolve(section)
         config = models.load_config(section)
-        models.check_vocabulary(section.path, config, models.load_tokenizer(section))
+        check_tokenizer(section.path, config, models.load_tokenizer(section))
     except BallastError as error:
         yield Problem(("model",), str(error))
         return
+    if problem := models.attention_problem(section):
+        yield Problem(("model", "attn_implementation"), problem)
     try:
         if section.lora is not None and not lora:
             models.try_lora(section, config)
@@ -122,13 +126,16 @@ def check_tasks(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
 
     if "evaluation" in broken:
         return
-    names: set[str] = set()
+    if clash := same_file(task.name for task in recipe.evaluation.tasks):
+        place, earlier = clash
+        name = recipe.evaluation.tasks[place].name
+        second = f"a second task named {name!r}" if name == earlier else f"{name!r} has the same file as {earlier!r}"
+        yield Problem(
+            ("evaluation", "tasks", place), f"{second}; one result would hide the other; give it another name"
+        )
     for index, section in enumerate(recipe.evaluation.tasks):
         where = ("evaluation", "tasks", index)
         name = section.name
-        if name in names:
-            yield Problem(where, f"a second task named {name!r}; one result would hide the other; give it another name")
-        names.add(name)
         try:
             load_task(section, recipe.data)
         except BallastError as error:
@@ -141,14 +148,19 @@ def check_evaluate(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
         yield Problem(("evaluation", "tasks"), "is empty, so there is nothing to measure; name at least one task")
 
 
+def check_cache_folder(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+    """A cache is a folder that can be filled."""
+    if "reference" not in broken and recipe.reference.cache and (problem := place_problem(recipe.reference.cache)):
+        yield Problem(("reference", "cache"), problem)
+
+
 def check_cache_place(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     """A cache is a folder of its own."""
     if "reference" in broken or recipe.reference.cache is None:
         return
-    cache = Path(recipe.reference.cache)
-    if cache.is_file():
-        yield Problem(("reference", "cache"), f"{cache}: is a file; a cache is a folder")
-    elif recipe.output and "output" not in broken and _inside(cache, Path(recipe.output)):
+    cache, problems = Path(recipe.reference.cache), list(check_cache_folder(recipe, broken))
+    yield from problems
+    if not problems and recipe.output and "output" not in broken and _inside(cache, Path(recipe.output)):
         yield Problem(
             ("reference", "cache"),
             f"lies inside the output {recipe.output}, which would then look like an earlier run; put it beside",
@@ -160,12 +172,22 @@ def check_output(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     if recipe.output is None or "output" in broken:
         return
     output = Path(recipe.output)
-    if output.exists() and not output.is_dir():
-        yield Problem(("output",), f"{output}: is a file; name a folder")
+    if problem := place_problem(output, bytes_needed(recipe, broken)):
+        yield Problem(("output",), problem)
     elif output.is_dir() and any(entry.name != LOCK for entry in output.iterdir()):
         yield Problem(
             ("output",), f"{output}: is not empty, two runs would mix; choose another folder, or go on with --resume"
         )
+
+
+def bytes_needed(recipe: Recipe, broken: frozenset[str]) -> int:
+    """Return the bytes that a run leaves at least: those of the model, where it is here and trained as a whole."""
+    section = recipe.model
+    if section is None or "model" in broken or section.lora is not None or section.adapter is not None:
+        return LEAST_FREE
+    folder = Path(models.resolve(section).path)
+    weights = [file.stat().st_size for file in folder.glob("*.safetensors")] if folder.is_dir() else []
+    return max(LEAST_FREE, sum(weights))
 
 
 def check_resume(fixed: Mapping[str, Sequence[str]]) -> Check:
@@ -179,6 +201,9 @@ def check_resume(fixed: Mapping[str, Sequence[str]]) -> Check:
         if recipe.output is None or "output" in broken:
             return
         output = Path(recipe.output)
+        if problem := place_problem(output, bytes_needed(recipe, broken)):
+            yield Problem(("output",), problem)
+            return
         try:
             record = read_record(output)
             begun = {} if record is None else _begun(record.recipe, fixed)

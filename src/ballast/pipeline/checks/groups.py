@@ -9,6 +9,7 @@ from typing import Any
 from ballast.config.recipe import Recipe
 from ballast.config.source import Problem
 from ballast.errors import BallastError
+from ballast.files import place_problem
 from ballast.groups.options import GroupOptions
 from ballast.pipeline.inputs import stored_settings
 from ballast.stats import GROUP_FIELDS
@@ -62,6 +63,8 @@ def check_sampling(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     try:
         if options.file is None:
             raise BallastError("is required and missing; name the folder to fill: groups.file=PATH")
+        if problem := place_problem(options.file):
+            raise BallastError(problem)
         check_target(Path(options.file))
     except BallastError as error:
         yield Problem(("groups", "file"), str(error))

@@ -14,6 +14,7 @@ from ballast.config import training as settings
 from ballast.config.recipe import Check, ModelSection, Recipe
 from ballast.config.source import Problem
 from ballast.errors import BallastError, suggest
+from ballast.packages import refuse_lacking
 from ballast.pipeline import sources
 from ballast.pipeline.checks import common as checks
 from ballast.pipeline.checks import groups as group_checks
@@ -170,11 +171,11 @@ def _construct(recipe: Recipe, options: RLOptions) -> Iterable[Problem]:
     from ballast.rl import trl
 
     try:
-        trl.config(options, output_dir=recipe.output or ".", seed=recipe.seed)
+        refuse_lacking(trl.config(options, output_dir=recipe.output or ".", seed=recipe.seed), "rl.trainer")
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:
         message = " ".join(str(error).split())
         named = next((key for key in sorted(options.trainer, key=len, reverse=True) if key in message), None)
-        yield Problem(("rl", *(["trainer", named] if named else [])), message)
+        yield Problem(("rl", *(["trainer", named] if named else [])), message.removeprefix(f"rl.trainer.{named} is "))
 
 
 _RL = (checks.check_required("model", "output"), check_start, check_rl, checks.check_tasks)

@@ -5,23 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ballast.compare.figures import Value
 from ballast.records.folder import BASE
 
 if TYPE_CHECKING:
     from ballast.records.tokens import TokensRecord
 
-SFT, RL = "after SFT", "after RL"
 UNTRAINED = "before any training"
 """Stage of the base model."""
-
-
-@dataclass(frozen=True)
-class Value:
-    """A figure with its interval, if it has one."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
 
 
 @dataclass(frozen=True)

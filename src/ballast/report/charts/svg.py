@@ -12,22 +12,12 @@ from collections.abc import Callable, Iterable, Mapping
 
 from markupsafe import Markup, escape
 
+from ballast.compare.figures import RL, SFT, Value
+from ballast.compare.numbers import number, rate
 from ballast.records.folder import BASE
-from ballast.report.charts.data import (
-    RL,
-    SFT,
-    Chart,
-    Dot,
-    DotChart,
-    Histogram,
-    IntervalChart,
-    IntervalRow,
-    Line,
-    LineChart,
-    Value,
-)
+from ballast.report.charts.data import Chart, Dot, DotChart, Histogram, IntervalChart, IntervalRow, Line, LineChart
 from ballast.report.charts.scales import Scale, linear, logarithmic
-from ballast.report.text import number, one_line, rate
+from ballast.report.text import one_line
 
 WIDTH, HEIGHT = 360, 236
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 26, 36

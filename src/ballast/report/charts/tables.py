@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ballast.report.charts.data import Cell, DotChart, LineChart, Section, Table, Value
-from ballast.report.text import interval, number
+from ballast.compare.figures import Value
+from ballast.compare.numbers import interval, number
+from ballast.report.charts.data import Cell, DotChart, LineChart, Section, Table
 
 
 def chart_tables(section: Section) -> list[Table]:

@@ -9,15 +9,15 @@ from dataclasses import replace
 import numpy as np
 from pydantic import JsonValue
 
+from ballast.compare.figures import STAGES, rows
+from ballast.compare.numbers import number
 from ballast.compare.statistics import t_bounds
 from ballast.evaluation.metrics import pass_at_k
 from ballast.records.folder import AFTER, BASE, BEFORE
 from ballast.records.runs import Measured, Run, Scores
 from ballast.records.schema import LogRecord
 from ballast.report.charts.data import Line, LineChart, Section
-from ballast.report.figures import STAGES, rows
 from ballast.report.source import Source
-from ballast.report.text import number
 
 TRAINING: tuple[tuple[str, str, str], ...] = (
     ("nll", "Negative log-likelihood of trained tokens", "nats per token"),

@@ -5,6 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from ballast.compare.figures import (
+    COVERAGE,
+    STAGES,
+    VERDICTS,
+    Metric,
+    Value,
+    answers_words,
+    clipped,
+    difference_value,
+    entries,
+    interval_of,
+    mean,
+    metrics,
+    result,
+    rows,
+    stages,
+    starred,
+    verdict,
+)
+from ballast.compare.numbers import counted, figure, interval, joined, number, p_value, rate, signed
 from ballast.records.folder import AFTER, BASE, BEFORE
 from ballast.records.summary import Difference, Result, Row, Summary
 from ballast.report.charts.data import (
@@ -19,28 +39,8 @@ from ballast.report.charts.data import (
     LineChart,
     Section,
     Table,
-    Value,
-)
-from ballast.report.figures import (
-    COVERAGE,
-    STAGES,
-    VERDICTS,
-    Metric,
-    best_of,
-    clipped,
-    difference_value,
-    entries,
-    interval_of,
-    mean,
-    metrics,
-    ranked,
-    result,
-    rows,
-    stages,
-    verdict,
 )
 from ballast.report.source import Source
-from ballast.report.text import counted, figure, interval, joined, number, p_value, rate, signed
 
 KINDS = {"start": "not fine-tuned", "random": "from random weights"}
 BASES = {BEFORE: BASE, AFTER: f"{BASE} + RL"}
@@ -72,7 +72,7 @@ def _main_table(summary: Summary, metric: Metric, to_base: Differences) -> Table
     columns += ["gain by RL"] if AFTER in reached else []
     columns += [f"{STAGES[stage]}, against {baseline}" for stage in reached if compared]
     columns += [f"{STAGES[AFTER]}, against {BASES[AFTER]}"] if to_base else []
-    best = {stage: {row.label for row, _ in best_of(ranked(summary, stage, metric))} for stage in reached}
+    best = {stage: starred(summary, stage, metric) for stage in reached}
     lines = []
     for row in rows(summary):
         measured = {stage: result(row, stage, metric) for stage in reached}
@@ -94,14 +94,15 @@ def _stage_cell(
     if measured is None:
         return MISSING
     seeds = "" if _common_seeds(summary) or row.kind == "start" else _seeds(row, stage)
-    return _result_cell(measured, metric, row.label in best, seeds)
+    return _result_cell(measured, metric, row.label in best, seeds, answers_words(row, stage, metric))
 
 
-def _result_cell(measured: Result, metric: Metric, best: bool, beside: str = "") -> Cell:
-    """Return a mean with its interval below it."""
+def _result_cell(measured: Result, metric: Metric, best: bool, beside: str = "", note: str = "") -> Cell:
+    """Return a mean with its interval below it, and below that what became of the answers."""
     value = clipped(measured, metric)
     span = interval(value.low, value.high, show=lambda bound: figure(bound, share=metric.share))
-    return Cell(figure(value.value, share=metric.share), ", ".join(part for part in (span, beside) if part), best)
+    detail = ", ".join(part for part in (span, beside) if part)
+    return Cell(figure(value.value, share=metric.share), detail, best, note)
 
 
 def _gain(row: Row, after: Result | None) -> Difference | None:
@@ -296,9 +297,14 @@ def _metrics_table(summary: Summary, stage: str, listed: Sequence[Metric]) -> Ta
     measured = [row for row in rows(summary) if stage in row.stages or row.kind == "start"]
     lines = []
     for metric in listed:
-        best = {row.label for row, _ in best_of(ranked(summary, stage, metric))} if metric.sign else set()
+        best = starred(summary, stage, metric)
         one_each = [(row, result(row, stage, metric)) for row in measured]
-        cells = [MISSING if one is None else _result_cell(one, metric, row.label in best) for row, one in one_each]
+        cells = [
+            MISSING
+            if one is None
+            else _result_cell(one, metric, row.label in best, note=answers_words(row, stage, metric))
+            for row, one in one_each
+        ]
         lines.append((Cell(f"{metric.name} {metric.arrow}".strip(), metric.task), *cells))
     return Table(("", *(row.label for row in measured)), tuple(lines), STAGES[stage])
 

@@ -8,13 +8,13 @@ from io import StringIO
 
 from pydantic import JsonValue
 
+from ballast.compare.figures import STAGES, rows, stages
+from ballast.compare.numbers import counted, number, rate
 from ballast.records.folder import AFTER, BEFORE
 from ballast.records.schema import Number, RowsRecord, Values
 from ballast.records.summary import Row, TaskSummary
 from ballast.report.charts.data import Cell, Section, Table
-from ballast.report.figures import STAGES, rows, stages
 from ballast.report.source import Source
-from ballast.report.text import counted, number, rate
 from ballast.rl.options import RLOptions
 
 TASK_OPTIONS = ("verifier", "samples", "temperature", "top_p", "max_new_tokens", "limit")

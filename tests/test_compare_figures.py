@@ -3,10 +3,10 @@
 import pytest
 
 import report_records
+from ballast.compare.figures import Metric, clipped, deciding
 from ballast.errors import BallastError
 from ballast.records.schema import Estimate
 from ballast.records.summary import MetricSummary, Result
-from ballast.report.figures import Metric, clipped, deciding
 from ballast.report.source import load
 
 

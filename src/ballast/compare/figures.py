@@ -7,14 +7,15 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from ballast.compare.numbers import ROUNDING
 from ballast.errors import BallastError, suggest
 from ballast.records.folder import AFTER, BEFORE
 from ballast.records.summary import Better, Difference, Result, Row, Summary
-from ballast.report.charts.data import RL, SFT, Value
-from ballast.report.text import ROUNDING
 
+SFT, RL = "after SFT", "after RL"
 STAGES = {BEFORE: SFT, AFTER: RL}
 SIGNS: dict[Better, int] = {"higher": 1, "lower": -1, None: 0}
+BETTER: dict[int, Better] = {sign: better for better, sign in SIGNS.items()}
 COVERAGE = ("over seeds and items", "over seeds, on these items", "over items, for these runs")
 """What an interval covers, the widest first."""
 ALPHA = 0.05
@@ -22,6 +23,15 @@ SHARES = r"accuracy\w*|chance|(mean|pass|mixed)@\d+"
 
 Entry = tuple[Row, Result]
 """A row with its result of a metric at a stage."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """A figure with its interval, if it has one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +136,23 @@ def ranked(summary: Summary, stage: str, metric: Metric) -> list[Entry]:
 def best_of(order: Sequence[Entry]) -> list[Entry]:
     """Return those of `ranked` that share the best mean: several where they are equal but for rounding."""
     return [entry for entry in order if math.isclose(mean(entry[1]), mean(order[0][1]), abs_tol=ROUNDING)]
+
+
+def starred(summary: Summary, stage: str, metric: Metric) -> set[str]:
+    """Return the labels of the best methods; none where all are equal, so that none is better than another."""
+    order = ranked(summary, stage, metric) if metric.sign else []
+    best = best_of(order) if order else []
+    return {row.label for row, _ in best} if len(best) < len(order) or len(order) == 1 else set()
+
+
+def answers_words(row: Row, stage: str, metric: Metric) -> str:
+    """Return what stands beside an accuracy: how many answers were cut off, and that none is right."""
+    found = row.answers(stage, metric.task)
+    if found is None or not metric.share or not found.total:
+        return ""
+    none = f"0 of {found.total:,} right" if found.right == 0 else ""
+    cut = f"{found.cut_off / found.total:.1%} cut off" if found.cut_off else ""
+    return ", ".join(part for part in (cut, none) if part)
 
 
 def mean(estimates: Result | Difference) -> float:
