@@ -196,6 +196,7 @@ CASES = [
     ),
     Case("sampled by another tokenizer", "another tokenizer", ("model=other", *SAMPLED), without=("data.train",)),
     Case("sampled with other settings", "groups.own: 3 would be ignored", (*SAMPLED, "groups.own=3")),
+    Case("sampled without", "groups.judge_cut_off: True would be ignored", (*SAMPLED, "groups.judge_cut_off=true")),
     Case("sampled for other rows", "was sampled for other rows", SAMPLED, rows(lambda row: {**row, "answer": "0"})),
     Case("cut elsewhere", "training.max_length: 64, but the answers", (*SAMPLED, "training.max_length=64")),
     Case("sampling not ended", "sampling has not ended (0 of 1 parts)", SAMPLED, one_part_less),

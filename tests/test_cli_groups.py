@@ -135,3 +135,19 @@ def test_a_verifier_of_ones_own_that_crashes_costs_its_answers(folder):
     (line,) = steps("wild")
     assert line["groups/verifier_errors"] > 0
     assert line["expert/reward"] == 1
+
+
+def test_answers_that_are_cut_off_are_judged_on_request_online_and_from_a_folder(folder):
+    short = ("groups.verifier=group_rows:EVEN", "groups.max_new_tokens=2")
+    judged = (*short, "groups.judge_cut_off=true")
+    train("strict", *short)
+    train("judged", *judged)
+    stored = (*judged, "groups.file=judged-groups")
+    done = CliRunner().invoke(app, ["sample", *BASE, *stored])
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "16 own answers cut off" in " ".join(done.stdout.split())
+    train("from-folder", *stored)
+    for output in ("strict", "judged", "from-folder"):
+        rewards = [line["own/reward"] for line in steps(output)]
+        assert all((reward > 0) == (output != "strict") for reward in rewards), output
+    assert all(line["groups/cut_off"] == 8 for output in ("strict", "judged") for line in steps(output))

@@ -8,8 +8,8 @@ from group_rows import GROUPS, even, model, prompts, tokenizer
 
 
 def own_answers(**settings):
-    rows = GroupRows(Dataset.from_list(prompts()), tokenizer(), GroupOptions(**GROUPS), PrepareOptions())
-    sampled = sample_groups(model(), rows, range(8), seed=0, step=0, **settings)
+    rows = GroupRows(Dataset.from_list(prompts()), tokenizer(), GroupOptions(**GROUPS, **settings), PrepareOptions())
+    sampled = sample_groups(model(), rows, range(8), seed=0, step=0)
     return sampled, [member for group in sampled.groups for member in group.members if member.origin == "own"]
 
 

@@ -170,6 +170,7 @@ def test_a_killed_process_goes_on_with_the_same_bytes(tmp_path, monkeypatch):
     [
         (["seed=1"], "from another seed (42, not 1)"),
         (["groups.own=3"], "other settings (groups.own 2, not 3)"),
+        (["groups.judge_cut_off=true"], "other settings (groups.judge_cut_off False, not True)"),
         (["groups.temperature=0.5", "groups.own=3"], "(groups.own 2, not 3); it was sampled with other settings"),
         (["data.train=lab:validation"], "for other rows"),
         (["data.limit=7"], "another number of rows (8, not 7)"),
@@ -184,6 +185,16 @@ def test_a_folder_of_other_settings_is_refused_and_left_alone(settings, words, s
     assert words in line
     assert line.startswith("groups: ")
     assert content() == before
+
+
+def test_a_folder_older_than_an_option_has_its_default(sampled):
+    manifest = Path("groups/manifest.json")
+    written = json.loads(manifest.read_text())
+    assert written["settings"]["groups"].pop("judge_cut_off") is False
+    manifest.write_text(json.dumps(written))
+    run()
+    assert "(groups.judge_cut_off False, not True)" in refused("groups.judge_cut_off=true", "groups.own=2")
+    assert "groups.temperature" in refused("groups.temperature=0.5")
 
 
 @pytest.mark.parametrize("settings", [["groups.batch_tokens=4000"], ["groups.seconds=3"], ["groups.refresh=4"]])

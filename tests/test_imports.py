@@ -18,7 +18,19 @@ DESIGN = SOURCE.parent.parent / "docs" / "design.md"
 
 # From the ground up: a module may import from its own layer and from those before it.
 LAYERS = (
-    ("errors", "files", "checkpoints", "text", "progress", "stats", "protocols", "limits", "packages", "options"),
+    (
+        "errors",
+        "files",
+        "checkpoints",
+        "text",
+        "terminal",
+        "progress",
+        "stats",
+        "protocols",
+        "limits",
+        "packages",
+        "options",
+    ),
     ("objectives", "head"),
     ("verifiers",),
     ("data",),
@@ -45,6 +57,7 @@ ONLY: dict[str, set[str]] = {
     "checkpoints": set(),
     "protocols": set(),
     "text": set(),
+    "terminal": {"text"},
     "progress": set(),
     "stats": {"errors"},
     "limits": {"errors", "protocols"},

@@ -250,9 +250,10 @@ def test_a_run_is_not_resumed_from_another_model(tmp_path, name):
 
 def test_one_weight_of_a_reference_is_enough_to_tell(tmp_path):
     settings = {"max_steps": 2, "per_device_train_batch_size": 2}
-    trainer(tmp_path, "eksft", **settings).train()
-    other = tiny_model()
+    trainer(tmp_path, "eksft", model=tiny_model(hidden=128), **settings).train()
+    other = tiny_model(hidden=128)
     with torch.no_grad():
+        # One that a sample of every second element leaves out.
         next(other.parameters())[-1, -1] += 1e-3
     with pytest.raises(ballast.BallastError, match="another model"):
         trainer(tmp_path, "eksft", model=other, **settings).train(resume_from_checkpoint=True)

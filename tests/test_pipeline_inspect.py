@@ -1,5 +1,6 @@
 """`ballast inspect`: the figures are those of the models and the trainer; what cannot be shown is refused."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -200,6 +201,21 @@ def test_only_the_assistants_words_are_trained_where_asked(workspace):
     [row] = inspect_rows(talk, [1], over=0).rows
     trained = "".join(row.text[place] for place in row.trained)
     assert trained == "yes<eos>no<eos>"
+
+
+def test_what_others_say_between_turns_counts_in_positions(workspace):
+    talk = recipe(
+        workspace,
+        data={"train": str(workspace / "talk.jsonl")},
+        training={"assistant_only_loss": True},
+        objective={"name": "ift", "lam": 0, "gamma": 0.5, "variant": "algorithm1"},
+    )
+    record = inspect_rows(talk, [1], over=0)
+    [row], [looked_at] = record["rows"], record["objectives"]
+    place, nll = row["trained"], [-value for value in row["logprob"]]
+    assert max(b - a for a, b in itertools.pairwise(place)) > 5
+    reach = [sum(0.5 ** (place[i] - place[t]) * nll[i] for i in range(t, len(nll))) for t in range(len(nll))]
+    assert looked_at["rows"][0]["weight"] == pytest.approx(reach, rel=1e-4)
 
 
 def test_a_row_that_is_cut_shows_what_is_left(workspace):

@@ -126,7 +126,7 @@ def test_interrupted_names_the_checkpoint_or_says_that_there_is_none(folder, mon
 
 def test_a_run_that_was_stopped_while_it_was_measured_says_so(folder, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("ballast.pipeline.run.Run.finish", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+        patch.setattr("ballast.pipeline.run.Run._measure_after", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
         stopped = invoke("train", "out", TASK)
     assert stopped.exit_code == 143
     assert "out is trained and not measured yet: the same command with --resume does that" in stopped.stderr

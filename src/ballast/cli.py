@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
 from ballast.errors import BallastError, Diverged, Interrupted
 from ballast.files import check_file, check_place, expanded
+from ballast.terminal import console, print_json, print_text, print_yaml
 
 if TYPE_CHECKING:
     from ballast.config.recipe import Check, Recipe
     from ballast.objectives import ObjectiveInfo
 
-DIVERGED = 1
 USAGE_ERROR = 2
 INTERRUPTED = 130
 
@@ -36,16 +35,13 @@ class _Group(TyperGroup):
         except BallastError as error:
             if os.environ.get("BALLAST_DEBUG") == "1":
                 raise
-            print(error, file=sys.stderr)
+            print_text(error, file=sys.stderr)
             raise typer.Exit(USAGE_ERROR) from None
-        except Diverged as error:
-            print(error, file=sys.stderr)
-            raise typer.Exit(DIVERGED) from None
-        except Interrupted as stopped:
-            print(stopped, file=sys.stderr)
-            raise typer.Exit(stopped.code) from None
+        except (Diverged, Interrupted) as ended:
+            print_text(ended, file=sys.stderr)
+            raise typer.Exit(ended.code) from None
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+            print_text("interrupted", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
 
 
@@ -112,26 +108,26 @@ def objectives(
 
     infos = list_objectives() if name is None else [describe(type(objective(name)))]
     if as_json:
-        _print_json([asdict(info) for info in infos])
+        print_json([asdict(info) for info in infos])
         return
     if name is None:
         table = Table("objective", "what it does", "needs", "source", box=SIMPLE, pad_edge=False)
         for info in infos:
             table.add_row(info.name, info.description, ", ".join(info.needs), info.source)
-        _console().print(table)
-        print("`ballast objectives NAME` shows the options of one.")
+        console().print(table)
+        print_text("`ballast objectives NAME` shows the options of one.")
     else:
         _print_objective(infos[0])
 
 
 def _print_objective(info: ObjectiveInfo) -> None:
-    print(f"{info.name}: {info.description}")
-    print(f"source: {info.source}")
-    print(f"needs {', '.join(info.needs)}; scope {info.scope}; divides by the count of {info.reduction}")
+    print_text(f"{info.name}: {info.description}")
+    print_text(f"source: {info.source}")
+    print_text(f"needs {', '.join(info.needs)}; scope {info.scope}; divides by the count of {info.reduction}")
     options = Table("option", "default", "meaning", box=SIMPLE, pad_edge=False)
     for key, default, meaning in info.options:
         options.add_row(key, str(default), meaning)
-    _console().print(options if info.options else "no options")
+    console().print(options if info.options else "no options")
 
 
 @app.command()
@@ -140,7 +136,7 @@ def score(words: Words = None, dry_run: DryRun = False) -> None:
     from ballast import pipeline
 
     with _recipe(words, pipeline.SCORE_CHECKS, dry_run) as recipe:
-        pipeline.run_score(recipe, say=_console().print)
+        pipeline.run_score(recipe, say=console().print)
 
 
 @app.command()
@@ -149,12 +145,12 @@ def advise(words: Words = None, as_json: AsJson = False, dry_run: DryRun = False
     from ballast import pipeline
 
     with _recipe(words, pipeline.ADVISE_CHECKS, dry_run) as recipe:
-        advised = pipeline.run_advise(recipe, say=_console(stderr=as_json).print)
+        advised = pipeline.run_advise(recipe, say=console(stderr=as_json).print)
     if as_json:
-        _print_json(advised.to_dict())
+        print_json(advised.to_dict())
         return
     for part in pipeline.view(advised):
-        _console().print(part)
+        console().print(part)
 
 
 @app.command()
@@ -163,7 +159,7 @@ def sample(words: Words = None, dry_run: DryRun = False) -> None:
     from ballast import pipeline
 
     with _recipe(words, pipeline.SAMPLE_CHECKS, dry_run) as recipe:
-        pipeline.run_sample(recipe, say=_console().print)
+        pipeline.run_sample(recipe, say=console().print)
 
 
 @app.command()
@@ -176,7 +172,7 @@ def train(
     from ballast import pipeline
 
     with _recipe(words, pipeline.RESUME_CHECKS if resume else pipeline.TRAIN_CHECKS, dry_run) as recipe:
-        pipeline.run_train(recipe, resume=resume, say=_console().print)
+        pipeline.run_train(recipe, resume=resume, say=console().print)
 
 
 @app.command()
@@ -189,7 +185,7 @@ def rl(
     from ballast import pipeline
 
     with _recipe(words, pipeline.RL_RESUME_CHECKS if resume else pipeline.RL_CHECKS, dry_run) as recipe:
-        pipeline.run_rl(recipe, resume=resume, say=_console().print)
+        pipeline.run_rl(recipe, resume=resume, say=console().print)
 
 
 @app.command()
@@ -219,15 +215,15 @@ def evaluate(
             recipe = pipeline.with_readiness(recipe, wanted=readiness, group=group, samples=samples)
         pipeline.check_measurement(recipe, paths=model or (), items=items)
         if dry_run:
-            print(recipe.to_yaml(), end="")
+            print_yaml(recipe.to_yaml())
             return
-        measured = pipeline.run_evaluate(recipe, paths=model or (), items=items, say=_console(stderr=as_json).print)
+        measured = pipeline.run_evaluate(recipe, paths=model or (), items=items, say=console(stderr=as_json).print)
     if as_json:
-        _print_json([entry.record().plain() for entry in measured])
+        print_json([entry.record().plain() for entry in measured])
     else:
-        _console().print(pipeline.table(measured))
+        console().print(pipeline.table(measured))
         for line in pipeline.readiness_lines(measured):
-            print(line)
+            print_text(line)
 
 
 @app.command()
@@ -250,20 +246,20 @@ def compare(
     from ballast.report import write_report
 
     part = matrix.Part.parse(only) if only else None
-    console = _console(stderr=as_json)
+    terminal = console(stderr=as_json)
     with _recipe(words, matrix.COMPARE_CHECKS, dry_run) as recipe:
         assert recipe.compare is not None
         assert recipe.output is not None
-        summary = matrix.run_compare(recipe, part=part, jobs=jobs, say=console.print, console=console)
+        summary = matrix.run_compare(recipe, part=part, jobs=jobs, say=terminal.print, console=terminal)
     if as_json:
-        _print_json(summary.plain())
+        print_json(summary.plain())
     else:
-        matrix.show(summary, say=console.print)
+        matrix.show(summary, say=terminal.print)
     if any(row.stages for row in summary.rows):
         if why := write_tokens(recipe, [one.build() for one in recipe.compare.objectives], recipe.output):
-            console.print(f"the report has no token views: {why}", soft_wrap=True)
+            terminal.print(f"the report has no token views: {why}", soft_wrap=True)
         page, _ = write_report([recipe.output])
-        console.print(f"report: {page}", soft_wrap=True)
+        terminal.print(f"report: {page}", soft_wrap=True)
     if summary.failed:
         raise typer.Exit(1)
 
@@ -287,7 +283,7 @@ def report(
 
     check_place("--output", output)
     page, text = write_report(folders, output=output, metric=metric)
-    print(f"{page}\n{text}")
+    print_text(f"{page}\n{text}")
 
 
 @app.command()
@@ -314,9 +310,9 @@ def inspect(
     check_file("--record", record)
     with _recipe(words, INSPECT_CHECKS) as recipe:
         tokens = run_inspect(recipe, rows, objectives=objective or (), model=model, over=counted, record=record)
-    show_tokens(tokens, page=page, say=_console().print)
+    show_tokens(tokens, page=page, say=console().print)
     if record is not None:
-        print(f"{record}: written")
+        print_text(f"{record}: written")
 
 
 @app.command()
@@ -330,7 +326,7 @@ def quickstart(
 
     quiet()
     check_place("--output", output)
-    run_quickstart(output=output, seed=seed, say=_console().print)
+    run_quickstart(output=output, seed=seed, say=console().print)
 
 
 lab = typer.Typer(no_args_is_help=True, help="Experiments small enough to be seen through.")
@@ -355,7 +351,7 @@ def frozen_lake(
     from ballast.lab.frozen_lake import run_frozen_lake
 
     check_place("--output", output)
-    run_frozen_lake(seeds=seeds, steps=steps, output=output, seed=seed, say=_console().print)
+    run_frozen_lake(seeds=seeds, steps=steps, output=output, seed=seed, say=console(markup=True).print)
 
 
 @contextmanager
@@ -373,20 +369,9 @@ def _recipe(words: list[str] | None, checks: Sequence[Check], dry_run: bool = Fa
     with sources.read_once():
         recipe = load_recipe(path, words, checks=checks)
         if dry_run:
-            print(recipe.to_yaml(), end="")
+            print_yaml(recipe.to_yaml())
             raise typer.Exit
         yield recipe
-
-
-def _console(*, stderr: bool = False) -> Console:
-    # Lines of a log stay whole: what reads it goes by lines.
-    return Console(stderr=stderr, soft_wrap=not (sys.stderr if stderr else sys.stdout).isatty())
-
-
-def _print_json(value: Any) -> None:
-    import json
-
-    print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def main() -> None:

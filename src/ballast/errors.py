@@ -9,7 +9,12 @@ class Diverged(ArithmeticError):
     """Training that came to a loss or a gradient that is no finite number: one line that names the step and its rows.
 
     Not the input's fault alone, so that a comparison counts the run as failed and goes on with the others.
+
+    Attributes:
+        code: exit code of the command.
     """
+
+    code = 1
 
 
 class Interrupted(KeyboardInterrupt):

@@ -119,7 +119,7 @@ class CheckedLoop(Base):
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
-        super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+        super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]  # of transformers
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as transformers does, but no mean loss over no step."""
@@ -200,7 +200,7 @@ class CheckedLoop(Base):
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]  # likewise
+        norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]  # of transformers
         # Under fp16 a gradient that overflows is what the scaler looks for, and leaves out.
         if norm is not None and getattr(self.accelerator, "scaler", None) is None:
             self._check_finite("norm of the gradient", float(norm), self.batches)

@@ -163,6 +163,8 @@ Text = Annotated[str, Field(min_length=1)]
 Path = Annotated[Text, AfterValidator(expanded)]
 """A file, a folder, or what else stands for one; ``~`` is the home folder."""
 TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+Texts = Annotated[tuple[Text, ...], BeforeValidator(_listed), Field(strict=False), WithJsonSchema(TEXTS)]
+"""A text, or a list of them."""
 Sources = Annotated[tuple[Path, ...], BeforeValidator(_listed), Field(strict=False), WithJsonSchema(TEXTS)]
 """A source of rows, or a list of them."""
 Columns = Annotated[str | dict[str, str] | None, BeforeValidator(_columns)]

@@ -17,6 +17,7 @@ import numpy as np
 from ballast.data.render import prompt_ids
 from ballast.errors import BallastError
 from ballast.evaluation.scoring import BATCH_TOKENS, ScoredSequence, batches, inference
+from ballast.evaluation.stopping import StopStrings, answer_text, before_stop, check_stop
 from ballast.limits import context_length
 from ballast.protocols import Model, Progress, Tokenizer
 
@@ -46,6 +47,7 @@ class GenerationOptions:
         top_p: keep the most likely tokens up to this mass (applied after the temperature).
         seed: of the samples.
         batch_tokens: rows × (prompt + new tokens) of one batch.
+        stop: texts that end an answer: at the first token after which its text contains one.
 
     Raises:
         BallastError: for a value out of range, or several samples at temperature 0, which would all be the same.
@@ -57,6 +59,7 @@ class GenerationOptions:
     top_p: float = 1.0
     seed: int = 0
     batch_tokens: int = BATCH_TOKENS
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "samples", "batch_tokens"):
@@ -68,6 +71,8 @@ class GenerationOptions:
             raise BallastError(f"top_p = {self.top_p}: must lie in (0, 1]")
         if self.seed < 0:
             raise BallastError(f"seed = {self.seed}: must be 0 or above")
+        if isinstance(self.stop, str) or not all(self.stop):
+            raise BallastError(f"stop = {self.stop!r}: must be a tuple of texts that are not empty")
         if self.samples > 1 and self.temperature == 0:
             raise BallastError(
                 f"samples = {self.samples} at temperature 0: greedy answers are all the same, so pass@k would equal "
@@ -77,7 +82,14 @@ class GenerationOptions:
 
 @dataclass(frozen=True)
 class Completion:
-    """One answer: its text without special tokens, its length in tokens, and whether it ended by itself."""
+    """One answer.
+
+    Attributes:
+        text: without special tokens, and before the first stop string.
+        tokens: its length, the tokens that ended it included.
+        ended: whether it ended by itself: at an end token or a stop string.
+        ids: of all its tokens.
+    """
 
     text: str
     tokens: int
@@ -180,12 +192,14 @@ def generate(
         progress: called with (completions done, completions in all).
 
     Raises:
-        BallastError: naming the first prompt that is empty or leaves no room for the answer.
+        BallastError: naming the first prompt that is empty or leaves no room for the answer, or a stop string that
+            cannot be found.
         ValueError: for streams that do not fit the prompts.
     """
     options = options or GenerationOptions()
     streams = [(row,) for row in range(len(prompts))] if streams is None else streams
     _check_streams(streams, len(prompts))
+    check_stop(tokenizer, options.stop)
     encoded = encode_prompts(model, tokenizer, prompts, options.max_new_tokens)
     rows = [(row, sample) for row in range(len(encoded)) for sample in range(options.samples)]
     results: list[list[Any]] = [[None] * options.samples for _ in encoded]
@@ -196,9 +210,11 @@ def generate(
         for batch in batches([len(encoded[row]) + options.max_new_tokens for row, _ in rows], options.batch_tokens):
             members = [rows[i] for i in batch]
             seeds = [(options.seed, *streams[row], sample) for row, sample in members]
-            new_ids = _generate_batch(model, [encoded[row] for row, _ in members], seeds, options, pad)
+            asked = [encoded[row] for row, _ in members]
+            stopping = StopStrings(tokenizer, asked, options.stop, ends) if options.stop else None
+            new_ids = _generate_batch(model, asked, seeds, options, pad, stopping)
             for (row, sample), ids in zip(members, new_ids, strict=True):
-                results[row][sample] = read_completion(tokenizer, encoded[row], ids, ends)
+                results[row][sample] = read_completion(tokenizer, encoded[row], ids, ends, options.stop)
             done += len(batch)
             if progress is not None:
                 progress(done, len(rows))
@@ -225,18 +241,29 @@ def own_sequences(
 
 
 def _generate_batch(
-    model: Model, prompts: list[tuple[int, ...]], seeds: list[tuple[int, ...]], options: GenerationOptions, pad: int
+    model: Model,
+    prompts: list[tuple[int, ...]],
+    seeds: list[tuple[int, ...]],
+    options: GenerationOptions,
+    pad: int,
+    stopping: StopStrings | None,
 ) -> list[list[int]]:
     import torch
+    from transformers import StoppingCriteriaList
 
     width = max(len(ids) for ids in prompts)
     ids_BT = torch.tensor([[pad] * (width - len(ids)) + list(ids) for ids in prompts], device=model.device)
     attention_BT = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
     processors = [] if options.temperature == 0 else _sampling(seeds, options, width)
     output_BT = cast(_Generates, model).generate(
-        input_ids=ids_BT, attention_mask=attention_BT, logits_processor=processors
+        input_ids=ids_BT,
+        attention_mask=attention_BT,
+        logits_processor=processors,
+        stopping_criteria=None if stopping is None else StoppingCriteriaList([stopping]),
     )
-    return output_BT[:, width:].tolist()
+    new_ids: list[list[int]] = output_BT[:, width:].tolist()
+    # Behind a stop there is padding, which may well be an end token.
+    return new_ids if stopping is None else [ids[:size] for ids, size in zip(new_ids, stopping.lengths, strict=True)]
 
 
 def _sampling(seeds: list[tuple[int, ...]], options: GenerationOptions, width: int) -> list[LogitsProcessor]:
@@ -305,12 +332,16 @@ def _own_configuration(model: Model, options: GenerationOptions, ends: set[int],
             module.generation_config = own
 
 
-def read_completion(tokenizer: Tokenizer, prompt: tuple[int, ...], ids: Sequence[int], ends: set[int]) -> Completion:
-    """Return the answer that sampled ids spell behind their prompt, up to and with the first end token."""
+def read_completion(
+    tokenizer: Tokenizer, prompt: tuple[int, ...], ids: Sequence[int], ends: set[int], stop: Sequence[str] = ()
+) -> Completion:
+    """Return the answer that sampled ids spell behind their prompt, up to and with the first end token.
+
+    Its text ends before the first stop string, where one has ended it.
+    """
     end = next((place for place, token in enumerate(ids) if token in ends), None)
     answer = tuple(ids if end is None else ids[: end + 1])
-    # Decoded behind its prompt: alone, sentencepiece-like tokenizers would lose the answer's leading space.
-    before = tokenizer.decode(prompt, skip_special_tokens=True)
-    whole = tokenizer.decode(prompt + answer, skip_special_tokens=True)
-    text = whole[len(before) :] if whole.startswith(before) else tokenizer.decode(answer, skip_special_tokens=True)
-    return Completion(text=text, tokens=len(answer), ended=end is not None, ids=answer)
+    text = answer_text(tokenizer, prompt, answer)
+    before = before_stop(text, stop)
+    ended = end is not None or before is not None
+    return Completion(text=text if before is None else before, tokens=len(answer), ended=ended, ids=answer)

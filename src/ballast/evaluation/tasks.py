@@ -9,7 +9,7 @@ from pydantic import Field, PlainValidator, WithJsonSchema, field_validator, mod
 
 from ballast.errors import suggest
 from ballast.files import expanded
-from ballast.options import Columns, Options, OptionsError, Text, shown
+from ballast.options import Columns, Options, OptionsError, Text, Texts, shown
 
 if TYPE_CHECKING:
     from ballast.evaluation.generation import GenerationOptions
@@ -115,6 +115,8 @@ class SampledTask(Task):
     """Samples come from the most likely tokens up to this mass."""
     max_new_tokens: int = Field(256, ge=1)
     """Tokens after which an answer is cut off."""
+    stop: Texts = ()
+    """Text, or several, before which an answer ends: for base models, which go on with a next question."""
     k: tuple[int, ...] = Field((), strict=False)
     """The k of pass@k, one or a list, each at most `samples`; `samples` itself where absent."""
     entropy: bool = False
@@ -157,6 +159,7 @@ class SampledTask(Task):
             top_p=self.top_p,
             seed=self.seed,
             batch_tokens=self.batch_tokens,
+            stop=self.stop,
         )
 
 

@@ -31,7 +31,10 @@ class GroupOptions(Options):
     top_p: float = Field(1.0, gt=0, le=1)
     """Samples come from the most likely tokens up to this mass."""
     max_new_tokens: int = Field(256, ge=1)
-    """Tokens after which an own answer is cut off; one that has not ended by then scores 0."""
+    """Tokens after which an own answer is cut off; one that has not ended by then scores 0, see `judge_cut_off`."""
+    judge_cut_off: bool = False
+    """Judge the text of own answers that are cut off, as GFT's released code does, so that they may have a reward
+    without ever ending."""
     batch_tokens: int = Field(16384, ge=1)
     """Rows × (prompt + new tokens) of one batch of sampling."""
     seconds: float = Field(10.0, gt=0)

@@ -42,13 +42,11 @@ class SampledGroups:
         return cls(tuple(groups), cut_off=sum(not member.ended for member in own))
 
 
-def sample_groups(
-    model: Model, rows: GroupRows, indices: Sequence[int], *, seed: int, step: int, judge_cut_off: bool = False
-) -> SampledGroups:
+def sample_groups(model: Model, rows: GroupRows, indices: Sequence[int], *, seed: int, step: int) -> SampledGroups:
     """Return the groups of these rows, their own part sampled by the model as it is.
 
     An answer depends on `seed`, `step`, its row and its place in the group, not on the other rows of the call. One that
-    is cut off scores 0, or with `judge_cut_off` what the verifier makes of its text so far, as in GFT's released code.
+    is cut off scores 0, or with `groups.judge_cut_off` what the verifier makes of its text so far.
     """
     options = rows.options
     if not options.own:
@@ -67,12 +65,12 @@ def sample_groups(
     sampled = generate(model, rows.tokenizer, prompts, generation, streams=streams)
     ended = time.monotonic()
     answers = [(row, answer) for row, found in zip(indices, sampled, strict=True) for answer in found]
-    judged = [(row, answer) for row, answer in answers if answer.ended or judge_cut_off]
+    judged = [(row, answer) for row, answer in answers if answer.ended or options.judge_cut_off]
     scored = score_answers(rows.verify, [(answer.text, rows.rows[row]) for row, answer in judged])
     rewards = iter(scored.scores)
     own: dict[int, list[Member]] = {row: [] for row in indices}
     for row, answer in answers:
-        reward = next(rewards) if answer.ended or judge_cut_off else 0.0
+        reward = next(rewards) if answer.ended or options.judge_cut_off else 0.0
         own[row].append(_member(rows.prompt_ids(row), answer, reward))
     return SampledGroups(
         tuple(Group(row, (*rows.fixed(row), *own[row])) for row in indices),

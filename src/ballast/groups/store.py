@@ -93,8 +93,10 @@ class StoreSettings:
             if mine == theirs:
                 continue
             if name == "groups":
-                changed = [key for key in mine if mine[key] != theirs.get(key)]
-                found += [f"{phrase} (groups.{key} {theirs.get(key)!r}, not {mine[key]!r})" for key in changed]
+                # A folder that is older than an option was sampled with its default.
+                stored = {**GroupOptions().to_dict(), **theirs}
+                changed = [key for key in mine if mine[key] != stored.get(key)]
+                found += [f"{phrase} (groups.{key} {stored.get(key)!r}, not {mine[key]!r})" for key in changed]
             else:
                 values = "" if name in ("model", "tokenizer", "data") else f" ({theirs}, not {mine})"
                 found.append(f"{phrase}{values}")

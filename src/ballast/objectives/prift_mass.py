@@ -1,6 +1,6 @@
 """PriFT with a gate on the pretrained model's probability mass."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from ballast.objectives._named import NamedReweight
@@ -30,5 +30,4 @@ class PriftMass(NamedReweight):
     keep_end: bool = option(False, KEEP_END)
 
     def general(self) -> Reweight:
-        gate = Reweight(rule="mass", signal="reference", threshold=self.threshold, ties=self.ties)
-        return replace(gate, keep_end=self.keep_end)
+        return Reweight("mass", "reference", threshold=self.threshold, ties=self.ties, keep_end=self.keep_end)

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 BASE, TRAINED = "base", "trained"
 READINESS = "readiness"
-KEPT = ("verifier", "verifier_seconds", "max_new_tokens", "top_p", "limit", "split", "columns", "seed", "batch_tokens")
+KEPT = (
+    *("verifier", "verifier_seconds", "max_new_tokens", "stop", "top_p"),
+    *("limit", "split", "columns", "seed", "batch_tokens"),
+)
 """Options that the readiness task takes over from the task it is made of."""
 
 
@@ -155,16 +158,18 @@ def base_model(tasks: Tasks, section: ModelSection | None, model: Model) -> Mode
 
 
 def check_prompts(tasks: Tasks, model: Model, tokenizer: Tokenizer) -> None:
-    """Refuse prompts without room for their answers in the model's context, before training rather than after it.
+    """Refuse prompts without room for their answers, and stop strings that cannot be found, before training.
 
     Raises:
         BallastError: naming the task and the row.
     """
     from ballast.evaluation.generation import encode_prompts
+    from ballast.evaluation.stopping import check_stop
 
     for task in tasks.loaded:
         if isinstance(task, SampledTask) and not isinstance(task.data, str):
             try:
+                check_stop(tokenizer, task.stop)
                 encode_prompts(model, tokenizer, list(task.data), task.max_new_tokens)
             except BallastError as error:
                 raise BallastError(f"evaluation task {task.name!r}: {error}") from error

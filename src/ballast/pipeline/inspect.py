@@ -76,9 +76,10 @@ def write_tokens(recipe: Recipe, objectives: Sequence[Objective], folder: str | 
 
 
 def _write(path: Path, record: TokensRecord) -> None:
-    from ballast.records.write import write_json
+    from ballast.records.write import unwritable_as_error, write_json
 
-    write_json(path, record.plain())
+    with unwritable_as_error(path):
+        write_json(path, record.plain())
 
 
 def parse_rows(text: str) -> list[int]:

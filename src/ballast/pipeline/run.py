@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,7 +16,7 @@ from ballast.errors import BallastError
 from ballast.pipeline import sources
 from ballast.pipeline.digests import inputs_of
 from ballast.pipeline.evaluate import Measured, base_model, measure, table
-from ballast.pipeline.run_folder import is_trained, save_final, write_evals, write_record
+from ballast.pipeline.run_folder import alone, is_trained, save_final, write_evals, write_record
 from ballast.pipeline.stopping import Stop, stoppable
 from ballast.pipeline.tasks import Tasks
 from ballast.protocols import Model, Say, Tokenizer
@@ -63,6 +63,7 @@ class Run:
         resume: whether it goes on from the last checkpoint.
         progress: show bars while measuring.
         stop: whether the run was asked to end at the next step.
+        held: what the run holds until it ends: its folder.
     """
 
     recipe: Recipe
@@ -77,6 +78,7 @@ class Run:
     clock: Clock = field(default_factory=Clock)
     made_of: dict[str, InputRecord] = field(default_factory=dict)
     stop: Stop = field(default_factory=Stop)
+    held: ExitStack = field(default_factory=ExitStack)
 
     @property
     def output(self) -> Path:
@@ -88,11 +90,23 @@ class Run:
         """Whether checkpoints have no state of the optimiser, by the recipe's wish."""
         return bool(self.recipe.training.get("save_only_model"))
 
-    def stoppable(self) -> AbstractContextManager[None]:
-        """Return the block that a run takes place in; a comparison says itself how it goes on."""
-        if self.cell is not None:
-            return nullcontext()
-        return stoppable(self.output, self.stop, weights_only=self.keeps_weights_alone)
+    @contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """Give the block that a run takes place in; a comparison says itself how it goes on.
+
+        Raises:
+            BallastError: the disk is full.
+        """
+        stops: AbstractContextManager[None] = nullcontext()
+        if self.cell is None:
+            stops = stoppable(self.output, self.stop, weights_only=self.keeps_weights_alone)
+        with stops, records.disk_full_as_error(self.output), self.held:
+            yield
+
+    def _hold(self) -> None:
+        # A comparison holds the folder of all its runs.
+        if self.cell is None:
+            self.held.enter_context(alone(self.output, resume=self.resume))
 
     def measure_before(self, model: Model, tokenizer: Tokenizer, device: torch.device) -> list[Measured]:
         """Return how the model does that training starts from, where the recipe asks for it."""
@@ -112,6 +126,7 @@ class Run:
         if trainer.is_world_process_zero():
             for line in lines:
                 self.say(line)
+            self._hold()
             write_record(self.output, record)
             write_evals(self.output, before, step=0)
         return record
@@ -160,6 +175,7 @@ class Run:
         if record.status == "finished" and record.recipe.get("evaluation") == self._evaluation:
             self.say(f"{self.output}: finished at step {last_step(self.output)} already; nothing is left to do")
             return Outcome(record)
+        self._hold()
         section = models.resolve(models.section_of(str(self.output), self.section))
         model = models.load_model(section, device=models.default_device())
         return self._measure_after(record, model, models.load_tokenizer(section), [])

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ballast.config.recipe import Recipe
+from ballast.errors import BallastError
 from ballast.pipeline.evaluate import Measured
 from ballast.records import write as records
 from ballast.records.schema import RunRecord
 
+LOCK = ".lock"
 FINAL = ".final"
 """Where the final model is written before it is moved to its place."""
 Line = Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -30,6 +32,34 @@ def no_empty_folder(output: Path) -> Iterator[None]:
         if not there and output.is_dir() and not any(path.is_file() for path in output.rglob("*")):
             shutil.rmtree(output)
         raise
+
+
+@contextmanager
+def alone(output: Path, *, resume: bool) -> Iterator[None]:
+    """Keep other processes out of the folder of a run, which is made; a new run finds none there.
+
+    Raises:
+        BallastError: another process is at work on it, or was since the output was looked at.
+    """
+    from filelock import FileLock, Timeout
+
+    output.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BallastError(
+            f"{output}: another process is training into this folder, two runs would mix; wait for it, or choose "
+            "another output"
+        ) from None
+    try:
+        if not resume and (output / records.RUN).exists():
+            raise BallastError(f"{output}: another process has trained into this folder; choose another output")
+        yield
+    finally:
+        # Who opened it before and locks it later finds the record of this run.
+        (output / LOCK).unlink(missing_ok=True)
+        lock.release()
 
 
 def is_trained(record: RunRecord | None, recipe: Recipe) -> bool:

@@ -14,6 +14,7 @@ from ballast.pipeline import sources
 from ballast.pipeline.inputs import Ready, ready
 from ballast.progress import on_stderr
 from ballast.protocols import Model, Say
+from ballast.records.write import disk_full_as_error
 
 if TYPE_CHECKING:
     from ballast.groups import GroupRows, SampledGroups
@@ -52,7 +53,7 @@ def run_sample(recipe: Recipe, *, say: Say = print) -> dict[str, Any]:
     for line in rows.lines():
         say(line)
     folder = GroupFolder(options.file, _settings(made, model, rows, options))
-    with folder.filling():
+    with disk_full_as_error(folder.path), folder.filling():
         seconds = _fill(folder, made, model, rows)
         found = _summary(list(folder.read()), rows)
     found |= {**seconds, "seconds": round(time.monotonic() - started, 3)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ballast import models
@@ -11,6 +12,7 @@ from ballast.errors import BallastError
 from ballast.pipeline import sources
 from ballast.pipeline.inputs import Ready, ready
 from ballast.protocols import Model, Say
+from ballast.records.write import disk_full_as_error
 
 if TYPE_CHECKING:
     from ballast.reference import CacheKey, ReferenceCache
@@ -39,7 +41,8 @@ def score(made: Ready, model: Model, say: Say) -> ReferenceCache:
     rows = concatenate_datasets([part.dataset for part in made.parts])
     start = time.monotonic()
     main = made.args.process_index == 0
-    cache = score_rows(model, rows, path, cache_key(made, model), device=made.args.device, progress=main)
+    with disk_full_as_error(Path(path)):
+        cache = score_rows(model, rows, path, cache_key(made, model), device=made.args.device, progress=main)
     if main:
         say(f"{path}: holds {len(cache):,} rows, {cache.tokens:,} tokens ({time.monotonic() - start:.1f} s)")
     return cache

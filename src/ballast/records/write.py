@@ -18,9 +18,12 @@ from ballast.files import write_atomically
 PACKAGES = ("ballast-ft", "torch", "transformers", "trl", "peft", "datasets", "accelerate")
 
 RUN, METRICS, EVALS = "run.json", "metrics.jsonl", "evals.jsonl"
-FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""A file system that takes no more: it is full, or was mounted to be read only."""
 RUST_ERRNO = re.compile(r"\(os error (\d+)\)")
 """How libraries written in Rust (safetensors, tokenizers) hand on an errno: their own error types carry none."""
+TORCH_WRITER = re.compile(r"PytorchStreamWriter|unexpected pos \d+ vs")
+"""What `torch.save` says where a file cannot be written to its end: it knows no errno."""
 
 
 def versions() -> dict[str, str]:
@@ -86,6 +89,8 @@ def is_disk_full(error: BaseException) -> bool:
         seen.add(id(cause))
         named = RUST_ERRNO.search(str(cause))
         if (isinstance(cause, OSError) and cause.errno in FULL) or (named and int(named[1]) in FULL):
+            return True
+        if isinstance(cause, RuntimeError) and TORCH_WRITER.search(str(cause)):
             return True
         cause = cause.__cause__ or cause.__context__
     return False

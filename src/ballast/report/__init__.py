@@ -50,12 +50,14 @@ def write_report(
 def show_tokens(record: TokensRecord, *, page: Path | None = None, say: Say = print) -> None:
     """Print a record of `ballast inspect`, and write it as one HTML page where asked."""
     from ballast.files import write_atomically
+    from ballast.records.write import unwritable_as_error
     from ballast.report.render import tokens_html
     from ballast.report.tokens import terminal
 
     terminal(record, say=say)
     if page is not None:
-        write_atomically(page, tokens_html(record))
+        with unwritable_as_error(page):
+            write_atomically(page, tokens_html(record))
         say(f"{page}: written")
 
 

@@ -114,6 +114,15 @@ class Rewards:
         self.answers = 0
         self.counts = dict.fromkeys(COUNTS, 0)
 
+    def state(self) -> dict[str, int]:
+        """Return the counts, for a checkpoint."""
+        return {"answers": self.answers, **self.counts}
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        """Count on from a checkpoint."""
+        self.answers = state["answers"]
+        self.counts = {name: state[name] for name in self.counts}
+
     def judge(self, places: Sequence[int], ids: Sequence[Sequence[int]]) -> Judged:
         """Return the rewards of answers, each to the row at its place, given as token ids."""
         started = time.monotonic()

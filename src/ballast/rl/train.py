@@ -83,6 +83,6 @@ class Run:
         return dict(result.metrics)
 
     def counts(self) -> dict[str, int]:
-        """Return how many answers were judged since the start or the resuming, and what went wrong, over all ranks."""
-        own = {"answers": self.rewards.answers, **self.rewards.counts}
+        """Return how many answers were judged since the start, and what went wrong, over all ranks."""
+        own = self.rewards.state()
         return {name: sum(found[name] for found in trl.gathered(own)) for name in own}

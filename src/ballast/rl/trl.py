@@ -142,10 +142,20 @@ def config(
 class Reinforcer(CheckedLoop, GRPOTrainer):
     """TRL's own in a checked loop; prompts are tokens already: the tools and template options of their rows are in."""
 
+    args: GRPOConfig
     ballast_prompt_ids: Mapping[str, Sequence[int]]
+    ballast_rewards: Rewards
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [list(self.ballast_prompt_ids[prompt]) for prompt in prompts], None, {}
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        """Return what was counted of the answers so far."""
+        return dict(self.ballast_rewards.state())
+
+    def load_checkpoint_state(self, state: dict[str, Any]) -> None:
+        """Count on."""
+        self.ballast_rewards.restore(state)
 
     def follows_start(self) -> bool:
         """Return whether a KL to the starting model is taken."""
@@ -198,7 +208,7 @@ def trainer(
             peft_config=peft_config,
             callbacks=list(callbacks),
         )
-    made.ballast_prompt_ids = prompt_ids
+    made.ballast_prompt_ids, made.ballast_rewards = prompt_ids, rewards
     return made
 
 

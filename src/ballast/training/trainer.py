@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -146,8 +146,8 @@ class Trainer(AdaptedTrainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             formatting_func=formatting_func,
         )
-        if train_dataset is not None or self.groups is not None:
-            refuse_no_steps(args, len(cast("Dataset", self.train_dataset)))
+        rows: Any = self.train_dataset
+        refuse_no_steps(args, None if rows is None else len(rows))
         self.data_collator = Collator(columns=self.batch_columns(), **self.collation)
         add_statistics(self.model)
         self._ends = sorted(end_ids(self.model, tokenizer))

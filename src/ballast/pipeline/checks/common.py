@@ -16,7 +16,7 @@ from ballast.limits import check_tokenizer
 from ballast.pipeline import sources
 from ballast.pipeline.advise import check_has_demonstrations, check_reference_is_start
 from ballast.pipeline.checks import groups as group_checks
-from ballast.pipeline.run_folder import is_trained
+from ballast.pipeline.run_folder import LOCK, is_trained
 from ballast.records.runs import read_record
 from ballast.stats import PAIR_FIELDS
 
@@ -174,7 +174,7 @@ def check_output(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     output = Path(recipe.output)
     if problem := place_problem(output, bytes_needed(recipe, broken)):
         yield Problem(("output",), problem)
-    elif output.is_dir() and any(output.iterdir()):
+    elif output.is_dir() and any(entry.name != LOCK for entry in output.iterdir()):
         yield Problem(
             ("output",), f"{output}: is not empty, two runs would mix; choose another folder, or go on with --resume"
         )
