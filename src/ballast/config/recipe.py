@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_serializer, field_validator, model_validator
 
-from ballast.config.sections import CompareSection, MethodSection, ObjectiveSection, ThenSection
+from ballast.config.sections import CompareSection, MethodSection, ObjectiveSection, ThenSection, Training
 from ballast.config.source import SHORTHANDS, Problem, RecipeError, load_source
 from ballast.evaluation.tasks import SOURCES, AnyTask, Task
 from ballast.groups.options import GroupOptions
@@ -123,7 +123,7 @@ class Recipe(Options):
     objective: ObjectiveSection | None = None
     reference: ReferenceSection = ReferenceSection()
     groups: GroupOptions | None = None
-    training: dict[str, Any] = Field(default_factory=dict)
+    training: Training = Field(default_factory=dict)
     evaluation: EvaluationSection = EvaluationSection()
     rl: RLOptions | None = None
     compare: CompareSection | None = None

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from ballast.files import expanded
 from ballast.objectives import Objective
 from ballast.objectives import objective as build_objective
 from ballast.objectives import problems as objective_problems
@@ -28,6 +29,18 @@ def _listed_rates(value: Any) -> Any:
 
 Rates = Annotated[tuple[float, ...], BeforeValidator(_listed_rates)]
 """A learning rate, or a list of them."""
+
+
+PATHS = ("chat_template_path", "logging_dir", "fsdp_config", "deepspeed")
+"""Training settings that are paths, or may be."""
+
+
+def _from_home(training: dict[str, Any]) -> dict[str, Any]:
+    return {key: expanded(one) if key in PATHS and isinstance(one, str) else one for key, one in training.items()}
+
+
+Training = Annotated[dict[str, Any], AfterValidator(_from_home)]
+"""Fields of `ballast.TrainingConfig`."""
 
 
 class ObjectiveSection(Options):
@@ -60,7 +73,7 @@ class MethodSection(ObjectiveSection):
     """Learning rates of this row; those of all rows where absent."""
     groups: dict[str, Any] = Field(default_factory=dict)
     """Laid over the recipe's `groups` for this row."""
-    training: dict[str, Any] = Field(default_factory=dict)
+    training: Training = Field(default_factory=dict)
     """Laid over the recipe's `training` for this row."""
 
 

@@ -23,7 +23,6 @@ from pydantic import (
 from ballast.config.recipe import Recipe
 from ballast.config.source import Problem
 from ballast.errors import suggest
-from ballast.files import expanded
 from ballast.options import shown
 
 if TYPE_CHECKING:
@@ -42,9 +41,6 @@ ELSEWHERE = {
     "do_eval": "set `data.eval` and `training.eval_strategy`",
     "do_predict": "use `ballast evaluate`",
 }
-
-PATHS = {"chat_template_path", "logging_dir", "fsdp_config", "deepspeed"}
-"""Settings that are paths, or may be."""
 
 NARROWER: dict[str, Any] = {
     "learning_rate": NonNegativeFloat,
@@ -90,8 +86,6 @@ def training_config(recipe: Recipe, **changes: Any) -> TrainingConfig:
     settings.setdefault("disable_tqdm", not sys.stderr.isatty())
     if not torch.accelerator.is_available():
         settings.setdefault("dataloader_pin_memory", False)
-    for key in PATHS & settings.keys():
-        settings[key] = expanded(settings[key]) if isinstance(settings[key], str) else settings[key]
     if recipe.objective is not None:
         settings["objective"] = recipe.objective.build()
     if recipe.groups is not None:
