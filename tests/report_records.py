@@ -13,6 +13,7 @@ import numpy as np
 from ballast.compare.plan import Plan
 from ballast.config.recipe import Recipe
 from ballast.evaluation import metrics
+from ballast.files import file_name
 from ballast.records import write as records
 from ballast.records.folder import REPORT, Store
 from ballast.records.schema import SCHEMA, CellRecord
@@ -279,7 +280,7 @@ def _task(name: str, skill: float, seed: int, folder: Path, model: str, plan: Pl
         }
         for place, row in enumerate(scores)
     ]
-    records.write_jsonl(folder / "evals" / records.file_name(model) / f"{records.file_name(name)}.jsonl", lines)
+    records.write_jsonl(folder / "evals" / file_name(model) / f"{file_name(name)}.jsonl", lines)
     correct = [int(sum(row)) for row in scores]
     if samples == 1:
         found = {"accuracy": metrics.proportion(sum(correct), ITEMS)}

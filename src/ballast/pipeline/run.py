@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -97,7 +97,7 @@ class Run:
         Raises:
             BallastError: the disk is full.
         """
-        stops = nullcontext()
+        stops: AbstractContextManager[None] = nullcontext()
         if self.cell is None:
             stops = stoppable(self.output, self.stop, weights_only=self.keeps_weights_alone)
         with stops, records.disk_full_as_error(self.output), self.held:
