@@ -16,6 +16,7 @@ from ballast.config.recipe import Recipe
 from ballast.errors import BallastError
 from ballast.objectives import objective
 from ballast.pipeline.inspect import inspect_rows, parse_objective, parse_rows, run_inspect, write_tokens
+from ballast.records.tokens import TokensRecord
 from ballast.report import show_tokens, tokens
 from tiny import CHAT_TEMPLATE, char_tokenizer, tiny_model
 
@@ -189,6 +190,57 @@ def test_histograms_count_the_first_rows(workspace):
     assert found.edges[0] == 0.0
     assert found.edges[-1] == 1.0
     assert inspect_rows(recipe(workspace), [1], over=0).objectives[0].histogram is None
+
+
+def ends_of_turns(workspace, over=4):
+    """Mass drops the end of each of the first 4 rows; `keep_end` keeps it, and `ift`'s weights carry gradient."""
+    mass = {"name": "prift-mass", "threshold": 0.23}
+    return inspect_rows(recipe(workspace), [2], objectives=[mass, {**mass, "keep_end": True}, "ift"], over=over)
+
+
+def test_an_end_of_turn_that_is_hardly_taught_is_warned_of(workspace):
+    record = ends_of_turns(workspace)
+    dropped, kept, graded = record.objectives
+    assert record.rows[0].text[-1] == "<eos>"
+    assert [one.rows[0].weight[-1] for one in (dropped, kept)] == [0.0, 1.0]
+    assert (dropped.end_weight, kept.end_weight, graded.end_weight) == (0.0, 1.0, None)
+    assert dropped.mean_weight == pytest.approx(1 - dropped.histogram.zero / dropped.histogram.tokens)
+    assert dropped.end_warning.startswith("prift-mass: the tokens that end a turn have a mean weight of 0, all tokens")
+    assert "keep_end" in dropped.end_warning
+    assert kept.end_warning == graded.end_warning == ""
+    unweighed = ends_of_turns(workspace, over=0).objectives[0]
+    assert (unweighed.end_weight, unweighed.end_warning) == (None, "")
+
+
+def test_the_weight_of_ends_of_turns_is_shown_with_its_warning(workspace):
+    from ballast.report.render import tokens_html
+
+    record = ends_of_turns(workspace)
+    dropped, *others = record.objectives
+    evil = dropped.model_copy(update={"end_warning": f"hardly taught {EVIL}"})
+    record = record.model_copy(update={"objectives": (evil, *others)})
+    console = Console(width=400, record=True, file=open("/dev/null", "w"), force_terminal=True)  # noqa: SIM115
+    tokens.terminal(record, say=console.print)
+    shown, page = console.export_text(), tokens_html(record)
+    mean = f"mean weight {dropped.mean_weight:.3f}, of the tokens that end a turn 0.000."
+    for text in (shown, page):
+        assert mean in text
+        assert text.count("of the tokens that end a turn") == 2, "ift has none"
+        assert text.index(mean) < text.index("hardly taught")
+        assert "\x1b" not in text
+        assert "\u202e" not in text
+    assert page.count('class="caution"') == 1
+    assert "<b>" not in page
+    assert "[red]y[/red]" in shown
+
+
+def test_records_without_ends_of_turns_still_load(workspace):
+    plain = ends_of_turns(workspace).plain()
+    for one in plain["objectives"]:
+        for name in ("mean_weight", "end_weight", "end_warning"):
+            del one[name]
+    old = TokensRecord.model_validate_json(json.dumps(plain))
+    assert [(view.ends, view.warning) for view in tokens.views(old)] == [("", "")] * 3
 
 
 def test_only_the_assistants_words_are_trained_where_asked(workspace):

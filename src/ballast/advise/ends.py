@@ -21,11 +21,14 @@ def end_weight(weight: Tensor, stats: TokenStats) -> float | None:
     return float(ends.double().mean()) if len(ends) else None
 
 
+def weights_tell(objective: Objective) -> bool:
+    """Return whether weights say by themselves how hard a token is pulled: not where they carry gradient."""
+    return type(objective).per_token_loss is Objective.per_token_loss
+
+
 def end_warning(objective: Objective, end: float | None, mean: float | None) -> str:
     """Return what to say of an objective whose weights have these means, at ends of turns and everywhere; else ""."""
-    # Weights that carry gradient do not say by themselves how hard a token is pulled.
-    tells = type(objective).per_token_loss is Objective.per_token_loss
-    if not tells or end is None or not mean or end >= HARDLY * mean:
+    if not weights_tell(objective) or end is None or not mean or end >= HARDLY * mean:
         return ""
     remedy = "set its option keep_end to true" if hasattr(objective, "keep_end") else "begin with sft, or mix it in"
     return (

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ballast.advise.ends import end_warning, end_weight, weights_tell
 from ballast.config.recipe import Check, Recipe
 from ballast.config.training import check_training
 from ballast.errors import BallastError
@@ -20,6 +21,7 @@ from ballast.records.tokens import Histogram, TokenObjective, TokenRow, TokensRe
 from ballast.stats import GROUP_FIELDS, LAYOUT_FIELDS
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
     from ballast.stats import TokenStats
@@ -220,13 +222,23 @@ def _token_objective(
     changed: bool = False,
 ) -> TokenObjective:
     """Return what an objective makes of the pieces shown and of the sample; `changed`: it reads inputs of its own."""
+    mean = end = histogram = None
+    if of_sample:
+        stats = concatenated(of_sample)
+        weight = objective.weight(stats).detach().float()
+        histogram = _histogram(weight, len(of_sample))
+        if weights_tell(objective):
+            mean, end = float(weight.double().mean()), end_weight(weight, stats)
     return TokenObjective(
         label=label,
         name=objective.name,
         options={key: value for key, value in objective.to_dict().items() if key != "name"},
         note=_note(objective, changed),
         rows=_weights(objective, of_shown, with_logprob=changed),
-        histogram=_histogram(objective, of_sample) if of_sample else None,
+        histogram=histogram,
+        mean_weight=mean,
+        end_weight=end,
+        end_warning=end_warning(objective, end, mean),
     )
 
 
@@ -268,17 +280,17 @@ def _note(objective: Objective, changed: bool) -> str:
     return "; ".join(notes)
 
 
-def _histogram(objective: Objective, parts: Sequence[TokenStats]) -> Histogram:
+def _histogram(weight: Tensor, rows: int) -> Histogram:
+    """Return how often each of the weights ``[N]`` of so many rows occurs."""
     import torch
 
-    weight = objective.weight(concatenated(parts)).detach().float()
     low, high = min(0.0, float(weight.min())), max(1.0, float(weight.max()))
     return Histogram(
         edges=tuple(low + (high - low) * place / BINS for place in range(BINS + 1)),
         counts=tuple(torch.histc(weight, bins=BINS, min=low, max=high).long().tolist()),
         zero=int((weight == 0).sum()),
         tokens=len(weight),
-        rows=len(parts),
+        rows=rows,
     )
 
 

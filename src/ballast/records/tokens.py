@@ -67,7 +67,13 @@ class Histogram(Record):
 
 
 class TokenObjective(Record):
-    """An objective with its options, and what it makes of each of the rows."""
+    """An objective with its options, and what it makes of each of the rows.
+
+    Attributes:
+        mean_weight, end_weight: mean weight of all tokens, and of those that end a turn, over the rows that the
+            histogram counts; None where there is none, or weights carry gradient.
+        end_warning: what to say of an end of turn that is hardly taught, else "".
+    """
 
     label: str
     name: str
@@ -75,6 +81,9 @@ class TokenObjective(Record):
     note: str
     rows: tuple[TokenWeights, ...]
     histogram: Histogram | None
+    mean_weight: FiniteFloat | None = None
+    end_weight: FiniteFloat | None = None
+    end_warning: str = ""
 
 
 class TokensRecord(Versioned):

@@ -65,10 +65,12 @@ class RowView:
 
 @dataclass(frozen=True)
 class ObjectiveView:
-    """All rows under one objective."""
+    """All rows under one objective; `ends` has the mean weight of the ends of turns in words, `warning` what of it."""
 
     label: str
     note: str
+    ends: str
+    warning: str
     rows: tuple[RowView, ...]
 
 
@@ -78,12 +80,23 @@ def views(record: stored.TokensRecord) -> tuple[ObjectiveView, ...]:
         ObjectiveView(
             inert(objective.label),
             inert(objective.note),
+            _ends(objective),
+            inert(objective.end_warning),
             tuple(
                 _row(row, weights, _largest(objective))
                 for row, weights in zip(record.rows, objective.rows, strict=True)
             ),
         )
         for objective in record.objectives
+    )
+
+
+def _ends(objective: stored.TokenObjective) -> str:
+    """Return an objective's mean weight at ends of turns beside that of all tokens; "" where they were not measured."""
+    if objective.end_weight is None or objective.mean_weight is None:
+        return ""
+    return (
+        f"mean weight {_figure(objective.mean_weight)}, of the tokens that end a turn {_figure(objective.end_weight)}"
     )
 
 
@@ -179,6 +192,11 @@ def terminal(record: stored.TokensRecord, *, say: Say) -> None:
         for view in shown:
             say(Text.assemble((f"{view.label}:".ljust(width), "italic"), _coloured(view.rows[place])))
         say(_Tables(shown, place))
+    for view in shown:
+        if view.ends:
+            say(Text(f"{view.label}: {view.ends}."))
+        if view.warning:
+            say(Text(f"{view.warning}.", style="yellow"))
     notes = [f"{view.label}: {view.note}." for view in shown if view.note]
     if record.same:
         notes.append("Live and reference are the same model here, so every KL is 0: name a checkpoint with --model.")
