@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from io import StringIO
 
 import pytest
@@ -36,9 +37,7 @@ def test_every_objective_has_a_row_and_the_base_comes_first(small, tmp_path):
     assert json.loads((output / quickstart.RESULTS).read_text())["rows"] == results["rows"]
     logged = [json.loads(line) for line in (output / "prift-mass" / "metrics.jsonl").read_text().splitlines()]
     assert 0 < logged[0]["weight_zero_share"] < 1
-    lines = [
-        line.split()[0] for line in shown.file.getvalue().splitlines() if line.split()[1:2] and "." in line.split()[1]
-    ]
+    lines = [line.split()[0] for line in shown.file.getvalue().splitlines() if re.match(r" *\S+ +\d\.\d", line)]
     assert lines == ["base", "prift-mass", "eksft"]
     # The last line says where the report is; it shows a row through both, the wrong result in it among its tokens.
     assert shown.file.getvalue().splitlines()[-1] == f"report: {output / 'report.html'}"
@@ -73,7 +72,7 @@ def test_all_seven_objectives_are_compared():
 
 def test_groups_are_judged_by_the_labs_own_verifier(small, monkeypatch, tmp_path):
     own = json.loads(json.dumps(quickstart.OWN))
-    own["gft"]["training"] |= {"max_steps": 1, "per_device_train_batch_size": 8}
+    own["gft"]["training"] |= {"max_steps": 1, "warmup_steps": 0, "per_device_train_batch_size": 8}
     monkeypatch.setattr(quickstart, "OWN", own)
     output = tmp_path / "runs"
     results = quickstart.run_quickstart(output=output, say=lambda _: None, objectives=("gft",))

@@ -61,15 +61,15 @@ def counted(monkeypatch):
         real = getattr(module, function)
 
         def counting(*arguments, **options):
-            found[name(*arguments)] += 1
+            found[name(*arguments, **options)] += 1
             return real(*arguments, **options)
 
         monkeypatch.setattr(module, function, counting)
 
-    count(load, "read_file", lambda path, *_: Path(path).name)
-    count(fingerprint, "model_fingerprint", lambda *_: "weights")
+    count(load, "read_file", lambda path, *_, **__: Path(path).name)
+    count(fingerprint, "model_fingerprint", lambda *_, sample=None, **__: "weights" if sample is None else "sample")
     for module in (writer, cache):
-        count(module, "verify_shard", lambda _, shard: shard.file)
+        count(module, "verify_shard", lambda _, shard, **__: shard.file)
     return found
 
 
@@ -87,17 +87,17 @@ def test_train_reads_every_file_and_hashes_and_verifies_once(folder, counted):
     assert counted == {"rows.jsonl": 1, "held_out.jsonl": 1, "weights": 1}  # the cache is made, nothing to verify
     counted.clear()
     run("train", "recipe.json")
-    assert counted == {**EVERY_FILE, "weights": 1, "shard-00000.safetensors": 1}
+    assert counted == {**EVERY_FILE, "weights": 1, "sample": 1, "shard-00000.safetensors": 1}
 
 
 def test_train_from_python_does_too(folder, counted):
     run_train(Recipe.model_validate(RECIPE), say=lambda _: None, progress=False)
-    assert counted == {**EVERY_FILE, "weights": 1}
+    assert counted == {**EVERY_FILE, "weights": 1, "sample": 1}
 
 
 def test_a_new_adapter_is_no_reason_to_hash_the_weights_again(folder, counted):
     run("train", "recipe.json", "model.lora={r: 2}")
-    assert counted == {**EVERY_FILE, "weights": 1}
+    assert counted == {**EVERY_FILE, "weights": 1, "sample": 1}
 
 
 def test_an_adapter_that_moves_the_start_is(folder, counted):

@@ -17,8 +17,8 @@ from ballast.pipeline import sources
 from ballast.records.schema import InputRecord
 
 DIGEST_BYTES = 16
-BLOCK = 2**24
-"""Bytes of a file that are read at a time."""
+BLOCK, BLOCKS = 2**16, 256
+"""Bytes of a file of weights that are read at a place, and how many places, spread evenly from its beginning."""
 MODEL, TRAIN, RL_DATA = "model", "data.train", "rl.data"
 
 
@@ -65,7 +65,11 @@ def _source(named: Sequence[str], split: str | None, columns: Any, limit: int | 
 
 
 def _weights(section: ModelSection) -> str | None:
-    """Return the digest of a local model's weights and adapter, None of one on the hub: its revision names it."""
+    """Return the digest of a local model's weights and adapter, None of one on the hub: its revision names it.
+
+    Of a large file a sample is read: training moves weights everywhere, and all of them are hashed once in a run at
+    most, for the key of a cache.
+    """
     folders = [Path(path).expanduser() for path in (section.path, section.adapter) if path]
     files = sorted(file for folder in folders if folder.is_dir() for file in folder.glob("*.safetensors"))
     if not files:
@@ -82,9 +86,11 @@ def _file(path: Path) -> str:
 
 @lru_cache(maxsize=1024)
 def _content(path: Path, size: int, changed: int) -> str:
-    """Return the digest of a file, read once in a process as long as its size and its time stay."""
-    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    """Return the digest of a file, made once in a process as long as its size and its time stay."""
+    digest = hashlib.blake2b(str(size).encode(), digest_size=DIGEST_BYTES)
+    places = range(0, size, max(BLOCK, -(-size // BLOCKS)))
     with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
+        for place in places:
+            file.seek(place)
+            digest.update(file.read(BLOCK))
     return digest.hexdigest()

@@ -19,7 +19,6 @@ def refuse_arguments(args: TrainingConfig) -> None:
     Raises:
         BallastError: naming the argument, what would have happened, and the remedy.
     """
-    refuse_lacking(args, "training")
     liger = args.use_liger_kernel and (args.liger_kernel_config or {}).get("fused_linear_cross_entropy")
     # transformers has parsed what was given as text by now.
     preparation: Any = args.dataset_kwargs or {}
@@ -48,6 +47,8 @@ def refuse_arguments(args: TrainingConfig) -> None:
     for name, (is_set, reason) in refused.items():
         if is_set:
             raise BallastError(f"training.{name} is not supported: {reason}")
+    # Last: what is not supported is not worth installing.
+    refuse_lacking(args, "training")
     refuse_no_steps(args)
 
 
