@@ -8,7 +8,7 @@ import pytest
 
 from ballast.data import PrepareOptions, load_rows, prepare
 from ballast.errors import BallastError
-from data_rows import FULL_TEMPLATE, PLAIN_TEMPLATE, call, chat, tool, trained_text, wide_tokenizer
+from data_rows import CHAT_TEMPLATE, FULL_TEMPLATE, PLAIN_TEMPLATE, call, chat, tool, trained_text, wide_tokenizer
 
 TEMPLATES = sorted(
     path.name.removesuffix(".jinja")
@@ -257,6 +257,22 @@ def test_nothing_is_said_where_answers_alone_are_trained():
     assert prepared([TALK], marked, assistant_only_loss=True).report.notes == ()
     rows = [{"prompt": TALK[:1], "completion": TALK[1:2]}]
     assert prepared(rows, PLAIN_TEMPLATE).report.notes == ()
+
+
+def test_answers_outside_the_generation_markers_are_counted():
+    last = CHAT_TEMPLATE.replace(
+        "{% if message['role'] == 'assistant' %}", "{% if loop.last and message['role'] == 'assistant' %}"
+    )
+    said = notes([TALK[:2], TALK], last, assistant_only_loss=True)
+    wanted = "1 row with an answer that the chat template does not mark as the assistant's (row 2: 'One"
+    assert [note.startswith(wanted) for note in said] == [False, True]
+    assert notes([TALK], CHAT_TEMPLATE, assistant_only_loss=True) == []
+
+
+def test_rows_of_text_among_chats_have_no_answer_to_mask():
+    rows = [{"prompt": TALK[:1], "completion": TALK[1:2]}, {"prompt": "a", "completion": "b"}]
+    report = prepared(rows, CHAT_TEMPLATE, assistant_only_loss=True).report
+    assert (report.rows_out, report.dropped_no_trained_token) == (1, 1)
 
 
 def test_rows_keep_their_numbers_where_others_are_left_out():

@@ -86,7 +86,9 @@ def _checked(
     dataset = dataset.with_format(None)
     layout = require_format(dataset.column_names, options.dataset_text_field, name)
     dataset = as_stored(dataset.select_columns(layout.present(dataset.column_names)))
-    check_rows(dataset, layout, lambda index: f"{name}: row {numbers[index]}")
+    # The others are checked as they are tokenised.
+    first = dataset if layout.name == "tokenised" else dataset.select([0])
+    check_rows(first, layout, lambda index: f"{name}: row {numbers[index]}")
     ready = trl.training_tokenizer(tokenizer, options)
     if layout.name == "tokenised":
         refuse_foreign_ids(dataset, ready, name)
@@ -130,22 +132,13 @@ def _prepare(raw: _Raw, options: PrepareOptions, name: str) -> Prepared:
 
 
 def _tokenised(raw: _Raw, options: PrepareOptions, name: str) -> Dataset:
-    """Tokenise raw rows; those without a message of the assistant are left out where only its text is trained."""
-    dataset, numbers = raw.dataset, raw.numbers
-    if options.assistant_only_loss:
-        kept = [index for index, row in enumerate(dataset) if _speaks(row)]
-        if not kept:
-            raise BallastError(f"{name}: assistant_only_loss=True, but no row has a message of the assistant")
-        dataset, numbers = dataset.select(kept), [numbers[index] for index in kept]
     try:
-        return tokenise(dataset, raw.tokenizer, options, raw.rules, name=name, numbers=numbers)
+        made = tokenise(raw.dataset, raw.layout, raw.tokenizer, options, raw.rules, name=name, numbers=raw.numbers)
     except BallastError as error:
         raise BallastError(f"{name}: {error}") from error
-
-
-def _speaks(row: dict[str, Any]) -> bool:
-    columns = (row.get(column) or () for column in ("prompt", "completion", "messages", "conversations"))
-    return any("assistant" in (turn.get("role"), turn.get("from")) for turns in columns for turn in turns)
+    if not len(made):
+        raise BallastError(f"{name}: assistant_only_loss=True, but no row has a message of the assistant")
+    return made
 
 
 def _lengths(dataset: Dataset) -> np.ndarray:

@@ -79,10 +79,10 @@ def _rendered(text: str, special: bool) -> Rendered:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of a text, and the token that a character of it belongs to, where the tokenizer knows."""
+    """Token ids of a text, and which token a character of it belongs to, None for no single one."""
 
     ids: list[int]
-    token_at: Callable[[int], int | None] | None = None
+    token_at: Callable[[int], int | None] = lambda _: None
 
 
 def encode(texts: Sequence[Rendered], tokenizer: Tokenizer) -> list[Encoded]:
@@ -92,8 +92,8 @@ def encode(texts: Sequence[Rendered], tokenizer: Tokenizer) -> list[Encoded]:
         places = [place for place, one in enumerate(texts) if one.special is special]
         if places:
             made = tokenizer(text=[texts[place].text for place in places], add_special_tokens=special, verbose=False)
-            at = [partial(made.char_to_token, n) if made.is_fast else None for n in range(len(places))]
-            found |= {place: Encoded(*one) for place, *one in zip(places, made["input_ids"], at, strict=True)}
+            for n, (place, ids) in enumerate(zip(places, made["input_ids"], strict=True)):
+                found[place] = Encoded(ids, partial(made.char_to_token, n)) if made.is_fast else Encoded(ids)
     return [found[place] for place in range(len(texts))]
 
 

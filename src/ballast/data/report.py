@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ballast.data.tokenise import NO_END, OTHER_END, TEMPLATE
+from ballast.data.chat_tokens import NO_END, OTHER_END, TEMPLATE, UNMARKED
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -89,6 +89,11 @@ def _line(what: str, count: int, example: str) -> str:
         return (
             f"{rows} whose answer ends with another token than the tokenizer's end token ({example}): sampling "
             "stops there only if the model's generation configuration names it; set eos_token to it"
+        )
+    if what == UNMARKED:
+        return (
+            f"{rows} with an answer that the chat template does not mark as the assistant's ({example}): it is not "
+            "trained; put {% generation %}...{% endgeneration %} round every answer"
         )
     if what == "chat_template_kwargs":
         return f"{rows} with chat_template_kwargs that the chat template does not read ({example})"

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from ballast.data import trl
-from ballast.data.audit import Audit, audit, shortened
-from ballast.data.messages import Message
+from ballast.data.audit import audit
+from ballast.data.chat_tokens import Chat, tokens_by_role, unended, unmarked
+from ballast.data.formats import Format
 from ballast.data.options import PrepareOptions
 from ballast.data.render import (
     Encoded,
@@ -26,19 +26,16 @@ from ballast.data.render import (
 from ballast.errors import BallastError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, Features
 
 VERSION = "ballast-tokens-1"
 """Part of the name under which `datasets` keeps the result: another way of tokenising must not find an old one."""
-NO_END, OTHER_END = "no end", "other end"
-"""Keys beside the kinds of text that a template leaves out: answers that end without the tokenizer's end token."""
-TEMPLATE = "template"
-"""What the tokens belong to that are no message's."""
 BATCH = 256
 
 
 def tokenise(
     dataset: Dataset,
+    layout: Format,
     tokenizer: Any,
     options: PrepareOptions,
     rules: trl.LossRules,
@@ -48,6 +45,8 @@ def tokenise(
 ) -> Dataset:
     """Return ``input_ids`` and masks of raw rows, whole, with what became of their texts.
 
+    Rows without a message of the assistant are left out where only its text is trained: there is nothing to mark.
+
     Columns: ``completion_mask`` and ``prompt_is_prefix`` of rows with a prompt, ``assistant_masks`` where the
     assistant alone is trained, ``left_out`` (JSON of kinds of text, see `Audit`) and ``by_role`` (JSON of token counts)
     of chats.
@@ -56,14 +55,17 @@ def tokenise(
         numbers: what the rows are called.
 
     Raises:
-        BallastError: naming the first row that cannot be tokenised, or of which a trained message is gone.
+        BallastError: naming the first row that does not fit its format, cannot be tokenised, or of which a trained
+            message is gone.
     """
     how = _Tokenise(
+        problem=layout.check,
         tokenizer=tokenizer,
         chat_template=rules.chat_template,
         text_field=options.dataset_text_field,
         assistant_only=options.assistant_only_loss,
-        ends=frozenset([*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens]),
+        # Sorted: `datasets` finds what it made before by a hash of all this.
+        ends=tuple(sorted({*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens})),
         numbers=numbers,
     )
     return dataset.map(
@@ -72,80 +74,98 @@ def tokenise(
         batch_size=BATCH,
         with_indices=True,
         remove_columns=dataset.column_names,
-        features=_features(dataset.column_names, options),
+        features=_features(dataset.column_names, options.assistant_only_loss),
         num_proc=options.num_proc,
         desc=f"Tokenizing {name} dataset",
     )
 
 
-def _features(columns: Sequence[str], options: PrepareOptions) -> Any:
+def _columns(given: Sequence[str], assistant_only: bool) -> dict[str, str]:
+    """Return the columns made of those given, and the types of their entries."""
+    made = {"input_ids": "int32", "left_out": "string", "by_role": "string"}
+    made |= {"completion_mask": "int64", "prompt_is_prefix": "bool"} if "prompt" in given else {}
+    return made | ({"assistant_masks": "int64"} if assistant_only else {})
+
+
+def _features(given: Sequence[str], assistant_only: bool) -> Features:
     from datasets import Features, List, Value
 
-    features = {"input_ids": List(Value("int32")), "left_out": Value("string"), "by_role": Value("string")}
-    if "prompt" in columns:
-        features |= {"completion_mask": List(Value("int64")), "prompt_is_prefix": Value("bool")}
-    if options.assistant_only_loss:
-        features |= {"assistant_masks": List(Value("int64"))}
-    return Features(features)
+    kinds = {name: Value(kind) for name, kind in _columns(given, assistant_only).items()}
+    return Features({name: List(kind) if "int" in kind.dtype else kind for name, kind in kinds.items()})
 
 
 @dataclass(frozen=True)
 class _Texts:
-    """A row as text; `messages` and what became of them where it is a chat."""
+    """A row as text, and what it is called."""
 
+    number: int
     whole: Rendered
     prompt: Rendered | None
-    messages: list[dict[str, Any]] | None = None
-    arrived: Audit | None = None
-    masked: Mapping[str, list[int]] | None = None
+    chat: Chat | None = None
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """A row as tokens, with a mask of the assistant's where these alone are trained."""
+
+    encoded: Encoded
+    mask: list[int] | None = None
 
 
 @dataclass(frozen=True)
 class _Tokenise:
     """What `Dataset.map` calls with columns of rows and their places."""
 
+    problem: Callable[[Row], str | None]
     tokenizer: Any
     chat_template: str | None
     text_field: str
     assistant_only: bool
-    ends: frozenset[str]
+    ends: tuple[str, ...]
     numbers: Sequence[int]
     version: str = VERSION
 
     def __call__(self, batch: Mapping[str, list[Any]], places: Sequence[int]) -> dict[str, list[Any]]:
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        numbers = [self.numbers[place] for place in places]
-        read = [self._read(row, number) for row, number in zip(rows, numbers, strict=True)]
-        whole = encode([one.whole for one in read], self.tokenizer) if not self.assistant_only else []
-        prompts = encode([one.prompt for one in read if one.prompt is not None], self.tokenizer)
-        out: dict[str, list[Any]] = {}
-        for place, (one, number) in enumerate(zip(read, numbers, strict=True)):
-            encoded = whole[place] if one.masked is None else Encoded(one.masked["input_ids"])
-            columns = self._told(one, number, encoded) | {"input_ids": encoded.ids}
-            if one.masked is not None:
-                columns["assistant_masks"] = one.masked["assistant_masks"]
+        read = [self._read(row, self.numbers[place]) for row, place in zip(rows, places, strict=True)]
+        texts = [one for one in read if one is not None]
+        whole = self._masked(texts) if self.assistant_only else self._encoded(texts)
+        prompts = encode([one.prompt for one in texts if one.prompt is not None], self.tokenizer)
+        out: dict[str, list[Any]] = {name: [] for name in _columns(list(batch), self.assistant_only)}
+        for place, one in enumerate(texts):
+            columns = self._columns(one, whole[place])
             if one.prompt is not None:
-                columns |= _completion(prompts[place].ids, encoded.ids)
+                columns |= _completion(prompts[place].ids, whole[place].encoded.ids)
             for name, value in columns.items():
-                out.setdefault(name, []).append(value)
+                out[name].append(value)
         return out
 
-    def _read(self, row: Row, number: int) -> _Texts:
+    @cached_property
+    def _ends(self) -> frozenset[str]:
+        return frozenset(self.ends)
+
+    def _read(self, row: Row, number: int) -> _Texts | None:
         try:
+            if problem := self.problem(row):
+                raise BallastError(problem)
             messages = conversation(row)
+            if self.assistant_only and not any(one["role"] == "assistant" for one in messages or ()):
+                return None
             prompt = render_prompt(row, self.tokenizer, self.chat_template) if "prompt" in row else None
-            return self._plain(row, prompt) if messages is None else self._chat(row, messages, prompt)
+            if messages is None:
+                return self._plain(row, number, prompt)
+            return self._chat(row, number, messages, prompt)
         except Exception as error:  # a template may raise anything
             reason = " ".join(str(error).split()) or type(error).__name__
             told = reason if isinstance(error, BallastError) else f"cannot be tokenised: {reason}"
             raise BallastError(f"row {number}: {told}") from error
 
-    def _plain(self, row: Row, prompt: Rendered | None) -> _Texts:
+    def _plain(self, row: Row, number: int, prompt: Rendered | None) -> _Texts:
         text, end = row[self.text_field] if prompt is None else row["completion"], self.tokenizer.eos_token
         before, ended = prompt.text if prompt else "", text if text.endswith(end) else text + end
-        return _Texts(Rendered(before + ended, special=True), prompt)
+        return _Texts(number, Rendered(before + ended, special=True), prompt)
 
-    def _chat(self, row: Row, messages: list[dict[str, Any]], prompt: Rendered | None) -> _Texts:
+    def _chat(self, row: Row, number: int, messages: list[dict[str, Any]], prompt: Rendered | None) -> _Texts:
         options = template_options(row, self.chat_template)
         whole = render_chat(messages, self.tokenizer, options)
         arrived = audit(
@@ -161,38 +181,58 @@ class _Tokenise:
                 f"the chat template leaves out a whole message of the assistant, {arrived.gone}, so nothing of it "
                 "would be trained; use a template that writes it (chat_template_path=your.jinja), or remove the row"
             )
-        return _Texts(whole, prompt, messages, arrived, self._masked(messages, options))
+        return _Texts(number, whole, prompt, Chat(messages, options, whole.text, arrived))
 
-    def _masked(self, messages: Sequence[Message], options: Mapping[str, Any]) -> Mapping[str, list[int]] | None:
-        """Return ids and mask where only the assistant's text is trained: no text has the mask."""
-        if not self.assistant_only:
-            return None
-        masked = self.tokenizer.apply_chat_template(
-            messages,
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-            tokenizer_kwargs={"verbose": False},
-            **options,
-        )
-        if 1 not in masked["assistant_masks"]:
-            raise BallastError(
-                "cannot be tokenised: assistant_only_loss=True, but the chat template marks no token of its assistant "
-                "messages; put {% generation %}...{% endgeneration %} round the assistant's text, or remove the row"
+    def _encoded(self, texts: Sequence[_Texts]) -> list[_Tokens]:
+        return [_Tokens(encoded) for encoded in encode([one.whole for one in texts], self.tokenizer)]
+
+    def _masked(self, texts: Sequence[_Texts]) -> list[_Tokens]:
+        """Return tokens with the mask that the template's generation markers give; rows with the same options at once.
+
+        Raises:
+            BallastError: no token of a row is marked.
+        """
+        alike: dict[str, dict[int, Chat]] = {}
+        for place, one in enumerate(texts):
+            if one.chat is not None:
+                alike.setdefault(json.dumps(one.chat.options), {})[place] = one.chat
+        found: dict[int, _Tokens] = {}
+        for chats in alike.values():
+            made = self.tokenizer.apply_chat_template(
+                [chat.messages for chat in chats.values()],
+                tokenize=True,
+                return_dict=True,
+                return_assistant_tokens_mask=True,
+                tokenizer_kwargs={"verbose": False},
+                **next(iter(chats.values())).options,
             )
-        return masked
+            for n, place in enumerate(chats):
+                encoded = Encoded(made["input_ids"][n], partial(made.char_to_token, n))
+                found[place] = _Tokens(encoded, made["assistant_masks"][n])
+        unmarked = next((place for place, tokens in found.items() if 1 not in (tokens.mask or ())), None)
+        if unmarked is not None:
+            raise BallastError(
+                f"row {texts[unmarked].number}: cannot be tokenised: assistant_only_loss=True, but the chat template "
+                "marks no token of its assistant messages; put {% generation %}...{% endgeneration %} round the "
+                "assistant's text, or remove the row"
+            )
+        return [found[place] for place in range(len(texts))]
 
-    def _told(self, one: _Texts, number: int, encoded: Encoded) -> dict[str, Any]:
-        if one.messages is None or one.arrived is None:
-            return {"left_out": None, "by_role": None}
-        left_out = one.arrived.left_out | _unended(one.messages, one.whole.text, one.arrived, self.tokenizer, self.ends)
-        roles = None
-        if one.prompt is None and not self.assistant_only:
-            roles = _tokens_by_role(one.messages, encoded, one.arrived)
-        placed = {what: f"row {number}: {text}" for what, text in left_out.items()}
+    def _columns(self, one: _Texts, tokens: _Tokens) -> dict[str, Any]:
+        """Return all columns of a row but those of its prompt."""
+        ids, mask, chat = tokens.encoded.ids, tokens.mask, one.chat
+        masks = {} if mask is None else {"assistant_masks": mask}
+        if chat is None:
+            return {"input_ids": ids, "left_out": None, "by_role": None, **masks}
+        found = chat.arrived.left_out | unended(chat, self.tokenizer.eos_token, self._ends)
+        found |= {} if mask is None else unmarked(chat, tokens.encoded, mask)
+        placed = {what: f"row {one.number}: {text}" for what, text in found.items()}
+        trains_all = one.prompt is None and mask is None
         return {
+            "input_ids": ids,
             "left_out": json.dumps(placed) if placed else None,
-            "by_role": None if roles is None else json.dumps(roles),
+            "by_role": json.dumps(tokens_by_role(chat, tokens.encoded)) if trains_all else None,
+            **masks,
         }
 
 
@@ -200,40 +240,3 @@ def _completion(prompt: list[int], ids: list[int]) -> dict[str, Any]:
     shared = trl.common_prefix_length(prompt, ids)
     mask = [0] * shared + [1] * (len(ids) - shared)
     return {"completion_mask": mask, "prompt_is_prefix": shared == len(prompt)}
-
-
-def _unended(
-    messages: Sequence[Message], text: str, arrived: Audit, tokenizer: Any, ends: frozenset[str]
-) -> dict[str, str]:
-    """Return what follows a last answer in place of the tokenizer's end token, nothing where that follows."""
-    last = len(messages) - 1
-    if messages[last]["role"] != "assistant" or not arrived.spans or arrived.spans[-1][0] != last:
-        return {}
-    tail = text[arrived.spans[-1][2] :]
-    if tokenizer.eos_token and tokenizer.eos_token in tail:
-        return {}
-    other = _first_of(ends, tail[:200])
-    return {NO_END: shortened(text[-40:])} if other is None else {OTHER_END: shortened(other)}
-
-
-@lru_cache(maxsize=64)  # all rows of a template have the same few endings
-def _first_of(tokens: frozenset[str], text: str) -> str | None:
-    pieces = (text[start:end] for start in range(len(text)) for end in range(len(text), start, -1))
-    return next((piece for piece in pieces if piece in tokens and piece.strip()), None)
-
-
-def _tokens_by_role(messages: Sequence[Message], encoded: Encoded, arrived: Audit) -> dict[str, int] | None:
-    if encoded.token_at is None:
-        return None
-    counts: Counter[str] = Counter()
-    taken = 0
-    for place, start, end in arrived.spans:
-        first = max(_token(encoded.token_at, range(start, end), 0), taken)
-        taken = max(_token(encoded.token_at, range(end - 1, start - 1, -1), first - 1) + 1, first)
-        counts[messages[place]["role"]] += taken - first
-    counts[TEMPLATE] = len(encoded.ids) - counts.total()
-    return dict(counts)
-
-
-def _token(token_at: Callable[[int], int | None], characters: Iterable[int], otherwise: int) -> int:
-    return next((token for token in map(token_at, characters) if token is not None), otherwise)
