@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 
 from ballast.data import PrepareOptions, load_rows, prepare
 from ballast.errors import BallastError
@@ -31,6 +32,10 @@ ROWS = {
     "tools": [
         {"prompt": ASK, "completion": ANSWER, "tools": [tool("sum", a={"type": "integer"})]},
         {"prompt": ASK, "completion": ANSWER, "tools": [tool("weir", station={"enum": ["n", 1]})]},
+    ],
+    "plain tools": [
+        {"prompt": ASK, "completion": ANSWER, "tools": [tool("sum", a={"type": "integer"})]},
+        {"prompt": ASK, "completion": ANSWER, "tools": [tool("weir", b={"type": "string"})]},
     ],
     "tools as text": [{"prompt": ASK, "completion": ANSWER, "tools": json.dumps([tool("sum", a={"x": 1})])}] * 2,
     "options": [
@@ -112,12 +117,11 @@ def test_text_keeps_the_special_tokens_of_its_tokenizer():
     assert generation.encode_prompt(tokenizer, "ab")[0] == tokenizer.bos_token_id
 
 
-def test_a_task_asks_with_the_tools_and_options_of_its_rows(monkeypatch):
+@pytest.mark.parametrize("given", [list, Dataset.from_list], ids=["rows", "data set"])
+def test_a_task_asks_with_the_tools_and_options_of_its_rows(given, monkeypatch):
     tokenizer = wide_tokenizer()
-    rows = [
-        {**row, "answer": "four", **more}
-        for row, more in zip(ROWS["tools"], ({}, {"chat_template_kwargs": {"mood": "calm"}}), strict=True)
-    ]
+    rows = [{**row, "answer": "four", "chat_template_kwargs": None} for row in ROWS["plain tools"]]
+    rows[1]["chat_template_kwargs"] = {"mood": "calm"}
     asked, generate = [], generation._generate_batch
 
     def watched(model, prompts, *rest):
@@ -126,8 +130,8 @@ def test_a_task_asks_with_the_tools_and_options_of_its_rows(monkeypatch):
 
     monkeypatch.setattr(generation, "_generate_batch", watched)
     model = tiny_model(vocab=len(tokenizer), context=2048)
-    task = {"name": "sums", "data": rows, "verifier": "exact", "max_new_tokens": 2, "entropy": True}
-    (result,) = evaluate(model, tokenizer, [Task.from_dict(task)] if hasattr(Task, "from_dict") else [task])
+    task = {"name": "sums", "data": given(rows), "verifier": "exact", "max_new_tokens": 2, "entropy": True}
+    (result,) = evaluate(model, tokenizer, [Task(**task)])
     assert sorted(asked) == sorted(trained_prompts(rows, tokenizer, PrepareOptions()))
     assert "entropy" in result.metrics
 

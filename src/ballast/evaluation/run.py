@@ -80,6 +80,10 @@ def _read(source: str | Rows, limit: int | None, **reading: Any) -> list[Mapping
         from ballast.data import load_rows
 
         rows = list(load_rows(source, limit=limit, **reading))
+    elif hasattr(source, "column_names"):  # a data set, whose columns may hold nulls that no row has
+        from ballast.data.exact import as_stored
+
+        rows = list(as_stored(source))[:limit]
     else:
         rows = list(source)[:limit]
     if not rows:
