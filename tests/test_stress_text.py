@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import unicodedata
 
 import pytest
@@ -96,8 +97,7 @@ def test_report(text, tmp_path):
     # A fenced block of code, the recipe, shows what is in it.
     for written in (page.read_text(), "".join(markdown.read_text().split("```")[::2])):
         check_inert(written)
-        assert "<script>alert" not in written
-        assert "<img" not in written
+        assert not re.search(r"(?<!\\)<(script|img)", written)
 
 
 @each
