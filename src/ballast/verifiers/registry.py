@@ -54,7 +54,7 @@ class ScoredBatch:
 def verifier(name: str, *, seconds: float = SECONDS) -> Verifier:
     """Return a verifier: one of `VERIFIERS`, or ``package.module:function``.
 
-    A function of one's own runs in a worker process, as math-verify does: an endless loop, a crash or a hunger for
+    A function of your own runs in a worker process, as math-verify does: an endless loop, a crash or a hunger for
     memory costs one answer. Ballast's own other verifiers run in this process.
 
     Args:
