@@ -103,8 +103,8 @@ class CheckedLoop(Base):
         start = _read(checkpoint / START).get("model")
         if start and self._start and start != self._start:
             raise BallastError(
-                f"{checkpoint}: was trained from another model than the one given, which would take the first one's place "
-                "midway, as the reference too; give the model that the run began with: the checkpoint's weights are "
+                f"{checkpoint}: was trained from another model than the one given, which would take its place midway, "
+                "as the reference too; give the model that the run began with: the checkpoint's weights are "
                 "put into it"
             )
         if state := _read(checkpoint / self._own_file):
