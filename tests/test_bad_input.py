@@ -182,11 +182,6 @@ CASES = [
     Case("seed in the wrong place", "`seed` at the top", ("training.seed=1",)),
     Case("label smoothing", "label_smoothing_factor", ("training.label_smoothing_factor=0.1",)),
     Case("loss type", "objective='dft'", ("training.loss_type=dft",)),
-    Case(
-        "fused loss of Liger",
-        "liger",
-        ("training.use_liger_kernel=true", "training.liger_kernel_config={fused_linear_cross_entropy: true}"),
-    ),
     Case("packing without a length", "max_length", ("training.packing=true", "training.max_length=null")),
     Case("streaming", "data.streaming: unknown key", ("data.streaming=true",)),
     # evaluation

@@ -358,7 +358,7 @@ def test_files_of_the_working_directory_are_no_modules_of_a_process(name, folder
     monkeypatch.chdir(tmp_path)
     context = JobContext(Plan(one_rate(folder, tmp_path / "out")), Store(tmp_path / "out"))
     context.store.root.mkdir()
-    monkeypatch.setattr(pool, "_path", lambda: os.environ["PYTHONPATH"])
+    monkeypatch.setattr(pool, "_path", lambda: os.environ.get("PYTHONPATH", ""))
     process = pool._Process(context, 1)
     try:
         assert process.wait(), context.store.jobs_log.read_text()
