@@ -14,6 +14,7 @@ from datasets import Dataset
 from ballast.data import PrepareOptions, load_rows, prepare
 from ballast.errors import BallastError
 from data_rows import call, chat, tool, trained_text, wide_tokenizer
+from tiny import tiny_model
 
 # Two rows that Arrow would give each other's keys, in another order, with whole numbers as fractions.
 CALLS = [
@@ -165,6 +166,26 @@ def test_json_columns_of_other_data_sets_are_read_exactly():
     loaded = load_rows(data)
     assert [row["tools"][0]["weight"] for row in loaded] == weights
     assert [row["messages"][1] for row in loaded] == [row["messages"][1] for row in CALLS]
+
+
+@pytest.mark.parametrize("kind", ["disk", "parquet"])
+def test_rows_that_were_saved_come_back_exactly(kind, tmp_path):
+    loaded = load_rows(CALLS)
+    path = tmp_path / {"disk": "saved", "parquet": "rows.parquet"}[kind]
+    loaded.save_to_disk(path) if kind == "disk" else loaded.to_parquet(path)
+    assert json.dumps(list(load_rows(path))) == json.dumps(list(loaded))
+
+
+def test_trls_own_trainer_makes_the_same_tokens_of_them(tmp_path):
+    from trl import SFTConfig, SFTTrainer
+
+    rows = load_rows(CALLS).select_columns(["messages", "tools"])  # options in some rows only are an error there
+    args = SFTConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_length=None)
+    model = tiny_model(vocab=len(wide_tokenizer()), context=512)
+    theirs = SFTTrainer(model, args, train_dataset=rows, processing_class=wide_tokenizer()).train_dataset
+    ours = prepare(rows, wide_tokenizer(), PrepareOptions(max_length=None)).dataset
+    for column in ("input_ids", "labels"):
+        assert ours[column][:] == theirs[column][:]
 
 
 def test_rows_that_are_alike_stay_plain_columns():

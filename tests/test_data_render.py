@@ -141,6 +141,9 @@ def test_a_prompt_that_cannot_be_written_names_its_row():
     rows = [{"prompt": "a"}, {"prompt": ASK}]
     with pytest.raises(BallastError, match=r"^row 2: cannot be tokenised: no system$"):
         generation.encode_prompts(model, tokenizer, rows, 1)
+    for row in ({"prompt": None}, {"prompt": []}, {"question": "a"}):
+        with pytest.raises(BallastError, match=r"^row 1: 'prompt' is (missing|a list), not text or a list of"):
+            generation.encode_prompts(model, wide_tokenizer(), [row], 1)
     with pytest.raises(BallastError, match=r"^row 1: 'tools' is text, but no JSON$"):
         generation.encode_prompts(model, wide_tokenizer(), [{"prompt": ASK, "tools": "x"}], 1)
     with pytest.raises(BallastError, match=r"^row 1: .*a part that is 'image', not 'text'"):

@@ -154,10 +154,10 @@ def _read_parquet(path: Path, limit: int | None) -> Loaded:
     from ballast.data.exact import from_table
 
     try:
-        file = pq.ParquetFile(path)
-        if not file.metadata.num_rows:
-            raise BallastError(f"{path}: the file holds no row")
-        table = _table(file, path)
+        with pq.ParquetFile(path) as file:
+            if not file.metadata.num_rows:
+                raise BallastError(f"{path}: the file holds no row")
+            table = _table(file, path)
     except ArrowException as error:
         raise BallastError(f"{path}: no readable Parquet file: {' '.join(str(error).split())}") from None
     return Loaded(from_table(table.slice(0, limit)), str(path))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ballast.data.messages import flat, read_tools, template_problem, text_problem
+from ballast.data.messages import flat, kind, read_tools, template_problem, text_problem
 from ballast.errors import BallastError
 from ballast.protocols import Tokenizer
 
@@ -43,9 +43,11 @@ def render_prompt(row: Row, tokenizer: Tokenizer, chat_template: str | None = No
     Raises:
         BallastError: the prompt is neither, or there is no chat template for its messages.
     """
-    prompt = row["prompt"]
+    prompt = row.get("prompt")
     if isinstance(prompt, str):
         return _rendered(prompt, special=True)
+    if not isinstance(prompt, Sequence) or not prompt:
+        raise BallastError(f"'prompt' is {kind(prompt)}, not text or a list of messages")
     if not (chat_template or getattr(tokenizer, "chat_template", None)):
         raise BallastError(
             "the prompt is a list of messages but the tokenizer has no chat template: give the prompt as text, or set "
