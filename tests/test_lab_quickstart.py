@@ -80,3 +80,14 @@ def test_groups_are_judged_by_the_labs_own_verifier(small, monkeypatch, tmp_path
     logged = json.loads((output / "gft" / "metrics.jsonl").read_text().splitlines()[0])
     assert logged["expert/reward"] == 1
     assert 0 < logged["own/reward"] < 1
+
+
+def test_the_table_shows_no_markup_on_a_console_that_reads_none():
+    estimate = {"value": 0.5, "low": 0.4, "high": 0.6}
+    tasks = {column.task: {} for column in quickstart.COLUMNS}
+    for column in quickstart.COLUMNS:
+        tasks[column.task][column.metric] = estimate
+    shown = Console(file=StringIO(), width=200, markup=False)
+    shown.print(quickstart.table([{"name": "base", "tasks": tasks}]))
+    assert "0.500 ±.100" in shown.file.getvalue()
+    assert "[" not in shown.file.getvalue()

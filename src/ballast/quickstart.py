@@ -7,12 +7,15 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ballast.compare.numbers import half_or_bounds
 from ballast.config.recipe import Recipe, ReferenceSection
 from ballast.errors import BallastError
 from ballast.records.write import write_json
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 OBJECTIVES = ("sft", "dft", "prift-prob", "prift-mass", "eksft", "ift", "gft")
 RESULTS = "results.json"
@@ -193,11 +196,13 @@ def table(rows: list[dict[str, Any]]) -> Any:
     return view
 
 
-def _cell(estimate: Mapping[str, Any] | None, column: Column) -> str:
+def _cell(estimate: Mapping[str, Any] | None, column: Column) -> str | Text:
+    from rich.text import Text
+
     if estimate is None:
         return "–"
     value = f"{estimate['value']:.{column.digits}f}"
     if estimate.get("low") is None:
         return value
     bounds = half_or_bounds(estimate["value"], estimate["low"], estimate["high"], digits=column.digits)
-    return f"{value} [dim]{bounds}[/dim]"
+    return Text.assemble(value, " ", (bounds, "dim"))
