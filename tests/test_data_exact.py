@@ -107,6 +107,8 @@ def test_columns_made_of_others_are_exact_too(tmp_path):
     loaded = load_rows(_jsonl(tmp_path / "rows.jsonl", rows), columns={"messages": "m", "tools": "t.x"})
     assert json.dumps([row["tools"] for row in loaded]) == json.dumps([row["tools"] for row in CALLS])
     assert json.dumps([row["answer"] for row in loaded]) == "[1, 2.5]"
+    kept = [{"text": "a", "id": 2**70}, {"text": "b", "id": 0.783798589}]
+    assert [row["id"] for row in load_rows(kept, columns={"answer": "text"})] == [2**70, 0.783798589]
 
 
 def test_null_is_kept_where_a_file_says_so(tmp_path):
