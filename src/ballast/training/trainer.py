@@ -18,6 +18,7 @@ from ballast.objectives import objective as build_objective
 from ballast.records.model_card import append_objective
 from ballast.stats import GROUP_FIELDS
 from ballast.training.config import TrainingConfig, autocast_dtype
+from ballast.training.given import own_config, tokenizer_of
 from ballast.training.groups import GROUP, RowCollator, StoredGroups, run_groups
 from ballast.training.inputs import input_change, settle_inputs
 from ballast.training.loss import formed, measured
@@ -33,13 +34,12 @@ if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from torch import Tensor
     from torch.utils.data import DataLoader
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
     from transformers.trainer_utils import EvalLoopOutput
 
     from ballast.data import PrepareReport
     from ballast.groups import GroupOptions
     from ballast.objectives import Objective
-    from ballast.protocols import Model
     from ballast.reference import ReferenceCache
     from ballast.stats import TokenStats
     from ballast.training.reference import RunSpec
@@ -104,7 +104,7 @@ class Trainer(AdaptedTrainer):
         reference: RunSpec = None,
         groups: GroupOptions | StoredGroups | dict[str, Any] | None = None,
     ) -> None:
-        args = _own_config(model, args)
+        args = own_config(model, args)
         self.objective: Objective = build_objective(objective) if objective is not None else args.build_objective()
         args.objective = self.objective.to_dict()
         spec = reference if reference is not None else args.reference
@@ -120,7 +120,7 @@ class Trainer(AdaptedTrainer):
         args.groups = None if self.groups is None else self.groups.options.to_dict()
         if isinstance(model, str):
             model = load_model(model, args, quantization_config)
-        tokenizer = processing_class if processing_class is not None else _tokenizer_of(model, args)
+        tokenizer = processing_class if processing_class is not None else tokenizer_of(model, args)
         check_tokenizer(type(model).__name__, model.config, tokenizer)
         if train_dataset is not None and self.groups is None and formatting_func is None:
             train_dataset = check_data(train_dataset, tokenizer, PrepareOptions.from_training_args(args))
@@ -377,24 +377,3 @@ class Trainer(AdaptedTrainer):
         if self.is_world_process_zero():
             objective, folder = self.objective, str(self.args.output_dir)
             append_objective(folder, objective.to_dict(), objective.source, self.reference.describe())
-
-
-def _own_config(model: str | Model, args: TrainingArguments | None) -> TrainingConfig:
-    if args is None:
-        name: str = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "") or "model"
-        return TrainingConfig(output_dir=f"{name.rstrip('/').split('/')[-1]}-ballast")
-    if not isinstance(args, TrainingConfig):
-        raise BallastError(
-            f"args of type {type(args).__name__} name no objective: use ballast.TrainingConfig, which takes the same "
-            "arguments as trl.SFTConfig"
-        )
-    return args
-
-
-def _tokenizer_of(model: Model, args: TrainingConfig) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    name = model.config._name_or_path
-    if not name:
-        raise BallastError("the model was not loaded from anywhere, so its tokenizer is unknown: pass processing_class")
-    return AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)

@@ -1,0 +1,113 @@
+"""What all commands share: the application, how errors end it, the recipe and its overrides."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from ballast.errors import BallastError, Diverged, Interrupted
+from ballast.files import expanded
+from ballast.terminal import print_text, print_yaml
+
+if TYPE_CHECKING:
+    from ballast.config.recipe import Check, Recipe
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+class CommandGroup(TyperGroup):
+    """Turns input that cannot be used into one line per problem on stderr; everything else keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BallastError as error:
+            if os.environ.get("BALLAST_DEBUG") == "1":
+                raise
+            print_text(error, file=sys.stderr)
+            raise typer.Exit(USAGE_ERROR) from None
+        except (Diverged, Interrupted) as ended:
+            print_text(ended, file=sys.stderr)
+            raise typer.Exit(ended.code) from None
+        except KeyboardInterrupt:
+            print_text("interrupted", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+
+
+app = typer.Typer(
+    cls=CommandGroup,
+    name="ballast",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Supervised fine-tuning that leaves a language model ready for reinforcement learning.",
+)
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="RECIPE|KEY=VALUE",
+        help="A YAML recipe, then settings that override it, such as [cyan]training.learning_rate=1e-5[/cyan].",
+        show_default=False,
+    ),
+]
+
+
+def path_of(text: str) -> Path:
+    return Path(expanded(text))
+
+
+def place(flag: str, about: str, show_default: bool | str = False) -> Any:
+    return typer.Option(flag, parser=path_of, metavar="PATH", help=about, show_default=show_default)
+
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the resolved recipe, and stop.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+
+def _print_versions(wanted: bool) -> None:
+    if wanted:
+        from ballast.records.write import versions
+
+        print(", ".join(f"{name} {number}" for name, number in versions().items()))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_versions, help="Print versions and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", envvar="BALLAST_DEBUG", help="Show tracebacks.")] = False,
+) -> None:
+    if debug:
+        os.environ["BALLAST_DEBUG"] = "1"
+
+
+@contextmanager
+def recipe_of(words: list[str] | None, checks: Sequence[Check], dry_run: bool = False) -> Iterator[Recipe]:
+    """Read ``[RECIPE] [KEY=VALUE]...``: the first word is a recipe when it is a file or has no ``=``.
+
+    What the checks read is not read again within the block. A dry run ends with the resolved recipe printed.
+    """
+    from ballast.config.recipe import load_recipe
+    from ballast.pipeline import quiet, sources
+
+    quiet()
+    words = [word if "=" in word else expanded(word) for word in words or ()]
+    path = words.pop(0) if words and (Path(words[0]).is_file() or "=" not in words[0]) else None
+    with sources.read_once():
+        recipe = load_recipe(path, words, checks=checks)
+        if dry_run:
+            print_yaml(recipe.to_yaml())
+            raise typer.Exit
+        yield recipe
