@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from ballast import objective, token_stats
 from ballast.objectives import Objective, option
-from ballast.stats import GROUP_FIELDS
+from ballast.statistics import is_of_models
 from head_inputs import leaves
 from oracles.cases import CASES
 
@@ -81,16 +81,17 @@ def advantages(targets, dtype=torch.float64):
 
 def columns_of(built, targets, dtype=torch.float64):
     """Return the columns that only the rows can have."""
-    return {"advantage": advantages(targets, dtype)} if "advantage" in built.needs else {}
+    own = {name: advantages(targets, dtype) for name in ("advantage", *built.columns) if name in built.needs}
+    return own | {name: -advantages(targets, dtype).abs() for name in ("old_logprob",) if name in built.needs}
 
 
 def ordinary(given_inputs, per_token_loss, needs, columns, denominator=None, upstream=1.0, **options):
     """Return loss and gradients by full logits and autograd."""
     states, head, targets, reference = given_inputs
-    fields = tuple(name for name in needs if name not in columns and name not in GROUP_FIELDS)
+    fields = tuple(name for name in needs if name not in columns and is_of_models(name))
     options = {"backend": "dense", **options}
     stats = token_stats(states, head, targets, fields=fields, reference=reference, **options)
-    losses = per_token_loss(replace(stats, **columns))
+    losses = per_token_loss(stats.changed(columns))
     loss = losses.sum() / (max(len(targets), 1) if denominator is None else denominator)
     return loss.detach().reshape(()), gradients(loss.sum() * upstream, states, head)
 

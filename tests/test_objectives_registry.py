@@ -11,7 +11,7 @@ WRONG = {
     "name": (lambda: objective("sfft"), "unknown name 'sfft'; did you mean 'sft'"),
     "underscore": (lambda: objective("prift_mass"), "did you mean 'prift-mass'"),
     "case": (lambda: objective("EKSFT"), "unknown name 'EKSFT'; .*eksft"),
-    "nothing like it": (lambda: objective("zzz"), "known: dft, eksft, gft, ift, prift-mass, prift-prob, reweight, sft"),
+    "nothing like it": (lambda: objective("zzz"), "known: deft, dft, .* weighted-sft"),
     "private module": (lambda: objective("_rules"), "unknown name"),
     "empty": (lambda: objective(""), "unknown name"),
     "none": (lambda: objective(None), "got NoneType"),
@@ -64,6 +64,16 @@ WRONG = {
     ),
     "start of a noisy schedule": (lambda: objective("ift", schedule="noisy", lam_start=0.1), "'lam_start' is ignored"),
     "start above 1": (lambda: objective("ift", schedule="linear", lam_start=2), r"lam_start must lie in \[0, 1\]"),
+    "column": (lambda: objective("weighted-sft", column=" "), "column must be text .*' '"),
+    "column as a number": (lambda: objective("weighted-sft", column=3), "column must be text .*got 3"),
+    "clip": (lambda: objective("psft", clip=-0.1), r"clip must lie in \[0, ∞\]"),
+    "no refresh": (lambda: objective("psft", refresh=0), r"refresh must lie in \[1, ∞\]"),
+    "half a step": (lambda: objective("psft", refresh=1.5), "refresh must be a whole number .*got 1.5"),
+    "exponent": (lambda: objective("deft", exponent="entropy"), "must be one of renyi, cayley, fixed"),
+    "fixed without exponent": (lambda: objective("deft", exponent="fixed"), "alpha: exponent 'fixed' needs it"),
+    "exponent that is ignored": (lambda: objective("deft", alpha=0.5), "alpha: 'renyi' would ignore it"),
+    "floor": (lambda: objective("talr", floor=2), r"floor must lie in \[0, 1\]"),
+    "normalise": (lambda: objective("talr", normalise=1), "normalise must be true or false"),
     "module": (lambda: objective("no_such_module:Class"), "cannot import 'no_such_module:Class'"),
     "class": (lambda: objective("third_party:Fokal"), "cannot import 'third_party:Fokal'"),
     "not an objective": (lambda: objective("third_party:NotAnObjective"), "not a subclass"),
@@ -83,7 +93,20 @@ def test_refused_in_one_line(build, message):
 
 def test_the_registry_holds_these_sorted():
     names = [info.name for info in list_objectives()]
-    assert names == ["dft", "eksft", "gft", "ift", "prift-mass", "prift-prob", "reweight", "sft"]
+    assert names == [
+        "deft",
+        "dft",
+        "eksft",
+        "gft",
+        "ift",
+        "prift-mass",
+        "prift-prob",
+        "psft",
+        "reweight",
+        "sft",
+        "talr",
+        "weighted-sft",
+    ]
 
 
 @pytest.mark.parametrize("info", list_objectives(), ids=lambda info: info.name)
@@ -92,7 +115,7 @@ def test_every_objective_describes_itself(info):
     assert len(info.description) < 125
     assert info.source
     assert "logprob" in info.needs
-    assert info.scope in ("token", "sequence", "batch")
+    assert info.scope in ("token", "sequence", "batch", "step")
     assert info.reduction in ("tokens", "sequences", "groups")
     for _, _, documentation in info.options:
         assert documentation
@@ -118,6 +141,11 @@ NEEDS = {
     "eksft normalised": ("eksft", {"entropy": "normalised"}, {"logprob", "entropy", "kl", "vocabulary"}),
     "eksft released": ("eksft", {"penalty": "released"}, {"logprob", "entropy", "kl", "collision"}),
     "gft": ("gft", {}, {"logprob", "advantage"}),
+    "weighted": ("weighted-sft", {}, {"logprob", "weight"}),
+    "psft": ("psft", {}, {"logprob", "old_logprob"}),
+    "deft": ("deft", {}, {"logprob", "collision"}),
+    "deft by Cayley": ("deft", {"exponent": "cayley"}, {"logprob"}),
+    "talr": ("talr", {}, {"logprob"}),
 }
 
 

@@ -12,7 +12,6 @@ from ballast.config.training import training_config
 from ballast.errors import BallastError
 from ballast.limits import check_tokenizer, positions
 from ballast.protocols import Model
-from ballast.stats import TOKEN_FIELDS
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -159,7 +158,7 @@ def _piece_statistics(
             vocab_size=loaded.vocab_size,
         )
     place = mask_BT.nonzero()[:, 1].cpu() + 1
-    on_cpu = {name: stats.require(name).float().cpu() for name in fields if name in TOKEN_FIELDS}
+    on_cpu = {name: stats.require(name).float().cpu() for name in fields if name != "vocabulary"}
     for name, values in on_cpu.items():
         if not bool(values.isfinite().all()):
             raise BallastError(
@@ -168,14 +167,12 @@ def _piece_statistics(
             )
     ends = torch.tensor(sorted(end_ids(live, loaded.tokenizer)), device=targets_N.device, dtype=targets_N.dtype)
     layout = {"sequence": torch.full_like(place, sequence), "position": place, "end": torch.isin(targets_N, ends).cpu()}
-    return replace(stats, **on_cpu, **layout, vocabulary=stats.vocabulary)
+    return stats.changed({**on_cpu, **layout})
 
 
 def concatenated(parts: Sequence[TokenStats]) -> TokenStats:
     """Return the statistics of several pieces as one batch."""
     import torch
 
-    first = parts[0]
-    names = [name for name in TOKEN_FIELDS if getattr(first, name) is not None]
-    joined = {name: torch.cat([part.require(name) for part in parts]) for name in names}
-    return replace(first, **joined, vocabulary=first.vocabulary)
+    joined = {name: torch.cat([part.require(name) for part in parts]) for name in parts[0].tensors()}
+    return parts[0].changed(joined)

@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ballast.data import Collator, PrepareOptions, check_data, pack, prepare
+from ballast.data import Collator, PrepareOptions, check_data, pack, prepare, renamed
 from ballast.errors import BallastError
 from ballast.evaluation.generation import end_ids
-from ballast.head import trained_positions
 from ballast.limits import check_tokenizer
 from ballast.loop import numbers
 from ballast.objectives import objective as build_objective
 from ballast.records.model_card import append_objective
 from ballast.stats import GROUP_FIELDS
+from ballast.training.ahead import OLD, STEP_WEIGHT, OldModel, Weighed, gathered, with_step_weights
 from ballast.training.config import TrainingConfig, autocast_dtype
+from ballast.training.forward import Forward
 from ballast.training.given import own_config, tokenizer_of
 from ballast.training.groups import GROUP, RowCollator, StoredGroups, run_groups
 from ballast.training.inputs import input_change, settle_inputs
-from ballast.training.loss import formed, measured
-from ballast.training.metrics import MetricSums
-from ballast.training.reduction import count, token_layout
+from ballast.training.metrics import MetricSums, without_repeats
+from ballast.training.reduction import count
 from ballast.training.reference import check_needs, run_reference, score_missing
 from ballast.training.refusals import refuse_no_steps, refuse_parts, refuse_surroundings
 from ballast.training.rows import rows_in
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from ballast.reference import ReferenceCache
     from ballast.stats import TokenStats
     from ballast.training.reference import RunSpec
-    from ballast.training.trl import SFTConfig, Statistics, StatisticsOutput
+    from ballast.training.trl import SFTConfig, StatisticsOutput
 
 
 class Trainer(AdaptedTrainer):
@@ -123,7 +123,9 @@ class Trainer(AdaptedTrainer):
         tokenizer = processing_class if processing_class is not None else tokenizer_of(model, args)
         check_tokenizer(type(model).__name__, model.config, tokenizer)
         if train_dataset is not None and self.groups is None and formatting_func is None:
-            train_dataset = check_data(train_dataset, tokenizer, PrepareOptions.from_training_args(args))
+            options = PrepareOptions.from_training_args(args)
+            own = tuple(self.objective.columns.values())
+            train_dataset = check_data(train_dataset, tokenizer, options, columns=own)
         if peft_config is not None:
             model = with_adapter(model, peft_config, args.seed)
         check_head(model)
@@ -148,9 +150,17 @@ class Trainer(AdaptedTrainer):
         )
         rows: Any = self.train_dataset
         refuse_no_steps(args, None if rows is None else len(rows))
-        self.data_collator = Collator(columns=self.batch_columns(), **self.collation)
+        own_columns = tuple(self.objective.columns)
+        self.data_collator = Collator(columns=self.reference.columns, own=own_columns, **self.collation)
         add_statistics(self.model)
-        self._ends = sorted(end_ids(self.model, tokenizer))
+        self.forward = Forward(
+            objective=Weighed(self.objective) if self.objective.scope == "step" else self.objective,
+            reference=self.reference,
+            ends=sorted(end_ids(self.model, tokenizer)),
+            autocast=self.accelerator.autocast,
+            options={"output_router_logits": True} if self.router_coefficient() else {},
+        )
+        self.old = None if OLD not in self.objective.needs else self._old_model()
         if self.groups is not None:
             self.data_collator = RowCollator(self.data_collator)
             self.groups.attach(self.model, self.collation)
@@ -159,15 +169,19 @@ class Trainer(AdaptedTrainer):
     def prepared(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: SFTConfig, packing: bool, name: str
     ) -> Dataset:
-        """Tokenise as TRL does, join the cached columns by row digest, pack."""
+        """Tokenise as TRL does, with the objective's own columns, join the cached ones by row digest, pack."""
         options = PrepareOptions.from_training_args(args, packing=packing, context=self.reference.context(self._scorer))
         if self.groups is not None and not self.groups.prepared:
             # The training rows come first; a held-out set may be called "train" as well.
             return self.groups.prepare(dataset, tokenizer, options)
-        ready = prepare(dataset, tokenizer, options, name=name)
+        # Held-out rows are measured by their likelihood, whatever weights the training rows have.
+        read = dict(self.objective.columns)
+        if self._rows is not None:
+            read = {name: column for name, column in read.items() if column in dataset.column_names}
+        ready = prepare(dataset, tokenizer, options, name=name, columns=tuple(dict.fromkeys(read.values())))
         self.prepare_reports[name] = ready.report
         self._rows = ready.dataset if self._rows is None else self._rows
-        return pack(self.reference.attach(ready.dataset, self._score), options)
+        return pack(self.reference.attach(renamed(ready.dataset, read), self._score), options, own=tuple(read))
 
     def _score(self, dataset: Dataset) -> ReferenceCache:
         started = getattr(self, "state", None) is not None and self.state.global_step > 0
@@ -179,24 +193,39 @@ class Trainer(AdaptedTrainer):
         return score_missing(self.reference.cache, self._scorer, dataset, self._device)
 
     def batch_columns(self) -> tuple[str, ...]:
-        """Return the cached statistics that batches carry."""
-        return self.reference.columns
+        """Return the columns that batches carry: cached statistics, and the data's own."""
+        return (*self.reference.columns, *self.objective.columns)
+
+    def _old_model(self) -> OldModel:
+        refresh: int = self.objective.refresh  # type: ignore[attr-defined]  # checked where it was built
+        return OldModel(refresh, partial(self._score_batch, fields=("logprob",)))
 
     def step_batches(self, batches: Iterator[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-        """Return the micro-batches of one optimiser step; with groups, prompts become answers here."""
-        if self.groups is None:
-            return super().step_batches(batches, count)
-        with self.accelerator.autocast():
-            return self.groups.take(batches, count, self.state.global_step)
+        """Return the micro-batches of one optimiser step, with what is known of them before they are trained on.
+
+        With groups, prompts become answers here.
+        """
+        if self.groups is not None:
+            with self.accelerator.autocast():
+                taken = self.groups.take(batches, count, self.state.global_step)
+        else:
+            taken = (self.old.take if self.old is not None else super().step_batches)(batches, count)
+        if self.objective.scope != "step" or not taken:
+            return taken
+        score = partial(self._score_batch, fields=self.reference.needed)
+        gather = partial(gathered, accelerator=self.accelerator)
+        return with_step_weights(taken, self.objective, score, gather, self.accelerator.process_index)
 
     def checkpoint_state(self) -> dict[str, Any]:
-        """Return answers that have been sampled and not yet trained on."""
-        return {} if self.groups is None else self.groups.state()
+        """Return answers that have been sampled, or scores of rows, that are not yet trained on."""
+        ahead = self.groups or self.old
+        return {} if ahead is None else ahead.state()
 
     def load_checkpoint_state(self, state: dict[str, Any]) -> None:
-        """Go on with answers that were sampled before the checkpoint."""
-        if self.groups is not None:
-            self.groups.restore(state)
+        """Go on with answers that were sampled, or rows that were scored, before the checkpoint."""
+        ahead = self.groups or self.old
+        if ahead is not None:
+            ahead.restore(state)
 
     def follows_start(self) -> bool:
         """Return whether a live reference is made of the model as it starts."""
@@ -227,10 +256,7 @@ class Trainer(AdaptedTrainer):
         """
         training = self.model.training
         denominator = self._denominator(inputs, num_items_in_batch) if training else None
-        carried = (*self.batch_columns(), *(GROUP_FIELDS if GROUP in inputs else ()))
-        columns = {name: inputs.pop(name) for name in carried}
-        inputs.pop(GROUP, None)
-        found = self._forward(model, inputs, columns, denominator)
+        found = self._forward(model, inputs, self._popped(inputs), denominator)
         self._measure(found, inputs, training)
         loss = found.loss
         if training and found.aux_loss is not None:
@@ -244,7 +270,7 @@ class Trainer(AdaptedTrainer):
     def _measure(self, found: StatisticsOutput, inputs: dict[str, Any], training: bool) -> None:
         """Add a micro-batch to the sums that the log is made of."""
         assert found.stats is not None
-        stats = found.stats if training else self._without_repeats(found.stats, inputs)
+        stats = found.stats if training else without_repeats(found.stats, inputs, self.accelerator)
         seen = inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()
         weight, report = self._described(stats, training and found.computed is None)
         whole = found.computed is None
@@ -255,24 +281,14 @@ class Trainer(AdaptedTrainer):
 
     def _described(self, stats: TokenStats, training: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weights of a micro-batch and what the objective reports of it, for the log."""
-        if any(getattr(stats, name) is None for name in self.objective.needs):
-            # Demonstrations held out for evaluation belong to no group.
+        objective = self.forward.objective
+        if any(stats.get(name) is None for name in objective.needs):
+            # Demonstrations held out for evaluation belong to no group or step, and need no columns.
             return torch.ones_like(stats.require("logprob")), {}
-        report = self.objective.report(stats)
+        report = objective.report(stats)
         if training and self.groups is not None:
             self.groups.sums.add_tokens(stats, report)
-        return self.objective.weight(stats).detach(), report
-
-    def _without_repeats(self, stats: TokenStats, inputs: dict[str, Any]) -> TokenStats:
-        """Leave out rows that fill up the last batch of several ranks, which have been measured already."""
-        state = self.accelerator.gradient_state
-        if self.accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
-            return stats
-        if "seq_idx" in inputs:
-            # A packed batch has lost its rows; its repeats stay.
-            return stats
-        fresh = state.remainder - self.accelerator.process_index * len(inputs["labels"])
-        return stats.take(stats.require("sequence") < fresh)
+        return objective.weight(stats).detach(), report
 
     def _denominator(self, inputs: dict[str, Any], step_count: Tensor | int | None) -> Tensor:
         if step_count is None:
@@ -289,32 +305,38 @@ class Trainer(AdaptedTrainer):
         denominator: Tensor | None,
     ) -> StatisticsOutput:
         """Return loss and statistics of the batch's trained tokens; without denominator, as evaluation wants them."""
-        mask, targets = trained_positions(inputs["labels"])
-        sequence, position = token_layout(inputs)
-        given = {name: column[:, 1:][mask] for name, column in columns.items()}
-        ends = torch.tensor(self._ends, device=targets.device, dtype=targets.dtype)
-        given |= {"sequence": sequence, "position": position, "end": torch.isin(targets, ends)}
-        model_inputs = {name: value for name, value in inputs.items() if name != "labels"}
-        with self.accelerator.autocast():
-            reference = self.reference.states(mask, model_inputs)
-
-        compute: Statistics = partial(measured, given=given, run=self.reference, states=reference)
-        if denominator is not None:
-            compute = partial(
-                formed,
-                given=given,
-                run=self.reference,
-                states=reference,
-                objective=self.objective,
-                denominator=denominator,
-                whole=self._is_logged(),
-            )
-        if self.router_coefficient():
-            model_inputs["output_router_logits"] = True
+        if denominator is None:
+            return self.forward.measure(model, inputs, columns, progress=self._progress)
         # Evaluation and the reference read the demonstrated tokens themselves.
         steps = (self.args.seed, self.state.global_step, self.state.max_steps)
-        prepare = input_change(self.objective, *steps) if self.model.training else None
-        return model(**model_inputs, labels=inputs["labels"], statistics=compute, prepare=prepare)
+        return self.forward.train(
+            model,
+            inputs,
+            columns,
+            denominator=denominator,
+            whole=self._is_logged(),
+            progress=self._progress,
+            prepare=input_change(self.objective, *steps),
+        )
+
+    def _score_batch(self, batch: dict[str, Any], fields: tuple[str, ...]) -> TokenStats:
+        """Return statistics of a micro-batch under the model as it is, before it is trained on."""
+        inputs = dict(self._prepare_inputs(batch))
+        columns = self._popped(inputs)
+        found = self.forward.score(self.model_wrapped, inputs, columns, progress=self._progress, fields=fields)
+        assert found.stats is not None
+        return found.stats
+
+    def _popped(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        """Take the columns of statistics out of a batch; what is left is the model's."""
+        names = (*self.batch_columns(), *GROUP_FIELDS, OLD, STEP_WEIGHT)
+        inputs.pop(GROUP, None)
+        return {name: inputs.pop(name) for name in names if name in inputs}
+
+    @property
+    def _progress(self) -> float:
+        """The share of the training that is done."""
+        return min(self.state.global_step / max(self.state.max_steps, 1), 1.0)
 
     def _is_logged(self) -> bool:
         """Return whether the step being computed is one that is logged, whose metrics are to be of all tokens."""
