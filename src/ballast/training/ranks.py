@@ -1,48 +1,18 @@
-"""Several processes: whether they train together, and rows that only fill up their last batch."""
+"""Several processes: rows that only fill up their last batch, and what a batch holds without them."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ballast.errors import BallastError
-
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor
-    from transformers import TrainingArguments
 
 ROW_ENDS = "row_ends"
 """Tensor ``[rows]`` of a padding-free batch: where each of the rows in it ends."""
-
-
-def refuse_strangers(args: TrainingArguments, *, section: str = "training", cpu: str = "use_cpu") -> None:
-    """Refuse processes that were started together and would train each by itself.
-
-    Args:
-        args: settings of the run, which know how many processes accelerate has brought together.
-        section: section of the recipe that `args` were made of.
-        cpu: the setting there that brings processes together on CPUs.
-
-    Raises:
-        BallastError: every process would write the same files; or one process would split batches over several GPUs by
-            `DataParallel`, which calls the model without what ballast passes to its forward.
-    """
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started > 1 and args.world_size == 1:
-        raise BallastError(
-            f"{started} processes were started, and each would train by itself and write the same files; on CPUs set "
-            f"{section}.{cpu}=true"
-        )
-    if args.n_gpu > 1:
-        raise BallastError(
-            f"{args.n_gpu} GPUs are visible to one process, which would use them by DataParallel, where the statistics "
-            "of a batch are lost; start one process a GPU (`accelerate launch -m ballast.cli train …`), or show "
-            "one (CUDA_VISIBLE_DEVICES=0)"
-        )
 
 
 def rows_left(accelerator: Accelerator, rows: int) -> int:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ballast.errors import BallastError
 from ballast.files import check_place
+from ballast.loop import refuse_strangers
 from ballast.packages import lacking, refuse_lacking
-from ballast.training.ranks import refuse_strangers
 
 if TYPE_CHECKING:
     from ballast.training.config import TrainingConfig
