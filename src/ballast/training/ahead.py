@@ -6,6 +6,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from ballast.errors import BallastError
 from ballast.head import trained_positions
 from ballast.objectives import Objective
 from ballast.stats import TokenStats
+from ballast.training.ranks import without_repeats
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,17 +44,17 @@ class OldModel:
         self._refresh, self._score = refresh, score
         self._waiting: deque[Batch] = deque()
         self._resumed: list[Mapping[str, Any]] = []
-        self._source: Iterator[Batch] | None = None
+        self._epoch: object = None
 
-    def take(self, batches: Iterator[Batch], count: int) -> list[Batch]:
+    def take(self, batches: Iterator[Batch], count: int, epoch: object) -> list[Batch]:
         """Return the next `count` micro-batches (fewer at the end of an epoch), with ``old_logprob``.
 
-        Rounds do not cross epochs: the first step of one scores again.
+        Rounds do not cross epochs, each of which is an object of its own: the first step of one scores again.
         """
-        if batches is not self._source:
+        if epoch is not self._epoch:
             # What an epoch left that was stopped early, or an earlier call of `train`, is an older model's.
             self._waiting.clear()
-            self._source = batches
+            self._epoch = epoch
         if not self._waiting:
             size = len(self._resumed) or count * self._refresh
             # The range first: a batch drawn beyond the round would be lost.
@@ -101,6 +103,55 @@ def _digest(batch: Batch) -> str:
     for name in ("input_ids", "labels"):
         digest.update(batch[name].cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+class Ahead:
+    """What one run knows of its micro-batches before it trains on them."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        score: Callable[[Batch, tuple[str, ...]], TokenStats],
+        fields: tuple[str, ...],
+        accelerator: Any,
+    ) -> None:
+        """Begin a run.
+
+        Args:
+            objective: what is trained.
+            score: these statistics of a micro-batch, and its layout, under the model as it is.
+            fields: what the objective needs to be computed.
+            accelerator: of the run.
+        """
+        self._objective, self._accelerator = objective, accelerator
+        self._score: Score = lambda batch: score(batch, fields)
+        refresh: int = getattr(objective, "refresh", 1)
+        old = OldModel(refresh, lambda batch: score(batch, ("logprob",)))
+        self._old = old if OLD in objective.needs else None
+
+    def take(self, batches: Iterator[Batch], count: int) -> list[Batch]:
+        """Return the next `count` micro-batches of demonstrations, with the old model's log-probabilities if needed."""
+        # One at a time: only while the last is the latest that was drawn, accelerate knows it for the last.
+        fresh = (without_repeats(batch, self._accelerator) for batch in batches)
+        if self._old is not None:
+            return self._old.take(fresh, count, batches)
+        return [batch for _, batch in zip(range(count), fresh, strict=False)]
+
+    def weighed(self, batches: list[Batch]) -> list[Batch]:
+        """Return the micro-batches of an optimiser step, with its weights if the objective's scope is ``step``."""
+        if self._objective.scope != "step" or not batches:
+            return batches
+        gather = partial(gathered, accelerator=self._accelerator)
+        return with_step_weights(batches, self._objective, self._score, gather, self._accelerator.process_index)
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint needs, empty where it needs nothing."""
+        return {} if self._old is None else self._old.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint's state."""
+        if self._old is not None:
+            self._old.restore(state)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -118,15 +118,3 @@ class MetricSums:
             "tokens": sums["tokens"],
             "seen": sums["seen"],
         }
-
-
-def without_repeats(stats: TokenStats, inputs: Mapping[str, Any], accelerator: Any) -> TokenStats:
-    """Leave out rows that fill up the last batch of several ranks, which have been measured already."""
-    state = accelerator.gradient_state
-    if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
-        return stats
-    if "seq_idx" in inputs:
-        # A packed batch has lost its rows; its repeats stay.
-        return stats
-    fresh = state.remainder - accelerator.process_index * len(inputs["labels"])
-    return stats.take(stats.require("sequence") < fresh)

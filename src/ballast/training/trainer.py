@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,13 +15,14 @@ from ballast.loop import numbers
 from ballast.objectives import objective as build_objective
 from ballast.records.model_card import append_objective
 from ballast.stats import GROUP_FIELDS
-from ballast.training.ahead import OLD, STEP_WEIGHT, OldModel, Weighed, gathered, with_step_weights
+from ballast.training.ahead import OLD, STEP_WEIGHT, Ahead, Weighed
 from ballast.training.config import TrainingConfig, autocast_dtype
 from ballast.training.forward import Forward
 from ballast.training.given import own_config, tokenizer_of
 from ballast.training.groups import GROUP, RowCollator, StoredGroups, run_groups
 from ballast.training.inputs import input_change, settle_inputs
-from ballast.training.metrics import MetricSums, without_repeats
+from ballast.training.metrics import MetricSums
+from ballast.training.ranks import ROW_ENDS, tokens_seen, without_repeats
 from ballast.training.reduction import count
 from ballast.training.reference import check_needs, run_reference, score_missing
 from ballast.training.refusals import refuse_no_steps, refuse_parts, refuse_surroundings
@@ -160,7 +160,7 @@ class Trainer(AdaptedTrainer):
             autocast=self.accelerator.autocast,
             options={"output_router_logits": True} if self.router_coefficient() else {},
         )
-        self.old = None if OLD not in self.objective.needs else self._old_model()
+        self.ahead = Ahead(self.objective, self._score_batch, self.reference.needed, self.accelerator)
         if self.groups is not None:
             self.data_collator = RowCollator(self.data_collator)
             self.groups.attach(self.model, self.collation)
@@ -196,10 +196,6 @@ class Trainer(AdaptedTrainer):
         """Return the columns that batches carry: cached statistics, and the data's own."""
         return (*self.reference.columns, *self.objective.columns)
 
-    def _old_model(self) -> OldModel:
-        refresh: int = self.objective.refresh  # type: ignore[attr-defined]  # checked where it was built
-        return OldModel(refresh, partial(self._score_batch, fields=("logprob",)))
-
     def step_batches(self, batches: Iterator[dict[str, Any]], count: int) -> list[dict[str, Any]]:
         """Return the micro-batches of one optimiser step, with what is known of them before they are trained on.
 
@@ -209,23 +205,16 @@ class Trainer(AdaptedTrainer):
             with self.accelerator.autocast():
                 taken = self.groups.take(batches, count, self.state.global_step)
         else:
-            taken = (self.old.take if self.old is not None else super().step_batches)(batches, count)
-        if self.objective.scope != "step" or not taken:
-            return taken
-        score = partial(self._score_batch, fields=self.reference.needed)
-        gather = partial(gathered, accelerator=self.accelerator)
-        return with_step_weights(taken, self.objective, score, gather, self.accelerator.process_index)
+            taken = self.ahead.take(batches, count)
+        return self.ahead.weighed(taken)
 
     def checkpoint_state(self) -> dict[str, Any]:
         """Return answers that have been sampled, or scores of rows, that are not yet trained on."""
-        ahead = self.groups or self.old
-        return {} if ahead is None else ahead.state()
+        return self.ahead.state() if self.groups is None else self.groups.state()
 
     def load_checkpoint_state(self, state: dict[str, Any]) -> None:
         """Go on with answers that were sampled, or rows that were scored, before the checkpoint."""
-        ahead = self.groups or self.old
-        if ahead is not None:
-            ahead.restore(state)
+        (self.ahead if self.groups is None else self.groups).restore(state)
 
     def follows_start(self) -> bool:
         """Return whether a live reference is made of the model as it starts."""
@@ -255,9 +244,11 @@ class Trainer(AdaptedTrainer):
         While evaluating it is the mean negative log-likelihood of the batch's trained tokens.
         """
         training = self.model.training
+        inputs = inputs if training else without_repeats(inputs, self.accelerator)
         denominator = self._denominator(inputs, num_items_in_batch) if training else None
+        seen = tokens_seen(inputs)
         found = self._forward(model, inputs, self._popped(inputs), denominator)
-        self._measure(found, inputs, training)
+        self._measure(found, seen, training)
         loss = found.loss
         if training and found.aux_loss is not None:
             # A mean per micro-batch, so it is averaged over the micro-batches of the step.
@@ -267,11 +258,10 @@ class Trainer(AdaptedTrainer):
         with torch.no_grad():
             return loss, model(**{name: value for name, value in inputs.items() if name != "labels"}, use_cache=False)
 
-    def _measure(self, found: StatisticsOutput, inputs: dict[str, Any], training: bool) -> None:
+    def _measure(self, found: StatisticsOutput, seen: Tensor | int, training: bool) -> None:
         """Add a micro-batch to the sums that the log is made of."""
         assert found.stats is not None
-        stats = found.stats if training else without_repeats(found.stats, inputs, self.accelerator)
-        seen = inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()
+        stats = found.stats
         weight, report = self._described(stats, training and found.computed is None)
         whole = found.computed is None
         left_out = 0 if found.computed is None else len(found.computed) - len(weight)
@@ -330,7 +320,8 @@ class Trainer(AdaptedTrainer):
     def _popped(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
         """Take the columns of statistics out of a batch; what is left is the model's."""
         names = (*self.batch_columns(), *GROUP_FIELDS, OLD, STEP_WEIGHT)
-        inputs.pop(GROUP, None)
+        for name in (GROUP, ROW_ENDS):
+            inputs.pop(name, None)
         return {name: inputs.pop(name) for name in names if name in inputs}
 
     @property
