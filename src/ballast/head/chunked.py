@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ballast.head.folds import SMALLEST_LOG, VALUE, Scratch, divergences, gradient_of_logprobs, marginal
+from ballast.head.folds import SMALLEST_LOG, Scratch, divergences, gradient_of_logprobs, marginal, value_of
 from ballast.head.lm_head import LMHead
 from ballast.head.projection import Projection, autocast_dtype
 from ballast.statistics import find, is_differentiable, is_pair, reads_reference
@@ -32,7 +32,7 @@ class _Plan:
     @property
     def kept(self) -> dict[str, str]:
         """Which statistics the gradient is made of, each under the name that it knows them by."""
-        further = {name: f"{VALUE}{name}" for name in self.fields if find(name) is not None}
+        further = {name: value_of(name) for name in self.fields if find(name) is not None}
         return {"entropy": "H", "collision": "S", "kl": "KL", "top": "top", "normaliser": "normaliser", **further}
 
     def projection(self, head: LMHead, rows: int) -> Projection:

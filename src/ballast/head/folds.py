@@ -40,8 +40,10 @@ SUMMED = 256
 
 KL_FIELDS = ("kl", "kl_forward")
 
-VALUE = "value of "
-"""Before a statistic's name: what it is, beside its incoming gradient under the name itself."""
+
+def value_of(name: str) -> str:
+    """Return the name of a statistic's value, where the name itself stands for its incoming gradient."""
+    return f"value of {name.replace('@', ' ')}"
 
 
 class Scratch:
@@ -258,7 +260,7 @@ def _further_gradient(
         own_BV, other_BV = logp_BV, None
         if statistic.pair and logq_BV is not None:
             own_BV, other_BV = _common(logp_BV, vocab_size), _common(logq_BV, vocab_size)
-        grad_BV = statistic.gradient(own_BV, targets_B, other_BV, known[f"{VALUE}{name}"]).mul_(incoming_B[:, None])
+        grad_BV = statistic.gradient(own_BV, targets_B, other_BV, known[value_of(name)]).mul_(incoming_B[:, None])
         if total_BV is None:
             total_BV = torch.zeros_like(logp_BV)
         total_BV[:, : grad_BV.shape[1]].add_(grad_BV)

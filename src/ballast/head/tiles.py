@@ -10,13 +10,13 @@ import torch
 
 from ballast.head.chunked import add_product, chunks
 from ballast.head.folds import (
-    VALUE,
     Scratch,
     divergences,
     gradient_of_exponentials,
     gradient_of_logprobs,
     marginal,
     packed,
+    value_of,
 )
 from ballast.head.projection import Projection
 from ballast.statistics import find, is_pair, reads_reference
@@ -213,7 +213,7 @@ class Tiles:
         self._known = {"top": values["top"], "normaliser": values["normaliser"]}
         short = {"H": "entropy", "S": "collision", "KL": "kl"}
         self._known |= {letter: values[name] for letter, name in short.items() if name in values}
-        self._known |= {f"{VALUE}{name}": values[name] for name in self._fields if find(name) is not None}
+        self._known |= {value_of(name): values[name] for name in self._fields if find(name) is not None}
         return values
 
     def form(self, slopes: dict[str, Tensor], gradients: Gradients, part: Part) -> None:

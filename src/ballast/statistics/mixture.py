@@ -32,7 +32,8 @@ class SkewKL(Statistic):
 
     def gradient(self, logp_BV: Tensor, targets_B: Tensor, logq_BV: Tensor | None, value_B: Tensor) -> Tensor:
         p_BV, ratio_BV = logp_BV.exp(), self._log_ratio(logp_BV, logq_BV)
-        slope_BV = ratio_BV - self.parameter * ratio_BV.exp()
+        # The share of p in m, which p/q alone would overflow.
+        slope_BV = ratio_BV - self.parameter * ratio_BV.exp() if self.parameter else ratio_BV
         return slope_BV.sub_((p_BV * slope_BV).sum(-1, keepdim=True)).mul_(p_BV)
 
     def _log_ratio(self, logp_BV: Tensor, logq_BV: Tensor | None) -> Tensor:
