@@ -10,7 +10,6 @@ import torch
 
 from ballast.head import trained_positions
 from ballast.reference.providers import evaluating
-from ballast.stats import RUN_FIELDS
 from ballast.training.loss import formed, measured
 from ballast.training.reduction import token_layout
 
@@ -35,6 +34,7 @@ class Forward:
         ends: ids at which generation stops.
         autocast: a context in which the reference computes.
         options: further arguments of the model's forward.
+        tells_progress: whether the objective reads the share of the training that is done.
     """
 
     objective: Objective
@@ -42,6 +42,7 @@ class Forward:
     ends: Sequence[int]
     autocast: Callable[[], Any]
     options: Mapping[str, Any]
+    tells_progress: bool
 
     def train(
         self,
@@ -93,7 +94,7 @@ class Forward:
         mask, targets = trained_positions(inputs["labels"])
         sequence, position = token_layout(inputs)
         given = {name: column[:, 1:][mask] for name, column in columns.items()}
-        if set(RUN_FIELDS) & set(self.objective.needs):
+        if self.tells_progress:
             given["progress"] = torch.full(targets.shape, progress, device=targets.device)
         ends = torch.tensor(self.ends, device=targets.device, dtype=targets.dtype)
         given |= {"sequence": sequence, "position": position, "end": torch.isin(targets, ends)}

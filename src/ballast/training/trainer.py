@@ -159,6 +159,7 @@ class Trainer(AdaptedTrainer):
             ends=sorted(end_ids(self.model, tokenizer)),
             autocast=self.accelerator.autocast,
             options={"output_router_logits": True} if self.router_coefficient() else {},
+            tells_progress="progress" in self.objective.needs,
         )
         self.ahead = Ahead(self.objective, self._score_batch, self.reference.needed, self.accelerator)
         if self.groups is not None:
