@@ -20,7 +20,8 @@ from ballast.evaluation.tasks import SampledTask, Task
 from ballast.objectives import Objective
 from ballast.records.folder import RANDOM, REPORT, TUNING, Store
 from ballast.records.schema import CellRecord, Role
-from ballast.stats import GROUP_FIELDS, PAIR_FIELDS
+from ballast.statistics import is_pair
+from ballast.stats import GROUP_FIELDS
 
 TUNING_OFFSET = 1000
 """Distance of the tuning seeds from the reported ones: constant, so that more seeds can be added later."""
@@ -276,10 +277,12 @@ def _training(recipe: Recipe, section: MethodSection, steps: int | None) -> dict
 
 def _reference(reference: ReferenceSection, objective: Objective, cache: str | None) -> ReferenceSection:
     """Return the shared cache where it can serve; a live reference for whole distributions; what the recipe says."""
-    live = ReferenceSection() if reference.cache else reference
-    if reference.model or reference.use != "auto" or cache is None:
+    live = ReferenceSection(model=reference.model) if reference.cache else reference
+    if set(GROUP_FIELDS) & set(objective.needs) or any(map(is_pair, objective.needs)):
         return live
-    if set(objective.needs) & {*PAIR_FIELDS, *GROUP_FIELDS}:
+    if reference.cache and reference.model:
+        return reference
+    if reference.model or reference.use != "auto" or cache is None:
         return live
     return ReferenceSection(cache=reference.cache or cache)
 

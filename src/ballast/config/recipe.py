@@ -78,18 +78,17 @@ class ReferenceSection(Options):
     frozen copy of the model as it starts; nothing where the objective needs none. `model`: that copy, in memory.
     `adapter-off`: the model itself without its adapter; no further memory."""
     cache: PathText | None = None
-    """Folder of statistics of the model as it starts, written by `ballast score`; `ballast train` scores what is
-    missing."""
+    """Folder of statistics of the model as it starts, or of `model`, written by `ballast score`; `ballast train` scores
+    what is missing."""
     model: PathText | None = None
-    """Another model, in memory."""
+    """Another model, a teacher say: in memory, or with `cache` only as long as rows are scored."""
 
     @model_validator(mode="after")
     def _one_reference(self) -> ReferenceSection:
         if self.cache and self.use != "auto":
             raise ValueError(f"use: {self.use} and cache contradict each other, one would be ignored; keep one")
-        if self.model and (self.use != "auto" or self.cache):
-            other = "cache" if self.cache else f"use: {self.use}"
-            raise ValueError(f"{other} and model contradict each other, one would be ignored; keep one")
+        if self.model and self.use != "auto":
+            raise ValueError(f"use: {self.use} and model contradict each other, one would be ignored; keep one")
         return self
 
 

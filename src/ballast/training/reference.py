@@ -90,6 +90,7 @@ class RunReference:
         fields: what is computed of a batch whose metrics are logged.
         needed: what is computed of any other: what the objective declares, and what costs nothing beside it.
         vocab_size: tokens that model and reference share, None where they have the same.
+        teacher: whether the cache is of another model than the one that training starts from.
     """
 
     live: LiveReference | None = None
@@ -98,6 +99,7 @@ class RunReference:
     fields: tuple[str, ...] = ()
     needed: tuple[str, ...] = ()
     vocab_size: int | None = None
+    teacher: bool = False
 
     def to(self, device: torch.device) -> None:
         """Move a live reference to a device."""
@@ -153,7 +155,8 @@ def run_reference(
         cache = open_cache(spec, model, tokenizer, autocast)
         columns = tuple(name for name in (*wanted, "ref_logprob") if name in REFERENCE_FIELDS)
         fields = tuple(name for name in wanted if name not in REFERENCE_FIELDS)
-        return RunReference(cache=cache, columns=tuple(dict.fromkeys(columns)), fields=fields, needed=fields)
+        columns, teacher = tuple(dict.fromkeys(columns)), isinstance(spec, Mapping) and "model" in spec
+        return RunReference(cache=cache, columns=columns, fields=fields, needed=fields, teacher=teacher)
     live = resolve_reference(spec, model, vocab_size=len(tokenizer))
     assert isinstance(live, LiveReference)
     same_size = len(lm_head(model).weight) == len(live.head.weight)

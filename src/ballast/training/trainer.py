@@ -72,7 +72,7 @@ class Trainer(AdaptedTrainer):
             rows of `train_dataset` are then prompts (``prompt``, ``completion``, ``teachers``, what the verifier
             reads), a batch counts prompts, and `train_dataset` is left out where ``groups.file`` names the answers.
         reference: overrides ``args.reference``; also a model, a `LiveReference`, a `ReferenceCache`,
-            ``{"cache": folder}`` or ``{"model": path}``.
+            ``{"cache": folder}``, ``{"model": path}``, or both: a cache of that model.
         peft_config, quantization_config, formatting_func, callbacks, optimizers, optimizer_cls_and_kwargs: as in TRL.
 
     Raises:
@@ -186,6 +186,11 @@ class Trainer(AdaptedTrainer):
 
     def _score(self, dataset: Dataset) -> ReferenceCache:
         started = getattr(self, "state", None) is not None and self.state.global_step > 0
+        if self.reference.teacher:
+            raise BallastError(
+                "rows that the teacher's cache does not have cannot be scored here, where the teacher is not: score "
+                "them beforehand (`ballast score` with reference.model)"
+            )
         if started or self.reference.cache is None:
             raise BallastError(
                 "rows that the reference cache does not have cannot be scored once training has moved the model: score "
