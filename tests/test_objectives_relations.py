@@ -185,3 +185,15 @@ def test_a_product_leaves_out_what_any_factor_leaves_out_unless_another_has_a_fu
     assert objective("product", of=["prift-mass", "dft"]).active(columns).tolist() == [False, True, True, False]
     assert objective("product", of=["prift-mass", "gft"]).active(columns).tolist() == [False, False, True, False]
     assert objective("product", of=["prift-mass", "asft"]).active(columns) is None
+
+
+def test_a_probability_that_rounds_to_more_than_1_is_kept():
+    stats = TokenStats(logprob=torch.tensor([2e-7]))
+    assert stats.require("logprob").exp().item() > 1
+    for built in (
+        objective("profit"),
+        objective("profit", keep="lower", threshold=1),
+        objective("profit", keep="middle", upper=1),
+        objective("p-alpha", keep="bottom", threshold=1),
+    ):
+        assert built.weight(stats).item() == pytest.approx(1)
