@@ -64,7 +64,7 @@ def _longhand(value: Any) -> Any:
     return {"fraction": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-Half = Annotated[HalfOptions, BeforeValidator(_longhand)]
+Half = Annotated[HalfOptions, BeforeValidator(_longhand, json_schema_input_type=float | dict[str, Any])]
 """The options as a field: a mapping, or the fraction alone."""
 
 
