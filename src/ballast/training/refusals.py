@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ballast.errors import BallastError
 from ballast.files import check_place
 from ballast.half import check_arguments, half_options
+from ballast.loop import refuse_strangers
 from ballast.packages import lacking, refuse_lacking
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def refuse_arguments(args: TrainingConfig) -> None:
         check_arguments(half_options(args.half), args)
     # Last: what is not supported is not worth installing.
     refuse_lacking(args, "training")
+    refuse_strangers(args)
     refuse_no_steps(args)
 
 
