@@ -37,6 +37,7 @@ LAYERS = (
     ("reference", "advise"),
     ("evaluation",),
     ("groups",),
+    ("half",),
     ("loop",),
     ("rl",),
     ("records",),
@@ -80,8 +81,9 @@ ONLY: dict[str, set[str]] = {
         "reference",
         "evaluation",
     },
-    "loop": {"errors", "files", "checkpoints", "reference"},
-    "rl": {"errors", "options", "protocols", "limits", "verifiers", "data", "evaluation", "loop"},
+    "half": {"errors", "options", "protocols"},
+    "loop": {"errors", "files", "checkpoints", "reference", "half"},
+    "rl": {"errors", "options", "protocols", "limits", "verifiers", "data", "evaluation", "half", "loop"},
     "records": {"errors", "files", "protocols", "evaluation", "rl"},
 }
 FREE = {"cli", "__init__"}
