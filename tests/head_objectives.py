@@ -81,8 +81,10 @@ def advantages(targets, dtype=torch.float64):
 
 def columns_of(built, targets, dtype=torch.float64):
     """Return the columns that only the rows can have."""
-    own = {name: advantages(targets, dtype) for name in ("advantage", *built.columns) if name in built.needs}
-    return own | {name: -advantages(targets, dtype).abs() for name in ("old_logprob",) if name in built.needs}
+    origin = torch.tensor([0, 2, 1], dtype=dtype).repeat(len(targets) // 3 + 1)[: len(targets)]
+    given = {name: advantages(targets, dtype) for name in ("advantage", *built.columns)}
+    given |= {"origin": origin, "old_logprob": -advantages(targets, dtype).abs()}
+    return {name: column for name, column in given.items() if name in built.needs}
 
 
 def ordinary(given_inputs, per_token_loss, needs, columns, denominator=None, upstream=1.0, **options):

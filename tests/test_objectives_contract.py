@@ -8,12 +8,12 @@ import torch
 
 from ballast import Objective, TokenStats, objective
 from ballast.statistics import is_differentiable
-from ballast.stats import DIFFERENTIABLE_FIELDS, FIELDS, LAYOUT_FIELDS
+from ballast.stats import DIFFERENTIABLE_FIELDS, FIELDS, GROUP_FIELDS, LAYOUT_FIELDS
 from oracles.cases import CASES, IDS
 from oracles.rows import COLUMNS, MODEL_FIELDS, STATISTICS, random_rows, statistics_of
 from third_party import Focal
 
-GIVEN = (*MODEL_FIELDS, *STATISTICS, "advantage", "old_logprob", "progress", *COLUMNS)
+GIVEN = (*MODEL_FIELDS, *STATISTICS, *GROUP_FIELDS, "old_logprob", "progress", *COLUMNS)
 
 every_case = pytest.mark.parametrize(
     ("name", "options"), [*CASES, ("third_party:Focal", {})], ids=[*IDS, "third-party"]
@@ -85,7 +85,7 @@ def test_finite_at_a_log_probability_of_minus_200(name, options):
     built = objective(name, **options)
     extreme = {
         "logprob": -200.0, "entropy": 0.0, "kl": 200.0, "kl_forward": 200.0, "mass": 0.0, "tied": 0.0, "collision": 1.0,
-        "ref_logprob": -200.0, "ref_entropy": 0.0, "ref_mass": 0.0, "ref_tied": 0.0, "advantage": -1.0,
+        "ref_logprob": -200.0, "ref_entropy": 0.0, "ref_mass": 0.0, "ref_tied": 0.0, "advantage": -1.0, "origin": 0.0,
         "old_logprob": -1.0, "progress": 0.0, "weight": 1.0,
     }  # fmt: skip
     constant = {field: torch.full((6,), value) for field, value in extreme.items()}
@@ -107,7 +107,7 @@ def test_no_gradient_flows_through_the_weights(name, options):
     weight = torch.tensor(built.weight(by_hand).tolist(), dtype=torch.float64)
     (-weight * by_hand.logprob + built.extra(by_hand)).sum().backward()
     torch.testing.assert_close(ours.logprob.grad, by_hand.logprob.grad, rtol=0, atol=0)
-    for field in ("entropy", "collision", "kl"):
+    for field in ("entropy", "collision", "kl", "kl_forward"):
         got, expected = getattr(ours, field).grad, getattr(by_hand, field).grad
         assert (got is None) == (expected is None)
         if got is not None:

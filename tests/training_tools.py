@@ -6,7 +6,10 @@ from typing import Any
 
 from tiny import char_tokenizer, tiny_model
 
-OBJECTIVES = ("sft", "dft", "prift-prob", "prift-mass", "eksft", "reweight", "weighted-sft", "psft", "deft", "talr")
+OBJECTIVES = (
+    *("sft", "dft", "prift-prob", "prift-mass", "eksft", "gift", "iw-sft", "product", "reweight"),
+    *("weighted-sft", "psft", "deft", "talr"),
+)
 
 # prift-mass keeps few tokens of a random model at its default threshold; a low one makes the weights vary.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -14,6 +17,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "eksft": {"rho": 0.3},
     "psft": {"clip": 0.05},
     "deft": {"exponent": "cayley"},
+    "gift": {"beta": 3},
+    "product": {"of": ["srft", {"name": "prift-mass", "threshold": 0.02}, "kl-sft"]},
 }
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ballast import TokenStats, token_stats
-from ballast.stats import LAYOUT_FIELDS, LIVE_FIELDS, PAIR_FIELDS, REFERENCE_FIELDS
+from ballast.stats import GROUP_FIELDS, LAYOUT_FIELDS, LIVE_FIELDS, PAIR_FIELDS, REFERENCE_FIELDS
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,11 @@ class Rows:
             [z + (by if v == target else 0.0) for v, z in enumerate(row)]
             for row, target, by in zip(self.live, self.targets, shift, strict=True)
         ]
+
+    @property
+    def origin(self) -> list[float]:
+        """Where each token's sequence comes from: an expert, a teacher, the model itself, twice."""
+        return [(0.0, 1.0, 2.0, 2.0)[index % 4] for index in self.sequence]
 
     @property
     def end(self) -> list[bool]:
@@ -101,5 +106,5 @@ def statistics_of(rows: Rows, **settings) -> tuple[TokenStats, Tensor]:
     layout = {name: torch.tensor(getattr(rows, name)) for name in LAYOUT_FIELDS}
     old = token_stats(torch.tensor(rows.old, dtype=torch.float64), identity, targets)
     given = {"old_logprob": old.logprob, "progress": torch.full_like(old.logprob, PROGRESS)}
-    given |= {name: torch.tensor(getattr(rows, name), dtype=torch.float64) for name in ("advantage", *COLUMNS)}
+    given |= {name: torch.tensor(getattr(rows, name), dtype=torch.float64) for name in (*GROUP_FIELDS, *COLUMNS)}
     return stats.changed({**given, **layout}), logits

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ballast.objectives.base import Objective, OptionError, Scope, option
+from ballast.objectives.base import Objective, Scope, check_read, option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,9 +32,7 @@ class DEFT(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.alpha is None) == (self.exponent == "fixed"):
-            problem = "exponent 'fixed' needs it" if self.alpha is None else f"{self.exponent!r} would ignore it"
-            raise OptionError(self.name, "alpha", f"alpha: {problem}")
+        check_read(self, "exponent", {"fixed": ("alpha",)})
 
     @property
     def needs(self) -> tuple[str, ...]:
