@@ -16,10 +16,9 @@ from ballast.limits import check_tokenizer
 from ballast.loop import numbers
 from ballast.objectives import objective as build_objective
 from ballast.records.model_card import append_objective
-from ballast.stats import GROUP_FIELDS
 from ballast.training.config import TrainingConfig, autocast_dtype
 from ballast.training.given import own_config, tokenizer_of
-from ballast.training.groups import GROUP, RowCollator, StoredGroups, run_groups
+from ballast.training.groups import RowCollator, StoredGroups, run_groups
 from ballast.training.inputs import input_change, settle_inputs
 from ballast.training.loss import formed, measured
 from ballast.training.metrics import MetricSums
@@ -116,7 +115,7 @@ class Trainer(AdaptedTrainer):
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         check_needs(self.objective, spec)
-        self.groups = run_groups(self.objective, groups if groups is not None else args.groups, args)
+        self.groups = run_groups(self.objective, groups if groups is not None else args.groups, args, spec)
         args.groups = None if self.groups is None else self.groups.options.to_dict()
         if isinstance(model, str):
             model = load_model(model, args, quantization_config)
@@ -227,9 +226,8 @@ class Trainer(AdaptedTrainer):
         """
         training = self.model.training
         denominator = self._denominator(inputs, num_items_in_batch) if training else None
-        carried = (*self.batch_columns(), *(GROUP_FIELDS if GROUP in inputs else ()))
-        columns = {name: inputs.pop(name) for name in carried}
-        inputs.pop(GROUP, None)
+        of_groups = self.groups.columns if self.groups is not None and "group" in inputs else ()
+        columns = {name: inputs.pop(name) for name in (*self.batch_columns(), *of_groups)}
         found = self._forward(model, inputs, columns, denominator)
         self._measure(found, inputs, training)
         loss = found.loss
