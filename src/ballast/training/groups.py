@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 ROW = "row"
 """Column of a prompt's place in the data: all that a batch of prompts holds."""
 
+OF_ANSWERS = (*GROUP_FIELDS, "ref_logprob")
+"""Columns that the answers of a group may bring."""
+
 Batch = dict[str, Any]
 Draw = Callable[[Sequence[int], int], SampledGroups]
 """Returns the groups of these rows at this optimiser step."""
@@ -70,7 +73,7 @@ class GroupBatches:
         Args:
             draw: samples and judges.
             refresh: optimiser steps that one round serves.
-            columns: what batches carry of the answers, from `GROUP_FIELDS` and ``ref_logprob``.
+            columns: what batches carry of the answers, from `OF_ANSWERS`.
             collation: arguments of the collator that lays out sequences.
         """
         self._draw = draw
