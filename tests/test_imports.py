@@ -65,10 +65,12 @@ ONLY: dict[str, set[str]] = {
     "options": {"errors", "files"},
     "objectives": {"errors", "stats"},
     "head": {"errors", "stats", "protocols"},
-    "verifiers": {"errors", "files", "protocols"},
+    "verifiers": {"errors", "files", "protocols", "options"},
     "advise": {"errors", "stats", "objectives"},
     "evaluation": {"errors", "options", "files", "stats", "protocols", "limits", "head", "verifiers", "data"},
-    "groups": {"errors", "options", "files", "protocols", "limits", "verifiers", "data", "reference", "evaluation"},
+    "groups": {
+        "errors", "options", "files", "stats", "protocols", "limits", "verifiers", "data", "reference", "evaluation",
+    },  # fmt: skip
     "loop": {"errors", "files", "checkpoints", "reference"},
     "rl": {"errors", "options", "protocols", "limits", "verifiers", "data", "evaluation", "loop"},
     "records": {"errors", "files", "protocols", "evaluation", "rl"},

@@ -11,7 +11,10 @@ WRONG = {
     "name": (lambda: objective("sfft"), "unknown name 'sfft'; did you mean 'sft'"),
     "underscore": (lambda: objective("prift_mass"), "did you mean 'prift-mass'"),
     "case": (lambda: objective("EKSFT"), "unknown name 'EKSFT'; .*eksft"),
-    "nothing like it": (lambda: objective("zzz"), "known: dft, eksft, gft, ift, prift-mass, prift-prob, reweight, sft"),
+    "nothing like it": (
+        lambda: objective("zzz"),
+        "known: dft, eksft, gft, ift, prift-mass, prift-prob, reweight, self-train, sft",
+    ),
     "private module": (lambda: objective("_rules"), "unknown name"),
     "empty": (lambda: objective(""), "unknown name"),
     "none": (lambda: objective(None), "got NoneType"),
@@ -83,7 +86,7 @@ def test_refused_in_one_line(build, message):
 
 def test_the_registry_holds_these_sorted():
     names = [info.name for info in list_objectives()]
-    assert names == ["dft", "eksft", "gft", "ift", "prift-mass", "prift-prob", "reweight", "sft"]
+    assert names == ["dft", "eksft", "gft", "ift", "prift-mass", "prift-prob", "reweight", "self-train", "sft"]
 
 
 @pytest.mark.parametrize("info", list_objectives(), ids=lambda info: info.name)
@@ -118,6 +121,7 @@ NEEDS = {
     "eksft normalised": ("eksft", {"entropy": "normalised"}, {"logprob", "entropy", "kl", "vocabulary"}),
     "eksft released": ("eksft", {"penalty": "released"}, {"logprob", "entropy", "kl", "collision"}),
     "gft": ("gft", {}, {"logprob", "advantage"}),
+    "self-train": ("self-train", {}, {"logprob", "origin", "reward", "share"}),
 }
 
 

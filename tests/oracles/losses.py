@@ -46,6 +46,13 @@ def _gft(rows: Rows, tau: float = 0.7, aggregation: str = "token") -> Loss:
     return _weighted(rows, weights)
 
 
+def _self_train(rows: Rows) -> Loss:
+    weights = []
+    for origin, reward, share in zip(rows.origin, rows.reward, rows.share, strict=True):
+        weights.append(share if origin in (0, 1) or reward == 1 else 0.0)
+    return _weighted(rows, weights)
+
+
 MASSES = {"strict": stat.mass_strict, "inclusive": stat.mass_inclusive}
 
 
@@ -224,5 +231,6 @@ ORACLES: dict[str, Callable[..., Loss]] = {
     "reweight": _reweight,
     "eksft": _eksft,
     "gft": _gft,
+    "self-train": _self_train,
     "ift": _ift,
 }

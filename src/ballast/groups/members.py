@@ -16,14 +16,13 @@ from ballast.data.render import prompt_columns
 from ballast.errors import BallastError
 from ballast.evaluation import generation
 from ballast.groups.options import GroupOptions
-from ballast.verifiers.registry import Verifier, check_rows, score_answers, verifier
+from ballast.stats import ORIGINS
+from ballast.verifiers.options import judge
+from ballast.verifiers.registry import Verifier, check_rows, score_answers
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
-
-ORIGINS = ("expert", "teacher", "own")
-"""Where an answer comes from; a token's `TokenStats.origin` is the place in this tuple."""
 
 Row = Mapping[str, Any]
 
@@ -109,7 +108,7 @@ class GroupRows:
         refuse_preparation(prepared)
         self.options = options
         self.tokenizer = trl.training_tokenizer(tokenizer, prepared)
-        self.verify: Verifier = verifier(str(options.verifier), seconds=options.seconds)
+        self.verify: Verifier = judge(options, options.seconds)
         self.rows: list[dict[str, Any]] = list(as_stored(dataset.with_format(None)))
         check_prompts(self.rows, options)
         check_rows(self.verify, self.rows)

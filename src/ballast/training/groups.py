@@ -25,7 +25,7 @@ from ballast.groups import (
     sample_groups,
 )
 from ballast.groups.members import refuse_preparation
-from ballast.stats import GROUP_FIELDS
+from ballast.stats import GROUP_FIELDS, STEP_FIELDS
 from ballast.training.group_metrics import GroupSums
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ class GroupBatches:
         """
         self._draw = draw
         self._refresh = refresh
-        self._collate = Collator(columns=GROUP_FIELDS, **collation)
+        columns = tuple(name for name in GROUP_FIELDS if name not in STEP_FIELDS)
+        self._collate = Collator(columns=columns, **collation)
         self._waiting: deque[list[int]] = deque()
         self._groups: dict[int, Group] = {}
         self._resumed: list[list[int]] = []
@@ -296,6 +297,7 @@ def _example(member: Member, advantage: float) -> dict[str, Any]:
         "labels": [-100] * member.start + list(member.ids[member.start :]),
         "advantage": [advantage] * size,
         "origin": [float(ORIGINS.index(member.origin))] * size,
+        "reward": [member.reward] * size,
     }
 
 

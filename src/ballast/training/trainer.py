@@ -27,6 +27,7 @@ from ballast.training.reduction import count, token_layout
 from ballast.training.reference import check_needs, run_reference, score_missing
 from ballast.training.refusals import refuse_no_steps, refuse_parts, refuse_surroundings
 from ballast.training.rows import rows_in
+from ballast.training.shares import fill_shares
 from ballast.training.trl import AdaptedTrainer, add_statistics, check_head, load_model, with_adapter
 
 if TYPE_CHECKING:
@@ -211,6 +212,7 @@ class Trainer(AdaptedTrainer):
     def step_count(self, batches: list[dict[str, Any]], device: torch.device) -> Tensor:
         """Count what the objective's reduction names over the micro-batches of all ranks."""
         self._steps_summed += 1
+        fill_shares(batches, self.objective, self._summed, device)
         local = count(self.objective.reduction, batches).to(device)
         return self.accelerator.reduce(local, "sum")
 
@@ -227,7 +229,7 @@ class Trainer(AdaptedTrainer):
         """
         training = self.model.training
         denominator = self._denominator(inputs, num_items_in_batch) if training else None
-        carried = (*self.batch_columns(), *(GROUP_FIELDS if GROUP in inputs else ()))
+        carried = (*self.batch_columns(), *(name for name in GROUP_FIELDS if name in inputs))
         columns = {name: inputs.pop(name) for name in carried}
         inputs.pop(GROUP, None)
         found = self._forward(model, inputs, columns, denominator)
@@ -277,6 +279,7 @@ class Trainer(AdaptedTrainer):
     def _denominator(self, inputs: dict[str, Any], step_count: Tensor | int | None) -> Tensor:
         if step_count is None:
             # Called outside of the training loop: the batch is the step.
+            fill_shares([inputs], self.objective, self._summed, self.args.device)
             return count(self.objective.reduction, [inputs]).clamp(min=1)
         # The count is of all ranks, and DDP and FSDP average the gradients over them.
         return torch.as_tensor(step_count).clamp(min=1) / self.accelerator.num_processes

@@ -12,7 +12,9 @@ from ballast.errors import BallastError
 from ballast.files import place_problem
 from ballast.groups.options import GroupOptions
 from ballast.pipeline.inputs import stored_settings
+from ballast.rl.options import RLOptions
 from ballast.stats import GROUP_FIELDS
+from ballast.verifiers.options import judge
 
 TRAINING: dict[str, tuple[Any, str]] = {
     "packing": (True, "the answers of a group are laid out when they are sampled; use padding_free"),
@@ -49,6 +51,7 @@ def check_groups(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
 
 def check_sampling(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     """Whether there is something to sample, and a place for it."""
+    from ballast.groups.rows import rows_problem
     from ballast.groups.store import check_target
 
     if "groups" in broken:
@@ -59,7 +62,7 @@ def check_sampling(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
         return
     if "data" not in broken and not recipe.data.train:
         yield Problem(("data", "train"), "is required and missing; name the rows with the prompts")
-    yield from check_verifier("groups", options.verifier, options.seconds)
+    yield from check_verifier("groups", options)
     try:
         if options.file is None:
             raise BallastError("is required and missing; name the folder to fill: groups.file=PATH")
@@ -68,13 +71,15 @@ def check_sampling(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
         check_target(Path(options.file))
     except BallastError as error:
         yield Problem(("groups", "file"), str(error))
+    if recipe.rows is not None and "rows" not in broken and (problem := rows_problem(recipe.rows)):
+        yield Problem(("rows", "file"), problem)
     yield from _check_training(recipe, broken)
 
 
 def _check_answers(recipe: Recipe, options: GroupOptions) -> Iterable[Problem]:
     """Something to judge answers by, or answers that are there and judged already."""
     if options.file is None:
-        yield from check_verifier("groups", options.verifier, options.seconds)
+        yield from check_verifier("groups", options)
         return
     try:
         stored = stored_settings(options.file)
@@ -95,11 +100,9 @@ def _check_answers(recipe: Recipe, options: GroupOptions) -> Iterable[Problem]:
         )
 
 
-def check_verifier(section: str, name: str | None, seconds: float) -> Iterable[Problem]:
+def check_verifier(section: str, options: GroupOptions | RLOptions) -> Iterable[Problem]:
     """A section that samples answers names a verifier, and there is one of that name."""
-    from ballast.evaluation import verifier
-
-    if name is None:
+    if options.verifier is None:
         yield Problem(
             (section, "verifier"),
             "is required and missing: without one no answer has a reward; name one, such as math, exact or "
@@ -107,9 +110,9 @@ def check_verifier(section: str, name: str | None, seconds: float) -> Iterable[P
         )
         return
     try:
-        verifier(name, seconds=seconds)
+        judge(options, options.seconds)
     except BallastError as error:
-        yield Problem((section, "verifier"), str(error).removeprefix(f"verifier {name!r}: "))
+        yield Problem((section, "verifier"), str(error).removeprefix(f"verifier {options.verifier!r}: "))
 
 
 def _check_surroundings(recipe: Recipe, options: GroupOptions, broken: frozenset[str]) -> Iterable[Problem]:
