@@ -21,7 +21,7 @@ from ballast.verifiers.worker import VerifierTimeout, VerifierUnavailable
 
 SECONDS = 10.0
 """Wall clock of one verdict of a verifier that runs in a worker process."""
-MATH = "ballast.verifiers.math"
+MATH, READ_MATH = "ballast.verifiers.math:judge", "ballast.verifiers.math:read"
 PROGRAM = "program"
 PROGRAMS_KEPT = 4096
 """Programs whose value is kept: an answer is scored and read by running it once."""
@@ -253,11 +253,11 @@ def _expression(completion: str, row: Row) -> float:
 
 
 def _math(completion: str, row: Row, seconds: float = SECONDS) -> float:
-    return worker.judge(f"{MATH}:judge", completion, {"answer": str(_answer(row))}, seconds)
+    return worker.judge(MATH, completion, {"answer": str(_answer(row))}, seconds)
 
 
 def _read_math(completion: str, row: Row, seconds: float = SECONDS) -> str | None:
-    return worker.read(f"{MATH}:read", completion, {"answer": str(_answer(row))}, seconds)
+    return worker.read(READ_MATH, completion, {"answer": str(_answer(row))}, seconds)
 
 
 def _shown(value: float | Fraction | None) -> str | None:
