@@ -23,6 +23,7 @@ from ballast.config.recipe import DataSection, EvaluationSection, ModelSection, 
 from ballast.config.sections import CompareSection
 from ballast.evaluation.tasks import CLASSES, Task
 from ballast.groups.options import GroupOptions, RowsOptions
+from ballast.half import HalfOptions
 from ballast.options import Options
 from ballast.rl.options import RLOptions
 
@@ -35,6 +36,7 @@ SECTIONS: dict[str, type[Options]] = {
     "groups": GroupOptions,
     "rows": RowsOptions,
     "rl": RLOptions,
+    "half": HalfOptions,
     "evaluation": EvaluationSection,
     "compare": CompareSection,
 }
