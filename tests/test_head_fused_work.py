@@ -168,7 +168,7 @@ def test_a_token_that_an_objective_calls_inactive_has_no_loss_and_no_gradient(na
 def test_which_objectives_skip():
     columns = {name: torch.full((3,), 0.4) for name in COLUMNS}
     skipping = {built.name for built in TOKEN_CASES.values() if built.active(columns) is not None}
-    assert skipping == {"prift-mass", "reweight", "gft", "self-train"}
+    assert skipping == {"prift-mass", "reweight", "gft", "luffy", "product", "self-train"}
     assert objective("reweight", rule="mass", signal="live").active(columns) is None
     assert objective("prift-mass").active({"ref_tied": torch.zeros(3)}) is None
 

@@ -106,7 +106,7 @@ def test_no_gradient_flows_through_the_weights(name, options):
     weight = torch.tensor(built.weight(by_hand).tolist(), dtype=torch.float64)
     (-weight * by_hand.logprob + built.extra(by_hand)).sum().backward()
     torch.testing.assert_close(ours.logprob.grad, by_hand.logprob.grad, rtol=0, atol=0)
-    for field in ("entropy", "collision", "kl"):
+    for field in ("entropy", "collision", "kl", "kl_forward"):
         got, expected = getattr(ours, field).grad, getattr(by_hand, field).grad
         assert (got is None) == (expected is None)
         if got is not None:

@@ -20,13 +20,17 @@ Spoil = Callable[[TokenStats, Tensor], TokenStats]
 
 @dataclass(frozen=True)
 class Mutant:
-    """``wrong`` replaces the per-token loss; ``spoil(stats, logits)`` falsifies the statistics that it is given."""
+    """``wrong`` replaces the per-token loss; ``spoil(stats, logits)`` falsifies the statistics that it is given.
+
+    ``between``: it shows between sequences only, and a golden row has one.
+    """
 
     label: str
     name: str
     wrong: Wrong | None = None
     spoil: Spoil | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    between: bool = False
 
 
 def _weigh(weight: Callable[[Objective, TokenStats], Tensor]) -> Wrong:
@@ -130,7 +134,6 @@ OWN: dict[str, dict[str, Wrong]] = {
         "experts alone are given": _weigh(lambda _, stats: stats.share * ((stats.origin == 0) | (stats.reward >= 1))),
         "without share": _weigh(lambda _, stats: ((stats.origin != 2) | (stats.reward >= 1)) * 1.0),
         "own alone": _weigh(lambda built, stats: built.weight(stats) * (stats.origin == 2)),
-        "given alone": _weigh(lambda built, stats: built.weight(stats) * (stats.origin != 2)),
         "the wrong are unlearnt": _weigh(lambda built, stats: built.weight(stats) - (built.weight(stats) == 0) * 1.0),
         "shifted by one": _weigh(_shifted),
     },

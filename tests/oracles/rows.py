@@ -29,13 +29,13 @@ class Rows:
 
     @property
     def origin(self) -> list[float]:
-        """A place in `ORIGINS` for each token, that of its sequence: an expert's, two own ones, a teacher's."""
-        return [(0.0, 2.0, 2.0, 1.0)[index % 4] for index in self.sequence]
+        """Where each token's sequence comes from: an expert, a teacher, the model itself, twice."""
+        return [(0.0, 1.0, 2.0, 2.0)[index % 4] for index in self.sequence]
 
     @property
     def reward(self) -> list[float]:
         """A reward for each token, that of its sequence: of the own ones the first is right."""
-        return [(0.0, 1.0, 0.5, 0.0)[index % 4] for index in self.sequence]
+        return [(0.0, 0.0, 1.0, 0.5)[index % 4] for index in self.sequence]
 
     @property
     def share(self) -> list[float]:
