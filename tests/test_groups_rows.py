@@ -77,7 +77,7 @@ TRAIN = (
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "judges.py").write_text("def nothing(completion, row):\n    return 0.0\n")
+    (tmp_path / "unkind.py").write_text("def nothing(completion, row):\n    return 0.0\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
 
@@ -106,7 +106,7 @@ def test_the_command_writes_rows_that_train_reads(folder):
 
 
 def test_with_nothing_right_training_on_the_rows_is_sft(folder):
-    run("sample", *SAMPLE, "groups.verifier=judges:nothing", "groups.file=groups", "rows=rows.jsonl")
+    run("sample", *SAMPLE, "groups.verifier=unkind:nothing", "groups.file=groups", "rows=rows.jsonl")
     run("train", *TRAIN, "data.train=rows.jsonl", "output=rows")
     run("train", *TRAIN, "data={train: 'lab:train', limit: 6}", "output=plain")
     assert Path("rows/model.safetensors").read_bytes() == Path("plain/model.safetensors").read_bytes()
