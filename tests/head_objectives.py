@@ -81,9 +81,15 @@ def advantages(targets, dtype=torch.float64):
 
 def columns_of(built, targets, dtype=torch.float64):
     """Return the columns that only the rows can have."""
-    origin = torch.tensor([0, 2, 1], dtype=dtype).repeat(len(targets) // 3 + 1)[: len(targets)]
+    count = range(len(targets))
+    origin = torch.tensor([(0.0, 2.0, 1.0)[place % 3] for place in count], dtype=dtype)
     given = {name: advantages(targets, dtype) for name in ("advantage", *built.columns)}
-    given |= {"origin": origin, "old_logprob": -advantages(targets, dtype).abs()}
+    given |= {
+        "origin": origin,
+        "reward": torch.tensor([float(place % 6 == 1) for place in count], dtype=dtype),
+        "share": origin.new_tensor([1.5, 0.3, 0.8])[origin.long()],
+        "old_logprob": -advantages(targets, dtype).abs(),
+    }
     return {name: column for name, column in given.items() if name in built.needs}
 
 

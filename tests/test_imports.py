@@ -40,7 +40,7 @@ LAYERS = (
     ("groups",),
     ("half",),
     ("loop",),
-    ("rl",),
+    ("reward", "rl"),
     ("records",),
     ("training",),
     ("config",),
@@ -68,7 +68,7 @@ ONLY: dict[str, set[str]] = {
     "statistics": {"errors", "stats"},
     "objectives": {"errors", "stats", "statistics"},
     "head": {"errors", "stats", "statistics", "protocols"},
-    "verifiers": {"errors", "files", "protocols"},
+    "verifiers": {"errors", "files", "protocols", "options"},
     "advise": {"errors", "stats", "objectives"},
     "evaluation": {"errors", "options", "files", "stats", "protocols", "limits", "head", "verifiers", "data"},
     "groups": {
@@ -86,6 +86,7 @@ ONLY: dict[str, set[str]] = {
     "half": {"errors", "options", "protocols"},
     "loop": {"errors", "files", "checkpoints", "reference", "half"},
     "rl": {"errors", "options", "protocols", "limits", "verifiers", "data", "evaluation", "half", "loop"},
+    "reward": {"errors", "options", "protocols", "evaluation", "groups", "loop"},
     "records": {"errors", "files", "protocols", "evaluation", "rl"},
 }
 FREE = {"cli", "__init__"}

@@ -19,8 +19,9 @@ class PerRow(Objective):
 
 
 NAMES = [
-    "asft", "chord-phi", "deft", "dft", "eksft", "gft", "gift", "ift", "iw-sft", "kl-sft", "luffy", "p-alpha",
-    "prift-mass", "prift-prob", "product", "profit", "psft", "reweight", "sft", "srft", "talr", "weighted-sft",
+    "asft", "chord-phi", "deft", "dft", "eksft", "gft", "gift", "ift", "irft", "iw-sft", "kl-sft", "luffy", "p-alpha",
+    "prift-mass", "prift-prob", "product", "profit", "psft", "reweight", "self-train", "sft", "srft", "talr",
+    "weighted-sft",
 ]  # fmt: skip
 
 WRONG = {
@@ -93,6 +94,8 @@ WRONG = {
     "exponent that is ignored": (lambda: objective("deft", alpha=0.5), "exponent 'renyi' has no 'alpha'"),
     "floor": (lambda: objective("talr", floor=2), r"floor must lie in \[0, 1\]"),
     "normalise": (lambda: objective("talr", normalise=1), "normalise must be true or false"),
+    "beta of irft": (lambda: objective("irft", beta=0), "beta must lie in"),
+    "link": (lambda: objective("irft", link="logistic"), "must be one of sigmoid, hinge, none; got 'logistic'"),
     "direction": (lambda: objective("asft", direction="backward"), "must be one of forward, reverse"),
     "beta": (lambda: objective("gift", beta=-1), r"beta must lie in \[0, ∞\]"),
     "gamma of luffy": (lambda: objective("luffy", gamma=0), r"gamma must lie in \[1e-06, ∞\]"),
@@ -151,7 +154,7 @@ def test_every_objective_describes_itself(info):
     assert len(info.description) < 125
     assert info.source
     assert "logprob" in info.needs
-    assert info.scope in ("token", "sequence", "batch", "step")
+    assert info.scope in ("token", "sequence", "group", "batch", "step")
     assert info.reduction in ("tokens", "sequences", "groups")
     for _, _, documentation in info.options:
         assert documentation
@@ -186,6 +189,8 @@ NEEDS = {
     "deft": ("deft", {}, {"logprob", "collision"}),
     "deft by Cayley": ("deft", {"exponent": "cayley"}, {"logprob"}),
     "talr": ("talr", {}, {"logprob"}),
+    "irft": ("irft", {}, {"logprob", "ref_logprob", "origin", "group"}),
+    "self-train": ("self-train", {}, {"logprob", "origin", "reward", "share"}),
 }
 
 

@@ -172,6 +172,17 @@ OWN: dict[str, dict[str, Wrong]] = {
         "floor as a ceiling": _weigh(lambda _, stats: (stats.logprob / -stats.logprob.mean()).exp().clamp(max=0.4)),
         "scale turned round": _weigh(lambda _, stats: (stats.logprob * -stats.logprob.mean()).exp().clamp(min=0.4)),
     },
+    "self-train": {
+        "wrong ones too": _weigh(lambda _, stats: stats.share),
+        "part scores count": _weigh(lambda _, stats: stats.share * ((stats.origin != 2) | (stats.reward > 0))),
+        "part scores weigh": _weigh(lambda _, stats: stats.share * stats.reward.where(stats.origin == 2, 1.0)),
+        "given ones must be right": _weigh(lambda _, stats: stats.share * (stats.reward >= 1)),
+        "experts alone are given": _weigh(lambda _, stats: stats.share * ((stats.origin == 0) | (stats.reward >= 1))),
+        "without share": _weigh(lambda _, stats: ((stats.origin != 2) | (stats.reward >= 1)) * 1.0),
+        "own alone": _weigh(lambda built, stats: built.weight(stats) * (stats.origin == 2)),
+        "the wrong are unlearnt": _weigh(lambda built, stats: built.weight(stats) - (built.weight(stats) == 0) * 1.0),
+        "shifted by one": _weigh(_shifted),
+    },
 }
 
 FOR_EKSFT: dict[str, Wrong] = {
@@ -400,18 +411,61 @@ TALR: dict[str, Wrong] = {
 }
 
 WEIGHTED = ("dft", "prift-prob", "prift-mass", "weighted-sft", "deft", "talr")
+IRFT_OPTIONS = {"beta": 0.5}
+
+
+def _paired(**changes: Callable[[TokenStats], Tensor]) -> Wrong:
+    """Return the loss of the same objective with some statistics falsified."""
+    return lambda built, stats: built.per_token_loss(
+        replace(stats, **{name: change(stats) for name, change in changes.items()})
+    )
+
+
+def _by_length(built: Objective, stats: TokenStats) -> Tensor:
+    size = lengths(stats)
+    return built.per_token_loss(replace(stats, logprob=stats.logprob / size, ref_logprob=stats.ref_logprob / size))
+
+
+IRFT: dict[str, Wrong] = {
+    "reference dropped": _paired(ref_logprob=lambda stats: 0 * stats.ref_logprob),
+    "live for reference": _paired(ref_logprob=lambda stats: stats.logprob.detach()),
+    "reference one token off": _paired(ref_logprob=lambda stats: stats.ref_logprob.roll(1)),
+    "own answers preferred": _paired(origin=lambda stats: 2 - stats.origin),
+    "own answers as one": _paired(sequence=lambda stats: stats.origin),
+    "own answers without gradient": _paired(
+        logprob=lambda stats: torch.where(stats.origin == 2, stats.logprob.detach(), stats.logprob)
+    ),
+    "experts without gradient": _paired(
+        logprob=lambda stats: torch.where(stats.origin == 2, stats.logprob, stats.logprob.detach())
+    ),
+    "the paper's beta": _change(beta=0.1),
+    "beta after the link": lambda built, stats: (
+        objective("irft", beta=1, link=built.link).per_token_loss(stats) * built.beta
+    ),
+    "no link": _change(link="none"),
+    "hinge for sigmoid": _change(link="hinge"),
+    "sum over pairs": lambda built, stats: 2 * built.per_token_loss(stats),
+    "the weights' loss": lambda built, stats: -stats.logprob * built.weight(stats).detach(),
+}
+
+FOR_LONGER_ANSWERS: dict[str, Wrong] = {
+    "pairs across groups": _paired(group=lambda stats: 0 * stats.group),
+    "divided by length": _by_length,
+}
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "eksft": EKSFT_OPTIONS,
     "gft": {"tau": 0.3},
     "ift": IFT_OPTIONS,
     # A mean over the kept tokens is what its own weights are divided by.
     "talr": {"floor": 0.4, "normalise": False},
+    "irft": IRFT_OPTIONS,
 }
 
 MUTANTS = [
     *(
         Mutant(label, name, wrong, options=OPTIONS.get(name, {}))
-        for name in ("sft", *WEIGHTED, "reweight", "eksft", "gft", "ift", "psft")
+        for name in ("sft", *WEIGHTED, "reweight", "eksft", "gft", "self-train", "ift", "irft", "psft")
         for label, wrong in FOR_ALL.items()
     ),
     *(
@@ -437,6 +491,8 @@ MUTANTS = [
         for label, wrong in FOR_KEPT_ENDS.items()
     ),
     *(Mutant(label, "ift", wrong, options=options) for label, options, wrong in IFT),
+    *(Mutant(label, "irft", wrong, options=IRFT_OPTIONS) for label, wrong in IRFT.items()),
+    *(Mutant(label, "irft", wrong, options={"beta": 0.3}) for label, wrong in FOR_LONGER_ANSWERS.items()),
     *(Mutant(label, "eksft", wrong, options=EKSFT_OPTIONS) for label, wrong in FOR_EKSFT.items()),
     *(
         Mutant(label, "eksft", wrong, options={**EKSFT_OPTIONS, "entropy": "normalised", "penalty": "released"})

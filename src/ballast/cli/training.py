@@ -34,12 +34,21 @@ def train(
 
 
 @app.command()
+def reward(words: Words = None, dry_run: DryRun = False) -> None:
+    """Learn a reward from the answers in [cyan]groups.file[/cyan]: a classifier for [cyan]ballast rl[/cyan]."""
+    from ballast import pipeline
+
+    with recipe_of(words, pipeline.REWARD_CHECKS, dry_run) as recipe:
+        pipeline.run_reward(recipe, say=console().print)
+
+
+@app.command()
 def rl(
     words: Words = None,
     dry_run: DryRun = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the output.")] = False,
 ) -> None:
-    """Go on with reinforcement learning (GRPO) from [cyan]model=CHECKPOINT[/cyan], rewarded by a verifier."""
+    """Go on with reinforcement learning (GRPO or RLOO) from [cyan]model=CHECKPOINT[/cyan], rewarded by a verifier."""
     from ballast import pipeline
 
     with recipe_of(words, pipeline.RL_RESUME_CHECKS if resume else pipeline.RL_CHECKS, dry_run) as recipe:

@@ -17,6 +17,7 @@ from ballast.config.recipe import EvaluationSection, ModelSection, Recipe, Refer
 from ballast.config.sections import CompareSection, MethodSection, ObjectiveSection
 from ballast.errors import BallastError
 from ballast.evaluation.tasks import SampledTask, Task
+from ballast.groups.options import ROUND
 from ballast.objectives import Objective
 from ballast.records.folder import RANDOM, REPORT, TUNING, Store
 from ballast.records.schema import CellRecord, Role
@@ -33,7 +34,7 @@ QUIET = {"save_strategy": "no", "report_to": "none"}
 """A run that was stopped is done again, so it needs no checkpoints; its record is kept here."""
 
 BETTER: tuple[tuple[str, int], ...] = (
-    (r"accuracy(_per_token|_per_character)?|mean@\d+|pass@\d+", 1),
+    (r"accuracy(_per_token|_per_character)?|mean@\d+|pass@\d+|maj@\d+", 1),
     (r"nll|bits_per_character|perplexity|base_kl|forgetting", -1),
 )
 """Patterns of metrics, and whether more of them is better (1) or less (-1); of others neither is."""
@@ -277,8 +278,10 @@ def _training(recipe: Recipe, section: MethodSection, steps: int | None) -> dict
 
 def _reference(reference: ReferenceSection, objective: Objective, cache: str | None) -> ReferenceSection:
     """Return the shared cache where it can serve; a live reference for whole distributions; what the recipe says."""
+    if reference.use == ROUND and not on_groups(objective):
+        return ReferenceSection()
     live = ReferenceSection(model=reference.model) if reference.cache else reference
-    if set(GROUP_FIELDS) & set(objective.needs) or any(map(is_pair, objective.needs)):
+    if on_groups(objective) or any(map(is_pair, objective.needs)):
         return live
     if reference.cache and reference.model:
         return reference

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from ballast.objectives.base import Objective
 
@@ -15,5 +16,5 @@ def factor_problems(factors: Sequence[Objective]) -> Iterator[str]:
     if len(counts := {one.reduction for one in factors} - {"tokens"}) > 1:
         yield f"the factors divide by {' and by '.join(sorted(counts))}, and a loss has one divisor"
     read = sorted({(name, column) for one in factors for name, column in one.columns.items()})
-    if twice := [name for (name, _), (other, _) in zip(read, read[1:], strict=False) if name == other]:
+    if twice := [name for (name, _), (other, _) in pairwise(read) if name == other]:
         yield f"the factors read {twice[0]!r} from different columns of the data, and one would take the other's place"

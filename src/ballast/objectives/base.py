@@ -27,7 +27,7 @@ class OptionError(BallastError):
         return f"{f'objective {self.objective}'.strip()}: {self.message}"
 
 
-Scope = Literal["token", "sequence", "batch", "step"]
+Scope = Literal["token", "sequence", "group", "batch", "step"]
 Reduction = Literal["tokens", "sequences", "groups"]
 
 
@@ -88,6 +88,8 @@ class Objective:
 
     name: ClassVar[str]
     source: ClassVar[str]
+    origins: ClassVar[tuple[str, ...]] = ()
+    """Origins that every group must have an answer of, from `ballast.stats.ORIGINS`."""
 
     def __post_init__(self) -> None:
         for name, message in self.problems({item.name: getattr(self, item.name) for item in fields(self) if item.init}):
@@ -123,7 +125,7 @@ class Objective:
 
     @property
     def scope(self) -> Scope:
-        """How far a token's loss looks: at its own statistics, its sequence, the micro-batch, or the optimiser step.
+        """How far a token's loss looks: at its own statistics, its sequence, its group, the micro-batch, or the step.
 
         With ``step``, `weight` sees the statistics of all micro-batches and ranks of an optimiser step at once, found
         without gradient before any of them is trained on; `extra` sees a token.

@@ -15,12 +15,11 @@ from ballast.limits import check_tokenizer
 from ballast.loop import numbers
 from ballast.objectives import objective as build_objective
 from ballast.records.model_card import append_objective
-from ballast.stats import GROUP_FIELDS
 from ballast.training.ahead import OLD, STEP_WEIGHT, Ahead, Weighed
 from ballast.training.config import TrainingConfig, autocast_dtype
 from ballast.training.forward import Forward
 from ballast.training.given import own_config, tokenizer_of
-from ballast.training.groups import GROUP, RowCollator, StoredGroups, run_groups
+from ballast.training.groups import OF_ANSWERS, RowCollator, StoredGroups, run_groups
 from ballast.training.inputs import input_change, settle_inputs
 from ballast.training.metrics import MetricSums
 from ballast.training.ranks import ROW_ENDS, tokens_seen, without_repeats
@@ -28,6 +27,7 @@ from ballast.training.reduction import count
 from ballast.training.reference import check_needs, run_reference, score_missing
 from ballast.training.refusals import refuse_half, refuse_no_steps, refuse_parts, refuse_surroundings
 from ballast.training.rows import rows_in
+from ballast.training.shares import fill_shares
 from ballast.training.trl import AdaptedTrainer, add_statistics, check_head, load_model, with_adapter
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Trainer(AdaptedTrainer):
         )
         refuse_half(args, peft_config, quantization_config)
         check_needs(self.objective, spec)
-        self.groups = run_groups(self.objective, groups if groups is not None else args.groups, args)
+        self.groups = run_groups(self.objective, groups if groups is not None else args.groups, args, spec)
         args.groups = None if self.groups is None else self.groups.options.to_dict()
         if isinstance(model, str):
             model = load_model(model, args, quantization_config)
@@ -238,6 +238,7 @@ class Trainer(AdaptedTrainer):
     def step_count(self, batches: list[dict[str, Any]], device: torch.device) -> Tensor:
         """Count what the objective's reduction names over the micro-batches of all ranks."""
         self._steps_summed += 1
+        fill_shares(batches, self.objective, self._summed, device)
         local = count(self.objective.reduction, batches).to(device)
         return self.accelerator.reduce(local, "sum")
 
@@ -256,7 +257,7 @@ class Trainer(AdaptedTrainer):
         inputs = inputs if training else without_repeats(inputs, self.accelerator)
         denominator = self._denominator(inputs, num_items_in_batch) if training else None
         seen = tokens_seen(inputs)
-        found = self._forward(model, inputs, self._popped(inputs), denominator)
+        found = self._forward(model, inputs, denominator)
         self._measure(found, seen, training)
         loss = found.loss
         if training and found.aux_loss is not None:
@@ -292,18 +293,14 @@ class Trainer(AdaptedTrainer):
     def _denominator(self, inputs: dict[str, Any], step_count: Tensor | int | None) -> Tensor:
         if step_count is None:
             # Called outside of the training loop: the batch is the step.
+            fill_shares([inputs], self.objective, self._summed, self.args.device)
             return count(self.objective.reduction, [inputs]).clamp(min=1)
         # The count is of all ranks, and DDP and FSDP average the gradients over them.
         return torch.as_tensor(step_count).clamp(min=1) / self.accelerator.num_processes
 
-    def _forward(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Any],
-        columns: dict[str, Tensor],
-        denominator: Tensor | None,
-    ) -> StatisticsOutput:
+    def _forward(self, model: torch.nn.Module, inputs: dict[str, Any], denominator: Tensor | None) -> StatisticsOutput:
         """Return loss and statistics of the batch's trained tokens; without denominator, as evaluation wants them."""
+        columns = self._popped(inputs)
         if denominator is None:
             return self.forward.measure(model, inputs, columns, progress=self._progress)
         return self.forward.train(
@@ -327,9 +324,8 @@ class Trainer(AdaptedTrainer):
 
     def _popped(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
         """Take the columns of statistics out of a batch; what is left is the model's."""
-        names = (*self.batch_columns(), *GROUP_FIELDS, OLD, STEP_WEIGHT)
-        for name in (GROUP, ROW_ENDS):
-            inputs.pop(name, None)
+        inputs.pop(ROW_ENDS, None)
+        names = dict.fromkeys((*self.batch_columns(), *OF_ANSWERS, OLD, STEP_WEIGHT))
         return {name: inputs.pop(name) for name in names if name in inputs}
 
     @property
