@@ -28,6 +28,7 @@ ABSENT = (
     "wandb", "tensorboard", "tensorboardX", "mlflow", "comet_ml", "neptune", "clearml", "dvclive", "codecarbon",
     "swanlab", "trackio", "bitsandbytes", "galore_torch", "apollo_torch", "lomo_optim", "schedulefree", "torchao",
     "grokadamw", "optimi", "liger_kernel", "flash_attn", "flash_attn_interface", "kernels", "gptqmodel", "awq", "hqq",
+    "deepspeed",
 )  # fmt: skip
 
 
@@ -55,6 +56,8 @@ def workspace(prototype, tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HOME", str(folder / "home"))
     monkeypatch.setattr("ballast.models.load_model", None)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    monkeypatch.setattr("huggingface_hub.constants.is_offline_mode", lambda: False)
     installed = packages.find_spec
     monkeypatch.setattr(packages, "find_spec", lambda name: None if name in ABSENT else installed(name))
     return folder
@@ -119,6 +122,13 @@ CASES = [
     named("stable_adamw", "torch-optimi", "training.optim"),
     Case("liger", "training.use_liger_kernel: not possible: True needs the package liger-kernel",
          ("training.use_liger_kernel=true",)),
+    Case("DeepSpeed", "training.deepspeed: not possible: True needs the package deepspeed, which is not installed",
+         ("training.deepspeed=ds.json",)),
+    Case("DeepSpeed in a comparison", "training.deepspeed: not possible", (*compare(), "training.deepspeed=ds.json"),
+         command="compare", without=("objective",)),
+    # the hub
+    Case("upload without login", "training.push_to_hub: not possible: nobody is logged in to the hub",
+         ("training.push_to_hub=true",)),
     Case("flash attention", "model.attn_implementation: 'flash_attention_2' needs the package flash-attn",
          ("model.attn_implementation=flash_attention_2",)),
     Case("flash attention 3", "needs the package flash-attn-3", ("model.attn_implementation=flash_attention_3",)),
@@ -210,7 +220,7 @@ def test_it_is_refused_in_one_line_and_leaves_nothing(case, workspace, monkeypat
 DRY = [case for case in CASES if case.name not in {"prompts beyond the context", *LATE}]
 
 
-@pytest.mark.parametrize("case", DRY[::6], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", DRY, ids=lambda case: case.name)
 def test_a_dry_run_finds_it_too(case, workspace):
     case.break_it()
     command, *rest = case.arguments()

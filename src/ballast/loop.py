@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ballast import checkpoints
 from ballast.errors import BallastError, Diverged
-from ballast.files import write_atomically
+from ballast.files import expanded, write_atomically
 from ballast.reference.fingerprint import start_fingerprint
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ class CheckedLoop(Base):
             return None
         only_weights = bool(self.args.save_only_model)
         if given is not True:
+            given = expanded(given)
             problem = checkpoints.what_is_wrong(Path(given), weights_only=only_weights)
             if problem is not None:
                 raise BallastError(f"{given}: is no whole checkpoint ({problem}); resume from another one")

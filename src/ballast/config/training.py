@@ -24,6 +24,7 @@ from ballast.config.recipe import Recipe
 from ballast.config.source import Problem
 from ballast.errors import suggest
 from ballast.options import shown
+from ballast.packages import lacking
 
 if TYPE_CHECKING:
     from ballast.training import TrainingConfig
@@ -122,6 +123,8 @@ def _problem(key: str, value: Any) -> str | None:
     hints = _hints()
     if key in ELSEWHERE:
         return f"would be overridden here; {ELSEWHERE[key]}"
+    if key == "deepspeed" and value and (problem := lacking(key, True)):
+        return f"not possible: {problem}"
     return misfit(value, hints[key]) if key in hints else f"unknown key{suggest(key, tuple(hints))}"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ballast.errors import BallastError
-from ballast.files import write_atomically
+from ballast.files import expanded, write_atomically
 from ballast.groups.members import ORIGINS, Group, Member
 from ballast.groups.options import GroupOptions
 from ballast.limits import check_length
@@ -263,7 +263,7 @@ def read_groups(
     Raises:
         BallastError: naming what is missing, damaged or of another tokenizer, with file and row.
     """
-    path = Path(path)
+    path = Path(expanded(str(path)))
     if not path.exists():
         raise BallastError(f"{path}: no such file or folder; `ballast sample` fills one")
     if (path / MANIFEST).exists():
