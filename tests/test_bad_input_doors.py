@@ -193,6 +193,9 @@ CASES = [
     Case("steps that no row is bound by", "compare.budget: would be ignored",
          compare(objectives=[{"name": "sft", "training": {"num_train_epochs": 1}}]), command="compare",
          without=("objective",)),
+    Case("template of one row", "compare.objectives.0.training.eos_token: the base model and other rows would be asked",
+         compare(objectives=[{"name": "sft", "training": {"eos_token": "1"}}, "dft"]), command="compare",
+         without=("objective",)),
     # what a model has room for
     Case("prompts beyond the context", "lose their trained tokens to the model's context of 24", ("model=short",),
          lambda: (gpt2(), write_rows("rows.jsonl", [LONG]))),
