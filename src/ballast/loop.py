@@ -38,7 +38,8 @@ class CheckedLoop(Base):
       as it starts would be another midway.
     - A loss or a gradient that is no finite number stops the run before the optimiser's step, and names the rows.
       transformers reads the loss of every micro-batch itself (``logging_nan_inf_filter``), so nothing else is waited
-      for than the norm of the gradient.
+      for than the norm of the gradient. A step may still overflow the weights: neither a checkpoint nor the trained
+      model is saved with a weight that is no finite number.
     """
 
     state: Any
@@ -69,7 +70,7 @@ class CheckedLoop(Base):
 
         Raises:
             BallastError: there is no whole checkpoint, or it began from another model.
-            Diverged: a loss or a gradient is no finite number.
+            Diverged: a loss, a gradient or a trained weight is no finite number.
         """
         if self.args.should_save:
             shutil.rmtree(Path(str(self.args.output_dir)) / checkpoints.UNFINISHED, ignore_errors=True)
@@ -80,7 +81,9 @@ class CheckedLoop(Base):
             self._start = (wanted and start_fingerprint(self.model, full=self.follows_start())) or ""
         if checkpoint is not None:
             self._take_up(checkpoint)
-        return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+        totals = super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+        self._check_weights()
+        return totals
 
     def _found(self, given: str | bool | None) -> Path | None:
         if given is None or given is False:
@@ -136,6 +139,7 @@ class CheckedLoop(Base):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint beside its place and move it there when all ranks are done."""
+        self._check_weights()
         name = f"checkpoint-{self.state.global_step}"
         place = Path(self._get_output_dir(trial)) / name
         self._saving = True
@@ -215,6 +219,17 @@ class CheckedLoop(Base):
             "every weight NaN; the step was not taken and earlier checkpoints are as they were: look at these rows, "
             "lower the learning rate, or train in a wider dtype"
         )
+
+    def _check_weights(self) -> None:
+        if self.is_fsdp_enabled:  # a rank has a part, and the others would wait for one that stops
+            return
+        for name, weight in self.model.named_parameters():
+            if weight.requires_grad and not bool(weight.isfinite().all()):
+                raise Diverged(
+                    f"step {self.state.global_step}: the weight {name} is no finite number, though every loss and "
+                    "gradient until then was; it was not saved and earlier checkpoints are as they were: lower the "
+                    "learning rate, or train in a wider dtype"
+                )
 
 
 def _read(file: Path) -> dict[str, Any]:
