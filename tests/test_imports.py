@@ -38,6 +38,7 @@ LAYERS = (
     ("reference", "advise"),
     ("evaluation",),
     ("groups",),
+    ("half",),
     ("loop",),
     ("rl",),
     ("records",),
@@ -71,8 +72,9 @@ ONLY: dict[str, set[str]] = {
     "advise": {"errors", "stats", "objectives"},
     "evaluation": {"errors", "options", "files", "stats", "protocols", "limits", "head", "verifiers", "data"},
     "groups": {"errors", "options", "files", "protocols", "limits", "verifiers", "data", "reference", "evaluation"},
-    "loop": {"errors", "files", "checkpoints", "reference"},
-    "rl": {"errors", "options", "protocols", "limits", "verifiers", "data", "evaluation", "loop"},
+    "half": {"errors", "options", "protocols"},
+    "loop": {"errors", "files", "checkpoints", "reference", "half"},
+    "rl": {"errors", "options", "protocols", "limits", "verifiers", "data", "evaluation", "half", "loop"},
     "records": {"errors", "files", "protocols", "evaluation", "rl"},
 }
 FREE = {"cli", "__init__"}

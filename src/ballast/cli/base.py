@@ -116,13 +116,15 @@ def recipe_of(words: list[str] | None, checks: Sequence[Check], dry_run: bool = 
     path = words.pop(0) if words and (Path(words[0]).is_file() or "=" not in words[0]) else None
     with _importing():
         from ballast.config.recipe import load_recipe
-        from ballast.pipeline import quiet, sources
+        from ballast.pipeline import half_lines, quiet, sources
 
         quiet()
     with sources.read_once():
         with _importing():
             recipe = load_recipe(path, words, checks=checks)
         if dry_run:
+            for line in half_lines(recipe):
+                print_text(f"# {line}")
             print_yaml(recipe.to_yaml())
             atexit.register(gc.freeze)  # nothing is open, and a last look for garbage takes another fifth
             raise typer.Exit
