@@ -16,6 +16,7 @@ from ballast.data.prepare import prepare
 from ballast.data.readers import from_rows
 from ballast.data.render import TEMPLATE_OPTIONS, prompt_columns
 from ballast.errors import BallastError
+from ballast.files import expanded
 from ballast.groups.members import Group, Member
 from ballast.groups.store import MANIFEST, WHAT_DIFFERS, GroupFolder, read_settings
 from ballast.limits import check_length
@@ -66,9 +67,9 @@ def read_groups(
     Raises:
         BallastError: naming what is missing, damaged or of another tokenizer, with file and row.
     """
-    listed = [Path(files)] if isinstance(files, (str, Path)) else [Path(one) for one in files]
+    listed = [files] if isinstance(files, (str, Path)) else files
     found: list[Group] = []
-    for path in listed:
+    for path in (Path(expanded(str(one))) for one in listed):
         before = len(found)
         groups = _read(path, tokenizer, wanted)
         _check(groups, tokenizer, max_length, context, path)

@@ -85,7 +85,8 @@ def _run(run: Run) -> Outcome:
     made = _ready(run.recipe, run.section)
     run.clock.lap("prepare")
     model = models.load_model(run.section, trainable=True)
-    check_prompts(run.tasks, model, made.tokenizer)
+    for line in check_prompts(run.tasks, model, made.tokenizer):
+        run.say(line)
     run.clock.lap("load")
     return _train(run, made, model, run.measure_before(model, made.tokenizer, made.args.device))
 
@@ -97,7 +98,7 @@ def _train(run: Run, made: _Ready, model: PreTrainedModel | PeftModel, before: l
     with no_empty_folder(run.output):
         training = _training(made, model, run.say if run.progress else None)
         trainer, prompts = training.trainer, len(made.prompts)
-        said = [f"rl: {prompts:,} prompts; {_plan(made.options)}"]
+        said = [f"rl: {prompts:,} prompts; {_plan(made.options)}", *(f"rl: {note}" for note in made.prompts.notes)]
         record = run.begin(trainer, before, said, rl=options, start=start, data={"prompts": prompts})
     totals = training.train(resume=run.checkpoint(trainer) or False)
     found = dict[str, Any](training.counts())
