@@ -21,6 +21,7 @@ LAYERS = (
     (
         "errors",
         "files",
+        "parts",
         "checkpoints",
         "text",
         "terminal",
@@ -34,6 +35,7 @@ LAYERS = (
     ("objectives", "head"),
     ("verifiers",),
     ("data",),
+    ("revise",),
     ("reference", "advise"),
     ("evaluation",),
     ("groups",),
@@ -54,6 +56,8 @@ LAYERS = (
 ONLY: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
+    "parts": {"errors", "files"},
+    "revise": {"errors", "options", "parts", "data"},
     "checkpoints": set(),
     "protocols": set(),
     "text": set(),
@@ -67,8 +71,10 @@ ONLY: dict[str, set[str]] = {
     "head": {"errors", "stats", "protocols"},
     "verifiers": {"errors", "files", "protocols"},
     "advise": {"errors", "stats", "objectives"},
-    "evaluation": {"errors", "options", "files", "stats", "protocols", "limits", "head", "verifiers", "data"},
-    "groups": {"errors", "options", "files", "protocols", "limits", "verifiers", "data", "reference", "evaluation"},
+    "evaluation": {"errors", "options", "files", "stats", "protocols", "limits", "head", "verifiers", "data", "revise"},
+    "groups": {
+        *("errors", "options", "parts", "protocols", "limits", "verifiers", "data", "revise", "reference", "evaluation")
+    },
     "loop": {"errors", "files", "checkpoints", "reference"},
     "rl": {"errors", "options", "protocols", "limits", "verifiers", "data", "evaluation", "loop"},
     "records": {"errors", "files", "protocols", "evaluation", "rl"},

@@ -44,7 +44,7 @@ def read_file(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> list[Grou
         if problem := _row_problem(row):
             raise BallastError(f"{path}: row {index + 1}: {problem}")
     found: dict[str, list[Member]] = {}
-    for row, (ids, start) in zip(plain, _tokenise(plain, tokenizer, path), strict=True):
+    for row, (ids, start) in zip(plain, tokenise(plain, tokenizer, path), strict=True):
         member = Member(ids, start, row["origin"], float(row["reward"]), last_text(row["response"]))
         found.setdefault(json.dumps(prompt_columns(row), sort_keys=True), []).append(member)
     return [Group(number, tuple(members)) for number, members in enumerate(found.values())]
@@ -65,9 +65,10 @@ def _row_problem(row: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _tokenise(
+def tokenise(
     rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, path: str | Path
 ) -> list[tuple[tuple[int, ...], int]]:
+    """Return the ids of prompt and response of each row, and the response's first place, as of a demonstration."""
     flat = from_rows([{**prompt_columns(row), "completion": row["response"]} for row in rows], str(path)).dataset
     ready = prepare(flat, tokenizer, PrepareOptions(max_length=None), name=str(path)).dataset
     if len(ready) != len(rows):

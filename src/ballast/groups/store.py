@@ -7,16 +7,15 @@ import io
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ballast.errors import BallastError
-from ballast.files import write_atomically
 from ballast.groups.members import ORIGINS, Group, Member
 from ballast.groups.options import GroupOptions
 from ballast.limits import check_length
+from ballast.parts import MANIFEST, PartFolder, Revisions, has, read_manifest, unreadable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,9 +24,7 @@ if TYPE_CHECKING:
     from ballast.protocols import Tokenizer
 
 VERSION = 1
-MANIFEST, LOCK = "manifest.json", ".lock"
-ROWS_PER_PART = 64
-"""Prompts of one part: what a kill costs at most. Answers of one part share batches, so it is the same in every run."""
+HOLDS = "groups"
 
 NOT_STORED = ("refresh", "batch_tokens", "seconds", "file")
 """Options that leave the answers alone, but for rounding and time-outs."""
@@ -126,55 +123,29 @@ def data_digest(rows: Iterable[Mapping[str, Any]]) -> str:
     return digest.hexdigest()
 
 
-class GroupFolder:
-    """A folder of groups being filled by one process at a time; every part is there in full or not at all.
+class GroupFolder(PartFolder):
+    """A folder of groups; see `PartFolder`.
 
     Args:
         path: the folder; made if there is none.
         settings: what the groups depend on; a folder made with others is refused.
     """
 
+    holds, doing, command = HOLDS, "sampling", "ballast sample"
+
     def __init__(self, path: str | Path, settings: StoreSettings) -> None:
-        self.path, self.settings = Path(path), settings
+        super().__init__(path, settings.rows)
+        self.settings = settings
 
-    @contextmanager
-    def filling(self) -> Iterator[None]:
-        """Hold the folder's lock: no other process samples into it.
+    def manifest(self) -> dict[str, Any]:
+        return {"version": VERSION, "settings": self.settings.to_dict()}
 
-        Raises:
-            BallastError: if it is another folder, was sampled with other settings, or is being filled.
-        """
-        from filelock import FileLock, Timeout
-
-        check_target(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise BallastError(f"{self.path}: another process is sampling into this folder; wait for it") from None
-        try:
-            self._begin()
-            yield
-        finally:
-            lock.release()
-
-    def missing(self) -> list[int]:
-        """Return the numbers of the parts that are not there yet."""
-        return [part for part in range(self.parts) if not self._file(part).exists()]
-
-    @property
-    def parts(self) -> int:
-        """How many parts the folder has when it is full."""
-        return math.ceil(self.settings.rows / ROWS_PER_PART)
-
-    def rows(self, part: int) -> list[int]:
-        """Return the places of a part's prompts."""
-        return list(range(part * ROWS_PER_PART, min((part + 1) * ROWS_PER_PART, self.settings.rows)))
+    def differences(self) -> list[str]:
+        return self.settings.differences(read_settings(self.path))
 
     def write(self, number: int, part: Part) -> None:
         """Write a part."""
-        write_atomically(self._file(number), _to_parquet(part))
+        self.put(number, _to_parquet(part))
 
     def read(self) -> Iterator[Part]:
         """Yield all parts in order.
@@ -182,48 +153,16 @@ class GroupFolder:
         Raises:
             BallastError: if one is missing or damaged.
         """
-        if missing := self.missing():
-            done = self.parts - len(missing)
-            raise BallastError(
-                f"{self.path}: sampling has not ended ({done} of {self.parts} parts), so prompts would be left out; "
-                "run `ballast sample` again, it goes on where it stopped"
-            )
-        for number in range(self.parts):
-            part = _from_parquet(self._file(number))
+        for number, file in enumerate(self.files()):
+            part = _from_parquet(file)
             if [group.row for group in part.groups] != self.rows(number):
-                raise BallastError(f"{self._file(number)}: holds other rows than its place says; delete it and sample")
+                raise BallastError(f"{file}: holds other rows than its place says; delete it and sample")
             yield part
 
-    def _begin(self) -> None:
-        manifest = self.path / MANIFEST
-        if manifest.exists():
-            if found := self.settings.differences(read_settings(self.path)):
-                raise BallastError(
-                    f"{self.path}: {'; '.join(found)}: answers of two kinds would mix; name another folder"
-                )
-        else:
-            content = {"version": VERSION, "settings": self.settings.to_dict()}
-            write_atomically(manifest, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-        for leftover in self.path.glob("*.tmp"):
-            leftover.unlink(missing_ok=True)
 
-    def _file(self, number: int) -> Path:
-        return self.path / f"part-{number:05d}.parquet"
-
-
-def check_target(path: Path) -> None:
-    """Refuse to fill a file, or a folder that holds something else.
-
-    Raises:
-        BallastError: saying what is there.
-    """
-    if path.exists() and not path.is_dir():
-        raise BallastError(f"{path}: is a file; groups are written into a folder, choose another path")
-    if path.is_dir() and not (path / MANIFEST).exists():
-        ours = (LOCK, MANIFEST)
-        foreign = [one.name for one in path.iterdir() if one.name not in ours and not one.name.endswith(".tmp")]
-        if foreign:
-            raise BallastError(f"{path}: holds {sorted(foreign)[0]!r} and no groups; choose a new or empty folder")
+def is_sampled(path: str | Path) -> bool:
+    """Return whether `ballast sample` filled a folder, or began to; other groups are made from rows."""
+    return (Path(path) / MANIFEST).exists() and not has(path, Revisions.holds)
 
 
 def read_settings(path: str | Path) -> StoreSettings:
@@ -232,16 +171,11 @@ def read_settings(path: str | Path) -> StoreSettings:
     Raises:
         BallastError: if its manifest cannot be read.
     """
-    manifest = Path(path) / MANIFEST
+    settings = read_manifest(path, HOLDS, VERSION, "sample again")
     try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
-        if content["version"] != VERSION:
-            raise BallastError(f"{manifest}: written by another version ({content['version']!r}); sample again")
-        return StoreSettings.from_dict(content["settings"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, BallastError):
-            raise
-        raise BallastError(f"{manifest}: cannot be read as the manifest of groups: {error}") from error
+        return StoreSettings.from_dict(settings)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise unreadable(path, HOLDS, error) from error
 
 
 def read_groups(
@@ -254,7 +188,8 @@ def read_groups(
     """Return groups by prompt: of a folder that `ballast sample` filled, or of a file that the user made.
 
     Args:
-        path: a folder with a manifest; or a Parquet or JSONL file (or a folder of them) with one answer a row and the
+        path: a folder of `ballast sample`; one of `ballast revise`, whose drafts are ``own`` and whose revisions are a
+            ``teacher``'s answers; or a Parquet or JSONL file (or a folder of them) with one answer a row and the
             columns ``prompt``, ``origin``, ``response`` and ``reward``.
         tokenizer: of the model that trains on them, with the end-of-text token and chat template that training uses.
         max_length: longer sequences are refused; None takes any.
@@ -266,12 +201,13 @@ def read_groups(
     path = Path(path)
     if not path.exists():
         raise BallastError(f"{path}: no such file or folder; `ballast sample` fills one")
-    if (path / MANIFEST).exists():
+    if is_sampled(path):
         groups = _read_sampled(path, tokenizer)
     else:
         from ballast.groups.read import read_file
+        from ballast.groups.revised import read_revised
 
-        groups = read_file(path, tokenizer)
+        groups = (read_revised if has(path, Revisions.holds) else read_file)(path, tokenizer)
     _check(groups, tokenizer, max_length, path)
     for group in groups:
         for member in group.members:

@@ -10,9 +10,11 @@ from ballast.pipeline.checks.common import (
     TASK_CHECKS,
     TRAIN_CHECKS,
 )
+from ballast.pipeline.checks.revise import REVISE_CHECKS
 from ballast.pipeline.checks.rl import RL_CHECKS, RL_RESUME_CHECKS
 from ballast.pipeline.evaluate import check_measurement, readiness_lines, run_evaluate, table, with_readiness
 from ballast.pipeline.inputs import quiet
+from ballast.pipeline.revise import run_revise
 from ballast.pipeline.rl import run_rl
 from ballast.pipeline.run import Outcome
 from ballast.pipeline.sample import run_sample
@@ -23,6 +25,7 @@ __all__ = [
     "ADVISE_CHECKS",
     "EVALUATE_CHECKS",
     "RESUME_CHECKS",
+    "REVISE_CHECKS",
     "RL_CHECKS",
     "RL_RESUME_CHECKS",
     "SAMPLE_CHECKS",
@@ -35,6 +38,7 @@ __all__ = [
     "readiness_lines",
     "run_advise",
     "run_evaluate",
+    "run_revise",
     "run_rl",
     "run_sample",
     "run_score",

@@ -49,7 +49,8 @@ def check_groups(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
 
 def check_sampling(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     """Whether there is something to sample, and a place for it."""
-    from ballast.groups.store import check_target
+    from ballast.groups.store import HOLDS
+    from ballast.parts import check_target
 
     if "groups" in broken:
         return
@@ -65,7 +66,7 @@ def check_sampling(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
             raise BallastError("is required and missing; name the folder to fill: groups.file=PATH")
         if problem := place_problem(options.file):
             raise BallastError(problem)
-        check_target(Path(options.file))
+        check_target(Path(options.file), HOLDS)
     except BallastError as error:
         yield Problem(("groups", "file"), str(error))
     yield from _check_training(recipe, broken)
