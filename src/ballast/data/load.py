@@ -116,11 +116,18 @@ def _read_folder(path: Path, split: str | None, limit: int | None) -> Loaded:
 
 def _read_revisions(path: Path, split: str | None, limit: int | None) -> Loaded:
     """Read what `ballast revise` wrote; a part of which no row was kept is empty."""
+    from pyarrow import ArrowException
     from pyarrow.parquet import read_metadata
 
     if split is not None:
         raise BallastError(f"{path}: split={split!r}, but revised rows have no splits; remove it")
-    files = [file for file in revisions(path) if not file.stat().st_size or read_metadata(file).num_rows]
+    files = []
+    for file in revisions(path):
+        try:
+            files += [file] if read_metadata(file).num_rows else []
+        except (OSError, ArrowException) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise BallastError(f"{file}: damaged ({reason}); delete it and run `ballast revise` again") from error
     if not files:
         raise BallastError(f"{path}: no row was kept when it was revised; see revise.keep and revise.only_correct")
     return _limited(_mixture([read_file(file, limit) for file in files]), str(path), limit)
