@@ -39,6 +39,7 @@ LAYERS = (
     ("reference", "advise"),
     ("evaluation",),
     ("groups",),
+    ("half",),
     ("loop",),
     ("rl",),
     ("records",),
@@ -73,10 +74,12 @@ ONLY: dict[str, set[str]] = {
     "advise": {"errors", "stats", "objectives"},
     "evaluation": {"errors", "options", "files", "stats", "protocols", "limits", "head", "verifiers", "data", "revise"},
     "groups": {
-        *("errors", "options", "parts", "protocols", "limits", "verifiers", "data", "revise", "reference", "evaluation")
+        *("errors", "options", "parts", "protocols", "limits", "stats", "verifiers", "data", "revise", "reference"),
+        "evaluation",
     },
-    "loop": {"errors", "files", "checkpoints", "reference"},
-    "rl": {"errors", "options", "protocols", "limits", "verifiers", "data", "evaluation", "loop"},
+    "half": {"errors", "options", "protocols"},
+    "loop": {"errors", "files", "checkpoints", "reference", "half"},
+    "rl": {"errors", "options", "protocols", "limits", "verifiers", "data", "evaluation", "half", "loop"},
     "records": {"errors", "files", "protocols", "evaluation", "rl"},
 }
 FREE = {"cli", "__init__"}

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ballast.errors import BallastError
-from ballast.groups.members import ORIGINS, Group, Member
+from ballast.groups.members import Group, Member
 from ballast.groups.options import GroupOptions
 from ballast.limits import check_length
 from ballast.parts import MANIFEST, PartFolder, Revisions, has, read_manifest, unreadable
+from ballast.stats import ORIGINS
 
 if TYPE_CHECKING:
     import pyarrow as pa
