@@ -25,6 +25,7 @@ from ballast.evaluation.tasks import CLASSES, Task
 from ballast.groups.options import GroupOptions
 from ballast.half import HalfOptions
 from ballast.options import Options
+from ballast.revise.options import ReviseOptions
 from ballast.rl.options import RLOptions
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -34,6 +35,7 @@ SECTIONS: dict[str, type[Options]] = {
     "data": DataSection,
     "reference": ReferenceSection,
     "groups": GroupOptions,
+    "revise": ReviseOptions,
     "rl": RLOptions,
     "half": HalfOptions,
     "evaluation": EvaluationSection,

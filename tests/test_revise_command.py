@@ -432,3 +432,16 @@ def test_where_a_part_is_missing_is_said(revised):
     Path("rows/part-00001.parquet").unlink()
     line = refused("data.train=rows", "data.limit=null", "objective=sft", "output=out", TRAIN, command="train")
     assert "rows: revising has not ended (2 of 3 parts)" in line
+
+
+@pytest.mark.parametrize("name", ["self-refine", "seft"])
+def test_the_recipes_pass_every_check(name, monkeypatch):
+    from ballast import pipeline
+    from ballast.config.recipe import load_recipe
+    from ballast.revise.templates import load_templates
+
+    root = Path(__file__).parent.parent
+    monkeypatch.chdir(root)
+    without = ["revise.reviser=null"] if name == "seft" else []
+    recipe = load_recipe(f"recipes/revise/{name}.yaml", without, checks=pipeline.REVISE_CHECKS)
+    assert "{draft} {prompt}" in load_templates(recipe.revise).texts.values()
