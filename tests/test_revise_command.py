@@ -14,7 +14,7 @@ from ballast.cli import app
 from ballast.data import load_rows
 from ballast.errors import BallastError
 from ballast.evaluation import revising
-from ballast.groups.store import read_groups
+from ballast.groups.read import read_groups
 from ballast.lab import split
 from ballast.revise.rows import read_kept
 from ballast.revise.summary import summary
@@ -275,13 +275,18 @@ def test_groups_have_the_draft_and_the_revision(revised):
     out = run(TRAIN, "objective=gft", "output=gft", "groups.file=rows", "data.train=null", "data.limit=null",
               command="train")  # fmt: skip
     assert "groups: 8 prompts, 16 answers from rows" in out
+    # An objective that compares own answers with an expert's learns from the revision as one.
+    run(TRAIN, "objective=irft", "output=irft", "groups.file=rows", "data.train=null", "data.limit=null",
+        command="train")  # fmt: skip
+    logged = json.loads(Path("irft/metrics.jsonl").read_text().splitlines()[0])
+    assert logged["loss"] == pytest.approx(0.6931, abs=1e-3)
 
 
 def test_groups_need_rewards():
     with pytest.MonkeyPatch.context() as patch:
         writing(patch, lambda row, place, step: "no")
         run("revise={how: reviser, templates: reviser.yaml, max_new_tokens: 64, file: rows}")
-    with pytest.raises(BallastError, match=r"not judged.*revise\.verifier"):
+    with pytest.raises(BallastError, match="nobody has judged its answers"):
         read_groups("rows", lab_tokenizer())
 
 

@@ -161,12 +161,12 @@ def has(path: str | Path, holds: str) -> bool:
         return False
 
 
-def read_manifest(path: str | Path, holds: str, version: int, again: str) -> Mapping[str, Any]:
-    """Return the settings in a folder's manifest.
+def read_manifest(path: str | Path, holds: str, versions: Sequence[int], again: str) -> tuple[int, Mapping[str, Any]]:
+    """Return the version and the settings in a folder's manifest.
 
     Args:
         holds: what such a folder has, in the plural.
-        version: that it must be written by.
+        versions: that can be read.
         again: what to do about another version.
 
     Raises:
@@ -175,10 +175,9 @@ def read_manifest(path: str | Path, holds: str, version: int, again: str) -> Map
     manifest = Path(path) / MANIFEST
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
-        if content["version"] != version:
+        if content["version"] not in versions:
             raise BallastError(f"{manifest}: written by another version ({content['version']!r}); {again}")
-        settings: Mapping[str, Any] = content["settings"]
-        return settings
+        return content["version"], content["settings"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, BallastError):
             raise

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ballast.data.render import prompt_columns
-from ballast.errors import BallastError
 from ballast.evaluation.generation import encode_rows
 from ballast.groups.members import Group, Member
-from ballast.groups.read import tokenise
+from ballast.groups.tokenised import tokenise
 from ballast.reference.fingerprint import tokenizer_fingerprint
 from ballast.revise.rows import as_completion, read_kept, read_settings
 
@@ -17,18 +16,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def read_revised(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> list[Group]:
-    """Return the groups of a folder of `ballast revise`: a prompt's draft, then its revised answer as a ``teacher``'s.
+def read_revised(path: str | Path, tokenizer: PreTrainedTokenizerBase, *, better: str = "teacher") -> list[Group]:
+    """Return the groups of a folder of `ballast revise`: a prompt's draft, then its revised answer.
 
     A draft that the model sampled keeps its ids where the tokenizer is the one it was sampled with; it is the
     ``expert``'s where the row's completion was revised. Everything else is tokenised as a demonstration is.
 
+    Args:
+        better: origin of the revised answers.
+
     Raises:
-        BallastError: nothing was judged, or what is missing or damaged.
+        BallastError: naming what is missing or damaged.
     """
     rows = read_kept(path)
-    if any(row["versions"][0]["reward"] is None for row in rows):
-        raise BallastError(f"{path}: its answers were not judged, and groups need rewards; revise with revise.verifier")
     flat = [
         {**prompt_columns(row), "response": answer}
         for row in rows
@@ -46,7 +46,7 @@ def read_revised(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> list[G
         origin = "expert" if row["origin"] == "completion" else "own"
         members = (
             Member(ids, start, origin, draft["reward"], draft["text"], draft["ended"]),
-            Member(better_ids, better_start, "teacher", answer["reward"], answer["text"], answer["ended"]),
+            Member(better_ids, better_start, better, answer["reward"], answer["text"], answer["ended"]),
         )
         found.append(Group(row["row"], members))
     return found

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,18 +13,16 @@ from typing import TYPE_CHECKING, Any
 from ballast.errors import BallastError
 from ballast.groups.members import Group, Member
 from ballast.groups.options import GroupOptions
-from ballast.limits import check_length
 from ballast.parts import MANIFEST, PartFolder, Revisions, has, read_manifest, unreadable
-from ballast.stats import ORIGINS
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from transformers import PreTrainedTokenizerBase
 
-    from ballast.protocols import Tokenizer
-
-VERSION = 1
+VERSION, READABLE = 2, (1, 2)
+"""What is written, and what can be read: version 1 has no log-probabilities of the model that sampled."""
 HOLDS = "groups"
+ADDED = "ref_logprob"
+"""The column of version 2."""
 
 NOT_STORED = ("refresh", "batch_tokens", "seconds", "file")
 """Options that leave the answers alone, but for rounding and time-outs."""
@@ -142,7 +139,13 @@ class GroupFolder(PartFolder):
         return {"version": VERSION, "settings": self.settings.to_dict()}
 
     def differences(self) -> list[str]:
-        return self.settings.differences(read_settings(self.path))
+        version, begun = _read_manifest(self.path)
+        if version != VERSION:
+            raise BallastError(
+                f"{self.path}: was begun by an earlier version, whose answers have no log-probabilities of the model "
+                "that sampled them; name another folder (this one can still be trained on)"
+            )
+        return self.settings.differences(begun)
 
     def write(self, number: int, part: Part) -> None:
         """Write a part."""
@@ -172,84 +175,15 @@ def read_settings(path: str | Path) -> StoreSettings:
     Raises:
         BallastError: if its manifest cannot be read.
     """
-    settings = read_manifest(path, HOLDS, VERSION, "sample again")
+    return _read_manifest(path)[1]
+
+
+def _read_manifest(path: str | Path) -> tuple[int, StoreSettings]:
+    version, settings = read_manifest(path, HOLDS, READABLE, "sample again")
     try:
-        return StoreSettings.from_dict(settings)
+        return version, StoreSettings.from_dict(settings)
     except (KeyError, TypeError, AttributeError) as error:
         raise unreadable(path, HOLDS, error) from error
-
-
-def read_groups(
-    path: str | Path,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_length: int | None = None,
-    context: int | None = None,
-) -> list[Group]:
-    """Return groups by prompt: of a folder that `ballast sample` filled, or of a file that the user made.
-
-    Args:
-        path: a folder of `ballast sample`; one of `ballast revise`, whose drafts are ``own`` and whose revisions are a
-            ``teacher``'s answers; or a Parquet or JSONL file (or a folder of them) with one answer a row and the
-            columns ``prompt``, ``origin``, ``response`` and ``reward``.
-        tokenizer: of the model that trains on them, with the end-of-text token and chat template that training uses.
-        max_length: longer sequences are refused; None takes any.
-        context: the same of the model's positions.
-
-    Raises:
-        BallastError: naming what is missing, damaged or of another tokenizer, with file and row.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise BallastError(f"{path}: no such file or folder; `ballast sample` fills one")
-    if is_sampled(path):
-        groups = _read_sampled(path, tokenizer)
-    else:
-        from ballast.groups.read import read_file
-        from ballast.groups.revised import read_revised
-
-        groups = (read_revised if has(path, Revisions.holds) else read_file)(path, tokenizer)
-    _check(groups, tokenizer, max_length, path)
-    for group in groups:
-        for member in group.members:
-            check_length(f"{path}: prompt {group.row + 1}", len(member.ids), context)
-    return groups
-
-
-def _read_sampled(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Group]:
-    from ballast.reference.fingerprint import tokenizer_fingerprint
-
-    settings = read_settings(path)
-    if settings.tokenizer != tokenizer_fingerprint(tokenizer):
-        raise BallastError(
-            f"{path}: {WHAT_DIFFERS['tokenizer']}, so its token ids would mean other words; sample again"
-        )
-    return [group for part in GroupFolder(path, settings).read() for group in part.groups]
-
-
-def _check(groups: Sequence[Group], tokenizer: Tokenizer, max_length: int | None, path: Path) -> None:
-    largest = max(tokenizer.get_vocab().values(), default=-1)
-    for group in groups:
-        for member in group.members:
-            if problem := _problem(member, largest, max_length):
-                raise BallastError(f"{path}: prompt {group.row + 1}: {problem}")
-
-
-def _problem(member: Member, largest: int, max_length: int | None) -> str | None:
-    if member.origin not in ORIGINS:
-        return f"origin {member.origin!r} is none of {', '.join(ORIGINS)}"
-    if not math.isfinite(member.reward):
-        return f"the reward of the {member.origin}'s answer is {member.reward}; rewards are finite numbers"
-    if not 0 < member.start < len(member.ids):
-        return f"the {member.origin}'s answer has no token to train on"
-    if min(member.ids) < 0 or max(member.ids) > largest:
-        return f"token id {max(member.ids)} is not in the tokenizer, whose ids end at {largest}: it is another model's"
-    if max_length is not None and len(member.ids) > max_length:
-        return (
-            f"prompt and answer have {len(member.ids)} tokens, training.max_length is {max_length}: cut after they "
-            "were judged, they would not deserve their reward; raise it, or leave the answer out"
-        )
-    return None
 
 
 def _schema(metadata: Mapping[str, str]) -> pa.Schema:
@@ -264,6 +198,7 @@ def _schema(metadata: Mapping[str, str]) -> pa.Schema:
         ("start", pa.int32()),
         ("reward", pa.float64()),
         ("ended", pa.bool_()),
+        ("ref_logprob", pa.list_(pa.float32())),
     ]
     return pa.schema(columns, metadata=dict(metadata))
 
@@ -279,6 +214,7 @@ def _to_parquet(part: Part) -> bytes:
             "prompt": prompt if plain else json.dumps(prompt, ensure_ascii=False),
             **{name: getattr(member, name) for name in ("origin", "text", "start", "reward", "ended")},
             "ids": list(member.ids),
+            "ref_logprob": None if member.ref_logprob is None else list(member.ref_logprob),
         }
         for group, prompt in zip(part.groups, part.prompts, strict=True)
         for member in group.members
@@ -297,13 +233,17 @@ def _from_parquet(file: Path) -> Part:
         table = parquet.read_table(file, page_checksum_verification=True)
         metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         plain, counts = metadata["prompt"] == "text", json.loads(metadata["counts"])
-        rows = table.select(_schema({}).names).to_pylist()
+        rows = table.select(
+            [name for name in _schema({}).names if name != ADDED or name in table.column_names]
+        ).to_pylist()
         groups: dict[int, list[Member]] = {}
         prompts: dict[int, Any] = {}
         for row in rows:
             number, prompt = row.pop("row"), row.pop("prompt")
             prompts[number] = prompt if plain else json.loads(prompt)
-            groups.setdefault(number, []).append(Member(**{**row, "ids": tuple(row["ids"])}))
+            ids, scored = tuple(row.pop("ids")), row.pop(ADDED, None)
+            ref_logprob = None if scored is None else tuple(scored)
+            groups.setdefault(number, []).append(Member(ids=ids, ref_logprob=ref_logprob, **row))
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BallastError(f"{file}: damaged ({reason}); delete it and run `ballast sample` again") from error

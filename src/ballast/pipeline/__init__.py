@@ -12,10 +12,12 @@ from ballast.pipeline.checks.common import (
 )
 from ballast.pipeline.checks.half import half_lines
 from ballast.pipeline.checks.revise import REVISE_CHECKS
+from ballast.pipeline.checks.reward import REWARD_CHECKS
 from ballast.pipeline.checks.rl import RL_CHECKS, RL_RESUME_CHECKS
 from ballast.pipeline.evaluate import check_measurement, readiness_lines, run_evaluate, table, with_readiness
 from ballast.pipeline.inputs import quiet
 from ballast.pipeline.revise import run_revise
+from ballast.pipeline.reward import run_reward
 from ballast.pipeline.rl import run_rl
 from ballast.pipeline.run import Outcome
 from ballast.pipeline.sample import run_sample
@@ -27,6 +29,7 @@ __all__ = [
     "EVALUATE_CHECKS",
     "RESUME_CHECKS",
     "REVISE_CHECKS",
+    "REWARD_CHECKS",
     "RL_CHECKS",
     "RL_RESUME_CHECKS",
     "SAMPLE_CHECKS",
@@ -41,6 +44,7 @@ __all__ = [
     "run_advise",
     "run_evaluate",
     "run_revise",
+    "run_reward",
     "run_rl",
     "run_sample",
     "run_score",

@@ -67,8 +67,8 @@ def write_pairs(recipe: Recipe, options: ReviseOptions, say: Say) -> dict[str, A
 
 
 def _source(recipe: Recipe) -> str:
-    groups = recipe.groups and recipe.groups.file
-    return f"groups.file ({groups})" if groups else f"data.train ({', '.join(recipe.data.train)})"
+    groups = recipe.groups.file if recipe.groups else ()
+    return f"groups.file ({', '.join(groups)})" if groups else f"data.train ({', '.join(recipe.data.train)})"
 
 
 def read_pairs(recipe: Recipe, options: ReviseOptions) -> list[Pair]:
@@ -77,8 +77,9 @@ def read_pairs(recipe: Recipe, options: ReviseOptions) -> list[Pair]:
     Raises:
         BallastError: naming what is missing, with its row.
     """
-    file = recipe.groups and recipe.groups.file
-    return _of_groups(file) if file else _of_preferences(recipe, options)
+    files = recipe.groups.file if recipe.groups else ()
+    found = [pair for file in files for pair in _of_groups(file)]
+    return found if files else _of_preferences(recipe, options)
 
 
 def _of_groups(file: str) -> list[Pair]:

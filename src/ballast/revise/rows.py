@@ -130,7 +130,7 @@ def read_settings(path: str | Path) -> Mapping[str, Any]:
     Raises:
         BallastError: if its manifest cannot be read.
     """
-    return read_manifest(path, Revisions.holds, VERSION, "revise again")
+    return read_manifest(path, Revisions.holds, (VERSION,), "revise again")[1]
 
 
 def read_kept(path: str | Path) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ def check_revising(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     if options is None:
         yield Problem(("revise",), "is required and missing; name at least the folder to fill: revise.file=PATH")
         return
-    groups = recipe.groups is not None and recipe.groups.file is not None
+    groups = recipe.groups is not None and bool(recipe.groups.file)
     if groups and options.pairs is None and "data" not in broken and not recipe.data.train:
         yield Problem(("data", "train"), "is required and missing; name the rows with the prompts")
     for key, message in _problems(options):
