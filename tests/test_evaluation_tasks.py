@@ -117,7 +117,7 @@ READ_BY_ALL = {"name", "kind", "data", "split", "columns", "limit", "seed", "bat
 SAMPLED = {"samples", "temperature", "top_p", "max_new_tokens", "k", "entropy", "base_kl", "stop"}
 JUDGED = {"verifier", "verifier_seconds"}
 READ = {
-    "generate": SAMPLED | JUDGED,
+    "generate": SAMPLED | JUDGED | {"revise"},
     "code": SAMPLED | {"allow_code_execution", "code_seconds", "code_memory_mb"},
     "readiness": SAMPLED | JUDGED | {"group", "demonstrations", "forgetting"},
     "choice": {"style", "overlong"},
@@ -141,7 +141,7 @@ SAMPLING = {"top_p": 1.0, "max_new_tokens": 256, "stop": []}
 DEFAULTS = {
     "generate": SAMPLING
     | {"samples": 1, "temperature": 0.0, "k": [], "entropy": False, "base_kl": False}
-    | {"verifier": "exact", "verifier_seconds": 10.0},
+    | {"verifier": "exact", "verifier_seconds": 10.0, "revise": None},
     "code": SAMPLING
     | {"samples": 1, "temperature": 0.0, "k": [], "entropy": False, "base_kl": False}
     | {"allow_code_execution": False, "code_seconds": 10.0, "code_memory_mb": 1024},
