@@ -141,9 +141,20 @@ def measure(
             tokenizer,
             tasks.loaded,
             base=base,
+            revisers=revisers(tasks, model),
             progress=lambda task, done, total: tell(f"{name}: {task}", done, total),
         )
     return Measured(name, tuple(results), tasks.sources, tasks.digests)
+
+
+def revisers(tasks: Tasks, like: Model) -> dict[str, tuple[Model, Tokenizer]]:
+    """Return the revisers that tasks name, on the device and in the dtype of the model that is measured."""
+    found: dict[str, tuple[Model, Tokenizer]] = {}
+    for path in filter(None, (task.reviser for task in tasks.loaded)):
+        section = models.resolve(models.section_of(path)).changed({"dtype": str(like.dtype).removeprefix("torch.")})
+        if path not in found:
+            found[path] = models.load_model(section, device=like.device), models.load_tokenizer(section)
+    return found
 
 
 def base_model(tasks: Tasks, section: ModelSection | None, model: Model) -> Model | None:

@@ -53,7 +53,8 @@ def check_groups(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
 def check_sampling(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     """Whether there is something to sample, and a place for it."""
     from ballast.groups.rows import rows_problem
-    from ballast.groups.store import check_target
+    from ballast.groups.store import HOLDS
+    from ballast.parts import check_target
 
     if "groups" in broken:
         return
@@ -73,7 +74,7 @@ def check_sampling(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
             raise BallastError(f"names {len(options.file)} folders, and one is filled at a time; name one")
         if problem := place_problem(options.file[0]):
             raise BallastError(problem)
-        check_target(Path(options.file[0]))
+        check_target(Path(options.file[0]), HOLDS)
     except BallastError as error:
         yield Problem(("groups", "file"), str(error))
     if recipe.rows is not None and "rows" not in broken and (problem := rows_problem(recipe.rows)):
