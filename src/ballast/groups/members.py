@@ -17,7 +17,8 @@ from ballast.errors import BallastError
 from ballast.evaluation import generation
 from ballast.groups.options import GroupOptions
 from ballast.stats import ORIGINS
-from ballast.verifiers.registry import ScoredBatch, Verifier, check_rows, score_answers, verifier
+from ballast.verifiers.options import judge
+from ballast.verifiers.registry import ScoredBatch, Verifier, check_rows, score_answers
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -108,7 +109,7 @@ class GroupRows:
         refuse_preparation(prepared)
         self.options = options
         self.tokenizer = trl.training_tokenizer(tokenizer, prepared)
-        self.verify = judge_of(options)
+        self.verify: Verifier | None = None if options.verifier is None else judge(options, options.seconds)
         self.rows: list[dict[str, Any]] = list(as_stored(dataset.with_format(None)))
         check_prompts(self.rows, options)
         if self.verify is not None:
@@ -205,11 +206,6 @@ def mean_reward(rewards: Sequence[float | None]) -> str:
     """Return `` (mean reward …)`` of the rewards that there are, nothing where there is none."""
     judged = [reward for reward in rewards if reward is not None]
     return f" (mean reward {sum(judged) / len(judged):.3f})" if judged else ""
-
-
-def judge_of(options: GroupOptions) -> Verifier | None:
-    """Return the verifier that the options name."""
-    return None if options.verifier is None else verifier(options.verifier, seconds=options.seconds)
 
 
 def refuse_preparation(prepared: PrepareOptions) -> None:
