@@ -109,7 +109,7 @@ class GroupRows:
         refuse_preparation(prepared)
         self.options = options
         self.tokenizer = trl.training_tokenizer(tokenizer, prepared)
-        self.verify: Verifier | None = None if options.verifier is None else judge(options, options.seconds)
+        self.verify = judge_of(options)
         self.rows: list[dict[str, Any]] = list(as_stored(dataset.with_format(None)))
         check_prompts(self.rows, options)
         if self.verify is not None:
@@ -206,6 +206,11 @@ def mean_reward(rewards: Sequence[float | None]) -> str:
     """Return `` (mean reward …)`` of the rewards that there are, nothing where there is none."""
     judged = [reward for reward in rewards if reward is not None]
     return f" (mean reward {sum(judged) / len(judged):.3f})" if judged else ""
+
+
+def judge_of(options: GroupOptions) -> Verifier | None:
+    """Return the verifier that the options name."""
+    return None if options.verifier is None else judge(options, options.seconds)
 
 
 def refuse_preparation(prepared: PrepareOptions) -> None:

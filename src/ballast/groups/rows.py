@@ -50,7 +50,8 @@ def rejection_rows(raw: Sequence[Row], groups: Iterable[Group], most: int) -> Re
 def _right(group: Group, known: Sequence[str]) -> Iterator[str]:
     seen = {"", *known}
     for member in group.members:
-        if member.origin == "own" and member.ended and (member.reward or 0) >= 1 and member.text not in seen:
+        right = member.reward is not None and member.reward >= 1
+        if member.origin == "own" and member.ended and right and member.text not in seen:
             seen.add(member.text)
             yield member.text
 

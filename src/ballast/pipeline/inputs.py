@@ -156,15 +156,14 @@ def _load_prompts(
     from ballast.evaluation.generation import encode_rows
     from ballast.groups import members
     from ballast.verifiers import registry
-    from ballast.verifiers.options import judge
 
     tokenizer = trl.training_tokenizer(tokenizer, PrepareOptions.from_training_args(args))
     dataset = sources.load_train(recipe.data)
     rows = list(dataset.with_format(None))
     try:
         members.check_prompts(rows, options)
-        if options.verifier is not None:
-            registry.check_rows(judge(options, options.seconds), rows)
+        if (verify := members.judge_of(options)) is not None:
+            registry.check_rows(verify, rows)
         sizes = [len(ids) for ids in encode_rows(tokenizer, rows)]
         members.check_room(sizes, options, max_length=args.max_length, context=context)
     except BallastError as error:

@@ -29,7 +29,7 @@ from ballast.groups.members import refuse_preparation
 from ballast.groups.options import ROUND
 from ballast.groups.read import Wanted
 from ballast.groups.sampler import scored_groups
-from ballast.stats import GROUP_FIELDS, JUDGED_FIELDS, STEP_FIELDS
+from ballast.stats import GROUP_FIELDS, JUDGED_FIELDS
 from ballast.training.group_metrics import GroupSums
 
 if TYPE_CHECKING:
@@ -44,8 +44,6 @@ if TYPE_CHECKING:
 ROW = "row"
 """Column of a prompt's place in the data: all that a batch of prompts holds."""
 
-SAMPLED = tuple(name for name in GROUP_FIELDS if name not in STEP_FIELDS)
-"""Columns that answers have when they are sampled and judged."""
 OF_ANSWERS = (*GROUP_FIELDS, "ref_logprob")
 """Columns that the answers of a group may bring."""
 
@@ -69,7 +67,7 @@ class RowCollator:
 class GroupBatches:
     """Turns batches of prompts into micro-batches of answers, a round of sampling at a time."""
 
-    def __init__(self, draw: Draw, refresh: int, columns: tuple[str, ...] = SAMPLED, **collation: Any) -> None:
+    def __init__(self, draw: Draw, refresh: int, columns: tuple[str, ...], **collation: Any) -> None:
         """Make an empty queue.
 
         Args:

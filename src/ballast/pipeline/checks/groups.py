@@ -76,11 +76,10 @@ def check_sampling(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
         check_target(Path(options.file[0]))
     except BallastError as error:
         yield Problem(("groups", "file"), str(error))
-    if recipe.rows is not None and "rows" not in broken:
-        if problem := rows_problem(recipe.rows):
-            yield Problem(("rows", "file"), problem)
-        elif options.verifier is None:
-            yield Problem(("rows",), "are the right own answers, and without groups.verifier none is; name one")
+    if recipe.rows is not None and "rows" not in broken and (problem := rows_problem(recipe.rows)):
+        yield Problem(("rows", "file"), problem)
+    if recipe.rows is not None and options.verifier is None:
+        yield Problem(("rows",), "needs groups.verifier: without one no answer is right, and no row would be written")
     yield from _check_training(recipe, broken)
 
 
