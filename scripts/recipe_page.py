@@ -25,6 +25,7 @@ from ballast.evaluation.tasks import CLASSES, Task
 from ballast.groups.options import GroupOptions, RowsOptions
 from ballast.half import HalfOptions
 from ballast.options import Options
+from ballast.reward.options import RewardOptions
 from ballast.rl.options import RLOptions
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -35,6 +36,7 @@ SECTIONS: dict[str, type[Options]] = {
     "reference": ReferenceSection,
     "groups": GroupOptions,
     "rows": RowsOptions,
+    "reward": RewardOptions,
     "rl": RLOptions,
     "half": HalfOptions,
     "evaluation": EvaluationSection,
