@@ -26,6 +26,7 @@ from ballast.groups.options import GroupOptions, RowsOptions
 from ballast.half import HalfOptions
 from ballast.options import Options
 from ballast.revise.options import ReviseOptions
+from ballast.reward.options import RewardOptions
 from ballast.rl.options import RLOptions
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -37,6 +38,7 @@ SECTIONS: dict[str, type[Options]] = {
     "groups": GroupOptions,
     "rows": RowsOptions,
     "revise": ReviseOptions,
+    "reward": RewardOptions,
     "rl": RLOptions,
     "half": HalfOptions,
     "evaluation": EvaluationSection,
