@@ -12,9 +12,11 @@ from ballast.pipeline.checks.common import (
 )
 from ballast.pipeline.checks.half import half_lines
 from ballast.pipeline.checks.rl import RL_CHECKS, RL_RESUME_CHECKS
+from ballast.pipeline.checks.rounds import ROUNDS_CHECKS
 from ballast.pipeline.evaluate import check_measurement, readiness_lines, run_evaluate, table, with_readiness
 from ballast.pipeline.inputs import quiet
 from ballast.pipeline.rl import run_rl
+from ballast.pipeline.rounds import run_rounds
 from ballast.pipeline.run import Outcome
 from ballast.pipeline.sample import run_sample
 from ballast.pipeline.score import run_score
@@ -26,6 +28,7 @@ __all__ = [
     "RESUME_CHECKS",
     "RL_CHECKS",
     "RL_RESUME_CHECKS",
+    "ROUNDS_CHECKS",
     "SAMPLE_CHECKS",
     "SCORE_CHECKS",
     "TASK_CHECKS",
@@ -38,6 +41,7 @@ __all__ = [
     "run_advise",
     "run_evaluate",
     "run_rl",
+    "run_rounds",
     "run_sample",
     "run_score",
     "run_train",
