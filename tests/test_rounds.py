@@ -231,3 +231,18 @@ def test_a_dry_run_prints_the_recipe_and_writes_nothing(folder):
     assert done.exit_code == 0, done.output
     assert "rounds:" in done.stdout
     assert not Path("out").exists()
+
+
+def test_two_rounds_on_the_lab(folder):
+    given = (
+        "model=lab", "data.train=lab:train", "data.limit=16", "objective=gft",
+        "groups={verifier: 'ballast.lab.arithmetic:verify', own: 3, max_new_tokens: 48}",
+        "training={max_steps: 2, per_device_train_batch_size: 8, learning_rate: 3e-5, save_strategy: 'no'}",
+        "rounds={steps: [sample, train, evaluate], count: 2}",
+        "evaluation.tasks=[{name: ready, kind: readiness, data: 'lab:test', limit: 12, group: 4, max_new_tokens: 48, "
+        "verifier: 'ballast.lab.arithmetic:verify'}]",
+    )  # fmt: skip
+    said = works("rounds", *given, "output=out")
+    assert "out/round-2/sample: 16 prompts; 16 expert answers" in said
+    assert [line[0] for line in figures("out")] == ["base", "round 1", "round 2"]
+    assert 0.5 < figures("out")[2][1][0]["pass@4"]["value"] <= 1
