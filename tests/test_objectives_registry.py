@@ -11,7 +11,10 @@ WRONG = {
     "name": (lambda: objective("sfft"), "unknown name 'sfft'; did you mean 'sft'"),
     "underscore": (lambda: objective("prift_mass"), "did you mean 'prift-mass'"),
     "case": (lambda: objective("EKSFT"), "unknown name 'EKSFT'; .*eksft"),
-    "nothing like it": (lambda: objective("zzz"), "known: dft, eksft, gft, ift, prift-mass, prift-prob, reweight, sft"),
+    "nothing like it": (
+        lambda: objective("zzz"),
+        "known: dft, eksft, gft, ift, irft, prift-mass, prift-prob, reweight, sft",
+    ),
     "private module": (lambda: objective("_rules"), "unknown name"),
     "empty": (lambda: objective(""), "unknown name"),
     "none": (lambda: objective(None), "got NoneType"),
@@ -64,6 +67,8 @@ WRONG = {
     ),
     "start of a noisy schedule": (lambda: objective("ift", schedule="noisy", lam_start=0.1), "'lam_start' is ignored"),
     "start above 1": (lambda: objective("ift", schedule="linear", lam_start=2), r"lam_start must lie in \[0, 1\]"),
+    "beta": (lambda: objective("irft", beta=0), "beta must lie in"),
+    "link": (lambda: objective("irft", link="logistic"), "must be one of sigmoid, hinge, none; got 'logistic'"),
     "module": (lambda: objective("no_such_module:Class"), "cannot import 'no_such_module:Class'"),
     "class": (lambda: objective("third_party:Fokal"), "cannot import 'third_party:Fokal'"),
     "not an objective": (lambda: objective("third_party:NotAnObjective"), "not a subclass"),
@@ -83,7 +88,7 @@ def test_refused_in_one_line(build, message):
 
 def test_the_registry_holds_these_sorted():
     names = [info.name for info in list_objectives()]
-    assert names == ["dft", "eksft", "gft", "ift", "prift-mass", "prift-prob", "reweight", "sft"]
+    assert names == ["dft", "eksft", "gft", "ift", "irft", "prift-mass", "prift-prob", "reweight", "sft"]
 
 
 @pytest.mark.parametrize("info", list_objectives(), ids=lambda info: info.name)
@@ -92,7 +97,7 @@ def test_every_objective_describes_itself(info):
     assert len(info.description) < 125
     assert info.source
     assert "logprob" in info.needs
-    assert info.scope in ("token", "sequence", "batch")
+    assert info.scope in ("token", "sequence", "group", "batch")
     assert info.reduction in ("tokens", "sequences", "groups")
     for _, _, documentation in info.options:
         assert documentation
@@ -118,6 +123,7 @@ NEEDS = {
     "eksft normalised": ("eksft", {"entropy": "normalised"}, {"logprob", "entropy", "kl", "vocabulary"}),
     "eksft released": ("eksft", {"penalty": "released"}, {"logprob", "entropy", "kl", "collision"}),
     "gft": ("gft", {}, {"logprob", "advantage"}),
+    "irft": ("irft", {}, {"logprob", "ref_logprob", "origin", "group"}),
 }
 
 

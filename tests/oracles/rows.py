@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ballast import TokenStats, token_stats
-from ballast.stats import LAYOUT_FIELDS, LIVE_FIELDS, PAIR_FIELDS, REFERENCE_FIELDS
+from ballast.stats import GROUP_FIELDS, LAYOUT_FIELDS, LIVE_FIELDS, PAIR_FIELDS, REFERENCE_FIELDS
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,16 @@ class Rows:
         return [ADVANTAGES[index % len(ADVANTAGES)] for index in self.sequence]
 
     @property
+    def origin(self) -> list[int]:
+        """Where the answer that a token belongs to comes from: 0 the expert's, 1 a teacher's, 2 the model's own."""
+        return [ORIGINS[index % len(ORIGINS)] for index in self.sequence]
+
+    @property
+    def group(self) -> list[int]:
+        """The group that a token belongs to: three answers each."""
+        return [index // 3 for index in self.sequence]
+
+    @property
     def end(self) -> list[bool]:
         """Whether generation would stop at a token: at two of the ids."""
         return [target in (0, 2) for target in self.targets]
@@ -38,6 +48,7 @@ class Rows:
 
 
 ADVANTAGES = (1.0, -0.5, 0.0, 1.7)
+ORIGINS = (0, 2, 2, 2, 0, 1)
 MODEL_FIELDS = (*LIVE_FIELDS, *PAIR_FIELDS, *REFERENCE_FIELDS)
 
 
@@ -78,5 +89,5 @@ def statistics_of(rows: Rows, **settings) -> tuple[TokenStats, Tensor]:
     fields = (*MODEL_FIELDS, "vocabulary")
     stats = token_stats(logits, identity, targets, fields=fields, reference=reference, **settings)
     layout = {name: torch.tensor(getattr(rows, name)) for name in LAYOUT_FIELDS}
-    advantage = torch.tensor(rows.advantage, dtype=torch.float64)
-    return replace(stats, advantage=advantage, **layout), logits
+    groups = {name: torch.tensor(getattr(rows, name), dtype=torch.float64) for name in GROUP_FIELDS}
+    return replace(stats, **groups, **layout), logits
