@@ -84,6 +84,21 @@ def test_two_rounds_are_the_commands_by_hand(folder):
     assert divergence[2] > 0
 
 
+def test_iterations_of_spin_read_the_answers_of_the_round_before_too(folder):
+    given = (
+        "model=start", "data.train=rows.jsonl", "objective=irft", TRAINING, "groups={own: 1, max_new_tokens: 4}",
+        "reference=model",
+    )  # fmt: skip
+    works("rounds", *given, "rounds={steps: [sample, train], count: 3, previous: 1}", "output=out")
+    files = {number: f"out/round-{number}/sample" for number in (1, 2, 3)}
+    for number, named in ((1, [files[1]]), (2, [files[2], files[1]]), (3, [files[3], files[2]])):
+        record = json.loads(Path(f"out/round-{number}/train/run.json").read_text())["recipe"]
+        assert record["groups"]["file"] == named
+    both = f"groups.file=[{files[2]}, {files[1]}]"
+    works("train", *given, "model=out/round-1/train", "seed=43", both, "output=hand")
+    assert same("hand", "out/round-2/train")
+
+
 def test_one_round_of_training_is_train_and_rl_starts_from_it(folder):
     rl = "rl={verifier: exact, steps: 2, prompts: 2, group: 4, max_new_tokens: 4, learning_rate: 1e-2}"
     given = ("model=start", "data.train=rows.jsonl", "objective=sft", TRAINING, rl)

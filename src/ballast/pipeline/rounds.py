@@ -82,8 +82,7 @@ class Round:
         assert self.recipe.groups is not None
         first = max(1, self.number - self.rounds.previous)
         files = [str(self.folder("sample", number)) for number in range(self.number, first - 1, -1)]
-        given = files if len(files) > 1 else files[0]
-        return self.part("train", groups=self.recipe.groups.changed({"file": given}))
+        return self.part("train", groups=self.recipe.groups.changed({"file": files}))
 
     def resumes(self, verb: str) -> bool:
         """Return whether a run goes on in its folder; what has no checkpoint to go on from is removed."""
