@@ -171,6 +171,17 @@ def test_what_is_through_is_not_done_again_and_more_rounds_go_on(folder):
     assert json.loads(Path("out/rounds.json").read_text())["done"] == [list(STOPS)] * 3
 
 
+def test_a_run_that_was_through_when_the_rounds_were_stopped_is_not_trained_again(folder):
+    given = ("model=start", "data.train=rows.jsonl", "objective=sft", TRAINING, "training.save_strategy='no'")
+    works("rounds", *given, "rounds={steps: [train], count: 1}", "output=out")
+    record = json.loads(Path("out/round-1/train/run.json").read_text())
+    plan = json.loads(Path("out/rounds.json").read_text())
+    Path("out/rounds.json").write_text(json.dumps({**plan, "done": [[]]}))
+    said = works("rounds", *given, "rounds={steps: [train], count: 1}", "output=out")
+    assert "out/round-1/train: finished at step 2 already" in said
+    assert json.loads(Path("out/round-1/train/run.json").read_text()) == record
+
+
 def test_an_adapter_goes_on_through_the_rounds(folder):
     lora = "model.lora={r: 2, target_modules: [q_proj]}"
     given = ("model=start", lora, "data.train=rows.jsonl", "objective=sft", TRAINING)
