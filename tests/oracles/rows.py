@@ -28,9 +28,9 @@ class Rows:
         return [ADVANTAGES[index % len(ADVANTAGES)] for index in self.sequence]
 
     @property
-    def origin(self) -> list[int]:
-        """Where the answer that a token belongs to comes from: 0 the expert's, 1 a teacher's, 2 the model's own."""
-        return [ORIGINS[index % len(ORIGINS)] for index in self.sequence]
+    def origin(self) -> list[float]:
+        """Where each token's sequence comes from: an expert, a teacher, the model itself, twice."""
+        return [(0.0, 1.0, 2.0, 2.0)[index % 4] for index in self.sequence]
 
     @property
     def group(self) -> list[int]:
@@ -48,7 +48,6 @@ class Rows:
 
 
 ADVANTAGES = (1.0, -0.5, 0.0, 1.7)
-ORIGINS = (0, 2, 2, 2, 0, 1)
 MODEL_FIELDS = (*LIVE_FIELDS, *PAIR_FIELDS, *REFERENCE_FIELDS)
 
 
@@ -89,5 +88,5 @@ def statistics_of(rows: Rows, **settings) -> tuple[TokenStats, Tensor]:
     fields = (*MODEL_FIELDS, "vocabulary")
     stats = token_stats(logits, identity, targets, fields=fields, reference=reference, **settings)
     layout = {name: torch.tensor(getattr(rows, name)) for name in LAYOUT_FIELDS}
-    groups = {name: torch.tensor(getattr(rows, name), dtype=torch.float64) for name in GROUP_FIELDS}
-    return replace(stats, **groups, **layout), logits
+    group = {name: torch.tensor(getattr(rows, name), dtype=torch.float64) for name in GROUP_FIELDS}
+    return replace(stats, **group, **layout), logits

@@ -21,6 +21,7 @@ from ballast.evaluation.tasks import SOURCES, AnyTask, Task
 from ballast.groups.options import GroupOptions
 from ballast.options import Columns, Options, OptionsError, Sources, Text, Where, shown
 from ballast.options import Path as PathText
+from ballast.reward.options import RewardOptions
 from ballast.rl.options import RLOptions
 
 NEVER_EMPTY = ("model", "objective")
@@ -133,6 +134,7 @@ class Recipe(Options):
     groups: GroupOptions | None = None
     training: Training = Field(default_factory=dict)
     evaluation: EvaluationSection = EvaluationSection()
+    reward: RewardOptions | None = None
     rl: RLOptions | None = None
     compare: CompareSection | None = None
     rounds: RoundsSection | None = None

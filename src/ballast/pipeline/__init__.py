@@ -11,10 +11,12 @@ from ballast.pipeline.checks.common import (
     TRAIN_CHECKS,
 )
 from ballast.pipeline.checks.half import half_lines
+from ballast.pipeline.checks.reward import REWARD_CHECKS
 from ballast.pipeline.checks.rl import RL_CHECKS, RL_RESUME_CHECKS
 from ballast.pipeline.checks.rounds import ROUNDS_CHECKS
 from ballast.pipeline.evaluate import check_measurement, readiness_lines, run_evaluate, table, with_readiness
 from ballast.pipeline.inputs import quiet
+from ballast.pipeline.reward import run_reward
 from ballast.pipeline.rl import run_rl
 from ballast.pipeline.rounds import run_rounds
 from ballast.pipeline.run import Outcome
@@ -26,6 +28,7 @@ __all__ = [
     "ADVISE_CHECKS",
     "EVALUATE_CHECKS",
     "RESUME_CHECKS",
+    "REWARD_CHECKS",
     "RL_CHECKS",
     "RL_RESUME_CHECKS",
     "ROUNDS_CHECKS",
@@ -40,6 +43,7 @@ __all__ = [
     "readiness_lines",
     "run_advise",
     "run_evaluate",
+    "run_reward",
     "run_rl",
     "run_rounds",
     "run_sample",
