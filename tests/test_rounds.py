@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from ballast.cli import app
 from ballast.config.recipe import load_recipe
-from ballast.errors import Interrupted
+from ballast.errors import BallastError, Interrupted
 from ballast.pipeline import rounds, run_rounds
 from ballast.records import write as records
 from rl_tools import ROWS, tiny_policy, tiny_tokenizer
@@ -77,7 +77,8 @@ def test_two_rounds_are_the_commands_by_hand(folder):
     assert "the last model is in out/round-2/train" in said
     entropy = [line[1][0]["entropy"]["value"] for line in figures("out")]
     assert f"ready: entropy {entropy[0]:.3f} → {entropy[1]:.3f} → {entropy[2]:.3f}" in said
-    assert "pass@4" in said
+    solved = [line[1][0]["pass@4"]["value"] for line in figures("out")]
+    assert f"pass@4 {solved[0]:.3f} → {solved[1]:.3f} → {solved[2]:.3f}; mixed@2" in said
     # The divergence is from the model that the rounds began with.
     divergence = [line[1][0]["base_kl"]["value"] for line in figures("out")]
     assert divergence[0] == 0
@@ -246,6 +247,8 @@ def test_another_recipe_another_model_and_a_foreign_folder_are_refused(folder, m
     Path("foreign").mkdir()
     Path("foreign/thesis.txt").write_text("")
     assert "foreign: holds 'thesis.txt', which is of no rounds" in invoke("rounds", *SAMPLED, "output=foreign").stderr
+    with pytest.raises(BallastError, match="output: foreign: holds 'thesis.txt'"):
+        run_rounds(load_recipe(None, [*SAMPLED, "output=foreign"]))
     Path("out/rounds.json").write_text("{")
     assert "out/rounds.json: " in invoke("rounds", *SAMPLED, "output=out").stderr
     monkeypatch.setenv("WORLD_SIZE", "2")
