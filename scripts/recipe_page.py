@@ -22,9 +22,10 @@ from pydantic.fields import FieldInfo
 from ballast.config.recipe import DataSection, EvaluationSection, ModelSection, ReferenceSection
 from ballast.config.sections import CompareSection, RoundsSection
 from ballast.evaluation.tasks import CLASSES, Task
-from ballast.groups.options import GroupOptions
+from ballast.groups.options import GroupOptions, RowsOptions
 from ballast.half import HalfOptions
 from ballast.options import Options
+from ballast.revise.options import ReviseOptions
 from ballast.rl.options import RLOptions
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -34,6 +35,8 @@ SECTIONS: dict[str, type[Options]] = {
     "data": DataSection,
     "reference": ReferenceSection,
     "groups": GroupOptions,
+    "rows": RowsOptions,
+    "revise": ReviseOptions,
     "rl": RLOptions,
     "half": HalfOptions,
     "evaluation": EvaluationSection,

@@ -18,9 +18,10 @@ from ballast.config.sections import (
 )
 from ballast.config.source import SHORTHANDS, Problem, RecipeError, load_source
 from ballast.evaluation.tasks import SOURCES, AnyTask, Task
-from ballast.groups.options import GroupOptions
+from ballast.groups.options import GroupOptions, RowsOptions
 from ballast.options import Columns, Options, OptionsError, Sources, Text, Where, shown
 from ballast.options import Path as PathText
+from ballast.revise.options import ReviseOptions
 from ballast.reward.options import RewardOptions
 from ballast.rl.options import RLOptions
 
@@ -132,6 +133,8 @@ class Recipe(Options):
     objective: ObjectiveSection | None = None
     reference: ReferenceSection = ReferenceSection()
     groups: GroupOptions | None = None
+    rows: RowsOptions | None = None
+    revise: ReviseOptions | None = None
     training: Training = Field(default_factory=dict)
     evaluation: EvaluationSection = EvaluationSection()
     reward: RewardOptions | None = None

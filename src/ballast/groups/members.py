@@ -11,13 +11,15 @@ from ballast.data import trl
 from ballast.data.messages import last_text, messages_problem, template_problem
 from ballast.data.options import PrepareOptions
 from ballast.data.prepare import prepare
+from ballast.data.prompts import left_out_of_prompts
 from ballast.data.readers import from_rows
 from ballast.data.render import prompt_columns
 from ballast.errors import BallastError
 from ballast.evaluation import generation
 from ballast.groups.options import GroupOptions
 from ballast.stats import ORIGINS
-from ballast.verifiers.registry import ScoredBatch, Verifier, check_rows, score_answers, verifier
+from ballast.verifiers.options import judge
+from ballast.verifiers.registry import ScoredBatch, Verifier, check_rows, score_answers
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -125,6 +127,7 @@ class GroupRows:
         for one, (ids, start), reward in zip(given, sequences, rewards, strict=True):
             self._fixed[one.row].append(Member(ids, start, one.origin, reward, one.text))
         self._prompt_ids = generation.encode_rows(self.tokenizer, self.rows)
+        self.notes += self._left_out({one.row for one in given})
         sizes = [len(ids) for ids in self._prompt_ids]
         check_room(sizes, options, max_length=prepared.max_length, context=prepared.context)
 
@@ -175,6 +178,11 @@ class GroupRows:
             lines.append(f"groups: {self.truncated:,} answers truncated to {self._end}")
         return lines + [f"groups: {note}" for note in self.notes]
 
+    def _left_out(self, given: set[int]) -> tuple[str, ...]:
+        """Return what a template leaves out of prompts that no given answer was prepared with."""
+        bare = [row for row in range(len(self.rows)) if row not in given]
+        return left_out_of_prompts([self.rows[row] for row in bare], self.tokenizer, [row + 1 for row in bare])
+
     def _tokenise(self, given: Sequence[_Given], prepared: PrepareOptions) -> list[tuple[tuple[int, ...], int]]:
         """Return ids and the first trained place of every answer, tokenised as a demonstration is."""
         if not given:
@@ -209,7 +217,7 @@ def mean_reward(rewards: Sequence[float | None]) -> str:
 
 def judge_of(options: GroupOptions) -> Verifier | None:
     """Return the verifier that the options name."""
-    return None if options.verifier is None else verifier(options.verifier, seconds=options.seconds)
+    return None if options.verifier is None else judge(options, options.seconds)
 
 
 def refuse_preparation(prepared: PrepareOptions) -> None:

@@ -11,11 +11,13 @@ from ballast.pipeline.checks.common import (
     TRAIN_CHECKS,
 )
 from ballast.pipeline.checks.half import half_lines
+from ballast.pipeline.checks.revise import REVISE_CHECKS
 from ballast.pipeline.checks.reward import REWARD_CHECKS
 from ballast.pipeline.checks.rl import RL_CHECKS, RL_RESUME_CHECKS
 from ballast.pipeline.checks.rounds import ROUNDS_CHECKS
 from ballast.pipeline.evaluate import check_measurement, readiness_lines, run_evaluate, table, with_readiness
 from ballast.pipeline.inputs import quiet
+from ballast.pipeline.revise import run_revise
 from ballast.pipeline.reward import run_reward
 from ballast.pipeline.rl import run_rl
 from ballast.pipeline.rounds import run_rounds
@@ -28,6 +30,7 @@ __all__ = [
     "ADVISE_CHECKS",
     "EVALUATE_CHECKS",
     "RESUME_CHECKS",
+    "REVISE_CHECKS",
     "REWARD_CHECKS",
     "RL_CHECKS",
     "RL_RESUME_CHECKS",
@@ -43,6 +46,7 @@ __all__ = [
     "readiness_lines",
     "run_advise",
     "run_evaluate",
+    "run_revise",
     "run_reward",
     "run_rl",
     "run_rounds",

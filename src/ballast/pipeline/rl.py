@@ -1,4 +1,4 @@
-"""`ballast rl`: GRPO from a checkpoint, to another in Hugging Face format with a run record beside it."""
+"""`ballast rl`: GRPO or RLOO from a checkpoint, to another in Hugging Face format with a run record beside it."""
 
 from __future__ import annotations
 
@@ -85,7 +85,8 @@ def _run(run: Run) -> Outcome:
     made = _ready(run.recipe, run.section)
     run.clock.lap("prepare")
     model = models.load_model(run.section, trainable=True)
-    check_prompts(run.tasks, model, made.tokenizer)
+    for line in check_prompts(run.tasks, model, made.tokenizer):
+        run.say(line)
     run.clock.lap("load")
     return _train(run, made, model, run.measure_before(model, made.tokenizer, made.args.device))
 
@@ -97,7 +98,7 @@ def _train(run: Run, made: _Ready, model: PreTrainedModel | PeftModel, before: l
     with no_empty_folder(run.output):
         training = _training(made, model, run.say if run.progress else None)
         trainer, prompts = training.trainer, len(made.prompts)
-        said = [f"rl: {prompts:,} prompts; {_plan(made.options)}"]
+        said = [f"rl: {prompts:,} prompts; {_plan(made.options)}", *(f"rl: {note}" for note in made.prompts.notes)]
         record = run.begin(trainer, before, said, rl=options, start=start, data={"prompts": prompts})
     totals = training.train(resume=run.checkpoint(trainer) or False)
     found = dict[str, Any](training.counts())
@@ -127,13 +128,13 @@ def _ready(recipe: Recipe, section: ModelSection) -> _Ready:
     """Read and check everything but the weights."""
     from ballast.limits import check_tokenizer, positions
     from ballast.rl import trl
-    from ballast.rl.rewards import reward_verifier
+    from ballast.rl.rewards import options_reward
 
     options = recipe.rl
     assert options is not None
     tokenizer, config = models.load_tokenizer(section, recipe.training), models.load_config(section)
     check_tokenizer(section.path, config, tokenizer)
-    verify = reward_verifier(str(options.verifier), options.reward, seconds=options.seconds)
+    verify = options_reward(options)
     prompts = _prompts(recipe, options, tokenizer, verify, positions(config))
     args = trl.config(options, output_dir=str(recipe.output), seed=recipe.seed, model_init=_reference(section))
     return _Ready(recipe, options, section, tokenizer, prompts, verify, args)

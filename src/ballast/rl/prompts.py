@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ballast.data.prompts import left_out_of_prompts
 from ballast.data.render import render_prompt
 from ballast.errors import BallastError
 from ballast.evaluation.generation import check_room, encode_rows
@@ -22,11 +23,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Rows as the verifier reads them, and each one's prompt as text and as ids."""
+    """Rows as the verifier reads them, and each one's prompt as text and as ids.
+
+    Attributes:
+        notes: what the chat template leaves out of them, as lines to print.
+    """
 
     rows: tuple[Mapping[str, Any], ...]
     texts: tuple[str, ...]
     ids: tuple[tuple[int, ...], ...]
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -51,7 +57,8 @@ class Prompts:
         check_rows(verify, rows)
         ids = tuple(encode_rows(tokenizer, rows))
         check_room([len(sequence) for sequence in ids], options.max_new_tokens, context, option="rl.max_new_tokens")
-        return cls(rows, tuple(render_prompt(row, tokenizer).text for row in rows), ids)
+        texts = tuple(render_prompt(row, tokenizer).text for row in rows)
+        return cls(rows, texts, ids, left_out_of_prompts(rows, tokenizer))
 
     def __len__(self) -> int:
         return len(self.rows)
