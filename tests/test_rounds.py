@@ -247,7 +247,7 @@ def test_another_recipe_another_model_and_a_foreign_folder_are_refused(folder, m
     Path("foreign").mkdir()
     Path("foreign/thesis.txt").write_text("")
     assert "foreign: holds 'thesis.txt', which is of no rounds" in invoke("rounds", *SAMPLED, "output=foreign").stderr
-    with pytest.raises(BallastError, match="output: foreign: holds 'thesis.txt'"):
+    with pytest.raises(BallastError, match=r"output: foreign: holds 'thesis\.txt'"):
         run_rounds(load_recipe(None, [*SAMPLED, "output=foreign"]))
     Path("out/rounds.json").write_text("{")
     assert "out/rounds.json: " in invoke("rounds", *SAMPLED, "output=out").stderr
