@@ -20,7 +20,7 @@ from typing import Any, get_args
 from pydantic.fields import FieldInfo
 
 from ballast.config.recipe import DataSection, EvaluationSection, ModelSection, ReferenceSection
-from ballast.config.sections import CompareSection
+from ballast.config.sections import CompareSection, RoundsSection
 from ballast.evaluation.tasks import CLASSES, Task
 from ballast.groups.options import GroupOptions, RowsOptions
 from ballast.half import HalfOptions
@@ -43,6 +43,7 @@ SECTIONS: dict[str, type[Options]] = {
     "half": HalfOptions,
     "evaluation": EvaluationSection,
     "compare": CompareSection,
+    "rounds": RoundsSection,
 }
 NUMBERS = {"integer": "whole number", "number": "number"}
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}

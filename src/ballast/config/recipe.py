@@ -8,7 +8,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_serializer, field_validator, model_validator
 
-from ballast.config.sections import CompareSection, MethodSection, ObjectiveSection, ThenSection, Training
+from ballast.config.sections import (
+    CompareSection,
+    MethodSection,
+    ObjectiveSection,
+    RoundsSection,
+    ThenSection,
+    Training,
+)
 from ballast.config.source import SHORTHANDS, Problem, RecipeError, load_source
 from ballast.evaluation.tasks import SOURCES, AnyTask, Task
 from ballast.groups.options import GroupOptions, RowsOptions
@@ -133,6 +140,7 @@ class Recipe(Options):
     reward: RewardOptions | None = None
     rl: RLOptions | None = None
     compare: CompareSection | None = None
+    rounds: RoundsSection | None = None
     output: PathText | None = None
     """Folder for checkpoints and the run record; new or empty, unless the run is resumed."""
     seed: int = Field(42, ge=0)
