@@ -38,10 +38,10 @@ class Product(Objective):
         super().__post_init__()
         for one in self.of:
             if type(one).per_token_loss is not Objective.per_token_loss or hasattr(one, "prepare_inputs"):
-                message = f"of: {one.name} is no factor: its loss is more than a weight and a further term"
+                message = f"{one.name} is no factor: its loss is more than a weight and a further term"
                 raise OptionError(self.name, "of", message)
         if len(counts := {one.reduction for one in self.of} - {"tokens"}) > 1:
-            message = f"of: the factors divide by {' and by '.join(sorted(counts))}, and a loss has one divisor"
+            message = f"the factors divide by {' and by '.join(sorted(counts))}, and a loss has one divisor"
             raise OptionError(self.name, "of", message)
 
     @property
