@@ -18,7 +18,8 @@ from ballast.cli import app
 from ballast.config.recipe import load_recipe
 from ballast.errors import BallastError
 from ballast.groups import Group, GroupOptions, Member, store
-from ballast.groups.store import GroupFolder, Part, StoreSettings, data_digest, read_groups, stored_options
+from ballast.groups.read import read_groups
+from ballast.groups.store import GroupFolder, Part, StoreSettings, data_digest, stored_options
 from ballast.pipeline import run_sample
 from ballast.reference import tokenizer_fingerprint
 from tiny import CHAT_TEMPLATE, char_tokenizer
@@ -103,6 +104,7 @@ def test_what_is_read_is_what_the_trainer_would_sample(sampled):
     from ballast.config.recipe import ModelSection
     from ballast.data import PrepareOptions
     from ballast.groups import GroupRows, sample_groups
+    from ballast.groups.sampler import scored_groups
     from ballast.lab import base_path, split
 
     options = GroupOptions(verifier="ballast.lab.arithmetic:verify", own=2, max_new_tokens=24)
@@ -110,7 +112,9 @@ def test_what_is_read_is_what_the_trainer_would_sample(sampled):
 
     rows = GroupRows(Dataset.from_list(split("train")[:8]), lab_tokenizer(), options, PrepareOptions())
     model = models.load_model(ModelSection(path=str(base_path())))
-    assert read_groups("groups", lab_tokenizer()) == list(sample_groups(model, rows, range(8), seed=42, step=0).groups)
+    parts = [sample_groups(model, rows, part, seed=42, step=0) for part in ([0, 1, 2], [3, 4, 5], [6, 7])]
+    wanted = [group for part in parts for group in scored_groups(model, part, batch_tokens=16384).groups]
+    assert read_groups("groups", lab_tokenizer()) == wanted
 
 
 def test_sampling_again_samples_nothing(sampled, monkeypatch):
@@ -237,7 +241,7 @@ def damage(file, change):
             "holds other rows than its place says",
         ),
         (lambda: damage("manifest.json", lambda raw: raw[:40]), "cannot be read as the manifest"),
-        (lambda: damage("manifest.json", lambda raw: raw.replace(b'"version": 1', b'"version": 9')), "version (9)"),
+        (lambda: damage("manifest.json", lambda raw: raw.replace(b'"version": 2', b'"version": 9')), "version (9)"),
         (lambda: damage("manifest.json", lambda raw: raw.replace(b'"ends"', b'"ands"')), "'ends'"),
     ],
 )

@@ -39,7 +39,7 @@ LAYERS = (
     ("groups",),
     ("half",),
     ("loop",),
-    ("rl",),
+    ("reward", "rl"),
     ("records",),
     ("training",),
     ("config",),
@@ -84,6 +84,7 @@ ONLY: dict[str, set[str]] = {
     "half": {"errors", "options", "protocols"},
     "loop": {"errors", "files", "checkpoints", "reference", "half"},
     "rl": {"errors", "options", "protocols", "limits", "verifiers", "data", "evaluation", "half", "loop"},
+    "reward": {"errors", "options", "protocols", "evaluation", "groups", "loop"},
     "records": {"errors", "files", "protocols", "evaluation", "rl"},
 }
 FREE = {"cli", "__init__"}

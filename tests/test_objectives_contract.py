@@ -85,9 +85,11 @@ def test_finite_at_a_log_probability_of_minus_200(name, options):
     extreme = {
         "logprob": -200.0, "entropy": 0.0, "kl": 200.0, "kl_forward": 200.0, "mass": 0.0, "tied": 0.0, "collision": 1.0,
         "ref_logprob": -200.0, "ref_entropy": 0.0, "ref_mass": 0.0, "ref_tied": 0.0, "advantage": -1.0, "origin": 0.0,
+        "group": 0.0,
     }  # fmt: skip
     constant = {field: torch.full((6,), value) for field, value in extreme.items()}
-    stats = _leaves(TokenStats(**constant, vocabulary=9))
+    answers = {"sequence": torch.tensor([0, 0, 0, 1, 1, 2]), "origin": torch.tensor([0.0, 0, 0, 2, 2, 2])}
+    stats = _leaves(dataclasses.replace(TokenStats(**constant, vocabulary=9), **answers))
     losses = built.per_token_loss(stats)
     losses.sum().backward()
     assert torch.isfinite(losses).all()
@@ -147,11 +149,14 @@ def test_permuting_tokens_of_equal_scores_permutes_the_losses(name, options):
 @every_case
 def test_splitting_the_micro_batch_changes_nothing_that_the_scope_forbids(name, options):
     built = objective(name, **options)
-    stats = _stats()
+    stats = _stats(lengths=(7, 3, 11, 2, 5, 4))
     whole = built.per_token_loss(stats)
-    cuts = {"token": [[0, 1], [1, 9], [9, 21]], "sequence": [[0, 7], [7, 10], [10, 21]], "batch": [[0, 21]]}[
-        built.scope
-    ]
+    cuts = {
+        "token": [[0, 1], [1, 9], [9, 32]],
+        "sequence": [[0, 7], [7, 10], [10, 21], [21, 32]],
+        "group": [[0, 21], [21, 32]],
+        "batch": [[0, 32]],
+    }[built.scope]
     parts = [built.per_token_loss(stats.take(slice(*cut))) for cut in cuts]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-12, atol=1e-12)
 

@@ -19,8 +19,8 @@ class PerRow(Objective):
 
 
 NAMES = [
-    "asft", "chord-phi", "dft", "eksft", "gft", "gift", "ift", "iw-sft", "kl-sft", "luffy", "p-alpha", "prift-mass",
-    "prift-prob", "product", "profit", "reweight", "sft", "srft",
+    "asft", "chord-phi", "dft", "eksft", "gft", "gift", "ift", "irft", "iw-sft", "kl-sft", "luffy", "p-alpha",
+    "prift-mass", "prift-prob", "product", "profit", "reweight", "sft", "srft",
 ]  # fmt: skip
 
 WRONG = {
@@ -80,6 +80,8 @@ WRONG = {
     ),
     "start of a noisy schedule": (lambda: objective("ift", schedule="noisy", lam_start=0.1), "'lam_start' is ignored"),
     "start above 1": (lambda: objective("ift", schedule="linear", lam_start=2), r"lam_start must lie in \[0, 1\]"),
+    "beta of irft": (lambda: objective("irft", beta=0), "beta must lie in"),
+    "link": (lambda: objective("irft", link="logistic"), "must be one of sigmoid, hinge, none; got 'logistic'"),
     "direction": (lambda: objective("asft", direction="backward"), "must be one of forward, reverse"),
     "beta": (lambda: objective("gift", beta=-1), r"beta must lie in \[0, ∞\]"),
     "gamma of luffy": (lambda: objective("luffy", gamma=0), r"gamma must lie in \[1e-06, ∞\]"),
@@ -137,7 +139,7 @@ def test_every_objective_describes_itself(info):
     assert len(info.description) < 125
     assert info.source
     assert "logprob" in info.needs
-    assert info.scope in ("token", "sequence", "batch")
+    assert info.scope in ("token", "sequence", "group", "batch")
     assert info.reduction in ("tokens", "sequences", "groups")
     for _, _, documentation in info.options:
         assert documentation
@@ -167,6 +169,7 @@ NEEDS = {
     "eksft normalised": ("eksft", {"entropy": "normalised"}, {"logprob", "entropy", "kl", "vocabulary"}),
     "eksft released": ("eksft", {"penalty": "released"}, {"logprob", "entropy", "kl", "collision"}),
     "gft": ("gft", {}, {"logprob", "advantage"}),
+    "irft": ("irft", {}, {"logprob", "ref_logprob", "origin", "group"}),
 }
 
 

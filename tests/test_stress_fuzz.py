@@ -150,7 +150,7 @@ def read_cache(folder):
 def read_stored_groups(folder):
     from ballast import models
     from ballast.config.recipe import ModelSection
-    from ballast.groups.store import read_groups
+    from ballast.groups.read import read_groups
 
     return read_groups(folder, models.load_tokenizer(models.resolve(ModelSection(path="lab"))))
 

@@ -21,8 +21,11 @@ PAIR_FIELDS = ("kl", "kl_forward")
 REFERENCE_FIELDS = ("ref_logprob", "ref_entropy", "ref_mass", "ref_tied")
 """Statistics of the frozen reference, from a live reference or from a cache."""
 
-GROUP_FIELDS = ("advantage", "origin")
+GROUP_FIELDS = ("advantage", "origin", "group")
 """Columns that come with the rows of a group, not from any model."""
+
+JUDGED_FIELDS = ("advantage",)
+"""Those of them that are there only where a verifier has judged the answers."""
 
 ORIGINS = ("expert", "teacher", "own")
 """Where an answer comes from; a token's `TokenStats.origin` is the place in this tuple."""
@@ -57,6 +60,7 @@ class TokenStats:
         ref_logprob, ref_entropy, ref_mass, ref_tied: the same under the reference.
         advantage: advantage of the response that the token belongs to.
         origin: which kind of response the token belongs to.
+        group: which group of responses to one prompt the token belongs to; any number, one for each group.
         sequence: index of the sequence that the token belongs to; None means that all belong to one.
         position: index of the token in its sequence, counted over all its tokens, trained or not; None where tokens
             follow each other as they are given.
@@ -77,6 +81,7 @@ class TokenStats:
     ref_tied: Tensor | None = None
     advantage: Tensor | None = None
     origin: Tensor | None = None
+    group: Tensor | None = None
     sequence: Tensor | None = None
     position: Tensor | None = None
     end: Tensor | None = None

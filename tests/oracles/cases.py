@@ -42,6 +42,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ),
     ("ift", {"lam": 0.5, "schedule": "linear", "lam_start": 0.1}),
     ("ift", {"lam": 1, "schedule": "noisy", "embeddings": "attached"}),
+    ("irft", {}),
+    *(("irft", {"beta": beta, "link": link}) for beta in (0.3, 2) for link in ("sigmoid", "hinge", "none")),
     ("eksft", {}),
     *(
         ("eksft", {"rho": 0.4, "lambda_h": 0.3, "lambda_kl": 0.7, "select": select, "scope": scope, "extreme": extreme})

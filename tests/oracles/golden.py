@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,9 @@ from torch import Tensor
 from ballast import TokenStats, objective
 
 LOG2, LOG4, LOG10 = 0.6931471806, 1.3862943611, 2.3025850930
+
+PAIRED = {"sequence": (0, 1, 2), "origin": (0, 2, 2), "group": (0, 0, 0)}
+"""Each token is an answer: an expert's and two own ones."""
 
 Three = tuple[float, float, float]
 NONE: Three = (0.0, 0.0, 0.0)
@@ -45,6 +48,8 @@ class Golden:
     by_kl: Three = NONE
     by_kl_forward: Three = NONE
     by_collision: Three = NONE
+    layout: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """What the row knows of its tokens beyond the table."""
 
     @property
     def label(self) -> str:
@@ -121,6 +126,23 @@ GOLDEN = [
     Golden(
         "ift", {"variant": "equation21"}, (0.2310490602, 0.9241962407, 2.3025850930),
         (-0.3333333333, -0.6666666667, -1),
+    ),
+    # log p − log q = −0.4824261492, −0.3646431136, 0.9162907319; the expert's against two own ones:
+    # m = −0.1177830357, −1.3987168811; −m on average 0.7582499584, a third of it on each token
+    Golden(
+        "irft", {"beta": 1, "link": "none"}, (0.2527499861, 0.2527499861, 0.2527499861),
+        (-1, 0.5, 0.5), layout=PAIRED,
+    ),
+    # 1 − m = 1.1177830357 and 2.3987168811, both above 0
+    Golden(
+        "irft", {"beta": 1, "link": "hinge"}, (0.5860833195, 0.5860833195, 0.5860833195),
+        (-1, 0.5, 0.5), layout=PAIRED,
+    ),
+    # half of it: m = −0.0588915178, −0.6993584405, log(1 + e^−m) = 0.7230264032, 1.1027574123;
+    # σ(−m) = 0.5147186258, 0.6680455148, each times a half, for beta, and shared by two pairs
+    Golden(
+        "irft", {"beta": 0.5}, (0.3042973026, 0.3042973026, 0.3042973026),
+        (-0.2956910351, 0.1286796564, 0.1670113787), layout=PAIRED,
     ),
     # k = ⌊0.4·3⌋ = 1: M_H = {1}, M_KL = {0}, kept {2} with weight 3/1.
     # 0.05·3·0.3 = 0.045; −0.05·3·1.5 = −0.225; 3·log 10
@@ -236,11 +258,11 @@ class ThreeTokens:
     kl_forward: Tensor = field(default_factory=lambda: _leaf(0.4, 0.2, 0.1))
     collision: Tensor = field(default_factory=lambda: _leaf(0.4, 0.2, 0.3))
 
-    def stats(self) -> TokenStats:
+    def stats(self, layout: dict[str, tuple[float, ...]]) -> TokenStats:
         def fixed(*values: float) -> Tensor:
             return torch.tensor(values, dtype=torch.float64)
 
-        return TokenStats(
+        known = TokenStats(
             logprob=self.logprob,
             entropy=self.entropy,
             kl=self.kl,
@@ -257,6 +279,7 @@ class ThreeTokens:
             position=torch.tensor([0, 1, 2]),
             vocabulary=8,
         )
+        return replace(known, **{name: fixed(*values) for name, values in layout.items()})
 
 
 def _leaf(*values: float, log: bool = False) -> Tensor:
@@ -267,7 +290,7 @@ def _leaf(*values: float, log: bool = False) -> Tensor:
 def check_against_golden(row: Golden, per_token_loss: Callable[[TokenStats], Tensor] | None = None) -> None:
     """Assert that the per-token loss has the row's values and gradients."""
     tokens = ThreeTokens()
-    losses = (per_token_loss or objective(row.name, **row.options).per_token_loss)(tokens.stats())
+    losses = (per_token_loss or objective(row.name, **row.options).per_token_loss)(tokens.stats(row.layout))
     _assert_close(losses, row.losses)
     leaves = (tokens.logprob, tokens.entropy, tokens.kl, tokens.kl_forward, tokens.collision)
     gradients = torch.autograd.grad(losses.sum(), leaves, allow_unused=True, materialize_grads=True)

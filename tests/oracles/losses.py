@@ -138,6 +138,41 @@ def _ift(
     return losses, gradient
 
 
+LINKS: dict[str, Callable[[float], tuple[float, float]]] = {
+    "sigmoid": lambda m: (math.log1p(math.exp(-m)), -1 / (1 + math.exp(m))),
+    "hinge": lambda m: (max(0.0, 1 - m), -1.0 if m < 1 else 0.0),
+    "none": lambda m: (-m, -1.0),
+}
+"""The loss of a margin and its derivative."""
+
+
+def _irft(rows: Rows, beta: float = 0.1, link: str = "sigmoid") -> Loss:
+    """Every given answer against every own one of its group, as the papers write it: one pair after the other."""
+    losses = [0.0] * len(rows.targets)
+    slopes = [0.0] * len(rows.targets)
+    ratio = [
+        stat.logprob(live, y) - stat.logprob(reference, y)
+        for live, reference, y in zip(rows.live, rows.reference, rows.targets, strict=True)
+    ]
+    for tokens in sequences(rows.group):
+        answers = [[t for t in tokens if rows.sequence[t] == one] for one in sorted({rows.sequence[t] for t in tokens})]
+        own = [answer for answer in answers if rows.origin[answer[0]] == 2]
+        both = [(given, other) for given in answers if given not in own for other in own]
+        for given, other in both:
+            margin = beta * (math.fsum(ratio[t] for t in given) - math.fsum(ratio[t] for t in other))
+            value, slope = LINKS[link](margin)
+            for t in tokens:
+                losses[t] += value / len(both) / len(tokens)
+            for answer, sign in ((given, 1.0), (other, -1.0)):
+                for t in answer:
+                    slopes[t] += sign * beta * slope / len(both)
+    gradient = [
+        [slope * along for along in stat.logprob_gradient(live, y)]
+        for live, y, slope in zip(rows.live, rows.targets, slopes, strict=True)
+    ]
+    return losses, gradient
+
+
 Values = tuple[list[float], list[float]]
 
 
@@ -238,6 +273,7 @@ ORACLES: dict[str, Callable[..., Loss]] = {
     "eksft": _eksft,
     "gft": _gft,
     "ift": _ift,
+    "irft": _irft,
     "product": _product,
     **PUBLISHED,
 }

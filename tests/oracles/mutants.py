@@ -312,13 +312,60 @@ IFT: list[tuple[str, dict[str, Any], Wrong]] = [
     ),
 ]
 
+IRFT_OPTIONS = {"beta": 0.5}
+
+
+def _paired(**changes: Callable[[TokenStats], Tensor]) -> Wrong:
+    """Return the loss of the same objective with some statistics falsified."""
+    return lambda built, stats: built.per_token_loss(
+        replace(stats, **{name: change(stats) for name, change in changes.items()})
+    )
+
+
+def _by_length(built: Objective, stats: TokenStats) -> Tensor:
+    size = lengths(stats)
+    return built.per_token_loss(replace(stats, logprob=stats.logprob / size, ref_logprob=stats.ref_logprob / size))
+
+
+IRFT: dict[str, Wrong] = {
+    "reference dropped": _paired(ref_logprob=lambda stats: 0 * stats.ref_logprob),
+    "live for reference": _paired(ref_logprob=lambda stats: stats.logprob.detach()),
+    "reference one token off": _paired(ref_logprob=lambda stats: stats.ref_logprob.roll(1)),
+    "own answers preferred": _paired(origin=lambda stats: 2 - stats.origin),
+    "own answers as one": _paired(sequence=lambda stats: stats.origin),
+    "own answers without gradient": _paired(
+        logprob=lambda stats: torch.where(stats.origin == 2, stats.logprob.detach(), stats.logprob)
+    ),
+    "experts without gradient": _paired(
+        logprob=lambda stats: torch.where(stats.origin == 2, stats.logprob, stats.logprob.detach())
+    ),
+    "the paper's beta": _change(beta=0.1),
+    "beta after the link": lambda built, stats: (
+        objective("irft", beta=1, link=built.link).per_token_loss(stats) * built.beta
+    ),
+    "no link": _change(link="none"),
+    "hinge for sigmoid": _change(link="hinge"),
+    "sum over pairs": lambda built, stats: 2 * built.per_token_loss(stats),
+    "the weights' loss": lambda built, stats: -stats.logprob * built.weight(stats).detach(),
+}
+
+FOR_LONGER_ANSWERS: dict[str, Wrong] = {
+    "pairs across groups": _paired(group=lambda stats: 0 * stats.group),
+    "divided by length": _by_length,
+}
+
 WEIGHTED = ("dft", "prift-prob", "prift-mass")
-OPTIONS: dict[str, dict[str, Any]] = {"eksft": EKSFT_OPTIONS, "gft": {"tau": 0.3}, "ift": IFT_OPTIONS}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "eksft": EKSFT_OPTIONS,
+    "gft": {"tau": 0.3},
+    "ift": IFT_OPTIONS,
+    "irft": IRFT_OPTIONS,
+}
 
 MUTANTS = [
     *(
         Mutant(label, name, wrong, options=OPTIONS.get(name, {}))
-        for name in ("sft", *WEIGHTED, "reweight", "eksft", "gft", "ift")
+        for name in ("sft", *WEIGHTED, "reweight", "eksft", "gft", "ift", "irft")
         for label, wrong in FOR_ALL.items()
     ),
     *(Mutant(label, name, wrong) for name in (*WEIGHTED, "reweight") for label, wrong in FOR_WEIGHTED.items()),
@@ -338,6 +385,8 @@ MUTANTS = [
         for label, wrong in FOR_KEPT_ENDS.items()
     ),
     *(Mutant(label, "ift", wrong, options=options) for label, options, wrong in IFT),
+    *(Mutant(label, "irft", wrong, options=IRFT_OPTIONS) for label, wrong in IRFT.items()),
+    *(Mutant(label, "irft", wrong, options={"beta": 0.3}) for label, wrong in FOR_LONGER_ANSWERS.items()),
     *(Mutant(label, "eksft", wrong, options=EKSFT_OPTIONS) for label, wrong in FOR_EKSFT.items()),
     *(
         Mutant(label, "eksft", wrong, options={**EKSFT_OPTIONS, "entropy": "normalised", "penalty": "released"})

@@ -33,6 +33,11 @@ class Rows:
         return [(0.0, 1.0, 2.0, 2.0)[index % 4] for index in self.sequence]
 
     @property
+    def group(self) -> list[int]:
+        """The group that a token belongs to: three answers each."""
+        return [index // 3 for index in self.sequence]
+
+    @property
     def end(self) -> list[bool]:
         """Whether generation would stop at a token: at two of the ids."""
         return [target in (0, 2) for target in self.targets]

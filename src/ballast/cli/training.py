@@ -34,6 +34,15 @@ def train(
 
 
 @app.command()
+def reward(words: Words = None, dry_run: DryRun = False) -> None:
+    """Learn a reward from the answers in [cyan]groups.file[/cyan]: a classifier for [cyan]ballast rl[/cyan]."""
+    from ballast import pipeline
+
+    with recipe_of(words, pipeline.REWARD_CHECKS, dry_run) as recipe:
+        pipeline.run_reward(recipe, say=console().print)
+
+
+@app.command()
 def rl(
     words: Words = None,
     dry_run: DryRun = False,

@@ -17,6 +17,7 @@ from ballast.config.recipe import EvaluationSection, ModelSection, Recipe, Refer
 from ballast.config.sections import CompareSection, MethodSection, ObjectiveSection
 from ballast.errors import BallastError
 from ballast.evaluation.tasks import SampledTask, Task
+from ballast.groups.options import ROUND
 from ballast.objectives import Objective
 from ballast.records.folder import RANDOM, REPORT, TUNING, Store
 from ballast.records.schema import CellRecord, Role
@@ -276,7 +277,8 @@ def _training(recipe: Recipe, section: MethodSection, steps: int | None) -> dict
 
 def _reference(reference: ReferenceSection, objective: Objective, cache: str | None) -> ReferenceSection:
     """Return the shared cache where it can serve; a live reference for whole distributions; what the recipe says."""
-    live = ReferenceSection() if reference.cache else reference
+    rounds = reference.use == ROUND
+    live = ReferenceSection() if reference.cache or (rounds and not on_groups(objective)) else reference
     if reference.model or reference.use != "auto" or cache is None:
         return live
     if set(objective.needs) & {*PAIR_FIELDS, *GROUP_FIELDS}:

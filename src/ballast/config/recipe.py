@@ -14,6 +14,7 @@ from ballast.evaluation.tasks import SOURCES, AnyTask, Task
 from ballast.groups.options import GroupOptions
 from ballast.options import Columns, Options, OptionsError, Sources, Text, Where, shown
 from ballast.options import Path as PathText
+from ballast.reward.options import RewardOptions
 from ballast.rl.options import RLOptions
 
 NEVER_EMPTY = ("model", "objective")
@@ -73,10 +74,11 @@ class DataSection(Options):
 class ReferenceSection(Options):
     """The frozen model that objectives compare with; a bare string is ``use``."""
 
-    use: Literal["auto", "model", "adapter-off"] = "auto"
+    use: Literal["auto", "model", "adapter-off", "round"] = "auto"
     """`auto`: the cache if one is given, else under PEFT the adapter switched off where it starts at zero, else a
     frozen copy of the model as it starts; nothing where the objective needs none. `model`: that copy, in memory.
-    `adapter-off`: the model itself without its adapter; no further memory."""
+    `adapter-off`: the model itself without its adapter; no further memory. `round`, with groups: the model as it was
+    when the answers of the round were sampled; no further memory."""
     cache: PathText | None = None
     """Folder of statistics of the model as it starts, written by `ballast score`; `ballast train` scores what is
     missing."""
@@ -125,6 +127,7 @@ class Recipe(Options):
     groups: GroupOptions | None = None
     training: Training = Field(default_factory=dict)
     evaluation: EvaluationSection = EvaluationSection()
+    reward: RewardOptions | None = None
     rl: RLOptions | None = None
     compare: CompareSection | None = None
     output: PathText | None = None
@@ -140,7 +143,7 @@ class Recipe(Options):
     @field_serializer("groups")
     def _written_groups(self, groups: GroupOptions | None) -> dict[str, Any] | None:
         # What stands beside a file must agree with it, so that defaults must not be written down.
-        return None if groups is None else groups.model_dump(mode="json", exclude_unset=groups.file is not None)
+        return None if groups is None else groups.model_dump(mode="json", exclude_unset=bool(groups.file))
 
     def groups_of(self, row: MethodSection) -> GroupOptions:
         """Return the groups of a row of the comparison; raises OptionsError where they are not allowed."""

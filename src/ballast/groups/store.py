@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,17 +16,15 @@ from ballast.errors import BallastError
 from ballast.files import write_atomically
 from ballast.groups.members import Group, Member
 from ballast.groups.options import GroupOptions
-from ballast.limits import check_length
-from ballast.stats import ORIGINS
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from transformers import PreTrainedTokenizerBase
 
-    from ballast.protocols import Tokenizer
-
-VERSION = 1
+VERSION, READABLE = 2, (1, 2)
+"""What is written, and what can be read: version 1 has no log-probabilities of the model that sampled."""
 MANIFEST, LOCK = "manifest.json", ".lock"
+ADDED = "ref_logprob"
+"""The column of version 2."""
 ROWS_PER_PART = 64
 """Prompts of one part: what a kill costs at most. Answers of one part share batches, so it is the same in every run."""
 
@@ -198,7 +196,13 @@ class GroupFolder:
     def _begin(self) -> None:
         manifest = self.path / MANIFEST
         if manifest.exists():
-            if found := self.settings.differences(read_settings(self.path)):
+            version, begun = _read_manifest(manifest)
+            if version != VERSION:
+                raise BallastError(
+                    f"{self.path}: was begun by an earlier version, whose answers have no log-probabilities of the "
+                    "model that sampled them; name another folder (this one can still be trained on)"
+                )
+            if found := self.settings.differences(begun):
                 raise BallastError(
                     f"{self.path}: {'; '.join(found)}: answers of two kinds would mix; name another folder"
                 )
@@ -233,87 +237,19 @@ def read_settings(path: str | Path) -> StoreSettings:
     Raises:
         BallastError: if its manifest cannot be read.
     """
-    manifest = Path(path) / MANIFEST
+    return _read_manifest(Path(path) / MANIFEST)[1]
+
+
+def _read_manifest(manifest: Path) -> tuple[int, StoreSettings]:
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
-        if content["version"] != VERSION:
+        if content["version"] not in READABLE:
             raise BallastError(f"{manifest}: written by another version ({content['version']!r}); sample again")
-        return StoreSettings.from_dict(content["settings"])
+        return content["version"], StoreSettings.from_dict(content["settings"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, BallastError):
             raise
         raise BallastError(f"{manifest}: cannot be read as the manifest of groups: {error}") from error
-
-
-def read_groups(
-    path: str | Path,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_length: int | None = None,
-    context: int | None = None,
-) -> list[Group]:
-    """Return groups by prompt: of a folder that `ballast sample` filled, or of a file that the user made.
-
-    Args:
-        path: a folder with a manifest; or a Parquet or JSONL file (or a folder of them) with one answer a row and the
-            columns ``prompt``, ``origin``, ``response`` and ``reward``.
-        tokenizer: of the model that trains on them, with the end-of-text token and chat template that training uses.
-        max_length: longer sequences are refused; None takes any.
-        context: the same of the model's positions.
-
-    Raises:
-        BallastError: naming what is missing, damaged or of another tokenizer, with file and row.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise BallastError(f"{path}: no such file or folder; `ballast sample` fills one")
-    if (path / MANIFEST).exists():
-        groups = _read_sampled(path, tokenizer)
-    else:
-        from ballast.groups.read import read_file
-
-        groups = read_file(path, tokenizer)
-    _check(groups, tokenizer, max_length, path)
-    for group in groups:
-        for member in group.members:
-            check_length(f"{path}: prompt {group.row + 1}", len(member.ids), context)
-    return groups
-
-
-def _read_sampled(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Group]:
-    from ballast.reference.fingerprint import tokenizer_fingerprint
-
-    settings = read_settings(path)
-    if settings.tokenizer != tokenizer_fingerprint(tokenizer):
-        raise BallastError(
-            f"{path}: {WHAT_DIFFERS['tokenizer']}, so its token ids would mean other words; sample again"
-        )
-    return [group for part in GroupFolder(path, settings).read() for group in part.groups]
-
-
-def _check(groups: Sequence[Group], tokenizer: Tokenizer, max_length: int | None, path: Path) -> None:
-    largest = max(tokenizer.get_vocab().values(), default=-1)
-    for group in groups:
-        for member in group.members:
-            if problem := _problem(member, largest, max_length):
-                raise BallastError(f"{path}: prompt {group.row + 1}: {problem}")
-
-
-def _problem(member: Member, largest: int, max_length: int | None) -> str | None:
-    if member.origin not in ORIGINS:
-        return f"origin {member.origin!r} is none of {', '.join(ORIGINS)}"
-    if not math.isfinite(member.reward):
-        return f"the reward of the {member.origin}'s answer is {member.reward}; rewards are finite numbers"
-    if not 0 < member.start < len(member.ids):
-        return f"the {member.origin}'s answer has no token to train on"
-    if min(member.ids) < 0 or max(member.ids) > largest:
-        return f"token id {max(member.ids)} is not in the tokenizer, whose ids end at {largest}: it is another model's"
-    if max_length is not None and len(member.ids) > max_length:
-        return (
-            f"prompt and answer have {len(member.ids)} tokens, training.max_length is {max_length}: cut after they "
-            "were judged, they would not deserve their reward; raise it, or leave the answer out"
-        )
-    return None
 
 
 def _schema(metadata: Mapping[str, str]) -> pa.Schema:
@@ -328,6 +264,7 @@ def _schema(metadata: Mapping[str, str]) -> pa.Schema:
         ("start", pa.int32()),
         ("reward", pa.float64()),
         ("ended", pa.bool_()),
+        ("ref_logprob", pa.list_(pa.float32())),
     ]
     return pa.schema(columns, metadata=dict(metadata))
 
@@ -343,6 +280,7 @@ def _to_parquet(part: Part) -> bytes:
             "prompt": prompt if plain else json.dumps(prompt, ensure_ascii=False),
             **{name: getattr(member, name) for name in ("origin", "text", "start", "reward", "ended")},
             "ids": list(member.ids),
+            "ref_logprob": None if member.ref_logprob is None else list(member.ref_logprob),
         }
         for group, prompt in zip(part.groups, part.prompts, strict=True)
         for member in group.members
@@ -361,13 +299,17 @@ def _from_parquet(file: Path) -> Part:
         table = parquet.read_table(file, page_checksum_verification=True)
         metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         plain, counts = metadata["prompt"] == "text", json.loads(metadata["counts"])
-        rows = table.select(_schema({}).names).to_pylist()
+        rows = table.select(
+            [name for name in _schema({}).names if name != ADDED or name in table.column_names]
+        ).to_pylist()
         groups: dict[int, list[Member]] = {}
         prompts: dict[int, Any] = {}
         for row in rows:
             number, prompt = row.pop("row"), row.pop("prompt")
             prompts[number] = prompt if plain else json.loads(prompt)
-            groups.setdefault(number, []).append(Member(**{**row, "ids": tuple(row["ids"])}))
+            ids, scored = tuple(row.pop("ids")), row.pop(ADDED, None)
+            ref_logprob = None if scored is None else tuple(scored)
+            groups.setdefault(number, []).append(Member(ids=ids, ref_logprob=ref_logprob, **row))
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BallastError(f"{file}: damaged ({reason}); delete it and run `ballast sample` again") from error

@@ -27,7 +27,7 @@ class OptionError(BallastError):
         return f"{f'objective {self.objective}'.strip()}: {self.message}"
 
 
-Scope = Literal["token", "sequence", "batch"]
+Scope = Literal["token", "sequence", "group", "batch"]
 Reduction = Literal["tokens", "sequences", "groups"]
 
 
@@ -82,6 +82,8 @@ class Objective:
 
     name: ClassVar[str]
     source: ClassVar[str]
+    origins: ClassVar[tuple[str, ...]] = ()
+    """Origins that every group must have an answer of, from `ballast.stats.ORIGINS`."""
 
     def __post_init__(self) -> None:
         for name, message in self.problems({item.name: getattr(self, item.name) for item in fields(self) if item.init}):
@@ -104,7 +106,7 @@ class Objective:
 
     @property
     def scope(self) -> Scope:
-        """How far a token's loss looks: at its own statistics, at its sequence, or at the whole micro-batch."""
+        """How far a token's loss looks: at its own statistics, its sequence, its group, or the whole micro-batch."""
         return "token"
 
     @property

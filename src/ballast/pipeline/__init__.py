@@ -11,9 +11,11 @@ from ballast.pipeline.checks.common import (
     TRAIN_CHECKS,
 )
 from ballast.pipeline.checks.half import half_lines
+from ballast.pipeline.checks.reward import REWARD_CHECKS
 from ballast.pipeline.checks.rl import RL_CHECKS, RL_RESUME_CHECKS
 from ballast.pipeline.evaluate import check_measurement, readiness_lines, run_evaluate, table, with_readiness
 from ballast.pipeline.inputs import quiet
+from ballast.pipeline.reward import run_reward
 from ballast.pipeline.rl import run_rl
 from ballast.pipeline.run import Outcome
 from ballast.pipeline.sample import run_sample
@@ -24,6 +26,7 @@ __all__ = [
     "ADVISE_CHECKS",
     "EVALUATE_CHECKS",
     "RESUME_CHECKS",
+    "REWARD_CHECKS",
     "RL_CHECKS",
     "RL_RESUME_CHECKS",
     "SAMPLE_CHECKS",
@@ -37,6 +40,7 @@ __all__ = [
     "readiness_lines",
     "run_advise",
     "run_evaluate",
+    "run_reward",
     "run_rl",
     "run_sample",
     "run_score",

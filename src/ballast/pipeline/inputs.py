@@ -70,7 +70,7 @@ def ready(recipe: Recipe, say: Say) -> Ready:
     tokenizer, context = _tokenizer_and_context(recipe, section)
     held_out = sources.load_eval(recipe.data)
     train = prompts = groups = evaluation = None
-    if recipe.groups is not None and recipe.groups.file is not None:
+    if recipe.groups is not None and recipe.groups.file:
         groups = _load_groups(recipe, recipe.groups, tokenizer, args, context, say)
     elif recipe.groups is not None:
         prompts = _load_prompts(recipe, recipe.groups, tokenizer, args, context)
@@ -110,13 +110,14 @@ def notes(recipe: Recipe, model: Model, tokenizer: PreTrainedTokenizerBase) -> l
     """Return what a user should know of the answers in `groups.file` and would not see, as lines to print."""
     from ballast.reference import CacheKey
 
-    file = None if recipe.groups is None else recipe.groups.file
-    stored = None if file is None else stored_settings(file)
-    if stored is None or not stored.groups["own"] or CacheKey.of(model, tokenizer).model == stored.model:
-        return []
+    files = () if recipe.groups is None else recipe.groups.file
+    stored = {file: settings for file in files if (settings := stored_settings(file)) and settings.groups["own"]}
+    start = CacheKey.of(model, tokenizer).model if stored else None
     return [
         f"groups: the own answers of {file} are another model's than the one that training starts from: they are "
         "off-policy from the first step"
+        for file, settings in stored.items()
+        if settings.model != start
     ]
 
 
@@ -161,7 +162,8 @@ def _load_prompts(
     rows = list(dataset.with_format(None))
     try:
         members.check_prompts(rows, options)
-        registry.check_rows(registry.verifier(str(options.verifier), seconds=options.seconds), rows)
+        if (judge := members.judge_of(options)) is not None:
+            registry.check_rows(judge, rows)
         sizes = [len(ids) for ids in encode_rows(tokenizer, rows)]
         members.check_room(sizes, options, max_length=args.max_length, context=context)
     except BallastError as error:
@@ -179,40 +181,44 @@ def _load_groups(
 ) -> list[Group]:
     """Return the groups of `groups.file`, which the recipe must agree with."""
     from ballast.data import PrepareOptions, trl
-    from ballast.groups.store import read_groups
+    from ballast.groups.read import read_groups
+    from ballast.training.groups import wanted_of
 
-    file, stored = str(options.file), stored_settings(str(options.file))
-    if stored is not None:
-        _check_stored(recipe, options, stored, args.max_length)
+    assert recipe.objective is not None
+    for file in options.file:
+        if (stored := stored_settings(file)) is not None:
+            _check_stored(recipe, file, stored, args.max_length)
     tokenizer = trl.training_tokenizer(tokenizer, PrepareOptions.from_training_args(args))
+    wanted = wanted_of(recipe.objective.build(), recipe.reference.use)
     try:
-        groups = read_groups(file, tokenizer, max_length=args.max_length, context=context)
+        groups = read_groups(options.file, tokenizer, max_length=args.max_length, context=context, wanted=wanted)
     except BallastError as error:
         raise BallastError(f"groups.file: {error}") from error
     answers = sum(len(group.members) for group in groups)
-    say(f"groups: {len(groups):,} prompts, {answers:,} answers from {file}")
+    say(f"groups: {len(groups):,} prompts, {answers:,} answers from {', '.join(options.file)}")
     return groups
 
 
-def _check_stored(recipe: Recipe, options: GroupOptions, stored: StoreSettings, max_length: int | None) -> None:
+def _check_stored(recipe: Recipe, file: str, stored: StoreSettings, max_length: int | None) -> None:
     """Refuse a recipe that says other than what the groups were sampled with: it would be ignored."""
     from ballast.groups.store import NOT_STORED, data_digest
 
+    options = recipe.groups or GroupOptions()
     now = options.to_dict()
     for key in options.model_fields_set:
         if key not in NOT_STORED and now[key] != stored.groups.get(key):
             raise BallastError(
-                f"groups.{key}: {now[key]!r} would be ignored: {options.file} was sampled with "
+                f"groups.{key}: {now[key]!r} would be ignored: {file} was sampled with "
                 f"{stored.groups.get(key)!r}; leave it out, or sample into another folder"
             )
     if max_length != stored.max_length:
         raise BallastError(
-            f"training.max_length: {max_length}, but the answers of {options.file} were cut at {stored.max_length} and "
+            f"training.max_length: {max_length}, but the answers of {file} were cut at {stored.max_length} and "
             "judged so; set it back, or sample into another folder"
         )
     if recipe.data.train and data_digest(sources.load_train(recipe.data).with_format(None)) != stored.data:
         raise BallastError(
-            f"data.train ({', '.join(recipe.data.train)}): would be ignored: {options.file} was sampled for other "
+            f"data.train ({', '.join(recipe.data.train)}): would be ignored: {file} was sampled for other "
             "rows; leave it out, or sample into another folder"
         )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from ballast.errors import BallastError
+from ballast.groups.options import ROUND, round_problem
 from ballast.head import lm_head
 from ballast.limits import context_length
 from ballast.reference import (
@@ -53,15 +54,25 @@ def is_cache(spec: RunSpec) -> bool:
     """Return whether a reference specification names a cache on disk, rather than a model in memory."""
     if isinstance(spec, Mapping):
         return "cache" in spec
-    return isinstance(spec, (ReferenceCache, ScoredCache, Path)) or (isinstance(spec, str) and spec not in BY_NAME)
+    if isinstance(spec, str):
+        return spec not in BY_NAME and spec != ROUND
+    return isinstance(spec, (ReferenceCache, ScoredCache, Path))
+
+
+def is_round(spec: RunSpec) -> bool:
+    """Return whether the reference is the model as it was when a round of answers was sampled."""
+    return isinstance(spec, str) and spec == ROUND
 
 
 def check_needs(objective: Objective, spec: RunSpec) -> None:
     """Refuse a reference that cannot serve the objective, before anything is loaded.
 
     Raises:
-        BallastError: if the objective needs a KL over the vocabulary and the reference is a per-token cache.
+        BallastError: if the objective needs a KL over the vocabulary and the reference is a per-token cache, or has no
+            rounds of answers to be compared with themselves.
     """
+    if is_round(spec) and (problem := round_problem(objective.name, objective.needs)):
+        raise BallastError(f"reference: {problem}")
     if is_cache(spec) and any(name in GROUP_FIELDS for name in objective.needs):
         raise BallastError(
             f"objective {objective.name} trains on answers that are sampled as it goes, which no cache holds: leave "
@@ -83,10 +94,11 @@ def needs_reference(objective: Objective, spec: RunSpec) -> bool:
 
 @dataclass(frozen=True)
 class RunReference:
-    """A live reference, a cache, or neither, and what follows for rows and batches."""
+    """A live reference, a cache, log-probabilities that answers bring, or none; what follows for rows and batches."""
 
     live: LiveReference | None = None
     cache: ReferenceCache | None = None
+    of_rounds: bool = False
     columns: tuple[str, ...] = ()
     fields: tuple[str, ...] = ()
     vocab_size: int | None = None
@@ -107,6 +119,8 @@ class RunReference:
             return f"a cache scored by model {self.cache.key.model}"
         if self.live is not None:
             return f"{type(self.live).__name__}, live"
+        if self.of_rounds:
+            return "the model as it was when each round of answers was sampled"
         return "none"
 
     def attach(self, dataset: Dataset, score: Callable[[Dataset], ReferenceCache]) -> Dataset:
@@ -137,6 +151,8 @@ def run_reference(
     wanted = dict.fromkeys(name for name in (*objective.needs, "entropy") if name not in GROUP_FIELDS)
     if not needs_reference(objective, spec):
         return RunReference(fields=tuple(wanted))
+    if is_round(spec):
+        return RunReference(fields=tuple(name for name in wanted if name not in REFERENCE_FIELDS), of_rounds=True)
     if isinstance(spec, ScoredCache) or is_cache(spec):
         cache = open_cache(spec, model, tokenizer, autocast)
         columns = tuple(name for name in (*wanted, "ref_logprob") if name in REFERENCE_FIELDS)

@@ -17,10 +17,9 @@ from ballast.limits import check_tokenizer
 from ballast.loop import numbers
 from ballast.objectives import objective as build_objective
 from ballast.records.model_card import append_objective
-from ballast.stats import GROUP_FIELDS
 from ballast.training.config import TrainingConfig, autocast_dtype
 from ballast.training.given import own_config, tokenizer_of
-from ballast.training.groups import GROUP, RowCollator, StoredGroups, run_groups
+from ballast.training.groups import OF_ANSWERS, RowCollator, StoredGroups, run_groups
 from ballast.training.inputs import input_change, settle_inputs
 from ballast.training.loss import formed, measured
 from ballast.training.metrics import MetricSums
@@ -119,7 +118,7 @@ class Trainer(AdaptedTrainer):
         )
         refuse_half(args, peft_config, quantization_config)
         check_needs(self.objective, spec)
-        self.groups = run_groups(self.objective, groups if groups is not None else args.groups, args)
+        self.groups = run_groups(self.objective, groups if groups is not None else args.groups, args, spec)
         args.groups = None if self.groups is None else self.groups.options.to_dict()
         if isinstance(model, str):
             model = load_model(model, args, quantization_config)
@@ -232,10 +231,10 @@ class Trainer(AdaptedTrainer):
         training = self.model.training
         inputs = inputs if training else without_repeats(inputs, self.accelerator)
         denominator = self._denominator(inputs, num_items_in_batch) if training else None
-        carried = (*self.batch_columns(), *(GROUP_FIELDS if GROUP in inputs else ()))
+        carried = dict.fromkeys((*self.batch_columns(), *(name for name in OF_ANSWERS if name in inputs)))
         columns = {name: inputs.pop(name) for name in carried}
         seen = tokens_seen(inputs)
-        inputs = {name: value for name, value in inputs.items() if name not in (GROUP, ROW_ENDS)}
+        inputs = {name: value for name, value in inputs.items() if name != ROW_ENDS}
         found = self._forward(model, inputs, columns, denominator)
         self._measure(found, seen, training)
         loss = found.loss

@@ -12,6 +12,7 @@ from ballast.config.recipe import Check, ModelSection, Recipe
 from ballast.config.source import Problem
 from ballast.errors import BallastError
 from ballast.files import LEAST_FREE, place_problem, same_file
+from ballast.groups.options import ROUND, round_problem
 from ballast.limits import check_tokenizer
 from ballast.pipeline import sources
 from ballast.pipeline.advise import check_has_demonstrations, check_reference_is_start
@@ -85,6 +86,9 @@ def check_reference(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]
     if broken & {"objective", "reference", "model", "training"}:
         return
     reference, section = recipe.reference, recipe.model
+    chosen = None if recipe.objective is None or recipe.objective.problems() else recipe.objective.build()
+    if reference.use == ROUND and chosen and (problem := round_problem(chosen.name, chosen.needs)):
+        yield Problem(("reference",), problem)
     has_adapter = section is not None and (section.lora is not None or section.adapter is not None)
     if reference.use == "adapter-off" and not has_adapter:
         yield Problem(

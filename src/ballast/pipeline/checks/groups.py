@@ -11,8 +11,9 @@ from ballast.config.source import Problem
 from ballast.errors import BallastError
 from ballast.files import place_problem
 from ballast.groups.options import GroupOptions
+from ballast.objectives import Objective
 from ballast.pipeline.inputs import stored_settings
-from ballast.stats import GROUP_FIELDS
+from ballast.stats import GROUP_FIELDS, JUDGED_FIELDS
 
 TRAINING: dict[str, tuple[Any, str]] = {
     "packing": (True, "the answers of a group are laid out when they are sampled; use padding_free"),
@@ -33,8 +34,8 @@ def check_groups(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     if options is None and needed:
         yield Problem(
             ("groups",),
-            f"is required and missing: objective {section.name} trains on groups of answers with rewards; say what "
-            "judges them, such as groups.verifier=math",
+            f"is required and missing: objective {section.name} trains on groups of answers; say what they are made "
+            "of, such as groups={verifier: math, own: 4}",
         )
     elif options is not None and not needed:
         yield Problem(
@@ -43,7 +44,7 @@ def check_groups(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
             "objective=gft",
         )
     elif options is not None:
-        yield from _check_answers(recipe, options)
+        yield from _check_answers(recipe, options, section.build())
         yield from _check_surroundings(recipe, options, broken)
 
 
@@ -57,27 +58,46 @@ def check_sampling(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     if options is None:
         yield Problem(("groups",), "is required and missing; say what judges the answers, such as groups.verifier=math")
         return
+    section = recipe.objective
+    known = section is not None and "objective" not in broken and not section.problems()
+    yield from _check_members(options.changed({"file": ()}), section.build() if section and known else None)
     if "data" not in broken and not recipe.data.train:
         yield Problem(("data", "train"), "is required and missing; name the rows with the prompts")
-    yield from check_verifier("groups", options.verifier, options.seconds)
     try:
-        if options.file is None:
+        if not options.file:
             raise BallastError("is required and missing; name the folder to fill: groups.file=PATH")
-        if problem := place_problem(options.file):
+        if len(options.file) > 1:
+            raise BallastError(f"names {len(options.file)} folders, and one is filled at a time; name one")
+        if problem := place_problem(options.file[0]):
             raise BallastError(problem)
-        check_target(Path(options.file))
+        check_target(Path(options.file[0]))
     except BallastError as error:
         yield Problem(("groups", "file"), str(error))
     yield from _check_training(recipe, broken)
 
 
-def _check_answers(recipe: Recipe, options: GroupOptions) -> Iterable[Problem]:
-    """Something to judge answers by, or answers that are there and judged already."""
-    if options.file is None:
+def _check_members(options: GroupOptions, objective: Objective | None) -> Iterable[Problem]:
+    """What an objective reads of the answers that are to be sampled; without one, a verdict on each."""
+    name, origins = ("", ()) if objective is None else (objective.name, objective.origins)
+    judged = objective is None or bool({*objective.needs} & {*JUDGED_FIELDS})
+    if problem := options.lacking(name, origins, judged=judged):
+        yield Problem(("groups", problem[0]), problem[1])
+    elif options.verifier is not None:
         yield from check_verifier("groups", options.verifier, options.seconds)
+
+
+def _check_answers(recipe: Recipe, options: GroupOptions, objective: Objective) -> Iterable[Problem]:
+    """What the objective reads of answers, sampled as it goes or there already."""
+    if not options.file:
+        yield from _check_members(options, objective)
         return
+    for file in options.file:
+        yield from _check_file(recipe, options, file)
+
+
+def _check_file(recipe: Recipe, options: GroupOptions, file: str) -> Iterable[Problem]:
     try:
-        stored = stored_settings(options.file)
+        stored = stored_settings(file)
     except BallastError as error:
         yield Problem(("groups", "file"), str(error))
         return
@@ -86,12 +106,12 @@ def _check_answers(recipe: Recipe, options: GroupOptions) -> Iterable[Problem]:
     for key in sorted(options.model_fields_set - {"file"}):
         yield Problem(
             ("groups", key),
-            f"would be ignored: the answers of {options.file} are judged already, and nothing is sampled; leave it out",
+            f"would be ignored: the answers of {file} are judged already, and nothing is sampled; leave it out",
         )
     if recipe.data.train:
         yield Problem(
             ("data", "train"),
-            f"would be ignored: the prompts are those of groups.file {options.file}; leave one of the two out",
+            f"would be ignored: the prompts are those of groups.file {file}; leave one of the two out",
         )
 
 
@@ -116,7 +136,7 @@ def _check_surroundings(recipe: Recipe, options: GroupOptions, broken: frozenset
     yield from _check_training(recipe, broken)
     if "training" in broken:
         return
-    if recipe.training.get("fsdp") and options.file is None and options.own:
+    if recipe.training.get("fsdp") and not options.file and options.own:
         yield Problem(
             ("training", "fsdp"),
             "a sharded model cannot sample while it trains; sample beforehand with `ballast sample`, and train with "
