@@ -107,6 +107,7 @@ WRONG = {
     "a factor's option": (lambda: objective("product", of=[{"name": "dft", "x": 1}]), "entry 1: unknown option 'x'"),
     "a number as a factor": (lambda: objective("product", of=[0.5]), "entry 1: expected a name .* got float"),
     "no factor": (lambda: objective("product", of=["sft", "ift"]), "product: ift is no factor: its loss is more than"),
+    "pairs are no factor": (lambda: objective("product", of=["irft"]), "product: irft is no factor"),
     "two divisors": (
         lambda: objective("product", of=[objective("gft", aggregation="sequence"), PerRow()]),
         "product: the factors divide by groups and by sequences",
