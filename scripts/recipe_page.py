@@ -22,7 +22,7 @@ from pydantic.fields import FieldInfo
 from ballast.config.recipe import DataSection, EvaluationSection, ModelSection, ReferenceSection
 from ballast.config.sections import CompareSection
 from ballast.evaluation.tasks import CLASSES, Task
-from ballast.groups.options import GroupOptions
+from ballast.groups.options import GroupOptions, RowsOptions
 from ballast.half import HalfOptions
 from ballast.options import Options
 from ballast.rl.options import RLOptions
@@ -34,6 +34,7 @@ SECTIONS: dict[str, type[Options]] = {
     "data": DataSection,
     "reference": ReferenceSection,
     "groups": GroupOptions,
+    "rows": RowsOptions,
     "rl": RLOptions,
     "half": HalfOptions,
     "evaluation": EvaluationSection,

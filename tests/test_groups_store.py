@@ -322,7 +322,7 @@ def test_the_digest_of_rows_counts_every_column_and_their_order():
 def test_stored_options_are_those_that_answers_depend_on():
     assert set(stored_options(GroupOptions())) == {
         "verifier", "expert", "teacher", "own", "temperature", "top_p", "max_new_tokens",
-        "judge_cut_off",
+        "judge_cut_off", "tolerance",
     }  # fmt: skip
 
 

@@ -66,7 +66,7 @@ ONLY: dict[str, set[str]] = {
     "options": {"errors", "files"},
     "objectives": {"errors", "stats"},
     "head": {"errors", "stats", "protocols"},
-    "verifiers": {"errors", "files", "protocols"},
+    "verifiers": {"errors", "files", "protocols", "options"},
     "advise": {"errors", "stats", "objectives"},
     "evaluation": {"errors", "options", "files", "stats", "protocols", "limits", "head", "verifiers", "data"},
     "groups": {

@@ -20,7 +20,7 @@ class PerRow(Objective):
 
 NAMES = [
     "asft", "chord-phi", "dft", "eksft", "gft", "gift", "ift", "irft", "iw-sft", "kl-sft", "luffy", "p-alpha",
-    "prift-mass", "prift-prob", "product", "profit", "reweight", "sft", "srft",
+    "prift-mass", "prift-prob", "product", "profit", "reweight", "self-train", "sft", "srft",
 ]  # fmt: skip
 
 WRONG = {
@@ -171,6 +171,7 @@ NEEDS = {
     "eksft released": ("eksft", {"penalty": "released"}, {"logprob", "entropy", "kl", "collision"}),
     "gft": ("gft", {}, {"logprob", "advantage"}),
     "irft": ("irft", {}, {"logprob", "ref_logprob", "origin", "group"}),
+    "self-train": ("self-train", {}, {"logprob", "origin", "reward", "share"}),
 }
 
 

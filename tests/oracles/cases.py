@@ -32,6 +32,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ),
     ("gft", {}),
     *(("gft", {"tau": tau, "aggregation": how}) for tau, how in ((0, "token"), (0.25, "sequence"), (1.5, "token"))),
+    ("self-train", {}),
     ("ift", {}),
     ("ift", {"gamma": 0}),
     ("ift", {"gamma": 1, "average": "token"}),

@@ -13,6 +13,8 @@
     mass, tied of q     1, 0 0.4, 0.2  0.45, 0
     advantage              2       −1        3
     origin            expert      own  teacher
+    reward                 0      1/2        0
+    share                3/2      3/4      3/5
 
 A gradient is by the log-probability, the entropy, both KLs and Σ p²; one that is left out is zero. V is 8.
 """
@@ -100,6 +102,8 @@ GOLDEN = [
     Golden("gft", {"tau": 0.5}, (1.3862943611, -0.3465735903, 0.6907755279), (-2, 0.25, -0.3)),
     # the advantage alone: 2·log 2, −log 4, 3·log 10
     Golden("gft", {"tau": 0, "aggregation": "sequence"}, (1.3862943611, -LOG4, 6.9077552790), (-2, 1, -3)),
+    # 3/2·log 2, nothing for the own answer that is not right, 3/5·log 10
+    Golden("self-train", {}, (1.0397207708, 0, 1.3815510558), (-1.5, 0, -0.6)),
     # gamma = 0 leaves every weight at 1: the mean over the sequence of three
     Golden(
         "ift", {"gamma": 0}, (0.2310490602, 0.4620981204, 0.7675283643),
@@ -276,6 +280,8 @@ class ThreeTokens:
             ref_tied=fixed(0.0, 0.2, 0.0),
             advantage=fixed(2.0, -1.0, 3.0),
             origin=fixed(0.0, 2.0, 1.0),
+            reward=fixed(0.0, 0.5, 0.0),
+            share=fixed(1.5, 0.75, 0.6),
             position=torch.tensor([0, 1, 2]),
             vocabulary=8,
         )

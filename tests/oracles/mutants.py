@@ -126,6 +126,17 @@ OWN: dict[str, dict[str, Wrong]] = {
         "always rectified": _change(tau=2),
         "over kept": _weigh(_over_kept),
     },
+    "self-train": {
+        "wrong ones too": _weigh(lambda _, stats: stats.share),
+        "part scores count": _weigh(lambda _, stats: stats.share * ((stats.origin != 2) | (stats.reward > 0))),
+        "part scores weigh": _weigh(lambda _, stats: stats.share * stats.reward.where(stats.origin == 2, 1.0)),
+        "given ones must be right": _weigh(lambda _, stats: stats.share * (stats.reward >= 1)),
+        "experts alone are given": _weigh(lambda _, stats: stats.share * ((stats.origin == 0) | (stats.reward >= 1))),
+        "without share": _weigh(lambda _, stats: ((stats.origin != 2) | (stats.reward >= 1)) * 1.0),
+        "own alone": _weigh(lambda built, stats: built.weight(stats) * (stats.origin == 2)),
+        "the wrong are unlearnt": _weigh(lambda built, stats: built.weight(stats) - (built.weight(stats) == 0) * 1.0),
+        "shifted by one": _weigh(_shifted),
+    },
 }
 
 FOR_EKSFT: dict[str, Wrong] = {
@@ -365,7 +376,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 MUTANTS = [
     *(
         Mutant(label, name, wrong, options=OPTIONS.get(name, {}))
-        for name in ("sft", *WEIGHTED, "reweight", "eksft", "gft", "ift", "irft")
+        for name in ("sft", *WEIGHTED, "reweight", "eksft", "gft", "self-train", "ift", "irft")
         for label, wrong in FOR_ALL.items()
     ),
     *(Mutant(label, name, wrong) for name in (*WEIGHTED, "reweight") for label, wrong in FOR_WEIGHTED.items()),

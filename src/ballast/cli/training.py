@@ -48,7 +48,7 @@ def rl(
     dry_run: DryRun = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the output.")] = False,
 ) -> None:
-    """Go on with reinforcement learning (GRPO) from [cyan]model=CHECKPOINT[/cyan], rewarded by a verifier."""
+    """Go on with reinforcement learning (GRPO or RLOO) from [cyan]model=CHECKPOINT[/cyan], rewarded by a verifier."""
     from ballast import pipeline
 
     with recipe_of(words, pipeline.RL_RESUME_CHECKS if resume else pipeline.RL_CHECKS, dry_run) as recipe:

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_serializer, f
 from ballast.config.sections import CompareSection, MethodSection, ObjectiveSection, ThenSection, Training
 from ballast.config.source import SHORTHANDS, Problem, RecipeError, load_source
 from ballast.evaluation.tasks import SOURCES, AnyTask, Task
-from ballast.groups.options import GroupOptions
+from ballast.groups.options import GroupOptions, RowsOptions
 from ballast.options import Columns, Options, OptionsError, Sources, Text, Where, shown
 from ballast.options import Path as PathText
 from ballast.reward.options import RewardOptions
@@ -125,6 +125,7 @@ class Recipe(Options):
     objective: ObjectiveSection | None = None
     reference: ReferenceSection = ReferenceSection()
     groups: GroupOptions | None = None
+    rows: RowsOptions | None = None
     training: Training = Field(default_factory=dict)
     evaluation: EvaluationSection = EvaluationSection()
     reward: RewardOptions | None = None

@@ -83,7 +83,7 @@ class ChooseSection(Options):
     task: Text
     """Name of an evaluation task; it is not reported."""
     metric: Text = "accuracy"
-    """Metric of that task: `accuracy`, `mean@N`, `pass@K`, `nll`, …"""
+    """Metric of that task: `accuracy`, `mean@N`, `pass@K`, `maj@K`, `nll`, …"""
 
 
 class BudgetSection(Options):

@@ -15,6 +15,7 @@ from ballast.evaluation.tasks import ChoiceTask, CodeTask, JudgedTask, NllTask, 
 from ballast.protocols import Progress
 from ballast.verifiers import code
 from ballast.verifiers import registry as verifiers
+from ballast.verifiers.options import judge
 
 Rows = Sequence[Mapping[str, Any]]
 Measured = tuple[dict[str, metrics.Estimate], dict[str, int], list[dict[str, Any]]]
@@ -51,7 +52,7 @@ def _check_generate(task: JudgedTask, rows: Rows) -> None:
 
 
 def _verifier(task: JudgedTask) -> verifiers.Verifier:
-    return verifiers.verifier(task.verifier, seconds=task.verifier_seconds)
+    return judge(task, task.verifier_seconds)
 
 
 def _check_code(task: CodeTask, rows: Rows) -> None:
@@ -82,6 +83,22 @@ def _are_demonstrations(rows: Rows) -> bool:
 
 
 def _measure_generate(task: JudgedTask, rows: Rows, context: Context) -> Measured:
+    measured, counts, items = _measure_judged(task, rows, context)
+    verify, ks = _verifier(task), [k for k in task.k if k > 1]
+    if verify.read is None or not ks:
+        return measured, counts, items
+    answers = [(one["text"], row) for row, item in zip(rows, items, strict=True) for one in item["completions"]]
+    found = verifiers.read_answers(verify, answers)
+    for place, item in enumerate(items):
+        item["read"] = found[place * task.samples : (place + 1) * task.samples]
+    return measured | {f"maj@{k}": _voted(items, k, task.seed) for k in ks}, counts, items
+
+
+def _voted(items: Sequence[Mapping[str, Any]], k: int, seed: int) -> metrics.Estimate:
+    return metrics.mean([metrics.maj_at_k(item["read"], item["scores"], k) for item in items], seed=seed)
+
+
+def _measure_judged(task: JudgedTask, rows: Rows, context: Context) -> Measured:
     completions, measured, counts = _answers(task, rows, context)
     flat = [(one.text, row) for row, answers in zip(rows, completions, strict=True) for one in answers]
     scored = verifiers.score_answers(_verifier(task), flat)
@@ -92,7 +109,7 @@ def _measure_generate(task: JudgedTask, rows: Rows, context: Context) -> Measure
 
 
 def _measure_readiness(task: ReadinessTask, rows: Rows, context: Context) -> Measured:
-    measured, counts, items = _measure_generate(task, rows, context)
+    measured, counts, items = _measure_judged(task, rows, context)
     budget = {"budget_tokens": len(items) * task.samples * task.max_new_tokens}
     measured |= readiness.groups(items, task.group, seed=task.seed)
     beside, rows_beside = readiness.beside(task, context.model, context.tokenizer, context.base, context.beside)

@@ -10,6 +10,8 @@ from pydantic import Field, PlainValidator, WithJsonSchema, field_validator, mod
 from ballast.errors import suggest
 from ballast.files import expanded
 from ballast.options import Columns, Options, OptionsError, Text, Texts, shown
+from ballast.verifiers.options import conflicts
+from ballast.verifiers.program import TOLERANCE
 
 if TYPE_CHECKING:
     from ballast.evaluation.generation import GenerationOptions
@@ -118,7 +120,7 @@ class SampledTask(Task):
     stop: Texts = ()
     """Text, or several, before which an answer ends: for base models, which go on with a next question."""
     k: tuple[int, ...] = Field((), strict=False)
-    """The k of pass@k, one or a list, each at most `samples`; `samples` itself where absent."""
+    """The k of pass@k and maj@k, one or a list, each at most `samples`; `samples` itself where absent."""
     entropy: bool = False
     """Also the mean entropy of the model on its own answers."""
     base_kl: bool = False
@@ -167,9 +169,20 @@ class JudgedTask(SampledTask):
     """What kinds whose answers a verifier judges have in common."""
 
     verifier: Text = "exact"
-    """What judges an answer: `exact`, `math`, `expression`, `last-number` or `package.module:function`."""
+    """What judges an answer: `exact`, `math`, `expression`, `last-number`, `program` or
+    `package.module:function`."""
     verifier_seconds: float = Field(10.0, gt=0)
-    """Wall clock of one verdict of `math` or a function of your own, in seconds."""
+    """Wall clock of one verdict of `math`, of a function of your own or of a program, in seconds."""
+    tolerance: float = Field(TOLERANCE, ge=0)
+    """How far a number that a program returns may be from the row's `answer`; verifier `program` alone reads it."""
+    allow_code_execution: bool = False
+    """Run what the model wrote on this machine; verifier `program` needs it."""
+
+    @model_validator(mode="after")
+    def _judged(self) -> JudgedTask:
+        if problems := list(conflicts(self)):
+            raise OptionsError(problems)
+        return self
 
 
 class GenerateTask(JudgedTask):

@@ -28,7 +28,7 @@ ADDED = "ref_logprob"
 ROWS_PER_PART = 64
 """Prompts of one part: what a kill costs at most. Answers of one part share batches, so it is the same in every run."""
 
-NOT_STORED = ("refresh", "batch_tokens", "seconds", "file")
+NOT_STORED = ("refresh", "batch_tokens", "seconds", "allow_code_execution", "file")
 """Options that leave the answers alone, but for rounding and time-outs."""
 
 WHAT_DIFFERS = {

@@ -162,8 +162,8 @@ def _load_prompts(
     rows = list(dataset.with_format(None))
     try:
         members.check_prompts(rows, options)
-        if (judge := members.judge_of(options)) is not None:
-            registry.check_rows(judge, rows)
+        if (verify := members.judge_of(options)) is not None:
+            registry.check_rows(verify, rows)
         sizes = [len(ids) for ids in encode_rows(tokenizer, rows)]
         members.check_room(sizes, options, max_length=args.max_length, context=context)
     except BallastError as error:

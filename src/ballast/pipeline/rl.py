@@ -1,4 +1,4 @@
-"""`ballast rl`: GRPO from a checkpoint, to another in Hugging Face format with a run record beside it."""
+"""`ballast rl`: GRPO or RLOO from a checkpoint, to another in Hugging Face format with a run record beside it."""
 
 from __future__ import annotations
 
@@ -127,13 +127,13 @@ def _ready(recipe: Recipe, section: ModelSection) -> _Ready:
     """Read and check everything but the weights."""
     from ballast.limits import check_tokenizer, positions
     from ballast.rl import trl
-    from ballast.rl.rewards import reward_verifier
+    from ballast.rl.rewards import options_reward
 
     options = recipe.rl
     assert options is not None
     tokenizer, config = models.load_tokenizer(section, recipe.training), models.load_config(section)
     check_tokenizer(section.path, config, tokenizer)
-    verify = reward_verifier(str(options.verifier), options.reward, seconds=options.seconds)
+    verify = options_reward(options)
     prompts = _prompts(recipe, options, tokenizer, verify, positions(config))
     args = trl.config(options, output_dir=str(recipe.output), seed=recipe.seed, model_init=_reference(section))
     return _Ready(recipe, options, section, tokenizer, prompts, verify, args)

@@ -133,6 +133,7 @@ class ItemRecord(Record):
         prompt: text or messages; None for tasks that ask nothing.
         completions: one for each sample.
         scores: one for each sample, None where the task scores no single answers.
+        read: the answer read off each sample, where samples vote.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -140,6 +141,7 @@ class ItemRecord(Record):
     prompt: JsonValue = None
     completions: tuple[Completion, ...] = ()
     scores: tuple[FiniteFloat, ...] | None = None
+    read: tuple[str | None, ...] | None = None
 
 
 class LogRecord(Record):

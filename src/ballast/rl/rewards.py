@@ -9,31 +9,24 @@ from typing import Any
 
 from ballast.errors import BallastError
 from ballast.evaluation.generation import Completion
-from ballast.verifiers.answers import first_line, last_number, normalised
-from ballast.verifiers.expression import evaluate_expression
-from ballast.verifiers.registry import Verifier, score_answers, verifier
-from ballast.verifiers.worker import judge
+from ballast.rl.options import RLOptions
+from ballast.verifiers.program import TOLERANCE
+from ballast.verifiers.registry import SECONDS, Verifier, score_answers, verifier
 
 Row = Mapping[str, Any]
-Answered = Callable[[str, Row, float], float]
-"""Called with (completion, row, seconds): 1 where an answer could be read off the completion, right or wrong."""
 
 WRONG = 0.1
 """Reward of an answer that is there and wrong. Source: ReFT, arXiv:2401.08967, section 3.2."""
-MATH = "ballast.verifiers.math:answered"
 
 
-ANSWERED: dict[str, Answered] = {
-    # The whole text is the answer.
-    "exact": lambda completion, row, seconds: float(bool(normalised(completion))),
-    "expression": lambda completion, row, seconds: float(evaluate_expression(first_line(completion)) is not None),
-    "last-number": lambda completion, row, seconds: float(last_number(completion) is not None),
-    "math": lambda completion, row, seconds: judge(MATH, completion, row, seconds),
-}
-"""How an answer is read off for each verifier of ballast's; a user's function has an attribute `answered` for it."""
-
-
-def reward_verifier(name: str, reward: str = "verifier", *, seconds: float = 10.0) -> Verifier:
+def reward_verifier(
+    name: str,
+    reward: str = "verifier",
+    *,
+    seconds: float = SECONDS,
+    tolerance: float = TOLERANCE,
+    allow_code_execution: bool = False,
+) -> Verifier:
     """Return what rewards answers, itself a verifier: exceptions, time-outs and scores are treated as a verifier's.
 
     Args:
@@ -41,14 +34,15 @@ def reward_verifier(name: str, reward: str = "verifier", *, seconds: float = 10.
         reward: ``verifier`` for its score; ``reft`` for 1 where the score is 1, else 0.1 where an answer could be read
             off, else 0.
         seconds: wall clock of one verdict of what runs in a worker.
+        tolerance, allow_code_execution: of verifier ``program``.
 
     Raises:
         BallastError: if there is no such verifier, or with ``reft`` it does not say what an answer is.
     """
-    verify = verifier(name, seconds=seconds)
+    verify = verifier(name, seconds=seconds, tolerance=tolerance, allow_code_execution=allow_code_execution)
     if reward == "verifier":
         return verify
-    answered = _answered(name, seconds)
+    answered = _answered(verify, name, seconds)
 
     def score(completion: str, row: Row) -> float:
         value = float(verify(completion, row))
@@ -59,17 +53,30 @@ def reward_verifier(name: str, reward: str = "verifier", *, seconds: float = 10.
     return replace(verify, score=score)
 
 
-def _answered(name: str, seconds: float) -> Callable[[str, Row], float]:
-    if name in ANSWERED:
-        return lambda completion, row: ANSWERED[name](completion, row, seconds)
+def options_reward(options: RLOptions) -> Verifier:
+    """Return what rewards answers as the options say; raises as `reward_verifier` does."""
+    return reward_verifier(
+        str(options.verifier),
+        options.reward,
+        seconds=options.seconds,
+        tolerance=options.tolerance,
+        allow_code_execution=options.allow_code_execution,
+    )
+
+
+def _answered(verify: Verifier, name: str, seconds: float) -> Callable[[str, Row], bool]:
+    """Return whether there is an answer in a completion: as ``name.answered`` says, else where one is read off it."""
     try:
-        return verifier(f"{name}.answered", seconds=seconds)
+        own = verifier(f"{name}.answered", seconds=seconds)
     except BallastError as error:
+        if (read := verify.read) is not None:
+            return lambda completion, row: read(completion, row) is not None
         raise BallastError(
             f"reward reft gives {WRONG} for a wrong answer and 0 for none, and verifier {name!r} does not say which is "
-            "which: give the function an attribute `answered`, itself a function of (completion, row), or take "
-            "reward: verifier"
+            "which: give the function an attribute `answered` or `read`, itself a function of (completion, row), or "
+            "take reward: verifier"
         ) from error
+    return lambda completion, row: bool(own(completion, row))
 
 
 @dataclass(frozen=True)

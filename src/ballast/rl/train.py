@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """One run of GRPO.
+    """One run of GRPO or RLOO.
 
     Attributes:
         trainer: TRL's own.
@@ -35,7 +35,7 @@ class Run:
         prompts: Prompts,
         verify: Verifier,
         options: RLOptions,
-        args: trl.GRPOConfig,
+        args: trl.Config,
         *,
         peft_config: PeftConfig | None = None,
         callbacks: Sequence[TrainerCallback] = (),

@@ -67,7 +67,7 @@ class RowCollator:
 class GroupBatches:
     """Turns batches of prompts into micro-batches of answers, a round of sampling at a time."""
 
-    def __init__(self, draw: Draw, refresh: int, columns: tuple[str, ...] = GROUP_FIELDS, **collation: Any) -> None:
+    def __init__(self, draw: Draw, refresh: int, columns: tuple[str, ...], **collation: Any) -> None:
         """Make an empty queue.
 
         Args:
@@ -321,7 +321,7 @@ def _examples(number: int, group: Group) -> list[dict[str, Any]]:
             "labels": [-100] * member.start + list(member.ids[member.start :]),
         }
         of_answer = {"origin": float(ORIGINS.index(member.origin)), "group": float(number)}
-        of_answer |= {} if found is None else {"advantage": found[place]}
+        of_answer |= {} if found is None else {"advantage": found[place], "reward": rewards[place]}
         one |= {name: [value] * size for name, value in of_answer.items()}
         if member.ref_logprob is not None:
             one["ref_logprob"] = [math.nan] * member.start + list(member.ref_logprob)
