@@ -19,8 +19,8 @@ class PerRow(Objective):
 
 
 NAMES = [
-    "asft", "chord-phi", "dft", "eksft", "gft", "gift", "ift", "irft", "iw-sft", "kl-sft", "luffy", "p-alpha",
-    "prift-mass", "prift-prob", "product", "profit", "reweight", "self-train", "sft", "srft",
+    "asft", "chord-phi", "dft", "eksft", "gft", "gift", "hpt", "ift", "irft", "iw-sft", "kl-sft", "luffy", "p-alpha",
+    "prift-mass", "prift-prob", "product", "profit", "reweight", "rift", "self-train", "sft", "srft",
 ]  # fmt: skip
 
 WRONG = {
@@ -82,6 +82,8 @@ WRONG = {
     "start above 1": (lambda: objective("ift", schedule="linear", lam_start=2), r"lam_start must lie in \[0, 1\]"),
     "beta of irft": (lambda: objective("irft", beta=0), "beta must lie in"),
     "link": (lambda: objective("irft", link="logistic"), "must be one of sigmoid, hinge, none; got 'logistic'"),
+    "a value of wrong answers above 0": (lambda: objective("rift", wrong=0.1), r"wrong must lie in \[-∞, 0\]"),
+    "gate below -1": (lambda: objective("hpt", gate=-2), r"gate must lie in \[-1, ∞\]"),
     "direction": (lambda: objective("asft", direction="backward"), "must be one of forward, reverse"),
     "beta": (lambda: objective("gift", beta=-1), r"beta must lie in \[0, ∞\]"),
     "gamma of luffy": (lambda: objective("luffy", gamma=0), r"gamma must lie in \[1e-06, ∞\]"),
@@ -159,6 +161,8 @@ NEEDS = {
     "asft": ("asft", {}, {"logprob", "kl_forward"}),
     "asft reverse": ("asft", {"direction": "reverse"}, {"logprob", "kl"}),
     "iw-sft": ("iw-sft", {}, {"logprob", "ref_logprob"}),
+    "hpt": ("hpt", {}, {"logprob", "origin", "group", "reward"}),
+    "rift": ("rift", {}, {"logprob", "reward"}),
     "product": ("product", {"of": ["asft", "prift-mass", "gft"]}, {"logprob", "kl_forward", "ref_mass", "advantage"}),
     "dft": ("dft", {}, {"logprob"}),
     "prift-prob": ("prift-prob", {}, {"logprob", "ref_logprob"}),
@@ -198,7 +202,9 @@ def test_a_product_has_the_widest_scope_and_the_divisor_that_a_factor_asks_for()
     assert objective("product", of=["dft", "sft"]).scope == "token"
     assert objective("product", of=["iw-sft", "dft"]).scope == "sequence"
     assert objective("product", of=["srft", {"name": "eksft", "scope": "batch"}]).scope == "batch"
+    assert objective("product", of=["hpt", "iw-sft"]).scope == "group"
     assert objective("product", of=["dft", "sft"]).reduction == "tokens"
+    assert objective("product", of=["dft", "hpt"]).origins == objective("hpt").origins == ("expert", "own")
     assert objective("product", of=["dft", {"name": "gft", "aggregation": "sequence"}]).reduction == "groups"
 
 
