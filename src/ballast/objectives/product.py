@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, get_args
 
-from ballast.objectives._factors import factors_problem, united
+from ballast.objectives._factors import factor_problems, united
 from ballast.objectives.base import Objective, OptionError, Reduction, Scope, option
 from ballast.objectives.dft import DFT
 from ballast.objectives.prift_mass import PriftMass
@@ -37,7 +37,7 @@ class Product(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if problem := factors_problem(self.of):
+        for problem in factor_problems(self.of):
             raise OptionError(self.name, "of", problem)
 
     @property
@@ -47,6 +47,10 @@ class Product(Objective):
     @property
     def origins(self) -> tuple[str, ...]:  # type: ignore[override]
         return united(self.of, "origins")
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        return {name: column for one in self.of for name, column in one.columns.items()}
 
     @property
     def scope(self) -> Scope:
