@@ -38,6 +38,9 @@ LOG2, LOG4, LOG10 = 0.6931471806, 1.3862943611, 2.3025850930
 PAIRED = {"sequence": (0, 1, 2), "origin": (0, 2, 2), "group": (0, 0, 0)}
 """Each token is an answer: an expert's and two own ones."""
 
+OUTCOMES = {**PAIRED, "reward": (1, 1, 0)}
+"""Of the own ones the first is right."""
+
 Three = tuple[float, float, float]
 NONE: Three = (0.0, 0.0, 0.0)
 
@@ -240,6 +243,10 @@ GOLDEN = [
         "gift", {"beta": math.log(2)}, (1.3046680753, 0.9551955662, 1.1462532728),
         (-0.4475138122, -0.2647058824, -0.0384615385), by_kl_forward=(0.5524861878, 0.7352941176, 0.9615384615),
     ),
+    # one right own answer of two, so the expert's is left out: (1 − 1/2)/(√½ + 1e-6) = 0.7071057812
+    Golden("hpt", {}, (0, 0.9802567572, -1.6281712309), (0, -0.7071057812, 0.7071057812), layout=OUTCOMES),
+    # up to one is too few: the expert's alone
+    Golden("hpt", {"gate": 1, "imitation": 0.5}, (0.3465735903, 0, 0), (-0.5, 0, 0), layout=OUTCOMES),
     # the ratios p/q are 50/81, 25/36 and 5/2: the cube root of their product 3125/2916 is 1.0233420830
     Golden("iw-sft", {}, (0.7093266795, 1.4186533591, 2.3563322252), (-1.0233420830, -1.0233420830, -1.0233420830)),
     # 50/81·log 2, 25/36·log 4, 1.8·log 10
@@ -277,6 +284,8 @@ GOLDEN = [
     Golden("profit", {"threshold": 0.2}, (LOG2, LOG4, 0), (-1, -1, 0)),
     Golden("profit", {"keep": "lower", "threshold": 0.3}, (0, LOG4, LOG10), (0, -1, -1)),
     Golden("profit", {"keep": "middle", "threshold": 0.2, "upper": 0.3}, (0, LOG4, 0), (0, -1, 0)),
+    # values −1/5, 2/5, −1/5 by the rewards 0, 1/2, 0; the wrong ones times p
+    Golden("rift", {}, (-0.0693147181, 0.5545177444, -0.0460517019), (0.1, -0.4, 0.02)),
     # mean entropy 2.6/3: e^(−2.6/3)/2 = 0.2101751923
     Golden("srft", {}, (0.1456823419, 0.2913646839, 0.4839462646), (-0.2101751923, -0.2101751923, -0.2101751923)),
 ]  # fmt: skip

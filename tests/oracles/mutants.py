@@ -14,6 +14,7 @@ from ballast import TokenStats, objective
 from ballast.objectives import Objective
 from ballast.objectives._propagation import lengths, propagated
 from ballast.objectives._sequences import sequence_means
+from oracles.rows import Rows
 
 Wrong = Callable[[Objective, TokenStats], Tensor]
 Spoil = Callable[[TokenStats, Tensor], TokenStats]
@@ -23,6 +24,7 @@ Spoil = Callable[[TokenStats, Tensor], TokenStats]
 class Mutant:
     """``wrong`` replaces the per-token loss; ``spoil(stats, logits)`` falsifies the statistics that it is given.
 
+    ``rows`` are those of the check, where it takes others than the usual.
     ``between``: it shows between sequences only, and a golden row has one.
     """
 
@@ -32,6 +34,7 @@ class Mutant:
     spoil: Spoil | None = None
     options: dict[str, Any] = field(default_factory=dict)
     between: bool = False
+    rows: Rows | None = None
 
 
 def _weigh(weight: Callable[[Objective, TokenStats], Tensor]) -> Wrong:

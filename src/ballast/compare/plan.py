@@ -30,6 +30,9 @@ TUNING_OFFSET = 1000
 LENGTH = ("max_steps", "num_train_epochs")
 """Training settings that say how long a run is; a row that has one is not bound by the budget."""
 
+PROMPTS = ("chat_template_path", "eos_token")
+"""Training settings that change what a prompt is, or where an answer ends: all models of a table have the same."""
+
 QUIET = {"save_strategy": "no", "report_to": "none"}
 """A run that was stopped is done again, so it needs no checkpoints; its record is kept here."""
 
@@ -276,6 +279,11 @@ def _training(recipe: Recipe, section: MethodSection, steps: int | None) -> dict
     return {**QUIET, **recipe.training, **budget, **section.training}
 
 
+def prompt_settings(recipe: Recipe) -> dict[str, Any]:
+    """Return what of a recipe's training settings holds for models that are not trained by it, too."""
+    return {key: recipe.training[key] for key in PROMPTS if key in recipe.training}
+
+
 def _reference(reference: ReferenceSection, objective: Objective, cache: str | None) -> ReferenceSection:
     """Return the shared cache where it can serve; a live reference for whole distributions; what the recipe says."""
     if reference.use == ROUND and not on_groups(objective):
@@ -299,7 +307,7 @@ def rl_recipe(plan: Plan, seed: int, output: Path) -> Recipe:
             "objective": None,
             "groups": None,
             "reference": ReferenceSection(),
-            "training": {},
+            "training": prompt_settings(plan.recipe),
             "compare": None,
             "evaluation": EvaluationSection(tasks=seeded(plan.tasks(REPORT), seed), base=False),
             "output": str(output),

@@ -1,4 +1,4 @@
-"""What keeps objectives from being multiplied with each other."""
+"""Which objectives can be multiplied, and what their product takes from them."""
 
 from __future__ import annotations
 
@@ -18,3 +18,8 @@ def factor_problems(factors: Sequence[Objective]) -> Iterator[str]:
     read = sorted({(name, column) for one in factors for name, column in one.columns.items()})
     if twice := [name for (name, _), (other, _) in pairwise(read) if name == other]:
         yield f"the factors read {twice[0]!r} from different columns of the data, and one would take the other's place"
+
+
+def united(of: Sequence[Objective], what: str) -> tuple[str, ...]:
+    """Return the names that the objectives list under an attribute, each once, in the order of the factors."""
+    return tuple(dict.fromkeys(name for one in of for name in getattr(one, what)))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ballast.errors import BallastError, suggest
+from ballast.files import expanded
 from ballast.head import unwrapped
 from ballast.reference.adapters import is_peft, refuse_prompt_learning, starts_at_base, trainable_base_names
 from ballast.reference.cache import ReferenceCache
@@ -84,7 +85,7 @@ BY_NAME: dict[str, Callable[[Model], LiveReference]] = {
 
 
 def _from_path(spec: str | Path, key: CacheKey | None) -> ReferenceCache:
-    if not Path(spec).exists():
+    if not Path(expanded(str(spec))).exists():
         raise BallastError(f"reference {str(spec)!r} is neither a folder nor a name{suggest(str(spec), [*BY_NAME])}")
     return ReferenceCache.open(spec, key)
 
@@ -122,7 +123,7 @@ def _load(path: str | Path, model: Model) -> Model:
         "use_safetensors": True,
     }
     try:
-        loaded: Model = AutoModelForCausalLM.from_pretrained(str(path), **options)
+        loaded: Model = AutoModelForCausalLM.from_pretrained(expanded(str(path)), **options)
     except (OSError, ValueError) as error:
         first = str(error).strip().split("\n")[0]
         raise BallastError(f"reference model {str(path)!r} cannot be loaded: {first}") from None

@@ -59,6 +59,11 @@ def check_model(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     except BallastError as error:
         yield Problem(("model",), str(error))
         return
+    try:
+        given = {} if "training" in broken else recipe.training
+        models.load_tokenizer(section, {key: value for key, value in given.items() if isinstance(value, str)})
+    except BallastError as error:
+        yield Problem(("training",), str(error))
     if problem := models.attention_problem(section):
         yield Problem(("model", "attn_implementation"), problem)
     try:
