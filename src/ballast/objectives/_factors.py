@@ -31,7 +31,7 @@ def united(of: Sequence[Objective], what: str) -> tuple[str, ...]:
 
 
 def active_in_all(of: Sequence[Objective], columns: Mapping[str, Tensor]) -> Tensor | None:
-    """Return where no factor's weight is 0, as far as they know it from columns; None where any token may have a loss."""
+    """Return where no factor is known to weigh 0, from columns; None where any token may have a loss."""
     if any(type(one).extra is not Objective.extra for one in of):
         return None
     known = [mask for one in of if (mask := one.active(columns)) is not None]
