@@ -81,8 +81,14 @@ def advantages(targets, dtype=torch.float64):
 
 def columns_of(built, targets, dtype=torch.float64):
     """Return the columns that only the rows can have."""
-    origin = torch.tensor([0, 2, 1], dtype=dtype).repeat(len(targets) // 3 + 1)[: len(targets)]
-    given = {"advantage": advantages(targets, dtype), "origin": origin}
+    count = range(len(targets))
+    origin = torch.tensor([(0.0, 2.0, 1.0)[place % 3] for place in count], dtype=dtype)
+    given = {
+        "advantage": advantages(targets, dtype),
+        "origin": origin,
+        "reward": torch.tensor([float(place % 6 == 1) for place in count], dtype=dtype),
+        "share": origin.new_tensor([1.5, 0.3, 0.8])[origin.long()],
+    }
     return {name: column for name, column in given.items() if name in built.needs}
 
 

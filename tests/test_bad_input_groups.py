@@ -191,6 +191,37 @@ CASES = [
     Case("misspelt verifier", "groups.verifier: unknown verifier 'exakt'; did you mean", ("groups.verifier=exakt",)),
     Case("verifier not importable", "cannot import module 'nowhere'", ("groups.verifier='nowhere:judge'",)),
     Case("verifier lacks the function", "has no 'jugde'", ("groups.verifier='judging:jugde'",)),
+    Case(
+        "programs without permission",
+        "groups.allow_code_execution: verifier program runs what the model writes",
+        ("groups.verifier=program",),
+    ),
+    Case(
+        "tolerance below 0",
+        "groups.tolerance: should be greater than or equal to 0; got -0.1",
+        ("groups.verifier=program", "groups.allow_code_execution=true", "groups.tolerance=-0.1"),
+    ),
+    Case(
+        "tolerance nobody reads",
+        "groups.tolerance: would be ignored: only verifier program reads it",
+        ("groups.tolerance=0.1",),
+    ),
+    Case(
+        "self-training without groups",
+        "groups: is required and missing: objective self-train",
+        ("objective=self-train",),
+        without=("groups",),
+    ),
+    Case(
+        "self-training without a verifier",
+        "groups.verifier: is required and missing",
+        ("objective=self-train", "groups={own: 2}"),
+    ),
+    Case(
+        "options that self-train lacks",
+        "objective.tau: unknown option 'tau'; it has no options",
+        ("objective={name: self-train, tau: 0.5}",),
+    ),
     Case("clock without an end", "groups.seconds: should be a finite number; got inf", ("groups.seconds=.inf",)),
     # rows
     Case("no answer to judge by", f"{DATA}row 1: no 'answer' to judge by", break_it=without_column("answer")),

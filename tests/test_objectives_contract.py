@@ -84,8 +84,8 @@ def test_finite_at_a_log_probability_of_minus_200(name, options):
     built = objective(name, **options)
     extreme = {
         "logprob": -200.0, "entropy": 0.0, "kl": 200.0, "kl_forward": 200.0, "mass": 0.0, "tied": 0.0, "collision": 1.0,
-        "ref_logprob": -200.0, "ref_entropy": 0.0, "ref_mass": 0.0, "ref_tied": 0.0, "advantage": -1.0, "origin": 0.0,
-        "group": 0.0,
+        "ref_logprob": -200.0, "ref_entropy": 0.0, "ref_mass": 0.0, "ref_tied": 0.0, "advantage": -1.0,
+        "origin": 0.0, "group": 0.0, "reward": 0.0, "share": 1.0,
     }  # fmt: skip
     constant = {field: torch.full((6,), value) for field, value in extreme.items()}
     answers = {"sequence": torch.tensor([0, 0, 0, 1, 1, 2]), "origin": torch.tensor([0.0, 0, 0, 2, 2, 2])}

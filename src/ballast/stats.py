@@ -21,14 +21,17 @@ PAIR_FIELDS = ("kl", "kl_forward")
 REFERENCE_FIELDS = ("ref_logprob", "ref_entropy", "ref_mass", "ref_tied")
 """Statistics of the frozen reference, from a live reference or from a cache."""
 
-GROUP_FIELDS = ("advantage", "origin", "group")
+ORIGINS = ("expert", "teacher", "own")
+"""Where an answer of a group comes from; a token's `TokenStats.origin` is the place in this tuple."""
+
+GROUP_FIELDS = ("advantage", "origin", "group", "reward", "share")
 """Columns that come with the rows of a group, not from any model."""
 
-JUDGED_FIELDS = ("advantage",)
+JUDGED_FIELDS = ("advantage", "reward")
 """Those of them that are there only where a verifier has judged the answers."""
 
-ORIGINS = ("expert", "teacher", "own")
-"""Where an answer comes from; a token's `TokenStats.origin` is the place in this tuple."""
+STEP_FIELDS = ("share",)
+"""Those of them that depend on the whole optimiser step."""
 
 LAYOUT_FIELDS = ("sequence", "position", "end")
 """Where a token stands; the collator and the tokenizer know it."""
@@ -59,8 +62,11 @@ class TokenStats:
             ``mass + tied`` counts ties as less likely.
         ref_logprob, ref_entropy, ref_mass, ref_tied: the same under the reference.
         advantage: advantage of the response that the token belongs to.
-        origin: which kind of response the token belongs to.
+        origin: which kind of response the token belongs to, a place in `ORIGINS`.
         group: which group of responses to one prompt the token belongs to; any number, one for each group.
+        reward: what the verifier said of the response, 0 … 1.
+        share: what makes the means of all origins over an optimiser step weigh the same in it: tokens of the step /
+            (origins · tokens of the token's origin), of tokens that can have a loss.
         sequence: index of the sequence that the token belongs to; None means that all belong to one.
         position: index of the token in its sequence, counted over all its tokens, trained or not; None where tokens
             follow each other as they are given.
@@ -82,6 +88,8 @@ class TokenStats:
     advantage: Tensor | None = None
     origin: Tensor | None = None
     group: Tensor | None = None
+    reward: Tensor | None = None
+    share: Tensor | None = None
     sequence: Tensor | None = None
     position: Tensor | None = None
     end: Tensor | None = None

@@ -32,6 +32,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ),
     ("gft", {}),
     *(("gft", {"tau": tau, "aggregation": how}) for tau, how in ((0, "token"), (0.25, "sequence"), (1.5, "token"))),
+    ("self-train", {}),
     ("ift", {}),
     ("ift", {"gamma": 0}),
     ("ift", {"gamma": 1, "average": "token"}),
@@ -65,6 +66,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ),
     ("chord-phi", {}),
     *(("gift", options) for options in ({}, {"beta": 1.5}, {"beta": 0}, {"beta": 800})),
+    *(("hpt", options) for options in ({}, {"gate": 1, "imitation": 0.5}, {"gate": -1}, {"gate": 9})),
     *(("iw-sft", options) for options in ({}, {"temperature": 2.5, "cap": 1.1}, {"per": "token", "clip": 0.3})),
     *(("luffy", options) for options in ({}, {"gamma": 3})),
     *(("p-alpha", options) for options in ({}, {"alpha": 0}, {"alpha": 2.5})),
@@ -76,6 +78,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("product", {"of": [{"name": "gft", "aggregation": "sequence"}, "luffy"]}),
     *(("profit", options) for options in ({}, {"keep": "lower", "threshold": 0.3})),
     ("profit", {"keep": "middle", "threshold": 0.1, "upper": 0.5}),
+    *(("rift", options) for options in ({}, {"wrong": 0}, {"right": 0.8, "wrong": -0.5})),
     ("srft", {}),
 ]
 

@@ -13,6 +13,8 @@
     mass, tied of q     1, 0 0.4, 0.2  0.45, 0
     advantage              2       −1        3
     origin            expert      own  teacher
+    reward                 0      1/2        0
+    share                3/2      3/4      3/5
 
 A gradient is by the log-probability, the entropy, both KLs and Σ p²; one that is left out is zero. V is 8.
 """
@@ -33,6 +35,9 @@ LOG2, LOG4, LOG10 = 0.6931471806, 1.3862943611, 2.3025850930
 
 PAIRED = {"sequence": (0, 1, 2), "origin": (0, 2, 2), "group": (0, 0, 0)}
 """Each token is an answer: an expert's and two own ones."""
+
+OUTCOMES = {**PAIRED, "reward": (1, 1, 0)}
+"""Of the own ones the first is right."""
 
 Three = tuple[float, float, float]
 NONE: Three = (0.0, 0.0, 0.0)
@@ -100,6 +105,8 @@ GOLDEN = [
     Golden("gft", {"tau": 0.5}, (1.3862943611, -0.3465735903, 0.6907755279), (-2, 0.25, -0.3)),
     # the advantage alone: 2·log 2, −log 4, 3·log 10
     Golden("gft", {"tau": 0, "aggregation": "sequence"}, (1.3862943611, -LOG4, 6.9077552790), (-2, 1, -3)),
+    # 3/2·log 2, nothing for the own answer that is not right, 3/5·log 10
+    Golden("self-train", {}, (1.0397207708, 0, 1.3815510558), (-1.5, 0, -0.6)),
     # gamma = 0 leaves every weight at 1: the mean over the sequence of three
     Golden(
         "ift", {"gamma": 0}, (0.2310490602, 0.4620981204, 0.7675283643),
@@ -206,6 +213,10 @@ GOLDEN = [
         "gift", {"beta": math.log(2)}, (1.3046680753, 0.9551955662, 1.1462532728),
         (-0.4475138122, -0.2647058824, -0.0384615385), by_kl_forward=(0.5524861878, 0.7352941176, 0.9615384615),
     ),
+    # one right own answer of two, so the expert's is left out: (1 − 1/2)/(√½ + 1e-6) = 0.7071057812
+    Golden("hpt", {}, (0, 0.9802567572, -1.6281712309), (0, -0.7071057812, 0.7071057812), layout=OUTCOMES),
+    # up to one is too few: the expert's alone
+    Golden("hpt", {"gate": 1, "imitation": 0.5}, (0.3465735903, 0, 0), (-0.5, 0, 0), layout=OUTCOMES),
     # the ratios p/q are 50/81, 25/36 and 5/2: the cube root of their product 3125/2916 is 1.0233420830
     Golden("iw-sft", {}, (0.7093266795, 1.4186533591, 2.3563322252), (-1.0233420830, -1.0233420830, -1.0233420830)),
     # 50/81·log 2, 25/36·log 4, 1.8·log 10
@@ -243,6 +254,8 @@ GOLDEN = [
     Golden("profit", {"threshold": 0.2}, (LOG2, LOG4, 0), (-1, -1, 0)),
     Golden("profit", {"keep": "lower", "threshold": 0.3}, (0, LOG4, LOG10), (0, -1, -1)),
     Golden("profit", {"keep": "middle", "threshold": 0.2, "upper": 0.3}, (0, LOG4, 0), (0, -1, 0)),
+    # values −1/5, 2/5, −1/5 by the rewards 0, 1/2, 0; the wrong ones times p
+    Golden("rift", {}, (-0.0693147181, 0.5545177444, -0.0460517019), (0.1, -0.4, 0.02)),
     # mean entropy 2.6/3: e^(−2.6/3)/2 = 0.2101751923
     Golden("srft", {}, (0.1456823419, 0.2913646839, 0.4839462646), (-0.2101751923, -0.2101751923, -0.2101751923)),
 ]  # fmt: skip
@@ -276,6 +289,8 @@ class ThreeTokens:
             ref_tied=fixed(0.0, 0.2, 0.0),
             advantage=fixed(2.0, -1.0, 3.0),
             origin=fixed(0.0, 2.0, 1.0),
+            reward=fixed(0.0, 0.5, 0.0),
+            share=fixed(1.5, 0.75, 0.6),
             position=torch.tensor([0, 1, 2]),
             vocabulary=8,
         )

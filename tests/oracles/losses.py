@@ -38,6 +38,13 @@ def _gft(rows: Rows, tau: float = 0.7, aggregation: str = "token") -> Loss:
     return weighted(rows, weights)
 
 
+def _self_train(rows: Rows) -> Loss:
+    weights = []
+    for origin, reward, share in zip(rows.origin, rows.reward, rows.share, strict=True):
+        weights.append(share if origin in (0, 1) or reward == 1 else 0.0)
+    return weighted(rows, weights)
+
+
 MASSES = {"strict": stat.mass_strict, "inclusive": stat.mass_inclusive}
 
 
@@ -272,6 +279,7 @@ ORACLES: dict[str, Callable[..., Loss]] = {
     "reweight": _reweight,
     "eksft": _eksft,
     "gft": _gft,
+    "self-train": _self_train,
     "ift": _ift,
     "irft": _irft,
     "product": _product,

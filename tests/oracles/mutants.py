@@ -13,6 +13,7 @@ from torch import Tensor
 from ballast import TokenStats, objective
 from ballast.objectives import Objective
 from ballast.objectives._propagation import lengths, propagated
+from oracles.rows import Rows
 
 Wrong = Callable[[Objective, TokenStats], Tensor]
 Spoil = Callable[[TokenStats, Tensor], TokenStats]
@@ -22,6 +23,7 @@ Spoil = Callable[[TokenStats, Tensor], TokenStats]
 class Mutant:
     """``wrong`` replaces the per-token loss; ``spoil(stats, logits)`` falsifies the statistics that it is given.
 
+    ``rows`` are those of the check, where it takes others than the usual.
     ``between``: it shows between sequences only, and a golden row has one.
     """
 
@@ -31,6 +33,7 @@ class Mutant:
     spoil: Spoil | None = None
     options: dict[str, Any] = field(default_factory=dict)
     between: bool = False
+    rows: Rows | None = None
 
 
 def _weigh(weight: Callable[[Objective, TokenStats], Tensor]) -> Wrong:
@@ -125,6 +128,17 @@ OWN: dict[str, dict[str, Wrong]] = {
         "never rectified": _change(tau=0),
         "always rectified": _change(tau=2),
         "over kept": _weigh(_over_kept),
+    },
+    "self-train": {
+        "wrong ones too": _weigh(lambda _, stats: stats.share),
+        "part scores count": _weigh(lambda _, stats: stats.share * ((stats.origin != 2) | (stats.reward > 0))),
+        "part scores weigh": _weigh(lambda _, stats: stats.share * stats.reward.where(stats.origin == 2, 1.0)),
+        "given ones must be right": _weigh(lambda _, stats: stats.share * (stats.reward >= 1)),
+        "experts alone are given": _weigh(lambda _, stats: stats.share * ((stats.origin == 0) | (stats.reward >= 1))),
+        "without share": _weigh(lambda _, stats: ((stats.origin != 2) | (stats.reward >= 1)) * 1.0),
+        "own alone": _weigh(lambda built, stats: built.weight(stats) * (stats.origin == 2)),
+        "the wrong are unlearnt": _weigh(lambda built, stats: built.weight(stats) - (built.weight(stats) == 0) * 1.0),
+        "shifted by one": _weigh(_shifted),
     },
 }
 
@@ -365,7 +379,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 MUTANTS = [
     *(
         Mutant(label, name, wrong, options=OPTIONS.get(name, {}))
-        for name in ("sft", *WEIGHTED, "reweight", "eksft", "gft", "ift", "irft")
+        for name in ("sft", *WEIGHTED, "reweight", "eksft", "gft", "self-train", "ift", "irft")
         for label, wrong in FOR_ALL.items()
     ),
     *(Mutant(label, name, wrong) for name in (*WEIGHTED, "reweight") for label, wrong in FOR_WEIGHTED.items()),

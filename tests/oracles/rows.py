@@ -38,6 +38,16 @@ class Rows:
         return [index // 3 for index in self.sequence]
 
     @property
+    def reward(self) -> list[float]:
+        """A reward for each token, that of its sequence: of the own ones the first is right."""
+        return [(0.0, 0.0, 1.0, 0.5)[index % 4] for index in self.sequence]
+
+    @property
+    def share(self) -> list[float]:
+        """A share for each token, that of its origin."""
+        return [(1.5, 2.0, 0.75)[int(origin)] for origin in self.origin]
+
+    @property
     def end(self) -> list[bool]:
         """Whether generation would stop at a token: at two of the ids."""
         return [target in (0, 2) for target in self.targets]

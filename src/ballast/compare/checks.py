@@ -23,6 +23,7 @@ from ballast.pipeline.checks import groups as group_checks
 from ballast.pipeline.checks import half as half_checks
 from ballast.pipeline.checks import rl as rl_checks
 from ballast.records.folder import BASE, CACHE, CELLS, JOBS_LOG, PLAN, REPORT, RESERVED, SUMMARY, TUNING
+from ballast.verifiers.options import judge
 
 OWN_FILES = (PLAN, SUMMARY, CELLS, BASE, CACHE, "report.html", "report.md", JOBS_LOG)
 ROW_CHECKS: tuple[Check, ...] = (
@@ -171,7 +172,7 @@ def _check_choice(recipe: Recipe, by: ChooseSection) -> Iterable[Problem]:
         message = f"task {by.task!r} does not measure {by.metric!r}{suggest(by.metric, known)}"
         yield Problem((*CHOOSE, "metric"), message)
     elif not direction(by.metric):
-        remedy = "take accuracy, mean@N, pass@K or nll"
+        remedy = "take accuracy, mean@N, pass@K, maj@K or nll"
         yield Problem((*CHOOSE, "metric"), f"neither more nor less of {by.metric!r} is better; {remedy}")
     plan = Plan(recipe)
     if not plan.tasks(REPORT):
@@ -205,11 +206,20 @@ def _items(task: Task) -> set[str]:
     return {json.dumps(next((row[key] for key in keys if key in row), None), default=str) for row in rows}
 
 
+def _reads(task: GenerateTask) -> bool:
+    try:
+        return judge(task, task.verifier_seconds).read is not None
+    except BallastError:  # the task's own check says so
+        return False
+
+
 def _metrics(task: Task) -> tuple[str, ...] | None:
     """Return the metrics of a task that can choose, None where they are not known beforehand."""
     divergence = ("base_kl",) if task.needs_base else ()
     if isinstance(task, GenerateTask | CodeTask):
         several = (f"mean@{task.samples}", *(f"pass@{k}" for k in task.k))
+        if isinstance(task, GenerateTask) and _reads(task):
+            several += tuple(f"maj@{k}" for k in task.k if k > 1)
         return (*(("accuracy",) if task.samples == 1 else several), *divergence)
     return {
         "choice": ("accuracy", "accuracy_per_token", "accuracy_per_character"),

@@ -36,7 +36,7 @@ QUIET = {"save_strategy": "no", "report_to": "none"}
 """A run that was stopped is done again, so it needs no checkpoints; its record is kept here."""
 
 BETTER: tuple[tuple[str, int], ...] = (
-    (r"accuracy(_per_token|_per_character)?|mean@\d+|pass@\d+", 1),
+    (r"accuracy(_per_token|_per_character)?|mean@\d+|pass@\d+|maj@\d+", 1),
     (r"nll|bits_per_character|perplexity|base_kl|forgetting", -1),
 )
 """Patterns of metrics, and whether more of them is better (1) or less (-1); of others neither is."""

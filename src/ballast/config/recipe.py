@@ -8,12 +8,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_serializer, field_validator, model_validator
 
-from ballast.config.sections import CompareSection, MethodSection, ObjectiveSection, ThenSection, Training
+from ballast.config.sections import (
+    CompareSection,
+    MethodSection,
+    ObjectiveSection,
+    RoundsSection,
+    ThenSection,
+    Training,
+)
 from ballast.config.source import SHORTHANDS, Problem, RecipeError, load_source
 from ballast.evaluation.tasks import SOURCES, AnyTask, Task
-from ballast.groups.options import GroupOptions
+from ballast.groups.options import GroupOptions, RowsOptions
 from ballast.options import Columns, Options, OptionsError, Sources, Text, Where, shown
 from ballast.options import Path as PathText
+from ballast.revise.options import ReviseOptions
 from ballast.reward.options import RewardOptions
 from ballast.rl.options import RLOptions
 
@@ -125,11 +133,14 @@ class Recipe(Options):
     objective: ObjectiveSection | None = None
     reference: ReferenceSection = ReferenceSection()
     groups: GroupOptions | None = None
+    rows: RowsOptions | None = None
+    revise: ReviseOptions | None = None
     training: Training = Field(default_factory=dict)
     evaluation: EvaluationSection = EvaluationSection()
     reward: RewardOptions | None = None
     rl: RLOptions | None = None
     compare: CompareSection | None = None
+    rounds: RoundsSection | None = None
     output: PathText | None = None
     """Folder for checkpoints and the run record; new or empty, unless the run is resumed."""
     seed: int = Field(42, ge=0)

@@ -18,7 +18,8 @@ from ballast.errors import BallastError
 from ballast.evaluation import generation
 from ballast.groups.options import GroupOptions
 from ballast.stats import ORIGINS
-from ballast.verifiers.registry import ScoredBatch, Verifier, check_rows, score_answers, verifier
+from ballast.verifiers.options import judge
+from ballast.verifiers.registry import ScoredBatch, Verifier, check_rows, score_answers
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -216,7 +217,7 @@ def mean_reward(rewards: Sequence[float | None]) -> str:
 
 def judge_of(options: GroupOptions) -> Verifier | None:
     """Return the verifier that the options name."""
-    return None if options.verifier is None else verifier(options.verifier, seconds=options.seconds)
+    return None if options.verifier is None else judge(options, options.seconds)
 
 
 def refuse_preparation(prepared: PrepareOptions) -> None:

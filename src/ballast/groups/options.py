@@ -7,8 +7,10 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
-from ballast.options import Options, OptionsError, Sources, Text
+from ballast.options import Options, OptionsError, Path, Sources, Text
 from ballast.stats import GROUP_FIELDS, PAIR_FIELDS, REFERENCE_FIELDS
+from ballast.verifiers.options import conflicts
+from ballast.verifiers.program import TOLERANCE
 
 ROUND = "round"
 """The reference that is the model as it was when the round of answers was sampled."""
@@ -37,8 +39,9 @@ class GroupOptions(Options):
     owner: ClassVar[str] = "groups."
 
     verifier: Text | None = None
-    """What judges every answer: `exact`, `math`, `expression`, `last-number` or `package.module:function`, called with
-    (answer, row). Needed where the objective reads rewards or advantages, unless `file` has answers that are judged."""
+    """What judges every answer: `exact`, `math`, `expression`, `last-number`, `program` or `package.module:function`,
+    called with (answer, row). Needed where the objective reads rewards or advantages, unless `file` has judged
+    answers."""
     expert: int = Field(1, ge=0, le=1, json_schema_extra={"reason": "a row has one completion"})
     """1 to take the row's `completion` into the group, 0 to leave it out."""
     teacher: int | None = Field(None, ge=0)
@@ -60,7 +63,11 @@ class GroupOptions(Options):
     batch_tokens: int = Field(16384, ge=1)
     """Rows × (prompt + new tokens) of one batch of sampling."""
     seconds: float = Field(10.0, gt=0)
-    """Wall clock of one verdict of a function of your own, or of math-verify, in seconds."""
+    """Wall clock of one verdict of a function of your own, of math-verify or of a program, in seconds."""
+    tolerance: float = Field(TOLERANCE, ge=0)
+    """How far a number that a program returns may be from the row's `answer`; verifier `program` alone reads it."""
+    allow_code_execution: bool = False
+    """Run what the model wrote on this machine; verifier `program` needs it."""
     file: Sources = ()
     """Groups sampled beforehand: a folder of `ballast sample`, or a file, or a list, trained on together; nothing is
     sampled in training then."""
@@ -87,6 +94,8 @@ class GroupOptions(Options):
                 "other; set a temperature above 0, or own to 1"
             )
             raise OptionsError([(("temperature",), message)])
+        if problems := list(conflicts(self)):
+            raise OptionsError(problems)
         return self
 
     def lacking(self, objective: str, origins: Iterable[str], *, judged: bool) -> tuple[str, str] | None:
@@ -112,3 +121,15 @@ class GroupOptions(Options):
         if self.judge_cut_off and self.verifier is None:
             return "judge_cut_off", "true without groups.verifier: there is no judge; name one, or leave it out"
         return None
+
+
+class RowsOptions(Options):
+    """The right own answers as demonstrations, which `ballast sample` writes beside the groups; a bare string is the
+    ``file``."""
+
+    owner: ClassVar[str] = "rows."
+
+    file: Path
+    """A new JSONL file: of every prompt its right own answers, no text twice, and the expert's row last."""
+    most: int = Field(10, ge=1)
+    """Own answers of one prompt, from the first."""

@@ -82,11 +82,16 @@ def _with_objectives(cls: type[Objective], options: Mapping[str, Any]) -> dict[s
     nested = {item.name for item in fields(cls) if item.metadata.get("objectives")}
     built = dict(options)
     for key in nested & {key for key, value in options.items() if isinstance(value, (list, tuple))}:
-        try:
-            built[key] = tuple(objective(one) for one in options[key])
-        except BallastError as error:
-            raise OptionError(cls.name, key, f"{key}: {error}") from error
+        built[key] = tuple(_part(cls, key, place, one) for place, one in enumerate(options[key], 1))
     return built
+
+
+def _part(cls: type[Objective], key: str, place: int, spec: Any) -> Objective:
+    try:
+        return objective(spec)
+    except BallastError as error:
+        message = getattr(error, "message", str(error).removeprefix("objective: "))
+        raise OptionError(cls.name, key, f"entry {place}: {message}") from error
 
 
 def problems(name: str, options: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -197,6 +197,7 @@ def _problem(
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return f"must be a finite number ({doc}); got {value!r}"
     if (minimum is not None and value < minimum) or (maximum is not None and value > maximum):
-        low, high = (f"{bound:g}" if bound is not None else "∞" for bound in (minimum, maximum))
+        low = "-∞" if minimum is None else f"{minimum:g}"
+        high = "∞" if maximum is None else f"{maximum:g}"
         return f"must lie in [{low}, {high}] ({doc}); got {value!r}"
     return None

@@ -93,17 +93,17 @@ def silent(_: object) -> None:
 
 
 def stored_settings(file: str) -> StoreSettings | None:
-    """Return what a folder of groups was sampled with, None for a file of the user's own.
+    """Return what a folder of groups was sampled with, None for revised rows and for a file of the user's own.
 
     Raises:
         BallastError: if there is no such file or folder, or its manifest cannot be read.
     """
-    from ballast.groups.store import MANIFEST, read_settings
+    from ballast.groups.store import is_sampled, read_settings
 
     path = Path(file)
     if not path.exists():
         raise BallastError(f"{file}: no such file or folder; `ballast sample` fills it")
-    return read_settings(path) if (path / MANIFEST).exists() else None
+    return read_settings(path) if is_sampled(path) else None
 
 
 def notes(recipe: Recipe, model: Model, tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -162,8 +162,8 @@ def _load_prompts(
     rows = list(dataset.with_format(None))
     try:
         members.check_prompts(rows, options)
-        if (judge := members.judge_of(options)) is not None:
-            registry.check_rows(judge, rows)
+        if (verify := members.judge_of(options)) is not None:
+            registry.check_rows(verify, rows)
         sizes = [len(ids) for ids in encode_rows(tokenizer, rows)]
         members.check_room(sizes, options, max_length=args.max_length, context=context)
     except BallastError as error:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ballast import models
 from ballast.config.recipe import Recipe
 from ballast.errors import BallastError
-from ballast.groups.options import GroupOptions
+from ballast.groups.options import GroupOptions, RowsOptions
 from ballast.pipeline import sources
 from ballast.pipeline.inputs import Ready, ready
 from ballast.progress import on_stderr
@@ -28,7 +29,8 @@ COUNTS = ("cut_off", "errors", "timeouts")
 def run_sample(recipe: Recipe, *, say: Say = print) -> dict[str, Any]:
     """Sample and judge the group of every prompt into ``groups.file``, and return what is in it.
 
-    A run that was stopped goes on with the parts that are missing.
+    A run that was stopped goes on with the parts that are missing. The recipe's ``rows`` says where the right own
+    answers go as rows to train on.
 
     Raises:
         BallastError: the input cannot be used, or the folder holds something else.
@@ -56,7 +58,8 @@ def run_sample(recipe: Recipe, *, say: Say = print) -> dict[str, Any]:
     folder = GroupFolder(options.file[0], _settings(made, model, rows, options))
     with disk_full_as_error(folder.path), folder.filling():
         seconds = _fill(folder, made, model, rows)
-        found = _summary(list(folder.read()), rows)
+        parts = list(folder.read())
+        found = _summary(parts, rows) | _rows(recipe.rows, parts, rows, say)
     found |= {**seconds, "seconds": round(time.monotonic() - started, 3)}
     say(_line(options.file[0], found))
     return found
@@ -117,6 +120,23 @@ def _autocast(made: Ready) -> Any:
 
     dtype = autocast_dtype(made.args)
     return nullcontext() if dtype is None else torch.autocast(made.args.device.type, dtype)
+
+
+def _rows(options: RowsOptions | None, parts: Sequence[Part], rows: GroupRows, say: Say) -> dict[str, Any]:
+    """Write the rows of rejection sampling, where they are wanted."""
+    from ballast.groups.rows import rejection_rows, rows_problem, write_rows
+
+    if options is None:
+        return {}
+    if problem := rows_problem(options):
+        raise BallastError(f"rows.file: {problem}")
+    found = rejection_rows(rows.rows, [group for part in parts for group in part.groups], options.most)
+    write_rows(options.file, found.rows)
+    say(
+        f"{options.file}: {len(found.rows):,} rows, {found.own:,} of them right own answers, to {found.prompts:,} of "
+        f"{len(rows):,} prompts"
+    )
+    return {"rows": len(found.rows), "rows_own": found.own, "rows_prompts": found.prompts}
 
 
 def _summary(parts: list[Part], rows: GroupRows) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def append_reward(folder: str | Path, options: Mapping[str, Any], start: str) ->
 def append_rl(folder: str | Path, options: Mapping[str, Any], start: str) -> None:
     """Append the settings of RL and what it started from to the card in a folder, unless they are there."""
     given = {name: value for name, value in options.items() if value not in (None, {})}
-    _append(folder, RL, f"with `trl.GRPOTrainer` from `{start}`.", _table(given))
+    _append(folder, RL, f"with `trl.{str(options['algorithm']).upper()}Trainer` from `{start}`.", _table(given))
 
 
 def _append(folder: str | Path, heading: str, lead: str, table: str) -> None:

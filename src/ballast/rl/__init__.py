@@ -1,4 +1,4 @@
-"""Reinforcement learning from a checkpoint: GRPO by `trl.GRPOTrainer`, rewarded by the verifiers of evaluation."""
+"""Reinforcement learning from a checkpoint: GRPO or RLOO by TRL's trainers, rewarded by the verifiers of evaluation."""
 
 from __future__ import annotations
 

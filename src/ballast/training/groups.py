@@ -7,7 +7,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -67,7 +66,7 @@ class RowCollator:
 class GroupBatches:
     """Turns batches of prompts into micro-batches of answers, a round of sampling at a time."""
 
-    def __init__(self, draw: Draw, refresh: int, columns: tuple[str, ...] = GROUP_FIELDS, **collation: Any) -> None:
+    def __init__(self, draw: Draw, refresh: int, columns: tuple[str, ...], **collation: Any) -> None:
         """Make an empty queue.
 
         Args:
@@ -297,11 +296,11 @@ def _refuse_ignored(options: GroupOptions) -> None:
     Raises:
         BallastError: naming the first one.
     """
-    from ballast.groups.store import MANIFEST, NOT_STORED, read_settings
+    from ballast.groups.store import NOT_STORED, is_sampled, read_settings
 
     defaults = GroupOptions().to_dict()
     for file in options.file:
-        is_folder = (Path(file) / MANIFEST).exists()
+        is_folder = is_sampled(file)
         stored, free = (read_settings(file).groups, NOT_STORED) if is_folder else ({}, ("file",))
         for name, value in options.to_dict().items():
             if name not in free and value not in (defaults[name], stored.get(name, defaults[name])):
@@ -321,7 +320,7 @@ def _examples(number: int, group: Group) -> list[dict[str, Any]]:
             "labels": [-100] * member.start + list(member.ids[member.start :]),
         }
         of_answer = {"origin": float(ORIGINS.index(member.origin)), "group": float(number)}
-        of_answer |= {} if found is None else {"advantage": found[place]}
+        of_answer |= {} if found is None else {"advantage": found[place], "reward": rewards[place]}
         one |= {name: [value] * size for name, value in of_answer.items()}
         if member.ref_logprob is not None:
             one["ref_logprob"] = [math.nan] * member.start + list(member.ref_logprob)

@@ -28,6 +28,7 @@ from ballast.training.reduction import count, token_layout
 from ballast.training.reference import check_needs, run_reference, score_missing
 from ballast.training.refusals import refuse_half, refuse_no_steps, refuse_parts, refuse_surroundings
 from ballast.training.rows import rows_in
+from ballast.training.shares import fill_shares
 from ballast.training.trl import AdaptedTrainer, add_statistics, check_head, load_model, with_adapter
 
 if TYPE_CHECKING:
@@ -214,6 +215,7 @@ class Trainer(AdaptedTrainer):
     def step_count(self, batches: list[dict[str, Any]], device: torch.device) -> Tensor:
         """Count what the objective's reduction names over the micro-batches of all ranks."""
         self._steps_summed += 1
+        fill_shares(batches, self.objective, self._summed, device)
         local = count(self.objective.reduction, batches).to(device)
         return self.accelerator.reduce(local, "sum")
 
@@ -270,6 +272,7 @@ class Trainer(AdaptedTrainer):
     def _denominator(self, inputs: dict[str, Any], step_count: Tensor | int | None) -> Tensor:
         if step_count is None:
             # Called outside of the training loop: the batch is the step.
+            fill_shares([inputs], self.objective, self._summed, self.args.device)
             return count(self.objective.reduction, [inputs]).clamp(min=1)
         # The count is of all ranks, and DDP and FSDP average the gradients over them.
         return torch.as_tensor(step_count).clamp(min=1) / self.accelerator.num_processes

@@ -13,7 +13,10 @@ from ballast.files import place_problem
 from ballast.groups.options import GroupOptions
 from ballast.objectives import Objective
 from ballast.pipeline.inputs import stored_settings
+from ballast.revise.options import ReviseOptions
+from ballast.rl.options import RLOptions
 from ballast.stats import GROUP_FIELDS, JUDGED_FIELDS
+from ballast.verifiers.options import judge
 
 TRAINING: dict[str, tuple[Any, str]] = {
     "packing": (True, "the answers of a group are laid out when they are sampled; use padding_free"),
@@ -50,7 +53,9 @@ def check_groups(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
 
 def check_sampling(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     """Whether there is something to sample, and a place for it."""
-    from ballast.groups.store import check_target
+    from ballast.groups.rows import rows_problem
+    from ballast.groups.store import HOLDS
+    from ballast.parts import check_target
 
     if "groups" in broken:
         return
@@ -70,9 +75,13 @@ def check_sampling(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
             raise BallastError(f"names {len(options.file)} folders, and one is filled at a time; name one")
         if problem := place_problem(options.file[0]):
             raise BallastError(problem)
-        check_target(Path(options.file[0]))
+        check_target(Path(options.file[0]), HOLDS)
     except BallastError as error:
         yield Problem(("groups", "file"), str(error))
+    if recipe.rows is not None and "rows" not in broken and (problem := rows_problem(recipe.rows)):
+        yield Problem(("rows", "file"), problem)
+    if recipe.rows is not None and options.verifier is None:
+        yield Problem(("rows",), "needs groups.verifier: without one no answer is right, and no row would be written")
     yield from _check_training(recipe, broken)
 
 
@@ -83,7 +92,7 @@ def _check_members(options: GroupOptions, objective: Objective | None) -> Iterab
     if problem := options.lacking(name, origins, judged=judged):
         yield Problem(("groups", problem[0]), problem[1])
     elif options.verifier is not None:
-        yield from check_verifier("groups", options.verifier, options.seconds)
+        yield from check_verifier("groups", options)
 
 
 def _check_answers(recipe: Recipe, options: GroupOptions, objective: Objective) -> Iterable[Problem]:
@@ -115,11 +124,9 @@ def _check_file(recipe: Recipe, options: GroupOptions, file: str) -> Iterable[Pr
         )
 
 
-def check_verifier(section: str, name: str | None, seconds: float) -> Iterable[Problem]:
+def check_verifier(section: str, options: GroupOptions | ReviseOptions | RLOptions) -> Iterable[Problem]:
     """A section that samples answers names a verifier, and there is one of that name."""
-    from ballast.evaluation import verifier
-
-    if name is None:
+    if options.verifier is None:
         yield Problem(
             (section, "verifier"),
             "is required and missing: without one no answer has a reward; name one, such as math, exact or "
@@ -127,9 +134,9 @@ def check_verifier(section: str, name: str | None, seconds: float) -> Iterable[P
         )
         return
     try:
-        verifier(name, seconds=seconds)
+        judge(options, options.seconds)
     except BallastError as error:
-        yield Problem((section, "verifier"), str(error).removeprefix(f"verifier {name!r}: "))
+        yield Problem((section, "verifier"), str(error).removeprefix(f"verifier {options.verifier!r}: "))
 
 
 def _check_surroundings(recipe: Recipe, options: GroupOptions, broken: frozenset[str]) -> Iterable[Problem]:
