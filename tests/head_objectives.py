@@ -90,6 +90,7 @@ def columns_of(built, targets, dtype=torch.float64):
         "reward": torch.tensor([float(place % 6 == 1) for place in count], dtype=dtype),
         "share": origin.new_tensor([1.5, 0.3, 0.8])[origin.long()],
         "old_logprob": -advantages(targets, dtype).abs(),
+        "progress": torch.full((len(targets),), 0.3, dtype=dtype),
     }
     return {name: column for name, column in given.items() if name in built.needs}
 

@@ -87,6 +87,7 @@ def test_finite_at_a_log_probability_of_minus_200(name, options):
         "logprob": -200.0, "entropy": 0.0, "kl": 200.0, "kl_forward": 200.0, "mass": 0.0, "tied": 0.0, "collision": 1.0,
         "ref_logprob": -200.0, "ref_entropy": 0.0, "ref_mass": 0.0, "ref_tied": 0.0, "advantage": -1.0,
         "origin": 0.0, "group": 0.0, "reward": 0.0, "share": 1.0, "old_logprob": -1.0, "progress": 0.0, "weight": 1.0,
+        "behaviour_logprob": -1.0, **dict.fromkeys(STATISTICS, 0.0),
     }  # fmt: skip
     constant = {field: torch.full((6,), value) for field, value in extreme.items()}
     answers = {"sequence": torch.tensor([0, 0, 0, 1, 1, 2]), "origin": torch.tensor([0.0, 0, 0, 2, 2, 2])}
@@ -108,8 +109,8 @@ def test_no_gradient_flows_through_the_weights(name, options):
     weight = torch.tensor(built.weight(by_hand).tolist(), dtype=torch.float64)
     (-weight * by_hand.logprob + built.extra(by_hand)).sum().backward()
     torch.testing.assert_close(ours.logprob.grad, by_hand.logprob.grad, rtol=0, atol=0)
-    for field in ("entropy", "collision", "kl", "kl_forward"):
-        got, expected = getattr(ours, field).grad, getattr(by_hand, field).grad
+    for field in ("entropy", "collision", "kl", "kl_forward", *filter(is_differentiable, STATISTICS)):
+        got, expected = ours.require(field).grad, by_hand.require(field).grad
         assert (got is None) == (expected is None)
         if got is not None:
             torch.testing.assert_close(got, expected, rtol=0, atol=0)

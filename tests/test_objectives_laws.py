@@ -6,10 +6,22 @@ from fractions import Fraction
 import pytest
 import torch
 
-from ballast import TokenStats, objective
+from ballast import TokenStats, objective, token_stats
 from oracles.rows import random_rows, statistics_of
 
 SAME = {
+    "deft with exponent 0": (("deft", {"exponent": "fixed", "alpha": 0}), ("sft", {})),
+    "deft with exponent 1": (("deft", {"exponent": "fixed", "alpha": 1}), ("dft", {})),
+    "eaft without exponent": (("eaft", {"k": 3, "alpha": 0}), ("sft", {})),
+    "idft with exponent 0": (("idft", {"low": 0, "high": 0}), ("sft", {})),
+    "idft with exponent 1": (("idft", {"low": 1, "high": 1}), ("dft", {})),
+    "idft in its warm-up": (("idft", {"warmup": 1}), ("dft", {})),
+    "pear without ratios": (("pear", {"low": 0, "high": 0, "gamma": 1}), ("sft", {})),
+    "pear without ratios, by the sequence": (("pear", {"by": "sequence", "low": 0, "high": 0}), ("sft", {})),
+    "pear in blocks of 1": (("pear", {"by": "block", "block": 1}), ("pear", {})),
+    "sed-sft without pull": (("sed-sft", {"strength": 0}), ("sft", {})),
+    "sed-sft where nothing is open": (("sed-sft", {"threshold": 0}), ("sft", {})),
+    "talr with floor 1": (("talr", {"floor": 1}), ("sft", {})),
     "asft without its KL": (("asft", {"lambda_kl": 0}), ("dft", {})),
     "kl-sft without its KL": (("kl-sft", {"lambda_kl": 0}), ("sft", {})),
     "gift, raised without end": (("gift", {"beta": 1000}), ("sft", {})),
@@ -61,6 +73,27 @@ def test_the_same_loss_and_gradient(one, other):
         results.append((losses, *torch.autograd.grad(losses.sum(), logits)))
     for first, second in zip(*results, strict=True):
         assert torch.equal(first, second)
+
+
+def test_a_free_psft_has_the_gradient_of_sft_where_nothing_has_moved():
+    stats, logits = statistics_of(random_rows())
+    fresh = stats.changed({"old_logprob": stats.logprob.detach()})
+    slopes = [
+        torch.autograd.grad(objective(name, **options).per_token_loss(fresh).sum(), logits, retain_graph=True)[0]
+        for name, options in (("psft", {"clip": 1e9}), ("psft", {"clip": 0}), ("sft", {}))
+    ]
+    torch.testing.assert_close(slopes[0], slopes[2])
+    torch.testing.assert_close(slopes[1], slopes[2])
+
+
+def test_gem_is_sft_less_a_cross_entropy_to_itself_and_vanishes_where_the_tempered_model_is_right():
+    stats, _ = statistics_of(random_rows())
+    gap = objective("gem").per_token_loss(stats) - objective("sft").per_token_loss(stats)
+    torch.testing.assert_close(gap, -stats.require("tempered_ce@0.7"))
+    sure = torch.tensor([[30.0, 0.0, 0.0]], requires_grad=True, dtype=torch.float64)
+    found = token_stats(sure, torch.eye(3, dtype=torch.float64), torch.tensor([0]), fields=objective("gem").needs)
+    (slope,) = torch.autograd.grad(objective("gem").per_token_loss(found).sum(), sure)
+    assert slope.abs().max() < 1e-12
 
 
 def _eksft_stats(entropy, kl, **layout):

@@ -7,8 +7,9 @@ from oracles.check import check_against_oracle
 from oracles.golden import GOLDEN, check_against_golden
 from oracles.mutants import MUTANTS as HOUSE
 from oracles.published_mutants import PUBLISHED
+from oracles.shaped_mutants import SHAPED
 
-MUTANTS = [*HOUSE, *PUBLISHED]
+MUTANTS = [*HOUSE, *PUBLISHED, *SHAPED]
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: f"{mutant.name}: {mutant.label}")

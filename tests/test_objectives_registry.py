@@ -19,9 +19,9 @@ class PerRow(Objective):
 
 
 NAMES = [
-    "asft", "chord-phi", "deft", "dft", "eksft", "gft", "gift", "hpt", "ift", "irft", "iw-sft", "kl-sft", "luffy",
-    "p-alpha", "prift-mass", "prift-prob", "product", "profit", "psft", "reweight", "rift", "self-train", "sft", "srft",
-    "talr", "weighted-sft",
+    "asft", "chord-phi", "deft", "dft", "eaft", "eksft", "gem", "gft", "gift", "hpt", "idft", "ift", "irft", "iw-sft",
+    "kl-sft", "luffy", "p-alpha", "pear", "prift-mass", "prift-prob", "product", "profit", "psft", "reweight", "rift",
+    "sed-sft", "self-train", "sft", "srft", "talr", "weighted-sft",
 ]  # fmt: skip
 
 WRONG = {
@@ -92,6 +92,12 @@ WRONG = {
         "exponent 'fixed' needs the option 'alpha'",
     ),
     "exponent that is ignored": (lambda: objective("deft", alpha=0.5), "exponent 'renyi' has no 'alpha'"),
+    "one likely token": (lambda: objective("eaft", k=1), r"k must lie in \[2, ∞\]"),
+    "half a token": (lambda: objective("sed-sft", k=2.5), "k must be a whole number"),
+    "temperature 0": (lambda: objective("gem", beta=0), r"beta must lie in \[0.01, 100\]"),
+    "block of tokens": (lambda: objective("pear", block=8), "by 'token' has no 'block', it would be ignored"),
+    "gamma of a sequence": (lambda: objective("pear", by="sequence", gamma=0.9), "by 'sequence' has no 'gamma'"),
+    "column of no column": (lambda: objective("pear", column="b"), "behaviour 'reference' has no 'column'"),
     "floor": (lambda: objective("talr", floor=2), r"floor must lie in \[0, 1\]"),
     "normalise": (lambda: objective("talr", normalise=1), "normalise must be true or false"),
     "beta of irft": (lambda: objective("irft", beta=0), "beta must lie in"),
@@ -195,6 +201,14 @@ NEEDS = {
     "weighted": ("weighted-sft", {}, {"logprob", "weight"}),
     "psft": ("psft", {}, {"logprob", "old_logprob"}),
     "deft": ("deft", {}, {"logprob", "collision"}),
+    "eaft": ("eaft", {"k": 7}, {"logprob", "top_entropy@7"}),
+    "gem": ("gem", {"beta": 0.3}, {"logprob", "tempered_ce@0.3"}),
+    "gem logsigmoid": ("gem", {"h": "logsigmoid"}, {"logprob", "tempered_gap@0.7"}),
+    "idft": ("idft", {}, {"logprob", "entropy"}),
+    "idft warming up": ("idft", {"warmup": 0.1}, {"logprob", "entropy", "progress"}),
+    "pear": ("pear", {}, {"logprob", "ref_logprob"}),
+    "pear of a column": ("pear", {"behaviour": "column"}, {"logprob", "behaviour_logprob"}),
+    "sed-sft": ("sed-sft", {}, {"logprob", "top_mass@2"}),
     "deft by Cayley": ("deft", {"exponent": "cayley"}, {"logprob"}),
     "talr": ("talr", {}, {"logprob"}),
     "irft": ("irft", {}, {"logprob", "ref_logprob", "origin", "group"}),

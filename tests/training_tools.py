@@ -8,7 +8,7 @@ from tiny import char_tokenizer, tiny_model
 
 OBJECTIVES = (
     *("sft", "dft", "prift-prob", "prift-mass", "eksft", "gift", "iw-sft", "product", "reweight"),
-    *("weighted-sft", "psft", "deft", "talr"),
+    *("weighted-sft", "psft", "deft", "talr", "gem", "idft"),
 )
 
 # prift-mass keeps few tokens of a random model at its default threshold; a low one makes the weights vary.
@@ -16,6 +16,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "prift-mass": {"threshold": 0.02},
     "eksft": {"rho": 0.3},
     "psft": {"clip": 0.05},
+    "idft": {"warmup": 0.2, "transition": 0.6},
     "deft": {"exponent": "cayley"},
     "gift": {"beta": 3},
     "product": {"of": ["srft", {"name": "prift-mass", "threshold": 0.02}, "kl-sft"]},

@@ -14,11 +14,16 @@
     advantage              2       −1        3
     weight               1/2        0        2
     p of the old model   0.3     0.25      0.2
+    p of the writer      0.4      0.3     0.09
+    H of the top 20      0.6      2.4      0.9
+    mass of the top 2    0.5      0.9     0.65
+    tempered CE, gap 0.5, −0.2 1.0, 0.1 0.7, 0.4
     origin            expert      own  teacher
     reward                 0      1/2        0
     share                3/2      3/4      3/5
 
-A gradient is by the log-probability, the entropy, both KLs and Σ p²; one that is left out is zero. V is 8.
+A gradient is by the log-probability, the entropy, both KLs, Σ p² and the tempered two; one that is left out is zero. V
+is 8.
 """
 
 from __future__ import annotations
@@ -55,6 +60,7 @@ class Golden:
     by_kl: Three = NONE
     by_kl_forward: Three = NONE
     by_collision: Three = NONE
+    by_further: dict[str, Three] = field(default_factory=dict)
     layout: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """What the row knows of its tokens beyond the table."""
 
@@ -191,6 +197,39 @@ GOLDEN = [
         "eksft", {"rho": 0.4, "entropy": "normalised", "penalty": "released"}, (0.135, -0.1082021280, 6.9077552790),
         (0, 0, -3), by_entropy=(0.15, -0.0721347520, 0), by_kl=(0.15, 0, 0), by_collision=(0.15, 0, 0),
     ),
+    # 0.6/3, 2.4/3, 0.9/3 of log 2, log 4, log 10; then their squares
+    Golden("eaft", {}, (0.1386294361, 1.1090354889, 0.6907755279), (-0.2, -0.8, -0.3)),
+    Golden("eaft", {"alpha": 2}, (0.0277258872, 0.8872283911, 0.2072326584), (-0.04, -0.64, -0.09)),
+    # 0.9 is not below 0.7: log 2 + 0, log 4, log 10 + 0.4²; slopes −1 + 0, −1, −1 − 2·0.4·0.1
+    Golden("sed-sft", {}, (LOG2, LOG4, 2.4625850930), (-1, -1, -1.08)),
+    # log 2 − 0.5, log 4 − 1, log 10 − 0.7; the gap as it is
+    Golden(
+        "gem", {}, (0.1931471806, 0.3862943611, 1.6025850930), (-1, -1, -1),
+        by_further={"tempered_ce@0.7": (-1, -1, -1)},
+    ),
+    Golden("gem", {"h": "logsigmoid"}, (-0.2, 0.1, 0.4), NONE, by_further={"tempered_gap@0.7": (1, 1, 1)}),
+    # log p + H = −0.4931471806, 0.1137056389, −1.4025850930: g = 1.6374615062, 0.8925206406, 4.06 cut to 2
+    Golden("idft", {}, (0.2227924303, 0.4022578125, 0.0230258509), (-0.3214215343, -0.2901676756, -0.01)),
+    # a quarter of the way from 1: g = 1.1593653765, 0.9731301601, 1.25
+    Golden(
+        "idft", {"warmup": 0.2, "transition": 0.4}, (0.3103285318, 0.3597267392, 0.1294838753),
+        (-0.4477094339, -0.2594879913, -0.0562341325),
+    ),
+    # the same losses with the slope −p^g·(1 + g·log p)
+    Golden(
+        "idft", {"gradient": "attached"}, (0.2227924303, 0.4022578125, 0.0230258509),
+        (0.0433924941, 0.0688557249, 0.0360517019),
+    ),
+    # log p − log q = −0.48, −0.36, 0.92: δ = −0.08, −0.08, 0.3; G = 0.999²·e^0.22, 0.999·e^0.3, 1
+    Golden("pear", {}, (0.8619880071, 1.8694303516, LOG10), (-1.2435858232, -1.3485089488, -1)),
+    # e^0.14 for all three
+    Golden("pear", {"by": "sequence"}, (0.7973090405, 1.5946180811, 2.6486033021), (-1.1502737989,) * 3),
+    # the last is a block of its own, what follows the first two is 0.3
+    Golden(
+        "pear", {"by": "block", "block": 2}, (0.9347151758, 1.8694303516, LOG10), (-1.3485089488, -1.3485089488, -1)
+    ),
+    # of the writer δ = 0.2231, −0.08, 0.1053605157: G = 0.999²·e^0.0253605157, 0.999·e^0.1053605157, 1
+    Golden("pear", {"behaviour": "column"}, (0.7095293574, 1.5387867408, LOG10), (-1.0236344853, -1.11, -1)),
     # log 2 / 2, 0, 2·log 10
     Golden("weighted-sft", {}, (0.3465735903, 0, 4.6051701860), (-0.5, 0, -2)),
     # r = 0.5/0.3, 1, 0.1/0.2: the first is cut to 1.28, which has no slope
@@ -300,6 +339,9 @@ class ThreeTokens:
     kl: Tensor = field(default_factory=lambda: _leaf(0.3, 0.1, 0.0))
     kl_forward: Tensor = field(default_factory=lambda: _leaf(0.4, 0.2, 0.1))
     collision: Tensor = field(default_factory=lambda: _leaf(0.4, 0.2, 0.3))
+    further: dict[str, Tensor] = field(
+        default_factory=lambda: {"tempered_ce@0.7": _leaf(0.5, 1.0, 0.7), "tempered_gap@0.7": _leaf(-0.2, 0.1, 0.4)}
+    )
 
     def stats(self, layout: dict[str, tuple[float, ...]]) -> TokenStats:
         def fixed(*values: float) -> Tensor:
@@ -324,7 +366,15 @@ class ThreeTokens:
             share=fixed(1.5, 0.75, 0.6),
             position=torch.tensor([0, 1, 2]),
             vocabulary=8,
-            further={"weight": fixed(0.5, 0.0, 2.0)},
+            progress=fixed(0.3, 0.3, 0.3),
+            further={
+                **self.further,
+                "weight": fixed(0.5, 0.0, 2.0),
+                "behaviour_logprob": fixed(0.4, 0.3, 0.09).log(),
+                "top_entropy@20": fixed(0.6, 2.4, 0.9),
+                "top_mass@2": fixed(0.5, 0.9, 0.65),
+                "tempered_ce@2": fixed(0.6, 1.2, 0.8),
+            },
         )
         return replace(known, **{name: fixed(*values) for name, values in layout.items()})
 
@@ -339,9 +389,11 @@ def check_against_golden(row: Golden, per_token_loss: Callable[[TokenStats], Ten
     tokens = ThreeTokens()
     losses = (per_token_loss or objective(row.name, **row.options).per_token_loss)(tokens.stats(row.layout))
     _assert_close(losses, row.losses)
-    leaves = (tokens.logprob, tokens.entropy, tokens.kl, tokens.kl_forward, tokens.collision)
+    own = (tokens.logprob, tokens.entropy, tokens.kl, tokens.kl_forward, tokens.collision)
+    leaves = (*own, *tokens.further.values())
     gradients = torch.autograd.grad(losses.sum(), leaves, allow_unused=True, materialize_grads=True)
-    by_hand = (row.by_logprob, row.by_entropy, row.by_kl, row.by_kl_forward, row.by_collision)
+    by_further = (row.by_further.get(name, NONE) for name in tokens.further)
+    by_hand = (row.by_logprob, row.by_entropy, row.by_kl, row.by_kl_forward, row.by_collision, *by_further)
     for gradient, expected in zip(gradients, by_hand, strict=True):
         _assert_close(gradient, expected)
 

@@ -11,6 +11,7 @@ from typing import Any
 from oracles import statistics as stat
 from oracles.published import PUBLISHED
 from oracles.rows import Rows
+from oracles.shaped import SHAPED
 from oracles.token_loss import Loss, sequences, weighted
 
 
@@ -324,4 +325,5 @@ ORACLES: dict[str, Callable[..., Loss]] = {
     "irft": _irft,
     "product": _product,
     **PUBLISHED,
+    **SHAPED,
 }

@@ -33,6 +33,11 @@ class Rows:
         return [WEIGHTS[place % len(WEIGHTS)] for place in range(len(self.targets))]
 
     @property
+    def behaviour_logprob(self) -> list[float]:
+        """What a policy that wrote the data gave each target, as a column may hold it."""
+        return [BEHAVIOUR[place % len(BEHAVIOUR)] for place in range(len(self.targets))]
+
+    @property
     def old(self) -> list[list[float]]:
         """Logits of the model as it was: some targets were likelier then, some half as likely."""
         shift = [OLD_SHIFTS[place % len(OLD_SHIFTS)] for place in range(len(self.targets))]
@@ -73,13 +78,17 @@ class Rows:
 
 ADVANTAGES = (1.0, -0.5, 0.0, 1.7)
 WEIGHTS = (1.0, 0.0, 2.5, 0.3)
+BEHAVIOUR = (-0.4, -1.6, -0.9, -2.5, -1.2)
 OLD_SHIFTS = (0.2, -0.2, -1.5, 0.0, 0.6)
 PROGRESS = 0.3
-COLUMNS = ("weight",)
+COLUMNS = ("weight", "behaviour_logprob")
 """Columns of the data, beside the fields of `TokenStats`."""
 MODEL_FIELDS = (*LIVE_FIELDS, *PAIR_FIELDS, *REFERENCE_FIELDS)
-STATISTICS: tuple[str, ...] = ()
-"""Statistics by registration that the cases read."""
+STATISTICS = (
+    "top_entropy@2", "top_entropy@3", "top_mass@1", "top_mass@2",
+    "tempered_ce@0.7", "tempered_ce@2", "tempered_gap@0.7", "tempered_gap@2",
+)  # fmt: skip
+"""Statistics by registration that the cases read; vocabularies here have three tokens and more."""
 
 
 def random_rows(seed: int = 0, lengths: tuple[int, ...] = (9, 3, 11, 17), vocab: int = 6, spread: float = 1.5) -> Rows:
