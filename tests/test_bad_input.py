@@ -100,8 +100,14 @@ def task(**settings) -> str:
     return f"evaluation.tasks=[{json.dumps({'data': 'task.jsonl', **settings})}]"
 
 
+def weights(*values):
+    """Return a change of the rows that gives the first of them these weights."""
+    return rows(*({**row, "weight": value} for row, value in zip(ROWS, values, strict=False)))
+
+
 CHAT = {"messages": [{"role": "user", "content": "1+1="}, {"role": "assistant", "content": "2"}]}
 CACHED = ("reference.cache=cache",)
+WEIGHTED = ("objective=weighted-sft",)
 SHARD = "cache/shard-00000.safetensors"
 
 CASES = [
@@ -172,6 +178,27 @@ CASES = [
     Case("objective not importable", "nowhere", ("objective=nowhere:Thing",)),
     Case("objective of another class", "subclass", ("objective=json:JSONDecoder",)),
     Case("no objective", "objective: is required", without=("objective",)),
+    # what objectives read beyond the rows
+    Case("no column of weights", "no column 'weight', which the objective reads", WEIGHTED),
+    Case("a weight is text", "row 2: 'weight' is 'high'", WEIGHTED, weights(1, "high", 0.5)),
+    Case("a weight is missing", "row 3: 'weight' is missing", WEIGHTED, weights(1, 2, None)),
+    Case(
+        "weights of another length",
+        "row 1: 'weight' has 5 values; the row has 1 trained turns",
+        WEIGHTED,
+        weights([1] * 5),
+    ),
+    Case("no policy's column", "no column 'b', which", ("objective={name: pear, behaviour: column, column: b}",)),
+    Case("column that is not read", "has no 'column', it would be ignored", ("objective={name: pear, column: b}",)),
+    Case(
+        "psft without refresh", "objective.refresh: refresh must lie in [1, ∞]", ("objective={name: psft, refresh: 0}",)
+    ),
+    Case("half a step", "objective.refresh: refresh must be a whole number", ("objective={name: psft, refresh: 2.5}",)),
+    Case("more likely tokens than there are", "exceeds the vocabulary of", ("objective={name: eaft, k: 100000}",)),
+    Case("temperature 0", "objective.beta: beta must lie in [0.01, 100]", ("objective={name: gem, beta: 0}",)),
+    Case("teacher's cache of another vocabulary", "vocabulary", ("reference.model=small", *CACHED), small_model),
+    Case("cache that is not the teacher's", "another model", ("reference.model=other", *CACHED)),
+    Case("teacher for a divergence", "'kl'", ("objective=eksft", "reference.model=other", *CACHED)),
     # training
     Case("misspelt setting", "did you mean 'learning_rate'", ("training.lerning_rate=1e-5",)),
     Case("setting is text", "training.learning_rate", ("training.learning_rate=small",)),

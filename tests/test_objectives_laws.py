@@ -90,6 +90,15 @@ def test_gem_is_sft_less_a_cross_entropy_to_itself_and_vanishes_where_the_temper
     stats, _ = statistics_of(random_rows())
     gap = objective("gem").per_token_loss(stats) - objective("sft").per_token_loss(stats)
     torch.testing.assert_close(gap, -stats.require("tempered_ce@0.7"))
+    logits = torch.tensor([[0.3, -1.0, 2.0]], requires_grad=True, dtype=torch.float64)
+    found = token_stats(
+        logits, torch.eye(3, dtype=torch.float64), torch.tensor([1]), fields=("logprob", "tempered_ce@1.0")
+    )
+    slopes = [
+        torch.autograd.grad(objective(name, **options).per_token_loss(found).sum(), logits, retain_graph=True)[0]
+        for name, options in (("gem", {"beta": 1.0}), ("sft", {}))
+    ]
+    torch.testing.assert_close(*slopes)
     sure = torch.tensor([[30.0, 0.0, 0.0]], requires_grad=True, dtype=torch.float64)
     found = token_stats(sure, torch.eye(3, dtype=torch.float64), torch.tensor([0]), fields=objective("gem").needs)
     (slope,) = torch.autograd.grad(objective("gem").per_token_loss(found).sum(), sure)
