@@ -18,6 +18,17 @@ class PerRow(Objective):
     reduction = "sequences"
 
 
+@dataclass(frozen=True)
+class Reads(Objective):
+    """Changes what the model reads."""
+
+    name = "reads"
+    source = "a test"
+
+    def prepare_inputs(self, embeddings, arg_max, labels, *, progress=0.0, noise=0.0):
+        return embeddings
+
+
 NAMES = [
     "asft", "chord-phi", "dft", "eksft", "gft", "gift", "hpt", "ift", "irft", "iw-sft", "kl-sft", "luffy", "p-alpha",
     "prift-mass", "prift-prob", "product", "profit", "reweight", "rift", "self-train", "sft", "srft",
@@ -109,6 +120,7 @@ WRONG = {
     "a factor's option": (lambda: objective("product", of=[{"name": "dft", "x": 1}]), "entry 1: unknown option 'x'"),
     "a number as a factor": (lambda: objective("product", of=[0.5]), "entry 1: expected a name .* got float"),
     "no factor": (lambda: objective("product", of=["sft", "ift"]), "product: ift is no factor: its loss is more than"),
+    "inputs are no factor": (lambda: objective("product", of=["sft", Reads()]), "product: reads is no factor"),
     "pairs are no factor": (lambda: objective("product", of=["irft"]), "product: irft is no factor"),
     "two divisors": (
         lambda: objective("product", of=[objective("gft", aggregation="sequence"), PerRow()]),
