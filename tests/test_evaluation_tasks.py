@@ -118,7 +118,7 @@ SAMPLED = {"samples", "temperature", "top_p", "max_new_tokens", "k", "entropy", 
 JUDGED = {"verifier", "verifier_seconds", "tolerance", "allow_code_execution"}
 JUDGING = {"verifier": "exact", "verifier_seconds": 10.0, "tolerance": 0.01, "allow_code_execution": False}
 READ = {
-    "generate": SAMPLED | JUDGED,
+    "generate": SAMPLED | JUDGED | {"revise"},
     "code": SAMPLED | {"allow_code_execution", "code_seconds", "code_memory_mb"},
     "readiness": SAMPLED | JUDGED | {"group", "demonstrations", "forgetting"},
     "choice": {"style", "overlong"},
@@ -140,7 +140,9 @@ def test_a_kind_takes_the_options_that_it_reads_and_refuses_those_of_other_kinds
 COMMON = {"data": None, "split": None, "columns": None, "limit": None, "seed": 0, "batch_tokens": 16384}
 SAMPLING = {"top_p": 1.0, "max_new_tokens": 256, "stop": []}
 DEFAULTS = {
-    "generate": SAMPLING | {"samples": 1, "temperature": 0.0, "k": [], "entropy": False, "base_kl": False} | JUDGING,
+    "generate": SAMPLING
+    | {"samples": 1, "temperature": 0.0, "k": [], "entropy": False, "base_kl": False, "revise": None}
+    | JUDGING,
     "code": SAMPLING
     | {"samples": 1, "temperature": 0.0, "k": [], "entropy": False, "base_kl": False}
     | {"allow_code_execution": False, "code_seconds": 10.0, "code_memory_mb": 1024},

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from ballast import parts
 from ballast.cli import app
 from ballast.config.recipe import load_recipe
 from ballast.errors import BallastError
-from ballast.groups import Group, GroupOptions, Member, store
+from ballast.groups import Group, GroupOptions, Member
 from ballast.groups.read import read_groups
 from ballast.groups.store import GroupFolder, Part, StoreSettings, data_digest, stored_options
 from ballast.pipeline import run_sample
@@ -38,14 +39,14 @@ def prototype(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prototype")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(store, "ROWS_PER_PART", 3)
+        patch.setattr(parts, "ROWS_PER_PART", 3)
         return folder, run()
 
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(store, "ROWS_PER_PART", 3)
+    monkeypatch.setattr(parts, "ROWS_PER_PART", 3)
 
 
 @pytest.fixture
@@ -131,7 +132,7 @@ class Stop(BaseException):
 @pytest.mark.parametrize("writes", [0, 1, 2, 3])
 @pytest.mark.parametrize("late", [False, True])
 def test_a_run_stopped_at_any_write_ends_with_the_same_bytes(writes, late, prototype, monkeypatch):
-    write, done = store.write_atomically, []
+    write, done = parts.write_atomically, []
 
     def stopping(path, text):
         if len(done) == writes:
@@ -141,10 +142,10 @@ def test_a_run_stopped_at_any_write_ends_with_the_same_bytes(writes, late, proto
         done.append(path)
         write(path, text)
 
-    monkeypatch.setattr(store, "write_atomically", stopping)
+    monkeypatch.setattr(parts, "write_atomically", stopping)
     with pytest.raises(Stop):
         run_sample(load_recipe(None, SETTINGS), say=lambda _: None)
-    monkeypatch.setattr(store, "write_atomically", write)
+    monkeypatch.setattr(parts, "write_atomically", write)
     if writes:
         with pytest.raises(BallastError, match=rf"not ended \({writes - 1} of 3 parts\)"):
             read_groups("groups", lab_tokenizer())
@@ -162,7 +163,7 @@ def test_a_killed_process_goes_on_with_the_same_bytes(tmp_path, monkeypatch):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    monkeypatch.setattr(store, "ROWS_PER_PART", 64)
+    monkeypatch.setattr(parts, "ROWS_PER_PART", 64)
     assert 1 <= len(list(Path("groups").glob("part-*"))) < 3
     run(*settings)
     run(*settings, "groups.file=whole")

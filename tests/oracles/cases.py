@@ -59,6 +59,14 @@ CASES: list[tuple[str, dict[str, Any]]] = [
         for one, other in (("largest", "smallest"), ("smallest", "largest"))
     ),
     ("eksft", {"rho": 0.4, "lambda_h": 0.3, "lambda_kl": 0.7, "keep_end": True}),
+    ("weighted-sft", {}),
+    ("psft", {}),
+    ("psft", {"clip": 0.7, "refresh": 1}),
+    ("deft", {}),
+    ("deft", {"exponent": "cayley"}),
+    ("deft", {"exponent": "fixed", "alpha": 0.3}),
+    ("talr", {}),
+    ("talr", {"floor": 0.4, "normalise": False}),
     *(
         (name, options)
         for name in ("asft", "kl-sft")

@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
-from ballast.compare.plan import LENGTH, Plan, direction, has_length, label_of, method_recipe, on_groups
+from ballast.compare.plan import LENGTH, PROMPTS, Plan, direction, has_length, label_of, method_recipe, on_groups
 from ballast.config import training as settings
 from ballast.config.recipe import Check, Recipe
 from ballast.config.sections import ChooseSection, CompareSection, MethodSection
@@ -82,6 +82,9 @@ def check_rows(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     built = {index: row.build() for index, row in enumerate(section.objectives) if not row.problems()}
     for index, row in enumerate(section.objectives):
         yield from _check_rate(row.training, (*ROWS, index, "training"))
+        for key in (key for key in PROMPTS if key in row.training):
+            message = f"the base model and other rows would be asked other prompts; set training.{key} for all of them"
+            yield Problem((*ROWS, index, "training", key), message)
         if index not in built:  # reported with the recipe
             continue
         yield from _check_groups(row, index, built[index], section)

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ballast.errors import BallastError
-from ballast.evaluation import choice, likelihood, metrics, readiness
+from ballast.evaluation import choice, likelihood, metrics, readiness, revising
 from ballast.evaluation.generation import Completion, encode_prompts, generate, own_sequences
 from ballast.evaluation.results import estimates
 from ballast.evaluation.scoring import sequence_statistics
-from ballast.evaluation.tasks import ChoiceTask, CodeTask, JudgedTask, NllTask, ReadinessTask, SampledTask
+from ballast.evaluation.tasks import ChoiceTask, CodeTask, GenerateTask, JudgedTask, NllTask, ReadinessTask, SampledTask
 from ballast.protocols import Progress
+from ballast.revise.templates import load_templates
 from ballast.verifiers import code
 from ballast.verifiers import registry as verifiers
 from ballast.verifiers.options import judge
@@ -31,6 +32,7 @@ class Context:
     base: Any
     progress: Progress | None
     beside: Mapping[str, Rows] = field(default_factory=dict)
+    revisers: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,12 @@ def _check_generate(task: JudgedTask, rows: Rows) -> None:
                 "with `columns`"
             )
     verifiers.check_rows(_verifier(task), rows)
+
+
+def _check_revised(task: GenerateTask, rows: Rows) -> None:
+    _check_generate(task, rows)
+    if task.revise is not None:
+        load_templates(task.revise)
 
 
 def _verifier(task: JudgedTask) -> verifiers.Verifier:
@@ -106,6 +114,21 @@ def _measure_judged(task: JudgedTask, rows: Rows, context: Context) -> Measured:
     scores = [scored.scores[i : i + task.samples] for i in range(0, len(flat), task.samples)]
     items = [_item(row, answers, list(given)) for row, answers, given in zip(rows, completions, scores, strict=True)]
     return {**_score_metrics(task, scores), **measured}, counts, items
+
+
+def _measure_revised(task: GenerateTask, rows: Rows, context: Context) -> Measured:
+    if task.revise is None:
+        return _measure_generate(task, rows, context)
+    drafts = [answers[0] for answers in _answers(task, rows, context)[0]]
+    writer = (context.model, context.tokenizer)
+    if task.revise.reviser is not None:
+        writer = context.revisers[task.revise.reviser]
+    judging = revising.Judging(_verifier(task), cut_off=True)
+    revised = revising.revise_drafts(task, rows, drafts, writer, judging)
+    counts = revising.revision_counts(task, revised)
+    counts |= {"verifier_errors": judging.errors, "verifier_timeouts": judging.timeouts}
+    items = [revising.revision_item(row, one) for row, one in zip(rows, revised, strict=True)]
+    return revising.revision_metrics(task, revised), counts, items
 
 
 def _measure_readiness(task: ReadinessTask, rows: Rows, context: Context) -> Measured:
@@ -257,7 +280,7 @@ def _divergence(task: NllTask, sequences: Any, context: Context, owners: Any = N
 KINDS: dict[str, Kind] = {
     "choice": Kind(_check_choice, _measure_choice),
     "code": Kind(_check_code, _measure_code),
-    "generate": Kind(_check_generate, _measure_generate),
+    "generate": Kind(_check_revised, _measure_revised),
     "nll": Kind(_check_nll, _measure_nll),
     "readiness": Kind(_check_generate, _measure_readiness),
 }

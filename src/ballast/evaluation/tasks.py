@@ -10,6 +10,7 @@ from pydantic import Field, PlainValidator, WithJsonSchema, field_validator, mod
 from ballast.errors import suggest
 from ballast.files import expanded
 from ballast.options import Columns, Options, OptionsError, Text, Texts, shown
+from ballast.revise.options import TaskLoopOptions
 from ballast.verifiers.options import conflicts
 from ballast.verifiers.program import TOLERANCE
 
@@ -95,6 +96,11 @@ class Task(Options):
     def needs_base(self) -> bool:
         """Whether the model before training is needed to compare with."""
         return False
+
+    @property
+    def reviser(self) -> str | None:
+        """The further model that revises answers, None where there is none."""
+        return None
 
     def sources(self) -> dict[str, str]:
         """Return the sources that the task names, by option; those that are given as rows are none."""
@@ -189,6 +195,24 @@ class GenerateTask(JudgedTask):
     """Answers judged by a verifier."""
 
     kind: Literal["generate"] = "generate"
+    revise: TaskLoopOptions | None = None
+    """Let the model, or a reviser, revise its answer: the last one counts, beside the draft."""
+
+    @property
+    def reviser(self) -> str | None:
+        return None if self.revise is None else self.revise.reviser
+
+    @model_validator(mode="after")
+    def _revises_one_draft(self) -> GenerateTask:
+        if self.revise is None:
+            return self
+        for name in ("entropy", "base_kl"):
+            if getattr(self, name):
+                raise OptionsError([((name,), "is of drafts where answers are revised; measure it in another task")])
+        if self.samples > 1:
+            message = f"{self.samples} drafts of a prompt cannot be revised, only one; leave it at 1"
+            raise OptionsError([(("samples",), message)])
+        return self
 
 
 class CodeTask(SampledTask):

@@ -11,6 +11,7 @@ from ballast.data import trl
 from ballast.data.messages import last_text, messages_problem, template_problem
 from ballast.data.options import PrepareOptions
 from ballast.data.prepare import prepare
+from ballast.data.prompts import left_out_of_prompts
 from ballast.data.readers import from_rows
 from ballast.data.render import prompt_columns
 from ballast.errors import BallastError
@@ -126,6 +127,7 @@ class GroupRows:
         for one, (ids, start), reward in zip(given, sequences, rewards, strict=True):
             self._fixed[one.row].append(Member(ids, start, one.origin, reward, one.text))
         self._prompt_ids = generation.encode_rows(self.tokenizer, self.rows)
+        self.notes += self._left_out({one.row for one in given})
         sizes = [len(ids) for ids in self._prompt_ids]
         check_room(sizes, options, max_length=prepared.max_length, context=prepared.context)
 
@@ -175,6 +177,11 @@ class GroupRows:
         if self.truncated:
             lines.append(f"groups: {self.truncated:,} answers truncated to {self._end}")
         return lines + [f"groups: {note}" for note in self.notes]
+
+    def _left_out(self, given: set[int]) -> tuple[str, ...]:
+        """Return what a template leaves out of prompts that no given answer was prepared with."""
+        bare = [row for row in range(len(self.rows)) if row not in given]
+        return left_out_of_prompts([self.rows[row] for row in bare], self.tokenizer, [row + 1 for row in bare])
 
     def _tokenise(self, given: Sequence[_Given], prepared: PrepareOptions) -> list[tuple[tuple[int, ...], int]]:
         """Return ids and the first trained place of every answer, tokenised as a demonstration is."""

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from ballast.data.load import load_rows
 from ballast.data.messages import last_text, messages_problem
-from ballast.data.options import PrepareOptions
-from ballast.data.prepare import prepare
-from ballast.data.readers import from_rows
 from ballast.data.render import TEMPLATE_OPTIONS, prompt_columns
 from ballast.errors import BallastError
+from ballast.files import expanded
 from ballast.groups.members import Group, Member
-from ballast.groups.store import MANIFEST, WHAT_DIFFERS, GroupFolder, read_settings
+from ballast.groups.revised import read_revised
+from ballast.groups.store import WHAT_DIFFERS, GroupFolder, is_sampled, read_settings
+from ballast.groups.tokenised import tokenise
 from ballast.limits import check_length
+from ballast.parts import Revisions, has
 from ballast.stats import ORIGINS
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def read_groups(
     context: int | None = None,
     wanted: Wanted = Wanted(),
 ) -> list[Group]:
-    """Return groups by prompt, of folders that `ballast sample` filled and of files that the user made.
+    """Return groups by prompt, of folders that `ballast sample` or `ballast revise` filled and of the user's files.
 
     Args:
         files: a folder with a manifest; or a Parquet or JSONL file (or a folder of them) with one answer a row and the
@@ -66,9 +67,9 @@ def read_groups(
     Raises:
         BallastError: naming what is missing, damaged or of another tokenizer, with file and row.
     """
-    listed = [Path(files)] if isinstance(files, (str, Path)) else [Path(one) for one in files]
+    listed = [files] if isinstance(files, (str, Path)) else files
     found: list[Group] = []
-    for path in listed:
+    for path in (Path(expanded(str(one))) for one in listed):
         before = len(found)
         groups = _read(path, tokenizer, wanted)
         _check(groups, tokenizer, max_length, context, path)
@@ -82,7 +83,9 @@ def _read(path: Path, tokenizer: PreTrainedTokenizerBase, wanted: Wanted) -> lis
 
     if not path.exists():
         raise BallastError(f"{path}: no such file or folder; `ballast sample` fills one")
-    if not (path / MANIFEST).exists():
+    if has(path, Revisions.holds):
+        return read_revised(path, tokenizer, better="expert" if "expert" in wanted.origins else "teacher")
+    if not is_sampled(path):
         return read_file(path, tokenizer, judged=wanted.judged)
     settings = read_settings(path)
     if settings.tokenizer != tokenizer_fingerprint(tokenizer):
@@ -137,7 +140,8 @@ def _check_wanted(groups: Sequence[Group], wanted: Wanted, path: Path) -> None:
             )
         if wanted.judged and any(member.reward is None for member in group.members):
             raise BallastError(
-                f"{place}: nobody has judged its answers, and the objective reads rewards; sample with groups.verifier"
+                f"{place}: nobody has judged its answers, and the objective reads rewards; name a verifier where they "
+                "are made"
             )
         if wanted.scored and any(member.ref_logprob is None for member in group.members):
             raise BallastError(
@@ -169,7 +173,7 @@ def read_file(path: str | Path, tokenizer: PreTrainedTokenizerBase, *, judged: b
         if problem := _row_problem(row, judged):
             raise BallastError(f"{path}: row {index + 1}: {problem}")
     found: dict[str, list[Member]] = {}
-    for row, (ids, start) in zip(plain, _tokenise(plain, tokenizer, path), strict=True):
+    for row, (ids, start) in zip(plain, tokenise(plain, tokenizer, path), strict=True):
         reward = row.get(REWARD)
         member = Member(
             ids, start, row["origin"], None if reward is None else float(reward), last_text(row["response"])
@@ -193,17 +197,3 @@ def _row_problem(row: Mapping[str, Any], judged: bool) -> str | None:
     if isinstance(reward, bool) or not isinstance(reward, (int, float)) or not math.isfinite(reward):
         return f"reward {reward!r} is no finite number"
     return None
-
-
-def _tokenise(
-    rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, path: str | Path
-) -> list[tuple[tuple[int, ...], int]]:
-    flat = from_rows([{**prompt_columns(row), "completion": row["response"]} for row in rows], str(path)).dataset
-    ready = prepare(flat, tokenizer, PrepareOptions(max_length=None), name=str(path)).dataset
-    if len(ready) != len(rows):
-        raise BallastError(f"{path}: {len(rows) - len(ready)} responses have no token to train on; remove them")
-    pairs = zip(ready["input_ids"], ready["labels"], strict=True)
-    return [
-        (tuple(ids), next(place for place, label in enumerate(labels) if label != -100 and place))
-        for ids, labels in pairs
-    ]

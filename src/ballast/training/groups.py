@@ -7,7 +7,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -297,11 +296,11 @@ def _refuse_ignored(options: GroupOptions) -> None:
     Raises:
         BallastError: naming the first one.
     """
-    from ballast.groups.store import MANIFEST, NOT_STORED, read_settings
+    from ballast.groups.store import NOT_STORED, is_sampled, read_settings
 
     defaults = GroupOptions().to_dict()
     for file in options.file:
-        is_folder = (Path(file) / MANIFEST).exists()
+        is_folder = is_sampled(file)
         stored, free = (read_settings(file).groups, NOT_STORED) if is_folder else ({}, ("file",))
         for name, value in options.to_dict().items():
             if name not in free and value not in (defaults[name], stored.get(name, defaults[name])):

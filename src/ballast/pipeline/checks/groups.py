@@ -13,6 +13,7 @@ from ballast.files import place_problem
 from ballast.groups.options import GroupOptions
 from ballast.objectives import Objective
 from ballast.pipeline.inputs import stored_settings
+from ballast.revise.options import ReviseOptions
 from ballast.rl.options import RLOptions
 from ballast.stats import GROUP_FIELDS, JUDGED_FIELDS
 from ballast.verifiers.options import judge
@@ -53,7 +54,8 @@ def check_groups(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
 def check_sampling(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     """Whether there is something to sample, and a place for it."""
     from ballast.groups.rows import rows_problem
-    from ballast.groups.store import check_target
+    from ballast.groups.store import HOLDS
+    from ballast.parts import check_target
 
     if "groups" in broken:
         return
@@ -73,7 +75,7 @@ def check_sampling(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
             raise BallastError(f"names {len(options.file)} folders, and one is filled at a time; name one")
         if problem := place_problem(options.file[0]):
             raise BallastError(problem)
-        check_target(Path(options.file[0]))
+        check_target(Path(options.file[0]), HOLDS)
     except BallastError as error:
         yield Problem(("groups", "file"), str(error))
     if recipe.rows is not None and "rows" not in broken and (problem := rows_problem(recipe.rows)):
@@ -122,7 +124,7 @@ def _check_file(recipe: Recipe, options: GroupOptions, file: str) -> Iterable[Pr
         )
 
 
-def check_verifier(section: str, options: GroupOptions | RLOptions) -> Iterable[Problem]:
+def check_verifier(section: str, options: GroupOptions | ReviseOptions | RLOptions) -> Iterable[Problem]:
     """A section that samples answers names a verifier, and there is one of that name."""
     if options.verifier is None:
         yield Problem(
