@@ -136,6 +136,10 @@ WRONG = {
     "no factor": (lambda: objective("product", of=["sft", "ift"]), "product: ift is no factor: its loss is more than"),
     "inputs are no factor": (lambda: objective("product", of=["sft", Reads()]), "product: reads is no factor"),
     "pairs are no factor": (lambda: objective("product", of=["irft"]), "product: irft is no factor"),
+    "a wide further term beside a step": (
+        lambda: objective("product", of=["talr", "eksft"]),
+        "product: eksft has a further term that looks beyond a token",
+    ),
     "two divisors": (
         lambda: objective("product", of=[objective("gft", aggregation="sequence"), PerRow()]),
         "product: the factors divide by groups and by sequences",
@@ -241,6 +245,13 @@ def test_a_product_has_the_widest_scope_and_the_divisor_that_a_factor_asks_for()
     assert objective("product", of=["dft", "sft"]).reduction == "tokens"
     assert objective("product", of=["dft", "hpt"]).origins == objective("hpt").origins == ("expert", "own")
     assert objective("product", of=["dft", {"name": "gft", "aggregation": "sequence"}]).reduction == "groups"
+
+
+def test_a_product_reads_the_columns_of_its_factors():
+    built = objective("product", of=["prift-mass", {"name": "weighted-sft", "column": "trust"}])
+    assert built.columns == {"weight": "trust"}
+    assert set(built.needs) == {"logprob", "ref_mass", "weight"}
+    assert objective("product", of=["talr", "kl-sft"]).scope == "step"
 
 
 def test_a_factor_may_be_given_in_any_way():
