@@ -60,7 +60,7 @@ ONLY: dict[str, set[str]] = {
     "lazy": set(),
     "files": {"errors"},
     "parts": {"errors", "files"},
-    "revise": {"errors", "options", "parts", "data"},
+    "revise": {"errors", "options", "parts", "verifiers", "data"},
     "checkpoints": set(),
     "protocols": set(),
     "text": set(),

@@ -101,6 +101,7 @@ def _of_preferences(recipe: Recipe, options: ReviseOptions) -> list[Pair]:
     from ballast.data.messages import last_text
     from ballast.revise.pairs import Answer, Pair
     from ballast.verifiers import registry
+    from ballast.verifiers.options import judge
 
     where = f"data.train ({', '.join(recipe.data.train)})"
     rows = list(as_stored(sources.load_train(recipe.data).with_format(None)))
@@ -114,7 +115,7 @@ def _of_preferences(recipe: Recipe, options: ReviseOptions) -> list[Pair]:
     texts = [[last_text(row[name]) for row in rows] for name in ("rejected", "chosen")]
     scores: list[Sequence[float | None]] = [[None] * len(rows)] * 2
     if options.verifier is not None:
-        verify = registry.verifier(options.verifier, seconds=options.seconds)
+        verify = judge(options, options.seconds)
         registry.check_rows(verify, rows)
         scores = [registry.score_answers(verify, zip(some, rows, strict=True)).scores for some in texts]
     answers = [

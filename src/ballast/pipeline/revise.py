@@ -143,6 +143,7 @@ def _write_nothing(asked: Sequence[tuple[int, Row]], step: int) -> list[None]:
 def _ready(recipe: Recipe, options: ReviseOptions, say: Say) -> _Work:
     """Read and check everything, the weights last."""
     from ballast.verifiers import registry
+    from ballast.verifiers.options import judge
 
     assert recipe.model is not None
     section, args = models.resolve(recipe.model), settings.training_config(recipe)
@@ -151,7 +152,7 @@ def _ready(recipe: Recipe, options: ReviseOptions, say: Say) -> _Work:
     templates = load_templates(options, hinted=options.hint == "completion")
     rows = read_rows(recipe, options)
     drafts = given_drafts(rows, options)
-    verify = None if options.verifier is None else registry.verifier(options.verifier, seconds=options.seconds)
+    verify = None if options.verifier is None else judge(options, options.seconds)
     if verify is not None:
         try:
             registry.check_rows(verify, rows)

@@ -8,6 +8,8 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from ballast.options import Options, OptionsError, Path, Text, Texts, Where
+from ballast.verifiers.options import conflicts
+from ballast.verifiers.program import TOLERANCE
 
 Feedback = Literal["model", "verifier", "none"]
 Stop = Literal["verifier", "words", "never"]
@@ -88,8 +90,8 @@ class ReviseOptions(LoopOptions):
     only_correct: bool = False
     """Leave out rows whose answer does not score 1: with what is not revised, rejection sampling."""
     verifier: Text | None = None
-    """What judges every version: `exact`, `math`, `expression`, `last-number` or `package.module:function`. Needed
-    where `feedback`, `stop`, `accept`, `only_correct` or `label` ask it; else it only logs."""
+    """What judges every version: `exact`, `math`, `expression`, `last-number`, `program` or `package.module:function`.
+    Needed where `feedback`, `stop`, `accept`, `only_correct` or `label` ask it; else it only logs."""
     temperature: float = Field(1.0, ge=0)
     """Of drafts; 0 is greedy."""
     revision_temperature: float | None = Field(None, ge=0)
@@ -101,7 +103,11 @@ class ReviseOptions(LoopOptions):
     batch_tokens: int = Field(16384, ge=1)
     """Rows × (prompt + new tokens) of one batch of sampling."""
     seconds: float = Field(10.0, gt=0)
-    """Wall clock of one verdict of a function of your own, or of math-verify, in seconds."""
+    """Wall clock of one verdict of a function of your own, of math-verify or of a program, in seconds."""
+    tolerance: float = Field(TOLERANCE, ge=0)
+    """How far a number that a program returns may be from the row's `answer`; verifier `program` alone reads it."""
+    allow_code_execution: bool = False
+    """Run what the model wrote on this machine; verifier `program` needs it."""
     file: Path | None = None
     """Folder to fill: rows that `ballast train`, groups and `compare` read."""
     pairs: Path | None = None
@@ -114,6 +120,7 @@ class ReviseOptions(LoopOptions):
 
     def _conflicts(self) -> Iterator[tuple[Where, str]]:
         yield from super()._conflicts()
+        yield from conflicts(self)
         if self.how != "reviser" and "keep" in self.model_fields_set:
             yield ("keep",), "would be ignored: only a reviser says labels; set how: reviser, or only_correct"
         if not self.keep:

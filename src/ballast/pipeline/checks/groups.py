@@ -13,6 +13,7 @@ from ballast.files import place_problem
 from ballast.groups.options import GroupOptions
 from ballast.objectives import Objective
 from ballast.pipeline.inputs import stored_settings
+from ballast.revise.options import ReviseOptions
 from ballast.rl.options import RLOptions
 from ballast.stats import GROUP_FIELDS, JUDGED_FIELDS
 from ballast.verifiers.options import judge
@@ -123,7 +124,7 @@ def _check_file(recipe: Recipe, options: GroupOptions, file: str) -> Iterable[Pr
         )
 
 
-def check_verifier(section: str, options: GroupOptions | RLOptions) -> Iterable[Problem]:
+def check_verifier(section: str, options: GroupOptions | ReviseOptions | RLOptions) -> Iterable[Problem]:
     """A section that samples answers names a verifier, and there is one of that name."""
     if options.verifier is None:
         yield Problem(

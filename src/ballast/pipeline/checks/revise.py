@@ -89,7 +89,7 @@ def _check_judge(options: ReviseOptions) -> Iterable[Problem]:
                 f"set revise.{key} otherwise",
             )
     else:
-        yield from check_verifier("revise", options.verifier, options.seconds)
+        yield from check_verifier("revise", options)
 
 
 REVISE_CHECKS: tuple[Check, ...] = (
