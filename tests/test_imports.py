@@ -76,8 +76,8 @@ ONLY: dict[str, set[str]] = {
     "advise": {"errors", "stats", "objectives"},
     "evaluation": {"errors", "options", "files", "stats", "protocols", "limits", "head", "verifiers", "data", "revise"},
     "groups": {
-        *("errors", "options", "parts", "protocols", "limits", "stats", "verifiers", "data", "revise", "reference"),
-        "evaluation",
+        *("errors", "options", "files", "parts", "protocols", "limits", "stats", "verifiers", "data", "revise"),
+        *("reference", "evaluation"),
     },
     "half": {"errors", "options", "protocols"},
     "loop": {"errors", "files", "checkpoints", "reference", "half"},
