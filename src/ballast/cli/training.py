@@ -1,4 +1,4 @@
-"""Commands that train: train, rl; and merge, what one does with the result."""
+"""Commands that train: train, rl, rounds; and merge, what one does with the result."""
 
 from __future__ import annotations
 
@@ -53,6 +53,15 @@ def rl(
 
     with recipe_of(words, pipeline.RL_RESUME_CHECKS if resume else pipeline.RL_CHECKS, dry_run) as recipe:
         pipeline.run_rl(recipe, resume=resume, say=console().print)
+
+
+@app.command()
+def rounds(words: Words = None, dry_run: DryRun = False) -> None:
+    """Repeat commands, each round from the model of the round before; run again, it goes on where it was stopped."""
+    from ballast import pipeline
+
+    with recipe_of(words, pipeline.ROUNDS_CHECKS, dry_run) as recipe:
+        pipeline.run_rounds(recipe, say=console().print)
 
 
 @app.command()

@@ -197,12 +197,17 @@ def check_prompts(tasks: Tasks, model: Model, tokenizer: Tokenizer) -> list[str]
 
 def table(measured: Sequence[Measured]) -> Table:
     """Return a row per task and metric, a column per model, each value with its interval."""
+    return table_of([entry.record() for entry in measured])
+
+
+def table_of(records: Sequence[EvalRecord]) -> Table:
+    """Return the same of measurements that were kept."""
     from rich.box import SIMPLE
     from rich.table import Column, Table
 
     names = (Column(name, no_wrap=True) for name in ("task", "metric", "n"))
-    view = Table(*names, *(entry.name for entry in measured), box=SIMPLE, pad_edge=False)
-    columns = [{(r.name, metric): e for r in entry.results for metric, e in r.metrics.items()} for entry in measured]
+    view = Table(*names, *(record.model for record in records), box=SIMPLE, pad_edge=False)
+    columns = [{(r.name, metric): e for r in record.tasks for metric, e in r.metrics.items()} for record in records]
     for task, metric in dict.fromkeys(key for column in columns for key in column):
         cells = [column.get((task, metric)) for column in columns]
         count = next(str(cell.n) for cell in cells if cell is not None)
@@ -210,8 +215,8 @@ def table(measured: Sequence[Measured]) -> Table:
     return view
 
 
-def _cell(estimate: Any) -> str:
-    if estimate is None:
+def _cell(estimate: Estimate | None) -> str:
+    if estimate is None or estimate.value is None:
         return "–"
     interval = "" if estimate.low is None else f" [{estimate.low:.3g}, {estimate.high:.3g}]"
     return f"{estimate.value:.3g}{interval}"

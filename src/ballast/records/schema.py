@@ -270,6 +270,21 @@ class RunRecord(Versioned):
     error: str = ""
 
 
+class RoundsRecord(Versioned):
+    """``rounds.json``: commands that are repeated.
+
+    Attributes:
+        recipe: resolved, every default filled in.
+        done: of each round that was begun, the commands that are through.
+    """
+
+    recipe: Values
+    versions: dict[str, str]
+    commit: str | None
+    inputs: dict[str, InputRecord] = {}
+    done: tuple[tuple[str, ...], ...] = ()
+
+
 class PlanRecord(Versioned):
     """``compare.json``: what is compared; `steps` are those of the budget, where the recipe has one.
 

@@ -106,17 +106,29 @@ def folder_problem(folder: str | Path) -> str | None:
         return f"{folder}: no such folder; `ballast reward` makes one"
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        kind, labels = str((config.get("architectures") or ["?"])[0]), config.get("num_labels")
-        labels = len(config.get("id2label") or {}) or labels
+        # Two labels are what transformers takes where nothing is written.
+        kind, labels = str((config.get("architectures") or ["?"])[0]), len(config.get("id2label") or "ab")
     except (OSError, ValueError, AttributeError) as error:
         return f"{folder}: has no config.json that can be read ({error.__class__.__name__}), so it is no model"
     if not kind.endswith(KIND):
         return f"{folder}: holds a {kind}, which is no classifier and scores nothing; take a folder of `ballast reward`"
-    if labels not in (1, None):
+    if labels != 1:
         return f"{folder}: a classifier with {labels} labels has no one score; take a folder of `ballast reward`"
     if not any(path.glob("*.safetensors")):
         return f"{folder}: has no *.safetensors; weights are read from safetensors alone"
     return None
+
+
+def tokenizer_problem(folder: str | Path, tokenizer: Tokenizer) -> str | None:
+    """Return that a reward's tokens are not those of a tokenizer, None where they are."""
+    from transformers import AutoTokenizer
+
+    if AutoTokenizer.from_pretrained(str(folder)).get_vocab() == tokenizer.get_vocab():
+        return None
+    return (
+        f"{folder}: was trained with another tokenizer, so the ids that are scored would mean other words; learn the "
+        "reward from this model's own answers"
+    )
 
 
 def load_classifier(path: str | Path, **options: Any) -> tuple[Any, frozenset[str]]:
@@ -148,15 +160,8 @@ def load_scorer(folder: str | Path, tokenizer: Tokenizer, device: torch.device |
     Raises:
         BallastError: if the folder is none, lacks weights, or its ids mean other words.
     """
-    from transformers import AutoTokenizer
-
-    if problem := folder_problem(folder):
+    if problem := folder_problem(folder) or tokenizer_problem(folder, tokenizer):
         raise BallastError(problem)
-    if AutoTokenizer.from_pretrained(str(folder)).get_vocab() != tokenizer.get_vocab():
-        raise BallastError(
-            f"{folder}: was trained with another tokenizer, so the ids that are scored would mean other words; learn "
-            "the reward from this model's own answers"
-        )
     model, missing = load_classifier(folder)
     if missing:
         raise BallastError(f"{folder}: lacks the weights {', '.join(sorted(missing)[:3])}; learn the reward again")

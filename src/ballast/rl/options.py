@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from ballast.half import Half
-from ballast.options import Columns, Options, OptionsError, Sources, Text, Where
+from ballast.options import Columns, Options, OptionsError, Path, Sources, Text, Where
 from ballast.verifiers import options as judging
 from ballast.verifiers.program import TOLERANCE
 
@@ -27,7 +27,7 @@ class RLOptions(Options):
     other answers, and the KL is taken off the reward."""
     verifier: Text | None = None
     """What judges an answer: `exact`, `math`, `expression`, `last-number`, `program` or `package.module:function`,
-    called with (answer, row). Always needed."""
+    called with (answer, row). Needed unless `reward` is `model`, where it only says in the log how many are right."""
     data: Sources | None = None
     """Source of the prompts, or a list of them; none given takes the recipe's `data.train`."""
     split: Text | None = None
@@ -36,8 +36,11 @@ class RLOptions(Options):
     """How the columns of `data` are called, as in `data.columns`."""
     limit: int | None = Field(None, ge=1)
     """Use the first rows of `data`."""
-    reward: Literal["verifier", "reft"] = "verifier"
-    """The verifier's score; or `reft`: 1 right, 0.1 wrong with an answer that could be read off, 0 without one."""
+    reward: Literal["verifier", "reft", "model"] = "verifier"
+    """The verifier's score; `reft`: 1 right, 0.1 wrong with an answer that could be read off, 0 without one; `model`:
+    the score of `reward_model` at the answer's last token, ended or cut off."""
+    reward_model: Path | None = None
+    """Folder of `ballast reward`, for `reward: model`."""
     seconds: float = Field(10.0, gt=0)
     """Wall clock of one verdict of a function of your own, of math-verify or of a program, in seconds."""
     tolerance: float = Field(TOLERANCE, ge=0)
@@ -93,6 +96,10 @@ class RLOptions(Options):
 
     def _conflicts(self) -> Iterator[tuple[Where, str]]:
         yield from judging.conflicts(self)
+        if self.reward == "model" and self.reward_model is None:
+            yield ("reward_model",), "is required and missing: name the folder of `ballast reward` that scores answers"
+        if self.reward != "model" and self.reward_model is not None:
+            yield ("reward_model",), f"would be ignored: reward is {self.reward}; set rl.reward=model, or leave it out"
         for key in ("split", "columns", "limit"):
             if self.data is None and getattr(self, key) is not None:
                 yield (key,), f"would be ignored without rl.data; set data.{key}, or name rl.data"

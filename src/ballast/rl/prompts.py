@@ -36,7 +36,12 @@ class Prompts:
 
     @classmethod
     def of(
-        cls, dataset: Dataset, tokenizer: Tokenizer, options: RLOptions, verify: Verifier, context: int | None = None
+        cls,
+        dataset: Dataset,
+        tokenizer: Tokenizer,
+        options: RLOptions,
+        verify: Verifier | None,
+        context: int | None = None,
     ) -> Prompts:
         """Return the prompts of raw rows.
 
@@ -44,7 +49,7 @@ class Prompts:
             dataset: rows with ``prompt`` (text or messages) and what the verifier reads.
             tokenizer: of the model.
             options: how many of them a step takes, and how long an answer may be.
-            verify: checks the rows.
+            verify: checks the rows; None takes them as they are.
             context: positions that the model was built for; None is without bound.
 
         Raises:
@@ -54,7 +59,8 @@ class Prompts:
 
         rows = tuple(as_stored(dataset.with_format(None)))
         _check(rows, options)
-        check_rows(verify, rows)
+        if verify is not None:
+            check_rows(verify, rows)
         ids = tuple(encode_rows(tokenizer, rows))
         check_room([len(sequence) for sequence in ids], options.max_new_tokens, context, option="rl.max_new_tokens")
         texts = tuple(render_prompt(row, tokenizer).text for row in rows)
@@ -62,6 +68,10 @@ class Prompts:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def followed(self, row: int, ids: Sequence[int]) -> tuple[int, ...]:
+        """Return a prompt's ids with those of an answer."""
+        return (*self.ids[row], *ids)
 
     def dataset(self, order: Sequence[int]) -> Dataset:
         """Return the prompts in this order, each with the place of its ``row``: columns of a row stay with us."""

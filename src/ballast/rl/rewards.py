@@ -1,4 +1,4 @@
-"""What an answer is worth: the verifier's score, or ReFT's third value for answers that are wrong."""
+"""What an answer is worth: the verifier's score, ReFT's third value for answers that are wrong, or a model's score."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from ballast.errors import BallastError
 from ballast.evaluation.generation import Completion
 from ballast.rl.options import RLOptions
 from ballast.verifiers.program import TOLERANCE
-from ballast.verifiers.registry import SECONDS, Verifier, score_answers, verifier
+from ballast.verifiers.registry import SECONDS, ScoredBatch, Verifier, score_answers, verifier
 
 Row = Mapping[str, Any]
+Score = Callable[[Sequence[int], Sequence[Sequence[int]]], Sequence[float]]
+"""Returns the scores of sampled ids behind the prompts of the rows at these places."""
 
 WRONG = 0.1
 """Reward of an answer that is there and wrong. Source: ReFT, arXiv:2401.08967, section 3.2."""
@@ -53,11 +55,13 @@ def reward_verifier(
     return replace(verify, score=score)
 
 
-def options_reward(options: RLOptions) -> Verifier:
-    """Return what rewards answers as the options say; raises as `reward_verifier` does."""
+def options_reward(options: RLOptions) -> Verifier | None:
+    """Return what judges answers as the options say, None for nobody; raises as `reward_verifier` does."""
+    if options.reward == "model" and options.verifier is None:
+        return None
     return reward_verifier(
         str(options.verifier),
-        options.reward,
+        "reft" if options.reward == "reft" else "verifier",
         seconds=options.seconds,
         tolerance=options.tolerance,
         allow_code_execution=options.allow_code_execution,
@@ -84,15 +88,15 @@ class Judged:
     """Rewards of one round of answers, in order, and what went wrong.
 
     Attributes:
-        rewards: 0 for an answer that has not ended.
-        correct: answers with reward 1.
+        rewards: of a verifier, 0 for an answer that has not ended; or a model's scores.
+        correct: answers that the verifier gives 1; None without one.
         cut_off: answers that had not ended after ``max_new_tokens``.
-        errors, timeouts: answers that score 0 because the verifier failed or overran its time.
+        errors, timeouts: answers that the verifier gives 0 because it failed or overran its time.
         seconds: wall clock of judging.
     """
 
     rewards: tuple[float, ...]
-    correct: int
+    correct: int | None
     cut_off: int
     errors: int
     timeouts: int
@@ -110,14 +114,22 @@ class Rewards:
         counts: how many of them were cut off, raised in the verifier, or overran its time.
     """
 
-    def __init__(self, verify: Verifier, rows: Sequence[Row], read: Callable[[int, Sequence[int]], Completion]) -> None:
+    def __init__(
+        self,
+        verify: Verifier | None,
+        rows: Sequence[Row],
+        read: Callable[[int, Sequence[int]], Completion],
+        score: Score | None = None,
+    ) -> None:
         """
         Args:
-            verify: says what an answer is worth.
+            verify: says what an answer is worth, or with `score` whether it is right.
             rows: as the verifier reads them.
             read: returns the answer that sampled ids spell behind the prompt of a row.
+            score: says what answers are worth, in place of the verifier.
         """
-        self.verify, self.rows, self.read = verify, rows, read
+        assert verify is not None or score is not None
+        self.verify, self.rows, self.read, self.score = verify, rows, read, score
         self.answers = 0
         self.counts = dict.fromkeys(COUNTS, 0)
 
@@ -135,12 +147,12 @@ class Rewards:
         started = time.monotonic()
         answers = [(place, self.read(place, sampled)) for place, sampled in zip(places, ids, strict=True)]
         ended = [(answer.text, self.rows[place]) for place, answer in answers if answer.ended]
-        scored = score_answers(self.verify, ended)
+        scored = ScoredBatch(()) if self.verify is None else score_answers(self.verify, ended)
         scores = iter(scored.scores)
-        rewards = tuple(next(scores) if answer.ended else 0.0 for _, answer in answers)
+        verdicts = () if self.verify is None else tuple(next(scores) if one.ended else 0.0 for _, one in answers)
         found = Judged(
-            rewards,
-            correct=sum(reward >= 1 for reward in rewards),
+            verdicts if self.score is None else tuple(self.score(places, ids)),
+            correct=None if self.verify is None else sum(verdict >= 1 for verdict in verdicts),
             cut_off=len(answers) - len(ended),
             errors=scored.errors,
             timeouts=scored.timeouts,

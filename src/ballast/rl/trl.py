@@ -53,6 +53,11 @@ UNSCALED = {"scale_rewards": "none"}
 """For rewards with a third value. Divided by its group's deviation, as TRL does, an answer without a result among wrong
 ones gets an advantage of -2.47 in a group of 8, as much as a right one among wrong ones gets for being right; by the
 batch's deviation that still happens while no answer is right."""
+WHY_UNSCALED = {
+    "reft": "in a group of wrong answers, one without a result is pushed away as hard as a right one would be pulled",
+    "model": "scores are divided by each prompt's own deviation, so the policy does not go to start·exp(score/beta)",
+}
+"""By reward, what its group's deviation would do to it."""
 
 
 def config_hints(algorithm: str) -> dict[str, Any]:
@@ -121,13 +126,13 @@ def config(options: RLOptions, *, output_dir: str, seed: int, model_init: Mappin
         **({} if accelerated else {"bf16": False, "dataloader_pin_memory": False}),
         **({} if options.save_steps is None else {"save_steps": options.save_steps}),
         **({} if options.beta == 0 or not model_init else {"model_init_kwargs": dict(model_init)}),
-        **(UNSCALED if options.reward == "reft" and read.issuperset(UNSCALED) else {}),
+        **(UNSCALED if options.reward in WHY_UNSCALED and read.issuperset(UNSCALED) else {}),
         **options.trainer,
     }
-    if options.reward == "reft" and settings.get("scale_rewards") in ("group", True):
+    if options.reward in WHY_UNSCALED and settings.get("scale_rewards") in ("group", True):
         warnings.warn(
-            "rl.trainer.scale_rewards=group with rl.reward=reft: in a group of wrong answers, one without a result is "
-            "pushed away as hard as a right one would be pulled; leave scale_rewards out (none), or take batch",
+            f"rl.trainer.scale_rewards=group with rl.reward={options.reward}: {WHY_UNSCALED[options.reward]}; leave "
+            "scale_rewards out (none), or take batch",
             stacklevel=2,
         )
     with warnings.catch_warnings():
@@ -215,7 +220,8 @@ def trainer(
         # TRL's texts are decoded without their prompts; ids are what was sampled and what is trained.
         judged = rewards.judge(row, completion_ids)
         count = len(judged.rewards)
-        log_metric("correct", judged.correct / count)
+        if judged.correct is not None:
+            log_metric("correct", judged.correct / count)
         for name in ("cut_off", "errors", "timeouts"):
             log_metric(name if name == "cut_off" else f"verifier_{name}", getattr(judged, name) / count)
         log_metric("seconds/scoring", judged.seconds)

@@ -107,8 +107,13 @@ def _check_prompts(recipe: Recipe, options: RLOptions, broken: frozenset[str]) -
 
 
 def _check_reward(options: RLOptions) -> Iterable[Problem]:
+    from ballast.reward.scores import folder_problem
     from ballast.rl.rewards import options_reward
 
+    if options.reward_model is not None and (problem := folder_problem(options.reward_model)):
+        yield Problem(("rl", "reward_model"), problem)
+    if options.reward == "model" and options.verifier is None:
+        return
     problems = list(group_checks.check_verifier("rl", options))
     yield from problems
     if problems or options.verifier is None:
