@@ -89,7 +89,7 @@ def verifier(name: str, *, seconds: float = SECONDS) -> Verifier:
         function = getattr(function, part)
     if not callable(function):
         raise BallastError(f"verifier {name!r}: {attribute!r} is a {type(function).__name__}, not a function")
-    own = function if isinstance(function, Verifier) else Verifier(name, function)
+    own = function if isinstance(function, Verifier) else Verifier(name, function, getattr(function, "check", None))
     if module_name.split(".")[0] == __package__.split(".")[0]:
         return own
     return replace(own, score=partial(_in_worker, name, seconds))
