@@ -71,6 +71,12 @@ def test_the_recipe_of_these_tests_is_fine(recipe):
             "compare.objectives.1.training.learning_rate: would be",
         ),
         ("compare.objectives.1.rates=[1e-4, 1e-4]", "compare.objectives.1.rates: 0.0001 is listed twice"),
+        ("compare.objectives.1.data=none.jsonl", "compare.objectives.1.data: none.jsonl: no such file or folder"),
+        (
+            "compare.objectives.1.data=[lab:train, lab:tain]",
+            "compare.objectives.1.data.1: lab:tain: the lab has no such",
+        ),
+        ("compare.objectives.1.data={train: lab:train}", "compare.objectives.1.data: "),
         ("compare.objectives.1.label=a/b", "compare.objectives.1.label: label 'a/b' cannot name a folder"),
         ("compare.objectives.1.label=a\\b", "cannot name a folder; use up to 100 letters, digits and . _ -"),
         (f"compare.objectives.1.label={'a' * 101}", "cannot name a folder; use up to 100 letters"),
@@ -106,6 +112,15 @@ def test_the_recipe_of_these_tests_is_fine(recipe):
 )
 def test_a_bad_value_is_one_line_with_its_key(recipe, override, said):
     assert said in only(recipe, override)
+
+
+def test_a_row_of_other_data_shares_no_budget_of_tokens_and_no_demonstrations(recipe):
+    own = "compare.objectives.1.data=lab:train-few"
+    assert "compare.objectives.1.data: compare.budget.tokens counts" in only(recipe, own, "compare.budget={tokens: 99}")
+    ready = "{name: ready, kind: readiness, data: lab:test, verifier: exact, limit: 4, demonstrations: data.train}"
+    said = only(recipe, own, f"evaluation.tasks.1={ready}")
+    assert "compare.objectives.1.data: task 'ready' asks each row its own demonstrations" in said
+    assert problems(recipe, f"evaluation.tasks.1={ready}") == []
 
 
 def test_what_has_no_better_end_chooses_nothing(recipe):
