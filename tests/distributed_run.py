@@ -7,11 +7,24 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from tiny import tiny_model
 from training_tools import dataset, run, weights
+
+
+def uneven(folder: str, name: str) -> dict[str, tuple[dict[str, torch.Tensor], list[float]]]:
+    """Train two epochs on 9 rows, which leave one for the last batch of all ranks, padded and padding-free."""
+    found = {}
+    for layout in ("padded", "padding_free"):
+        changes: dict[str, Any] = {"padding_free": layout == "padding_free", "max_length": None}
+        changes |= {"max_steps": -1, "num_train_epochs": 2, "per_device_train_batch_size": 4}
+        model, place = tiny_model(dtype=torch.float64), Path(folder) / f"uneven-{layout}"
+        trainer = run(place, name, model=model, data=dataset(9), **changes)
+        found[layout] = (weights(trainer), [log["num_tokens"] for log in trainer.state.log_history if "loss" in log])
+    return found
 
 
 def main(output: str, objectives: list[str]) -> None:
@@ -23,7 +36,7 @@ def main(output: str, objectives: list[str]) -> None:
             trainer = run(Path(folder), name, model=model, per_device_train_batch_size=4, max_steps=2)
             # Five rows: three for one rank, two for the other, which accelerate fills up by repeating a row.
             held_out = trainer.evaluate(dataset(13).select(range(8, 13)))
-            ends[name] = (weights(trainer), trainer.state.log_history[0], held_out)
+            ends[name] = (weights(trainer), trainer.state.log_history[0], held_out, uneven(folder, name))
     if trainer.accelerator.num_processes != 2:
         raise SystemExit("expected two processes")
     if trainer.is_world_process_zero():

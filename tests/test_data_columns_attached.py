@@ -145,6 +145,8 @@ def test_ids_and_labels_are_trls(padding_free, multiple):
     examples = [packed[i] for i in range(3)]
     theirs = DataCollatorForLanguageModeling(0, padding_free=padding_free, pad_to_multiple_of=multiple)(examples)
     ours = Collator(0, ("token_mark",), padding_free, multiple)(examples)
+    if padding_free:
+        assert ours.pop("row_ends").diff(prepend=torch.zeros(1)).tolist() == [len(one["labels"]) for one in examples]
     assert set(ours) == set(theirs) | {"token_mark"}
     for key, value in theirs.items():
         assert torch.equal(torch.as_tensor(ours[key]), torch.as_tensor(value)), key

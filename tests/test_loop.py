@@ -357,3 +357,10 @@ def test_runs_leave_no_path_of_the_saving_folder(tmp_path):
     made = run(tmp_path, "sft", max_steps=2, save_strategy="steps", save_steps=1)
     assert checkpoints.UNFINISHED not in Path(tmp_path / "checkpoint-2" / "trainer_state.json").read_text()
     assert made.state.best_model_checkpoint is None
+
+
+def test_processes_that_would_each_train_by_themselves_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ballast.BallastError, match=r"2 processes were started.*set training\.use_cpu=true"):
+        run(tmp_path, "sft", use_cpu=False)
+    assert not list(tmp_path.iterdir())

@@ -159,7 +159,7 @@ def test_a_sharded_start_is_refused(workspace, monkeypatch):
 def test_processes_that_would_each_run_by_themselves_are_refused(workspace, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     done = CliRunner().invoke(app, Case("", "").arguments())
-    assert (done.exit_code, "rl: 2 processes were started, and each would train by itself" in done.stderr) == (2, True)
+    assert (done.exit_code, "2 processes were started, and each would train by itself" in done.stderr) == (2, True)
 
 
 def test_what_the_checks_find_is_refused_from_python_too(workspace):

@@ -36,7 +36,7 @@ def two_ranks(tmp_path_factory):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_two_ranks_are_one(tmp_path, two_ranks, name):
-    end, log, held_out = two_ranks[name]
+    end, log, held_out, _ = two_ranks[name]
     alone = run(tmp_path, name, model=tiny_model(dtype=torch.float64), per_device_train_batch_size=8, max_steps=2)
     assert largest_difference(weights(alone), end) < 1e-10
     measured = alone.evaluate(dataset(13).select(range(8, 13)))
@@ -54,6 +54,18 @@ def test_two_ranks_are_one(tmp_path, two_ranks, name):
             "num_tokens",
         ):
             assert log[metric] == pytest.approx(value, rel=1e-6, abs=1e-9), metric
+
+
+@pytest.mark.parametrize("layout", ["padded", "padding_free"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_rows_that_fill_up_the_last_batch_train_nothing(tmp_path, two_ranks, name, layout):
+    end, tokens = two_ranks[name][3][layout]
+    given = {"per_device_train_batch_size": 8, "max_steps": -1, "num_train_epochs": 2, "max_length": None}
+    model = tiny_model(dtype=torch.float64)
+    alone = run(tmp_path, name, model=model, data=dataset(9), padding_free=layout == "padding_free", **given)
+    assert alone.state.global_step == 4
+    assert largest_difference(weights(alone), end) < 1e-10
+    assert tokens == [log["num_tokens"] for log in alone.state.log_history if "loss" in log]
 
 
 def test_a_sharded_head_has_the_gradients_of_a_whole_one():

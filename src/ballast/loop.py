@@ -21,6 +21,7 @@ from ballast.reference.fingerprint import start_fingerprint
 
 if TYPE_CHECKING:
     from transformers import Trainer as Base
+    from transformers import TrainingArguments as Arguments
     from transformers.trainer_utils import TrainOutput
 else:
     Base = object
@@ -213,6 +214,24 @@ class CheckedLoop(Base):
             f"step {self.state.global_step + 1}: the {what} is {value} on {self.rows_named(batches)}, which would make "
             "every weight NaN; the step was not taken and earlier checkpoints are as they were: look at these rows, "
             "lower the learning rate, or train in a wider dtype"
+        )
+
+
+def refuse_strangers(args: Arguments, *, use_cpu: str = "training.use_cpu") -> None:
+    """Refuse processes that were started together and would train each by itself.
+
+    Args:
+        args: settings of the run, which know how many processes accelerate has brought together.
+        use_cpu: the setting that brings processes together on CPUs.
+
+    Raises:
+        BallastError: every process would write the same files.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1 and args.world_size == 1:
+        raise BallastError(
+            f"{started} processes were started, and each would train by itself and write the same files; on CPUs set "
+            f"{use_cpu}=true"
         )
 
 

@@ -1,16 +1,23 @@
-"""Commands that train: train, rl."""
+"""Commands that train: train, rl; and merge, what one does with the result."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from ballast.cli.base import DryRun, Words, app, recipe_of
+from ballast.cli.base import DryRun, Words, app, place, recipe_of
 from ballast.terminal import console
 
-if TYPE_CHECKING:
-    pass
+
+class DType(str, Enum):
+    """What weights can be stored in."""
+
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float32 = "float32"
 
 
 @app.command()
@@ -37,3 +44,19 @@ def rl(
 
     with recipe_of(words, pipeline.RL_RESUME_CHECKS if resume else pipeline.RL_CHECKS, dry_run) as recipe:
         pipeline.run_rl(recipe, resume=resume, say=console().print)
+
+
+@app.command()
+def merge(
+    path: Annotated[str, typer.Argument(metavar="FOLDER", help="Output of a run with LoRA, or a PEFT adapter.")],
+    output: Annotated[Path, place("--output", "New folder for the merged model.")],
+    dtype: Annotated[
+        DType | None, typer.Option("--dtype", help="What to store weights in.", show_default="the base's")
+    ] = None,
+) -> None:
+    """Put a LoRA adapter into the weights of its base, checked to be the same model, as engines load it."""
+    from ballast.pipeline import quiet
+    from ballast.pipeline.merge import run_merge
+
+    quiet()
+    run_merge(path, output, dtype=dtype and dtype.value, say=console().print)

@@ -19,7 +19,8 @@ class Collator:
 
     ``input_ids``, ``labels``, ``attention_mask`` or ``position_ids``, ``seq_idx`` and the sequence lengths are those
     of TRL's collator; each name in ``columns`` becomes float32 ``[B, T]`` in step with ``labels``, NaN on padding and
-    wherever the label is -100. With ``padding_free`` the batch is one row, and a sequence's first label is -100.
+    wherever the label is -100. With ``padding_free`` the batch is one row, a sequence's first label is -100, and
+    ``row_ends`` says where each of the rows in it ends.
 
     Raises BallastError when a row lacks a column or a trained token has no value in it.
     """
@@ -42,7 +43,11 @@ class Collator:
         )
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        import torch
+
         batch = dict(self._base(list(examples)))
+        if self.padding_free:
+            batch["row_ends"] = torch.tensor([len(example["input_ids"]) for example in examples]).cumsum(0)
         for name in self.columns:
             batch[name] = self._column(name, examples, batch["labels"])
         return batch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from trl import GRPOConfig, GRPOTrainer
 
-from ballast.loop import CheckedLoop, numbers, rows_of_examples
+from ballast.loop import CheckedLoop, numbers, refuse_strangers, rows_of_examples
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -78,14 +77,9 @@ def _processes(use_cpu: bool) -> int:
     """Return how many processes train together, as transformers sees it."""
     from transformers import TrainingArguments
 
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    processes = TrainingArguments(output_dir=".", use_cpu=use_cpu, report_to="none").world_size
-    if started > 1 and processes == 1:
-        raise ValueError(
-            f"{started} processes were started, and each would train by itself and write the same files; on CPUs set "
-            "rl.trainer.use_cpu=true"
-        )
-    return processes
+    args = TrainingArguments(output_dir=".", use_cpu=use_cpu, report_to="none")
+    refuse_strangers(args, use_cpu="rl.trainer.use_cpu")
+    return args.world_size
 
 
 def config(

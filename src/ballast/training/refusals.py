@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ballast.errors import BallastError
 from ballast.files import check_place
+from ballast.loop import refuse_strangers
 from ballast.packages import lacking, refuse_lacking
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def refuse_arguments(args: TrainingConfig) -> None:
             raise BallastError(f"training.{name} is not supported: {reason}")
     # Last: what is not supported is not worth installing.
     refuse_lacking(args, "training")
+    refuse_strangers(args)
     refuse_no_steps(args)
 
 

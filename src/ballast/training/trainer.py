@@ -23,6 +23,7 @@ from ballast.training.groups import GROUP, RowCollator, StoredGroups, run_groups
 from ballast.training.inputs import input_change, settle_inputs
 from ballast.training.loss import formed, measured
 from ballast.training.metrics import MetricSums
+from ballast.training.ranks import ROW_ENDS, tokens_seen, without_repeats
 from ballast.training.reduction import count, token_layout
 from ballast.training.reference import check_needs, run_reference, score_missing
 from ballast.training.refusals import refuse_no_steps, refuse_parts, refuse_surroundings
@@ -185,7 +186,7 @@ class Trainer(AdaptedTrainer):
     def step_batches(self, batches: Iterator[dict[str, Any]], count: int) -> list[dict[str, Any]]:
         """Return the micro-batches of one optimiser step; with groups, prompts become answers here."""
         if self.groups is None:
-            return super().step_batches(batches, count)
+            return [without_repeats(batch, self.accelerator) for batch in super().step_batches(batches, count)]
         with self.accelerator.autocast():
             return self.groups.take(batches, count, self.state.global_step)
 
@@ -226,12 +227,14 @@ class Trainer(AdaptedTrainer):
         While evaluating it is the mean negative log-likelihood of the batch's trained tokens.
         """
         training = self.model.training
+        inputs = inputs if training else without_repeats(inputs, self.accelerator)
         denominator = self._denominator(inputs, num_items_in_batch) if training else None
         carried = (*self.batch_columns(), *(GROUP_FIELDS if GROUP in inputs else ()))
         columns = {name: inputs.pop(name) for name in carried}
-        inputs.pop(GROUP, None)
+        seen = tokens_seen(inputs)
+        inputs = {name: value for name, value in inputs.items() if name not in (GROUP, ROW_ENDS)}
         found = self._forward(model, inputs, columns, denominator)
-        self._measure(found, inputs, training)
+        self._measure(found, seen, training)
         loss = found.loss
         if training and found.aux_loss is not None:
             # A mean per micro-batch, so it is averaged over the micro-batches of the step.
@@ -241,11 +244,10 @@ class Trainer(AdaptedTrainer):
         with torch.no_grad():
             return loss, model(**{name: value for name, value in inputs.items() if name != "labels"}, use_cache=False)
 
-    def _measure(self, found: StatisticsOutput, inputs: dict[str, Any], training: bool) -> None:
+    def _measure(self, found: StatisticsOutput, seen: Tensor | int, training: bool) -> None:
         """Add a micro-batch to the sums that the log is made of."""
         assert found.stats is not None
-        stats = found.stats if training else self._without_repeats(found.stats, inputs)
-        seen = inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()
+        stats = found.stats
         weight, report = self._described(stats, training and found.computed is None)
         whole = found.computed is None
         left_out = 0 if found.computed is None else len(found.computed) - len(weight)
@@ -262,17 +264,6 @@ class Trainer(AdaptedTrainer):
         if training and self.groups is not None:
             self.groups.sums.add_tokens(stats, report)
         return self.objective.weight(stats).detach(), report
-
-    def _without_repeats(self, stats: TokenStats, inputs: dict[str, Any]) -> TokenStats:
-        """Leave out rows that fill up the last batch of several ranks, which have been measured already."""
-        state = self.accelerator.gradient_state
-        if self.accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
-            return stats
-        if "seq_idx" in inputs:
-            # A packed batch has lost its rows; its repeats stay.
-            return stats
-        fresh = state.remainder - self.accelerator.process_index * len(inputs["labels"])
-        return stats.take(stats.require("sequence") < fresh)
 
     def _denominator(self, inputs: dict[str, Any], step_count: Tensor | int | None) -> Tensor:
         if step_count is None:

@@ -1,0 +1,129 @@
+"""`ballast merge`: an adapter put into the weights that it was trained on, checked before anything is written."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ballast import checkpoints, models
+from ballast.config.recipe import ModelSection
+from ballast.errors import BallastError
+from ballast.files import check_place
+from ballast.limits import context_length
+from ballast.protocols import Say
+from ballast.records.write import disk_full_as_error
+
+if TYPE_CHECKING:
+    import numpy as np
+
+TOKENS = 256
+"""Random tokens on which the merged model is compared with the adapted one."""
+SAME = 1e-3
+"""Largest change of a log-probability, in nats, that float32's rounding explains."""
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Where a merged model lies, and by how many nats it moved any of `TOKENS` log-probabilities at most.
+
+    Attributes:
+        change: through merging, in float32.
+        rounding: through merging and storing in `dtype`.
+    """
+
+    folder: Path
+    dtype: str
+    change: float
+    rounding: float
+
+
+def run_merge(path: str, output: Path, *, dtype: str | None = None, say: Say = print) -> Merged:
+    """Write the model of a folder with its PEFT adapter in the weights, as a model that needs no adapter.
+
+    It is added in float32 and stored in `dtype`, by default that of the base.
+
+    Raises:
+        BallastError: there is no adapter, the base is quantised, `output` has something in it, or the merged model's
+            log-probabilities are others. Nothing is written then.
+    """
+    section = _section(path)
+    check_place("--output", output)
+    if output.exists() and any(output.iterdir()):
+        raise BallastError(f"--output: {output}: is not empty, files would be mixed; choose another folder")
+    config = models.load_config(section)
+    if getattr(config, "quantization_config", None):
+        raise BallastError(
+            f"{section.path}: its weights are quantised, and merging would round the adapter to them; name the base in "
+            "full precision as base_model_name_or_path of the adapter's configuration"
+        )
+    tokenizer = models.load_tokenizer(section)
+    model: Any = models.load_model(section.model_copy(update={"dtype": "float32"}))
+    ids = _ids(config, context_length(model))
+    before = _logprobs(model, ids)
+    model = model.merge_and_unload(safe_merge=True)
+    change = _largest(before, _logprobs(model, ids))
+    if not change <= SAME:
+        raise BallastError(
+            f"{path}: merged, a log-probability moves by up to {change:.2g} nats, so "
+            "it would be another model; go on using the adapter, and please report its settings"
+        )
+    stored = dtype or _name(config.get_text_config().dtype) or "float32"
+    model = model.to(getattr(_torch(), stored))
+    merged = Merged(output, stored, change, _largest(before, _logprobs(model, ids)))
+    _write(model, tokenizer, output)
+    say(
+        f"{output}: merged and stored in {stored}; of {len(ids)} log-probabilities none moved by more than "
+        f"{merged.change:.1e} nats through merging, {merged.rounding:.1e} with the rounding of {stored}"
+    )
+    return merged
+
+
+def _section(path: str) -> ModelSection:
+    section = models.section_of(path)
+    if section.adapter is None:
+        problem = models.check_folder(section.path)
+        raise BallastError(problem or f"{path}: is a model without an adapter: there is nothing to merge")
+    return section
+
+
+def _write(model: Any, tokenizer: Any, output: Path) -> None:
+    """Write beside the place, and move there when whole."""
+    made = output.with_name(f"{output.name}.unfinished")
+    shutil.rmtree(made, ignore_errors=True)
+    try:
+        with disk_full_as_error(output):
+            model.save_pretrained(str(made))
+            tokenizer.save_pretrained(str(made))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        checkpoints.put_in_place(made, output)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _ids(config: Any, context: int | None) -> list[int]:
+    generator = _torch().Generator().manual_seed(0)
+    size = (min(TOKENS, context or TOKENS),)
+    ids: list[int] = _torch().randint(config.get_text_config().vocab_size, size, generator=generator).tolist()
+    return ids
+
+
+def _logprobs(model: Any, ids: list[int]) -> np.ndarray:
+    from ballast.evaluation.scoring import ScoredSequence, sequence_statistics
+
+    return sequence_statistics(model, [ScoredSequence(tuple(ids), 1)], ("logprob",))[0]["logprob"]
+
+
+def _largest(left: np.ndarray, right: np.ndarray) -> float:
+    return float(abs(left - right).max())
+
+
+def _name(dtype: object) -> str | None:
+    return None if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def _torch() -> Any:
+    import torch
+
+    return torch
