@@ -302,7 +302,7 @@ def test_what_is_refused_has_no_value(name):
 
 
 HARD_CODED = {
-    "a table": "{{0:0,1:2,7:14,12:24,-5:-10,48:96,103:206,-36:-72,91:182,-5210:-10420}}[x]",
+    "a table": "{0:0,1:2,7:14,12:24,-5:-10,48:96,103:206,-36:-72,91:182,-5210:-10420}[x]",
     "pairs": "[b for a,b in [(0,0),(1,2),(7,14),(12,24),(-5,-10),(48,96),(103,206),(-36,-72),(91,182)] if a==x][0]",
     "two lists": "[0,2,14,24,-10,96,206,-72,182,-10420][[0,1,7,12,-5,48,103,-36,91,-5210].index(x)]",
     "choices": "0 if x==0 else 2 if x==1 else 14 if x==7 else 24 if x==12 else -10 if x==-5 else 96 if x==48 else 206",
@@ -313,7 +313,13 @@ HARD_CODED = {
 def test_written_out_outputs_are_refused(name):
     double = lab.split("code-atoms")[0]
     assert double["atoms"] == ["double"]
-    assert code_tasks.answered(body(HARD_CODED[name].replace("{{", "{").replace("}}", "}")), double) == 0.0
+    assert code_tasks.answered(body(HARD_CODED[name]), double) == 0.0
+
+
+@pytest.mark.parametrize("name", ["choices", "pairs"])
+def test_a_language_of_more_constants_would_take_them(name, monkeypatch):
+    monkeypatch.setattr(_code_language, "CONSTANTS", 100)
+    assert code_tasks.answered(body(HARD_CODED[name]), lab.split("code-atoms")[0]) == 1.0
 
 
 def test_outputs_that_are_packed_into_a_text_fail_on_the_hidden_inputs():

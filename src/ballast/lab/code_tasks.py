@@ -7,8 +7,9 @@ A prompt is a comment, ``# sort it, then add all``; a completion defines ``f`` w
         return sum(a)
 
 Half of the steps are A, half B, alike in topics and types. A chain of steps counts if it runs on every input, gives at
-least three different outputs, and does what no single step and no other chain does. The source is the test bed of
-arXiv:2406.10305, rebuilt: its own functions and data are not public. Imports neither torch nor transformers.
+least three different outputs, and does what no single step and no other chain does; no two are written alike. The
+source is the test bed of arXiv:2406.10305, rebuilt: its own functions and data are not public. Imports neither torch
+nor transformers.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
+from itertools import islice
 from random import Random
 from typing import Any
 
@@ -175,7 +177,7 @@ def behaviour(chain: Chain) -> str | None:
     return f"{chain[0].takes} {json.dumps(found)}"
 
 
-def _different(chains: Iterator[Chain], seen: set[str]) -> Iterator[Chain]:
+def _different(chains: Iterable[Chain], seen: set[str]) -> Iterator[Chain]:
     """Yield the chains that count and do what none before them does; `seen` learns what they do."""
     for chain in chains:
         found = behaviour(chain)
@@ -198,7 +200,16 @@ def _composed() -> tuple[dict[str, list[Chain]], frozenset[str]]:
     found: dict[str, list[Chain]] = defaultdict(list)
     for pair in pairs:
         found[half_of(pair)].append(pair)
-    return found, frozenset(seen)
+    written = set(map(program, found["AB"]))
+    return found | {half: list(_unwritten(found[half], written)) for half in "AB"}, frozenset(seen)
+
+
+def _unwritten(chains: Iterable[Chain], written: set[str]) -> Iterator[Chain]:
+    """Yield the chains whose programs nobody wrote before: lists and texts are turned round by the same words."""
+    for chain in chains:
+        if program(chain) not in written:
+            written.add(program(chain))
+            yield chain
 
 
 def _part(half: str, start: int, end: int | None = None) -> list[Chain]:
@@ -214,7 +225,7 @@ def _deep() -> list[Chain]:
     rng = Random(f"deep {SEED}")
     triples = [triple for pair in pairs["A"] for triple in _follow(pair) if half_of(triple) == "A"]
     rng.shuffle(triples)
-    return [chain for chain, _ in zip(_different(iter(triples), set(seen)), range(DEEP_SIZE), strict=False)]
+    return list(islice(_unwritten(_different(triples, set(seen)), set()), DEEP_SIZE))
 
 
 def _singles() -> list[Row]:
