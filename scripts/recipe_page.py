@@ -23,6 +23,7 @@ from ballast.config.recipe import DataSection, EvaluationSection, ModelSection, 
 from ballast.config.sections import CompareSection
 from ballast.evaluation.tasks import CLASSES, Task
 from ballast.groups.options import GroupOptions
+from ballast.half import HalfOptions
 from ballast.options import Options
 from ballast.rl.options import RLOptions
 
@@ -34,6 +35,7 @@ SECTIONS: dict[str, type[Options]] = {
     "reference": ReferenceSection,
     "groups": GroupOptions,
     "rl": RLOptions,
+    "half": HalfOptions,
     "evaluation": EvaluationSection,
     "compare": CompareSection,
 }

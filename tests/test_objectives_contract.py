@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from ballast import Objective, TokenStats, objective
-from ballast.stats import DIFFERENTIABLE_FIELDS, FIELDS, LAYOUT_FIELDS
+from ballast.stats import DIFFERENTIABLE_FIELDS, FIELDS, GROUP_FIELDS, LAYOUT_FIELDS
 from oracles.cases import CASES, IDS
 from oracles.rows import MODEL_FIELDS, random_rows, statistics_of
 from third_party import Focal
 
-GIVEN = (*MODEL_FIELDS, "advantage")
+GIVEN = (*MODEL_FIELDS, *GROUP_FIELDS)
 
 every_case = pytest.mark.parametrize(
     ("name", "options"), [*CASES, ("third_party:Focal", {})], ids=[*IDS, "third-party"]
@@ -84,7 +84,7 @@ def test_finite_at_a_log_probability_of_minus_200(name, options):
     built = objective(name, **options)
     extreme = {
         "logprob": -200.0, "entropy": 0.0, "kl": 200.0, "kl_forward": 200.0, "mass": 0.0, "tied": 0.0, "collision": 1.0,
-        "ref_logprob": -200.0, "ref_entropy": 0.0, "ref_mass": 0.0, "ref_tied": 0.0, "advantage": -1.0,
+        "ref_logprob": -200.0, "ref_entropy": 0.0, "ref_mass": 0.0, "ref_tied": 0.0, "advantage": -1.0, "origin": 0.0,
     }  # fmt: skip
     constant = {field: torch.full((6,), value) for field, value in extreme.items()}
     stats = _leaves(TokenStats(**constant, vocabulary=9))
@@ -105,7 +105,7 @@ def test_no_gradient_flows_through_the_weights(name, options):
     weight = torch.tensor(built.weight(by_hand).tolist(), dtype=torch.float64)
     (-weight * by_hand.logprob + built.extra(by_hand)).sum().backward()
     torch.testing.assert_close(ours.logprob.grad, by_hand.logprob.grad, rtol=0, atol=0)
-    for field in ("entropy", "collision", "kl"):
+    for field in ("entropy", "collision", "kl", "kl_forward"):
         got, expected = getattr(ours, field).grad, getattr(by_hand, field).grad
         assert (got is None) == (expected is None)
         if got is not None:

@@ -10,6 +10,26 @@ from ballast import TokenStats, objective
 from oracles.rows import random_rows, statistics_of
 
 SAME = {
+    "asft without its KL": (("asft", {"lambda_kl": 0}), ("dft", {})),
+    "kl-sft without its KL": (("kl-sft", {"lambda_kl": 0}), ("sft", {})),
+    "gift, raised without end": (("gift", {"beta": 1000}), ("sft", {})),
+    "iw-sft at temperature 0": (("iw-sft", {"temperature": 0}), ("sft", {})),
+    "iw-sft clipped to 1": (("iw-sft", {"per": "token", "clip": 0}), ("sft", {})),
+    "p-alpha at 0": (("p-alpha", {"alpha": 0}), ("sft", {})),
+    "p-alpha from 0": (("p-alpha", {"alpha": 0, "keep": "top", "threshold": 0}), ("sft", {})),
+    "p-alpha at 0 from below": (
+        ("p-alpha", {"alpha": 0, "keep": "bottom", "threshold": 0.2}),
+        ("profit", {"keep": "lower", "threshold": 0.2}),
+    ),
+    "p-alpha at 0 from above": (
+        ("p-alpha", {"alpha": 0, "keep": "top", "threshold": 0.2}),
+        ("profit", {"threshold": 0.2}),
+    ),
+    "profit of all": (("profit", {"threshold": 0}), ("sft", {})),
+    "profit up to 1": (("profit", {"keep": "lower", "threshold": 1}), ("sft", {})),
+    "profit between 0 and 1": (("profit", {"keep": "middle", "threshold": 0, "upper": 1}), ("sft", {})),
+    "profit": (("profit", {}), ("reweight", {"rule": "threshold", "signal": "live", "threshold": 0.1})),
+    "a gate twice": (("product", {"of": ["prift-mass", "prift-mass"]}), ("prift-mass", {})),
     "eksft without selection": (("eksft", {"rho": 0}), ("sft", {})),
     "eksft without selection, any λ": (("eksft", {"rho": 0, "lambda_h": 3, "lambda_kl": 7}), ("sft", {})),
     "eksft without selection or λ": (("eksft", {"rho": 0, "lambda_h": 0, "lambda_kl": 0}), ("sft", {})),

@@ -1,5 +1,6 @@
 """Names, options and what is said when they are wrong."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -7,11 +8,26 @@ import pytest
 import ballast.objectives
 from ballast import BallastError, Objective, list_objectives, objective
 
+
+@dataclass(frozen=True)
+class PerRow(Objective):
+    """Is averaged per sequence first."""
+
+    name = "per-row"
+    source = "a test"
+    reduction = "sequences"
+
+
+NAMES = [
+    "asft", "chord-phi", "dft", "eksft", "gft", "gift", "ift", "iw-sft", "kl-sft", "luffy", "p-alpha", "prift-mass",
+    "prift-prob", "product", "profit", "reweight", "sft", "srft",
+]  # fmt: skip
+
 WRONG = {
     "name": (lambda: objective("sfft"), "unknown name 'sfft'; did you mean 'sft'"),
     "underscore": (lambda: objective("prift_mass"), "did you mean 'prift-mass'"),
     "case": (lambda: objective("EKSFT"), "unknown name 'EKSFT'; .*eksft"),
-    "nothing like it": (lambda: objective("zzz"), "known: dft, eksft, gft, ift, prift-mass, prift-prob, reweight, sft"),
+    "nothing like it": (lambda: objective("zzz"), f"known: {', '.join(NAMES)}"),
     "private module": (lambda: objective("_rules"), "unknown name"),
     "empty": (lambda: objective(""), "unknown name"),
     "none": (lambda: objective(None), "got NoneType"),
@@ -64,6 +80,32 @@ WRONG = {
     ),
     "start of a noisy schedule": (lambda: objective("ift", schedule="noisy", lam_start=0.1), "'lam_start' is ignored"),
     "start above 1": (lambda: objective("ift", schedule="linear", lam_start=2), r"lam_start must lie in \[0, 1\]"),
+    "direction": (lambda: objective("asft", direction="backward"), "must be one of forward, reverse"),
+    "beta": (lambda: objective("gift", beta=-1), r"beta must lie in \[0, ∞\]"),
+    "gamma of luffy": (lambda: objective("luffy", gamma=0), r"gamma must lie in \[1e-06, ∞\]"),
+    "cap of a token": (
+        lambda: objective("iw-sft", per="token", cap=3),
+        "per 'token' has no 'cap', it would",
+    ),
+    "clip of a sequence": (lambda: objective("iw-sft", clip=0.3), "per 'sequence' has no 'clip', it would be ignored"),
+    "threshold without a side": (lambda: objective("p-alpha", threshold=0.3), "keep 'all' has no 'threshold'"),
+    "a side without threshold": (lambda: objective("p-alpha", keep="top"), "keep 'top' needs the option 'threshold'"),
+    "middle without upper": (lambda: objective("profit", keep="middle"), "keep 'middle' needs the option 'upper'"),
+    "upper without middle": (lambda: objective("profit", upper=0.3), "keep 'higher' has no 'upper'"),
+    "upper below": (
+        lambda: objective("profit", keep="middle", threshold=0.5, upper=0.3),
+        "upper 0.3 is below threshold 0.5, so no token would be kept",
+    ),
+    "a product of nothing": (lambda: objective("product", of=[]), "of must be a list of objectives"),
+    "a product of one name": (lambda: objective("product", of="sft"), "of must be a list of objectives .*'sft'"),
+    "a factor misspelt": (lambda: objective("product", of=["sft", "prift-mas"]), "did you mean 'prift-mass'"),
+    "a factor's option": (lambda: objective("product", of=[{"name": "dft", "x": 1}]), "of: objective dft: .*'x'"),
+    "a number as a factor": (lambda: objective("product", of=[0.5]), "of: objective: expected a name .* got float"),
+    "no factor": (lambda: objective("product", of=["sft", "ift"]), "of: ift is no factor: its loss is more than"),
+    "two divisors": (
+        lambda: objective("product", of=[objective("gft", aggregation="sequence"), PerRow()]),
+        "of: the factors divide by groups and by sequences",
+    ),
     "module": (lambda: objective("no_such_module:Class"), "cannot import 'no_such_module:Class'"),
     "class": (lambda: objective("third_party:Fokal"), "cannot import 'third_party:Fokal'"),
     "not an objective": (lambda: objective("third_party:NotAnObjective"), "not a subclass"),
@@ -83,7 +125,7 @@ def test_refused_in_one_line(build, message):
 
 def test_the_registry_holds_these_sorted():
     names = [info.name for info in list_objectives()]
-    assert names == ["dft", "eksft", "gft", "ift", "prift-mass", "prift-prob", "reweight", "sft"]
+    assert names == NAMES
 
 
 @pytest.mark.parametrize("info", list_objectives(), ids=lambda info: info.name)
@@ -108,6 +150,10 @@ def test_every_objective_describes_itself(info):
 
 
 NEEDS = {
+    "asft": ("asft", {}, {"logprob", "kl_forward"}),
+    "asft reverse": ("asft", {"direction": "reverse"}, {"logprob", "kl"}),
+    "iw-sft": ("iw-sft", {}, {"logprob", "ref_logprob"}),
+    "product": ("product", {"of": ["asft", "prift-mass", "gft"]}, {"logprob", "kl_forward", "ref_mass", "advantage"}),
     "dft": ("dft", {}, {"logprob"}),
     "prift-prob": ("prift-prob", {}, {"logprob", "ref_logprob"}),
     "prift-mass": ("prift-mass", {}, {"logprob", "ref_mass"}),
@@ -138,6 +184,26 @@ def test_ends_that_are_kept_widen_the_scope():
         assert objective(name, **options).scope == "token"
         assert objective(name, **options, keep_end=True).scope == "sequence"
     assert objective("eksft", scope="batch", keep_end=True).scope == "batch"
+
+
+def test_a_product_has_the_widest_scope_and_the_divisor_that_a_factor_asks_for():
+    assert objective("product", of=["dft", "sft"]).scope == "token"
+    assert objective("product", of=["iw-sft", "dft"]).scope == "sequence"
+    assert objective("product", of=["srft", {"name": "eksft", "scope": "batch"}]).scope == "batch"
+    assert objective("product", of=["dft", "sft"]).reduction == "tokens"
+    assert objective("product", of=["dft", {"name": "gft", "aggregation": "sequence"}]).reduction == "groups"
+
+
+def test_a_factor_may_be_given_in_any_way():
+    built = objective("product", of=["dft", objective("gift", beta=3), {"name": "prift-mass", "threshold": 0.4}])
+    assert objective(built.to_dict()) == built
+    assert objective({"name": "product", "of": [built, "sft"]}).of[0] == built
+    assert built.to_dict()["of"][1] == {"name": "gift", "beta": 3}
+
+
+def test_the_scope_of_iw_sft_is_what_has_one_weight():
+    assert objective("iw-sft").scope == "sequence"
+    assert objective("iw-sft", per="token").scope == "token"
 
 
 def test_objective_modules_are_small():

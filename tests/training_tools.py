@@ -6,10 +6,15 @@ from typing import Any
 
 from tiny import char_tokenizer, tiny_model
 
-OBJECTIVES = ("sft", "dft", "prift-prob", "prift-mass", "eksft", "reweight")
+OBJECTIVES = ("sft", "dft", "prift-prob", "prift-mass", "eksft", "gift", "iw-sft", "product", "reweight")
 
 # prift-mass keeps few tokens of a random model at its default threshold; a low one makes the weights vary.
-OPTIONS: dict[str, dict[str, Any]] = {"prift-mass": {"threshold": 0.02}, "eksft": {"rho": 0.3}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "prift-mass": {"threshold": 0.02},
+    "eksft": {"rho": 0.3},
+    "gift": {"beta": 3},
+    "product": {"of": ["srft", {"name": "prift-mass", "threshold": 0.02}, "kl-sft"]},
+}
 
 
 def rows(count: int = 8) -> list[dict[str, str]]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ballast import checkpoints
 from ballast.errors import BallastError, Diverged
 from ballast.files import write_atomically
+from ballast.half import Split
 from ballast.reference.fingerprint import start_fingerprint
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class CheckedLoop(Base):
     - A run that is resumed at its last step takes no further one.
     - Checkpoints are written beside their place and moved there when whole; a torn one is passed over with a warning.
     - A checkpoint knows which model training started from, and is refused under another: a reference made of the model
-      as it starts would be another midway.
+      as it starts would be another midway. It knows which half of the weights trained, and is refused under another.
     - A loss or a gradient that is no finite number stops the run before the optimiser's step, and names the rows.
       transformers reads the loss of every micro-batch itself (``logging_nan_inf_filter``), so nothing else is waited
       for than the norm of the gradient.
@@ -45,6 +46,8 @@ class CheckedLoop(Base):
     state: Any
     model: Any
     control: Any
+    half: Split | None = None
+    """Which weights train, where not all do."""
     _start: str | None = None
     _saving: bool = False
     batches: Sequence[Any] = ()
@@ -69,7 +72,7 @@ class CheckedLoop(Base):
         """Train as transformers does; True resumes from the last whole checkpoint of the output.
 
         Raises:
-            BallastError: there is no whole checkpoint, or it began from another model.
+            BallastError: there is no whole checkpoint, or it began from another model or trained another half.
             Diverged: a loss or a gradient is no finite number.
         """
         if self.args.should_save:
@@ -101,7 +104,13 @@ class CheckedLoop(Base):
         return last.path
 
     def _take_up(self, checkpoint: Path) -> None:
-        start = _read(checkpoint / START).get("model")
+        begun = _read(checkpoint / START)
+        start, half = begun.get("model"), begun.get("half")
+        if half != (None if self.half is None else self.half.digest):
+            raise BallastError(
+                f"{checkpoint}: trained another part of the weights, and its optimiser's state would be that of other "
+                f"matrices; go on with {'half as it was' if half else 'all weights (no half)'}, or start a new output"
+            )
         if start and self._start and start != self._start:
             raise BallastError(
                 f"{checkpoint}: was trained from another model than the one given, which would take its place midway, "
@@ -147,7 +156,8 @@ class CheckedLoop(Base):
         if state := self.checkpoint_state():
             write_atomically(made / self._own_file, json.dumps(state))
         if self.args.should_save:
-            write_atomically(made / START, json.dumps({"model": self._start}))
+            begun = {"model": self._start, **({} if self.half is None else {"half": self.half.digest})}
+            write_atomically(made / START, json.dumps(begun))
         self._name_best(made, place)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:

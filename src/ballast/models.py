@@ -209,6 +209,16 @@ def lora_problems(lora: Mapping[str, Any]) -> list[tuple[str, str]]:
     return problems
 
 
+def empty_model(section: ModelSection, config: Any) -> PreTrainedModel:
+    """Return the model that a configuration describes, without weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=section.trust_remote_code)
+    return model
+
+
 def try_lora(section: ModelSection, config: Any) -> None:
     """Put the LoRA settings on a model without weights, to see what they do to its modules.
 
@@ -217,7 +227,6 @@ def try_lora(section: ModelSection, config: Any) -> None:
     """
     import torch
     from peft import get_peft_model
-    from transformers import AutoModelForCausalLM
 
     from ballast.head import check_adapted_head
 
@@ -227,7 +236,7 @@ def try_lora(section: ModelSection, config: Any) -> None:
         with torch.device("meta"), warnings.catch_warnings():
             # Of tied weights, which are refused below.
             warnings.simplefilter("ignore")
-            empty = AutoModelForCausalLM.from_config(config, trust_remote_code=section.trust_remote_code)
+            empty = empty_model(section, config)
             get_peft_model(empty, settings)
     except ValueError as error:
         raise BallastError(" ".join(str(error).split())) from error

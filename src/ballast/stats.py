@@ -24,6 +24,9 @@ REFERENCE_FIELDS = ("ref_logprob", "ref_entropy", "ref_mass", "ref_tied")
 GROUP_FIELDS = ("advantage", "origin")
 """Columns that come with the rows of a group, not from any model."""
 
+ORIGINS = ("expert", "teacher", "own")
+"""Where an answer comes from; a token's `TokenStats.origin` is the place in this tuple."""
+
 LAYOUT_FIELDS = ("sequence", "position", "end")
 """Where a token stands; the collator and the tokenizer know it."""
 

@@ -56,6 +56,25 @@ CASES: list[tuple[str, dict[str, Any]]] = [
         for one, other in (("largest", "smallest"), ("smallest", "largest"))
     ),
     ("eksft", {"rho": 0.4, "lambda_h": 0.3, "lambda_kl": 0.7, "keep_end": True}),
+    *(
+        (name, options)
+        for name in ("asft", "kl-sft")
+        for options in ({}, {"lambda_kl": 0.7}, {"lambda_kl": 0.3, "direction": "reverse"}, {"lambda_kl": 0})
+    ),
+    ("chord-phi", {}),
+    *(("gift", options) for options in ({}, {"beta": 1.5}, {"beta": 0}, {"beta": 800})),
+    *(("iw-sft", options) for options in ({}, {"temperature": 2.5, "cap": 1.1}, {"per": "token", "clip": 0.3})),
+    *(("luffy", options) for options in ({}, {"gamma": 3})),
+    *(("p-alpha", options) for options in ({}, {"alpha": 0}, {"alpha": 2.5})),
+    *(("p-alpha", {"alpha": alpha, "keep": keep, "threshold": 0.2}) for alpha in (0, 1) for keep in ("top", "bottom")),
+    ("product", {}),
+    ("product", {"of": ["chord-phi", {"name": "prift-mass", "threshold": 0.3, "keep_end": True}]}),
+    ("product", {"of": ["sft", {"name": "asft", "lambda_kl": 0.4}, "prift-prob", "kl-sft"]}),
+    ("product", {"of": [{"name": "eksft", "scope": "batch", "lambda_h": 0, "lambda_kl": 0}, "iw-sft"]}),
+    ("product", {"of": [{"name": "gft", "aggregation": "sequence"}, "luffy"]}),
+    *(("profit", options) for options in ({}, {"keep": "lower", "threshold": 0.3})),
+    ("profit", {"keep": "middle", "threshold": 0.1, "upper": 0.5}),
+    ("srft", {}),
 ]
 
 IDS = ["-".join([name, *(str(value) for value in options.values())]) for name, options in CASES]

@@ -5,18 +5,21 @@
     −log p             log 2    log 4   log 10   = 0.6931471806, 1.3862943611, 2.3025850930
     H                    0.2      1.5      0.9
     KL(p‖q)              0.3      0.1      0
+    KL(q‖p)              0.4      0.2      0.1
     Σ p²                 0.4      0.2      0.3
     mass, tied       0.9, 0  0.3, 0.5   0.7, 0
     q                   0.81     0.36     0.04
     H of q               1.4      0.6      1.0
     mass, tied of q     1, 0 0.4, 0.2  0.45, 0
     advantage              2       −1        3
+    origin            expert      own  teacher
 
-A gradient is by the log-probability, the entropy, the KL and Σ p²; one that is left out is zero. V is 8.
+A gradient is by the log-probability, the entropy, both KLs and Σ p²; one that is left out is zero. V is 8.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +43,7 @@ class Golden:
     by_logprob: Three
     by_entropy: Three = NONE
     by_kl: Three = NONE
+    by_kl_forward: Three = NONE
     by_collision: Three = NONE
 
     @property
@@ -162,6 +166,63 @@ GOLDEN = [
         "eksft", {"rho": 1}, (0.0125, -0.0675, -0.045),
         (0, 0, 0), by_entropy=(-0.05, -0.05, -0.05), by_kl=(0.075, 0.075, 0),
     ),
+    # log 2 / 2 + 0.1·0.4, log 4 / 4 + 0.1·0.2, log 10 / 10 + 0.1·0.1
+    Golden(
+        "asft", {}, (0.3865735903, 0.3665735903, 0.2402585093),
+        (-0.5, -0.25, -0.1), by_kl_forward=(0.1, 0.1, 0.1),
+    ),
+    # the other KL: + 0.5·0.3, + 0.5·0.1, + 0
+    Golden(
+        "asft", {"lambda_kl": 0.5, "direction": "reverse"}, (0.4965735903, 0.3965735903, 0.2302585093),
+        (-0.5, -0.25, -0.1), by_kl=(0.5, 0.5, 0.5),
+    ),
+    # log 2 / 4, 3·log 4 / 16, 9·log 10 / 100
+    Golden("chord-phi", {}, (0.1732867951, 0.2599301927, 0.2072326584), (-0.25, -0.1875, -0.09)),
+    # e^beta − 1 = 1, so r = q: (0.81·log 2 + 0.4 + 1.4)/1.81, (0.36·log 4 + 0.2 + 0.6)/1.36,
+    # (0.04·log 10 + 0.1 + 1)/1.04; slopes −r/(1 + r) and 1/(1 + r)
+    Golden(
+        "gift", {"beta": math.log(2)}, (1.3046680753, 0.9551955662, 1.1462532728),
+        (-0.4475138122, -0.2647058824, -0.0384615385), by_kl_forward=(0.5524861878, 0.7352941176, 0.9615384615),
+    ),
+    # the ratios p/q are 50/81, 25/36 and 5/2: the cube root of their product 3125/2916 is 1.0233420830
+    Golden("iw-sft", {}, (0.7093266795, 1.4186533591, 2.3563322252), (-1.0233420830, -1.0233420830, -1.0233420830)),
+    # 50/81·log 2, 25/36·log 4, 1.8·log 10
+    Golden(
+        "iw-sft", {"per": "token"}, (0.4278686300, 0.9627044174, 4.1446531674),
+        (-0.6172839506, -0.6944444444, -1.8),
+    ),
+    # log 2 + 0.1·0.4, log 4 + 0.1·0.2, log 10 + 0.1·0.1
+    Golden(
+        "kl-sft", {}, (0.7331471806, 1.4062943611, 2.3125850930),
+        (-1, -1, -1), by_kl_forward=(0.1, 0.1, 0.1),
+    ),
+    # A·gamma·p/(p + gamma)²: 2·0.05/0.36 = 5/18, the model's own −1, 3·0.01/0.04 = 3/4
+    Golden("luffy", {}, (0.1925408835, -LOG4, 1.7269388197), (-0.2777777778, 1, -0.75)),
+    # 1 − p
+    Golden("p-alpha", {}, (0.5, 0.75, 0.9), (-0.5, -0.25, -0.1)),
+    # (1 − 1/4)/2, (1 − 1/16)/2, (1 − 1/100)/2; slopes −p²
+    Golden("p-alpha", {"alpha": 2}, (0.375, 0.46875, 0.495), (-0.25, -0.0625, -0.01)),
+    Golden("p-alpha", {"keep": "top", "threshold": 0.2}, (0.5, 0.75, 0), (-0.5, -0.25, 0)),
+    Golden("p-alpha", {"alpha": 0, "keep": "bottom", "threshold": 0.3}, (0, LOG4, LOG10), (0, -1, -1)),
+    # p where u ≥ 0.5, the first token
+    Golden("product", {}, (0.3465735903, 0, 0), (-0.5, 0, 0)),
+    # p·q = 0.405, 0.09, 0.004, and both penalties: 0.5·0.4 + 1·0.3, 0.5·0.2 + 1·0.1, 0.5·0.1
+    Golden(
+        "product",
+        {"of": [
+            {"name": "asft", "lambda_kl": 0.5},
+            "prift-prob",
+            {"name": "kl-sft", "lambda_kl": 1, "direction": "reverse"},
+        ]},
+        (0.7807246081, 0.3247664925, 0.0592103404),
+        (-0.405, -0.09, -0.004), by_kl=(1, 1, 1), by_kl_forward=(0.5, 0.5, 0.5),
+    ),
+    # p = 1/2, 1/4, 1/10 against 0.2, then 0.3, then both
+    Golden("profit", {"threshold": 0.2}, (LOG2, LOG4, 0), (-1, -1, 0)),
+    Golden("profit", {"keep": "lower", "threshold": 0.3}, (0, LOG4, LOG10), (0, -1, -1)),
+    Golden("profit", {"keep": "middle", "threshold": 0.2, "upper": 0.3}, (0, LOG4, 0), (0, -1, 0)),
+    # mean entropy 2.6/3: e^(−2.6/3)/2 = 0.2101751923
+    Golden("srft", {}, (0.1456823419, 0.2913646839, 0.4839462646), (-0.2101751923, -0.2101751923, -0.2101751923)),
 ]  # fmt: skip
 
 
@@ -172,6 +233,7 @@ class ThreeTokens:
     logprob: Tensor = field(default_factory=lambda: _leaf(0.5, 0.25, 0.1, log=True))
     entropy: Tensor = field(default_factory=lambda: _leaf(0.2, 1.5, 0.9))
     kl: Tensor = field(default_factory=lambda: _leaf(0.3, 0.1, 0.0))
+    kl_forward: Tensor = field(default_factory=lambda: _leaf(0.4, 0.2, 0.1))
     collision: Tensor = field(default_factory=lambda: _leaf(0.4, 0.2, 0.3))
 
     def stats(self) -> TokenStats:
@@ -182,6 +244,7 @@ class ThreeTokens:
             logprob=self.logprob,
             entropy=self.entropy,
             kl=self.kl,
+            kl_forward=self.kl_forward,
             collision=self.collision,
             mass=fixed(0.9, 0.3, 0.7),
             tied=fixed(0.0, 0.5, 0.0),
@@ -190,6 +253,7 @@ class ThreeTokens:
             ref_mass=fixed(1.0, 0.4, 0.45),
             ref_tied=fixed(0.0, 0.2, 0.0),
             advantage=fixed(2.0, -1.0, 3.0),
+            origin=fixed(0.0, 2.0, 1.0),
             position=torch.tensor([0, 1, 2]),
             vocabulary=8,
         )
@@ -205,11 +269,10 @@ def check_against_golden(row: Golden, per_token_loss: Callable[[TokenStats], Ten
     tokens = ThreeTokens()
     losses = (per_token_loss or objective(row.name, **row.options).per_token_loss)(tokens.stats())
     _assert_close(losses, row.losses)
-    leaves = (tokens.logprob, tokens.entropy, tokens.kl, tokens.collision)
+    leaves = (tokens.logprob, tokens.entropy, tokens.kl, tokens.kl_forward, tokens.collision)
     gradients = torch.autograd.grad(losses.sum(), leaves, allow_unused=True, materialize_grads=True)
-    for gradient, expected in zip(
-        gradients, (row.by_logprob, row.by_entropy, row.by_kl, row.by_collision), strict=True
-    ):
+    by_hand = (row.by_logprob, row.by_entropy, row.by_kl, row.by_kl_forward, row.by_collision)
+    for gradient, expected in zip(gradients, by_hand, strict=True):
         _assert_close(gradient, expected)
 
 

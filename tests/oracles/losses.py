@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
 from oracles import statistics as stat
+from oracles.published import PUBLISHED
 from oracles.rows import Rows
-
-Loss = tuple[list[float], list[list[float]]]
+from oracles.token_loss import Loss, sequences, weighted
 
 
 def loss(name: str, rows: Rows, **options: Any) -> Loss:
@@ -18,24 +18,16 @@ def loss(name: str, rows: Rows, **options: Any) -> Loss:
     return ORACLES[name](rows, **options)
 
 
-def _weighted(rows: Rows, weights: list[float]) -> Loss:
-    losses, gradient = [], []
-    for logits, target, weight in zip(rows.live, rows.targets, weights, strict=True):
-        losses.append(-weight * stat.logprob(logits, target))
-        gradient.append([-weight * slope for slope in stat.logprob_gradient(logits, target)])
-    return losses, gradient
-
-
 def _sft(rows: Rows) -> Loss:
-    return _weighted(rows, [1.0 for _ in rows.targets])
+    return weighted(rows, [1.0 for _ in rows.targets])
 
 
 def _dft(rows: Rows) -> Loss:
-    return _weighted(rows, [stat.probabilities(z)[y] for z, y in zip(rows.live, rows.targets, strict=True)])
+    return weighted(rows, [stat.probabilities(z)[y] for z, y in zip(rows.live, rows.targets, strict=True)])
 
 
 def _prift_prob(rows: Rows) -> Loss:
-    return _weighted(rows, [stat.probabilities(z)[y] for z, y in zip(rows.reference, rows.targets, strict=True)])
+    return weighted(rows, [stat.probabilities(z)[y] for z, y in zip(rows.reference, rows.targets, strict=True)])
 
 
 def _gft(rows: Rows, tau: float = 0.7, aggregation: str = "token") -> Loss:
@@ -43,7 +35,7 @@ def _gft(rows: Rows, tau: float = 0.7, aggregation: str = "token") -> Loss:
     for logits, target, advantage in zip(rows.live, rows.targets, rows.advantage, strict=True):
         p = stat.probabilities(logits)[target]
         weights.append(advantage * (p if p < tau else 1.0))
-    return _weighted(rows, weights)
+    return weighted(rows, weights)
 
 
 MASSES = {"strict": stat.mass_strict, "inclusive": stat.mass_inclusive}
@@ -53,7 +45,7 @@ def _prift_mass(rows: Rows, threshold: float = 0.5, ties: str = "strict", keep_e
     weights = []
     for logits, target, is_end in zip(rows.reference, rows.targets, _turn_ends(rows), strict=True):
         weights.append(1.0 if MASSES[ties](logits, target) >= threshold or (keep_end and is_end) else 0.0)
-    return _weighted(rows, weights)
+    return weighted(rows, weights)
 
 
 WEIGHTS: dict[str, Callable[..., float]] = {
@@ -71,7 +63,7 @@ def _reweight(
     logits = {"live": rows.live, "reference": rows.reference}[signal]
     weights = [WEIGHTS[rule](z, y, **options) for z, y in zip(logits, rows.targets, strict=True)]
     ends = _turn_ends(rows)
-    return _weighted(rows, [1.0 if keep_end and end else weight for weight, end in zip(weights, ends, strict=True)])
+    return weighted(rows, [1.0 if keep_end and end else weight for weight, end in zip(weights, ends, strict=True)])
 
 
 PENALTIES = {
@@ -106,7 +98,7 @@ def _eksft(
         losses[token] += scale * value
         gradient[token] = [old + scale * slope for old, slope in zip(gradient[token], slopes, strict=True)]
 
-    segments = [list(range(count))] if scope == "batch" else _members(rows.sequence)
+    segments = [list(range(count))] if scope == "batch" else sequences(rows.sequence)
     for members in segments:
         size = len(members)
         wanted = math.floor(Fraction(str(rho)) * size)
@@ -134,7 +126,7 @@ def _ift(
 ) -> Loss:
     losses = [0.0] * len(rows.targets)
     gradient = [[0.0] * rows.vocab for _ in rows.targets]
-    for members in _members(rows.sequence):
+    for members in sequences(rows.sequence):
         ordered = sorted(members, key=lambda t: rows.position[t])
         nll = [-stat.logprob(rows.live[t], rows.targets[t]) for t in ordered]
         values, slopes = IFT_VARIANTS[variant](nll, [rows.position[t] for t in ordered], gamma)
@@ -191,13 +183,34 @@ IFT_VARIANTS: dict[str, Callable[[list[float], list[int], float], Values]] = {
 }
 
 
-def _members(sequence: list[int]) -> list[list[int]]:
-    return [[t for t, other in enumerate(sequence) if other == index] for index in sorted(set(sequence))]
+def _product(rows: Rows, of: Sequence[str | Mapping[str, Any]] = ("dft", "prift-mass")) -> Loss:
+    """Weights are recovered as loss over loss; of factors with a KL from their loss without it."""
+    plain, plain_slopes = loss("sft", rows)
+    weights = [1.0 for _ in plain]
+    further = [0.0 for _ in plain]
+    further_slopes = [[0.0] * rows.vocab for _ in plain]
+    for one in of:
+        options = {"name": one} if isinstance(one, str) else dict(one)
+        name = options.pop("name")
+        bare = {**options, "lambda_kl": 0} if name in ("kl-sft", "asft") else options
+        values, slopes = loss(name, rows, **options)
+        bare_values, bare_slopes = loss(name, rows, **bare)
+        for t, nll in enumerate(plain):
+            weights[t] *= bare_values[t] / nll
+            further[t] += values[t] - bare_values[t]
+            beyond = [a - b for a, b in zip(slopes[t], bare_slopes[t], strict=True)]
+            further_slopes[t] = [a + b for a, b in zip(further_slopes[t], beyond, strict=True)]
+    losses = [w * nll + more for w, nll, more in zip(weights, plain, further, strict=True)]
+    gradient = [
+        [w * own + more for own, more in zip(along, beyond, strict=True)]
+        for w, along, beyond in zip(weights, plain_slopes, further_slopes, strict=True)
+    ]
+    return losses, gradient
 
 
 def _turn_ends(rows: Rows) -> list[bool]:
     ends = [False] * len(rows.targets)
-    for members in _members(rows.sequence):
+    for members in sequences(rows.sequence):
         turns: list[list[int]] = []
         for t in sorted(members, key=lambda t: rows.position[t]):
             if turns and rows.position[t] == rows.position[turns[-1][-1]] + 1:
@@ -225,4 +238,6 @@ ORACLES: dict[str, Callable[..., Loss]] = {
     "eksft": _eksft,
     "gft": _gft,
     "ift": _ift,
+    "product": _product,
+    **PUBLISHED,
 }

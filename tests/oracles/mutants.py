@@ -20,13 +20,17 @@ Spoil = Callable[[TokenStats, Tensor], TokenStats]
 
 @dataclass(frozen=True)
 class Mutant:
-    """``wrong`` replaces the per-token loss; ``spoil(stats, logits)`` falsifies the statistics that it is given."""
+    """``wrong`` replaces the per-token loss; ``spoil(stats, logits)`` falsifies the statistics that it is given.
+
+    ``between``: it shows between sequences only, and a golden row has one.
+    """
 
     label: str
     name: str
     wrong: Wrong | None = None
     spoil: Spoil | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    between: bool = False
 
 
 def _weigh(weight: Callable[[Objective, TokenStats], Tensor]) -> Wrong:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ballast import TokenStats, token_stats
-from ballast.stats import LAYOUT_FIELDS, LIVE_FIELDS, PAIR_FIELDS, REFERENCE_FIELDS
+from ballast.stats import GROUP_FIELDS, LAYOUT_FIELDS, LIVE_FIELDS, PAIR_FIELDS, REFERENCE_FIELDS
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,11 @@ class Rows:
     def advantage(self) -> list[float]:
         """An advantage for each token, that of its sequence: one imitated, one unlearnt, one neither, one more so."""
         return [ADVANTAGES[index % len(ADVANTAGES)] for index in self.sequence]
+
+    @property
+    def origin(self) -> list[float]:
+        """Where each token's sequence comes from: an expert, a teacher, the model itself, twice."""
+        return [(0.0, 1.0, 2.0, 2.0)[index % 4] for index in self.sequence]
 
     @property
     def end(self) -> list[bool]:
@@ -78,5 +83,5 @@ def statistics_of(rows: Rows, **settings) -> tuple[TokenStats, Tensor]:
     fields = (*MODEL_FIELDS, "vocabulary")
     stats = token_stats(logits, identity, targets, fields=fields, reference=reference, **settings)
     layout = {name: torch.tensor(getattr(rows, name)) for name in LAYOUT_FIELDS}
-    advantage = torch.tensor(rows.advantage, dtype=torch.float64)
-    return replace(stats, advantage=advantage, **layout), logits
+    group = {name: torch.tensor(getattr(rows, name), dtype=torch.float64) for name in GROUP_FIELDS}
+    return replace(stats, **group, **layout), logits

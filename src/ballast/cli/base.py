@@ -100,7 +100,7 @@ def recipe_of(words: list[str] | None, checks: Sequence[Check], dry_run: bool = 
     What the checks read is not read again within the block. A dry run ends with the resolved recipe printed.
     """
     from ballast.config.recipe import load_recipe
-    from ballast.pipeline import quiet, sources
+    from ballast.pipeline import half_lines, quiet, sources
 
     quiet()
     words = [word if "=" in word else expanded(word) for word in words or ()]
@@ -108,6 +108,8 @@ def recipe_of(words: list[str] | None, checks: Sequence[Check], dry_run: bool = 
     with sources.read_once():
         recipe = load_recipe(path, words, checks=checks)
         if dry_run:
+            for line in half_lines(recipe):
+                print_text(f"# {line}")
             print_yaml(recipe.to_yaml())
             raise typer.Exit
         yield recipe

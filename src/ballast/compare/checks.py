@@ -20,6 +20,7 @@ from ballast.objectives import Objective
 from ballast.options import Where
 from ballast.pipeline.checks import common as checks
 from ballast.pipeline.checks import groups as group_checks
+from ballast.pipeline.checks import half as half_checks
 from ballast.pipeline.checks import rl as rl_checks
 from ballast.pipeline.sources import TRAIN
 from ballast.records.folder import BASE, CACHE, CELLS, JOBS_LOG, PLAN, REPORT, RESERVED, SUMMARY, TUNING
@@ -29,6 +30,7 @@ ROW_CHECKS: tuple[Check, ...] = (
     checks.check_reference,
     group_checks.check_groups,
     settings.check_training,
+    half_checks.check_half,
 )
 LABEL = 100
 """Letters of a label: names of folders end at 255 bytes."""
@@ -243,10 +245,15 @@ def check_then(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
         after = recipe.model_copy(update={"rl": recipe.rl_of(recipe.compare.then)})
     except BallastError:  # reported with the recipe
         return
-    for problem in rl_checks.check_rl(after, broken):
+    for problem in (*rl_checks.check_rl(after, broken), *_check_half(after, broken)):
         shared = problem.where[1:2] and problem.where[1] in shared_rl and problem.where[1] not in own
         here = problem.where[0] == "rl" and not shared
         yield Problem(("compare", "then", *problem.where) if here else problem.where, problem.message, problem.place)
+
+
+def _check_half(after: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+    if after.rl is not None and after.model is not None and "model" not in broken:
+        yield from half_checks.check_drawn(("rl", "half"), after.rl.half, after.model, after.seed)
 
 
 def check_place(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:

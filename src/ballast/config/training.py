@@ -23,7 +23,8 @@ from pydantic import (
 from ballast.config.recipe import Recipe
 from ballast.config.source import Problem
 from ballast.errors import suggest
-from ballast.options import shown
+from ballast.half import half_options
+from ballast.options import OptionsError, shown
 
 if TYPE_CHECKING:
     from ballast.training import TrainingConfig
@@ -70,6 +71,7 @@ def check_training(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
         for key, value in recipe.training.items()
         if (message := _problem(key, value)) is not None
     ]
+    problems += _half_problems(recipe.training.get("half"))
     yield from problems
     elsewhere = broken & {"objective", "reference", "groups", "seed", "output"}
     if not problems and not elsewhere and not (recipe.objective and recipe.objective.problems()):
@@ -116,6 +118,14 @@ def _construct(recipe: Recipe) -> Iterable[Problem]:
         if named is None:
             return
         del left[named]
+
+
+def _half_problems(given: Any) -> list[Problem]:
+    try:
+        half_options({} if given is None else given)
+    except OptionsError as error:
+        return [Problem(("training", "half", *where), message) for where, message in error.problems]
+    return []
 
 
 def _problem(key: str, value: Any) -> str | None:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ballast.groups.advantage import advantages
-    from ballast.groups.members import ORIGINS, Group, GroupRows, Member
+    from ballast.groups.members import Group, GroupRows, Member
     from ballast.groups.options import GroupOptions
     from ballast.groups.sampler import SampledGroups, sample_groups
+    from ballast.stats import ORIGINS
 
 __all__ = [
     "ORIGINS",
@@ -23,7 +24,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ORIGINS": "ballast.groups.members",
+    "ORIGINS": "ballast.stats",
     "Group": "ballast.groups.members",
     "GroupOptions": "ballast.groups.options",
     "GroupRows": "ballast.groups.members",

@@ -16,14 +16,12 @@ from ballast.data.render import prompt_columns
 from ballast.errors import BallastError
 from ballast.evaluation import generation
 from ballast.groups.options import GroupOptions
+from ballast.stats import ORIGINS
 from ballast.verifiers.registry import Verifier, check_rows, score_answers, verifier
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
-
-ORIGINS = ("expert", "teacher", "own")
-"""Where an answer comes from; a token's `TokenStats.origin` is the place in this tuple."""
 
 Row = Mapping[str, Any]
 

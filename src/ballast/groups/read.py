@@ -15,7 +15,8 @@ from ballast.data.prepare import prepare
 from ballast.data.readers import from_rows
 from ballast.data.render import TEMPLATE_OPTIONS, prompt_columns
 from ballast.errors import BallastError
-from ballast.groups.members import ORIGINS, Group, Member
+from ballast.groups.members import Group, Member
+from ballast.stats import ORIGINS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from ballast.errors import BallastError
 from ballast.files import write_atomically
-from ballast.groups.members import ORIGINS, Group, Member
+from ballast.groups.members import Group, Member
 from ballast.groups.options import GroupOptions
 from ballast.limits import check_length
+from ballast.stats import ORIGINS
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -12,7 +12,7 @@ from typing import Any
 
 from ballast.errors import BallastError, suggest
 from ballast.objectives._turns import turn_ends
-from ballast.objectives.base import Objective, OptionError, option
+from ballast.objectives.base import Objective, OptionError, option, plain
 from ballast.stats import FIELDS
 
 __all__ = ["Objective", "ObjectiveInfo", "list_objectives", "objective", "option", "turn_ends"]
@@ -71,15 +71,29 @@ def objective(spec: str | Mapping[str, Any] | Objective, /, **options: Any) -> O
     if not isinstance(spec, str):
         raise BallastError(f"objective: expected a name or a mapping with 'name', got {type(spec).__name__}")
     cls = _class(spec)
+    options = _with_objectives(cls, options)
     for key, message in cls.problems(options):
         raise OptionError(cls.name, key, message)
     return _built(cls, options)
+
+
+def _with_objectives(cls: type[Objective], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options with the objectives that they name, built; raises OptionError where one cannot be."""
+    nested = {item.name for item in fields(cls) if item.metadata.get("objectives")}
+    built = dict(options)
+    for key in nested & {key for key, value in options.items() if isinstance(value, (list, tuple))}:
+        try:
+            built[key] = tuple(objective(one) for one in options[key])
+        except BallastError as error:
+            raise OptionError(cls.name, key, f"{key}: {error}") from error
+    return built
 
 
 def problems(name: str, options: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return all that is wrong with an objective and its options: the option at fault, or ``name``, and why."""
     try:
         cls = _class(name)
+        options = _with_objectives(cls, options)
         found = list(cls.problems(options))
         if not found:
             _built(cls, options)
@@ -141,7 +155,7 @@ def describe(cls: type[Objective]) -> ObjectiveInfo:
         scope=default.scope,
         reduction=default.reduction,
         options=tuple(
-            (item.name, None if item.default is MISSING else item.default, item.metadata.get("doc", ""))
+            (item.name, None if item.default is MISSING else plain(item.default), item.metadata.get("doc", ""))
             for item in fields(cls)
         ),
     )

@@ -42,11 +42,32 @@ def option(
 ) -> Any:
     """Declare an option of an objective: its default, one line of documentation, and what values are allowed.
 
-    An option with ``choices`` takes one of these strings, one whose default is True or False takes these two, any other
-    a finite number within the bounds; ``optional`` allows None too.
+    An option with ``choices`` takes one of these strings, one whose default is True or False takes these two, one whose
+    default is a tuple takes objectives, any other a finite number within the bounds; ``optional`` allows None too.
     """
     limits = {"doc": doc, "choices": choices, "minimum": minimum, "maximum": maximum, "optional": optional}
-    return field(default=default, metadata={**limits, "flag": isinstance(default, bool)})
+    kinds = {"flag": isinstance(default, bool), "objectives": isinstance(default, tuple)}
+    return field(default=default, metadata={**limits, **kinds})
+
+
+def check_read(built: Objective, choice: str, readers: Mapping[str, tuple[str, ...]]) -> None:
+    """Refuse options that the value of another one leaves unread, and those that it reads and that are None.
+
+    Args:
+        built: the objective.
+        choice: the option that decides.
+        readers: its values, each with the options that it alone reads; those not named here are always read.
+
+    Raises:
+        OptionError: naming the option and the value.
+    """
+    value, defaults = getattr(built, choice), {item.name: item.default for item in fields(built)}
+    read = readers.get(value, ())
+    for name in dict.fromkeys(name for names in readers.values() for name in names):
+        if name in read and getattr(built, name) is None:
+            raise OptionError(built.name, name, f"{choice} {value!r} needs the option {name!r}")
+        if name not in read and getattr(built, name) != defaults[name]:
+            raise OptionError(built.name, name, f"{choice} {value!r} has no {name!r}, it would be ignored")
 
 
 @dataclass(frozen=True)
@@ -126,7 +147,12 @@ class Objective:
         """Return the name and all options, from which `ballast.objective` builds an equal objective."""
         own = type(self).__module__.startswith(f"{__package__}.")
         name = self.name if own else f"{type(self).__module__}:{type(self).__qualname__}"
-        return {"name": name, **{item.name: getattr(self, item.name) for item in fields(self)}}
+        return {"name": name, **{item.name: plain(getattr(self, item.name)) for item in fields(self)}}
+
+
+def plain(value: Any) -> Any:
+    """Return the value of an option as it is written down: objectives as mappings with their names and options."""
+    return [one.to_dict() for one in value] if isinstance(value, tuple) else value
 
 
 class ChangesInputs(Protocol):
@@ -155,9 +181,13 @@ def _problem(
     maximum: float | None,
     optional: bool,
     flag: bool,
+    objectives: bool,
 ) -> str | None:
     if value is None and optional:
         return None
+    if objectives:
+        listed = isinstance(value, tuple) and value and all(isinstance(one, Objective) for one in value)
+        return None if listed else f"must be a list of objectives ({doc}); got {value!r}"
     if flag:
         return None if isinstance(value, bool) else f"must be true or false ({doc}); got {value!r}"
     if choices:

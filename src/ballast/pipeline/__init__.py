@@ -10,6 +10,7 @@ from ballast.pipeline.checks.common import (
     TASK_CHECKS,
     TRAIN_CHECKS,
 )
+from ballast.pipeline.checks.half import half_lines
 from ballast.pipeline.checks.rl import RL_CHECKS, RL_RESUME_CHECKS
 from ballast.pipeline.evaluate import check_measurement, readiness_lines, run_evaluate, table, with_readiness
 from ballast.pipeline.inputs import quiet
@@ -31,6 +32,7 @@ __all__ = [
     "TRAIN_CHECKS",
     "Outcome",
     "check_measurement",
+    "half_lines",
     "quiet",
     "readiness_lines",
     "run_advise",

@@ -28,6 +28,8 @@ SHOWN = 10
 """Rows and tokens listed; all of them are in the JSON."""
 FOLDED = ("holds", "text", "worst tokens (q)")
 """Columns that give way where the terminal is narrow."""
+GENERAL = ("product", "reweight")
+"""Forms of others; only the recipe's own says anything."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def _objectives(recipe: Recipe) -> list[Objective]:
     from ballast.objectives import list_objectives, objective
 
     own = [] if recipe.objective is None else [recipe.objective.build()]
-    named = {info.name: objective(info.name) for info in list_objectives() if info.name != "reweight"}
+    named = {info.name: objective(info.name) for info in list_objectives() if info.name not in GENERAL}
     return list({**named, **{one.name: one for one in own}}.values())
 
 

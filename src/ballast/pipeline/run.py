@@ -122,6 +122,8 @@ class Run:
 
     def begin(self, trainer: Any, before: Sequence[Measured], lines: Sequence[str], **own: Any) -> RunRecord:
         """Say lines and return the record, written as ``running``; `own` are fields that not every run has."""
+        if trainer.half is not None:
+            own, lines = {**own, "half": trainer.half.record()}, [*lines, trainer.half.line()]
         record = self._record(trainer.model, trainer.args, own if self.cell is None else {**own, "cell": self.cell})
         if trainer.is_world_process_zero():
             for line in lines:

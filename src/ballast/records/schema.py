@@ -185,6 +185,26 @@ class RewardRecord(Record):
     lines: int
 
 
+class HalfRecord(Record):
+    """Which weights trained, where not all did.
+
+    Attributes:
+        options: of `ballast.half.HalfOptions`.
+        seed: what was drawn from.
+        layer_share: share of the layers' weights that trained.
+        digest: of the names of those that trained.
+    """
+
+    options: Values
+    seed: int
+    tensors: int
+    tensors_trained: int
+    parameters: int
+    parameters_trained: int
+    layer_share: float
+    digest: str
+
+
 class CellRecord(Record):
     """Which run of a comparison this is; RL straight from the base model has no rate."""
 
@@ -211,6 +231,7 @@ class RunRecord(Versioned):
         started, finished: UTC, ISO 8601.
         train: totals of the trainer.
         seconds: of each part of the run.
+        half: which weights trained, where not all did.
         rl, start: options of RL, and what it started from.
         answers, cut_off, errors, timeouts: how many answers of RL were judged, and what went wrong with them.
         cell: which run of a comparison it is.
@@ -234,6 +255,7 @@ class RunRecord(Versioned):
     finished: str | None = None
     train: dict[str, Number] = {}
     seconds: dict[str, float] = {}
+    half: HalfRecord | None = None
     rl: Values | None = None
     start: str | None = None
     answers: int | None = None

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
+from ballast.half import Half
 from ballast.options import Columns, Options, OptionsError, Sources, Text, Where
 
 LossType = Literal["dapo", "grpo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"]
@@ -56,6 +57,8 @@ class RLOptions(Options):
     """How `trl.GRPOTrainer` sums tokens up; see TRL's documentation."""
     iterations: int = Field(1, ge=1)
     """Optimiser steps on one round of answers; 1 is on-policy."""
+    half: Half | None = None
+    """Train a random half of the weights, as `training.half`: a fraction or its options."""
     use_vllm: bool = False
     """Sample with vLLM, where it is installed."""
     save_steps: int | None = Field(None, ge=1)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ballast.evaluation.generation import end_ids, read_completion
+from ballast.half import freeze
 from ballast.limits import check_tokenizer
 from ballast.rl import trl
 from ballast.rl.options import RLOptions
@@ -54,6 +55,7 @@ class Run:
             ValueError: TRL refuses the settings together.
         """
         check_tokenizer(type(model).__name__, model.config, tokenizer)
+        half = freeze(model, options.half, args.seed)
         ends = end_ids(model, tokenizer)
         self._defaults = trl.take_generation_defaults(model, ends)
         self.rewards = Rewards(
@@ -71,6 +73,7 @@ class Run:
             peft_config=peft_config,
             callbacks=callbacks,
         )
+        self.trainer.half = half
 
     def train(self, *, resume: bool | Path = False) -> dict[str, float]:
         """Train, or go on from a checkpoint (True: from the last whole one), and return TRL's totals."""

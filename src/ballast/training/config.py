@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ballast.groups import GroupOptions
+from ballast.half import half_options
 from ballast.objectives import Objective, objective
 from ballast.training.trl import SFTConfig
 
@@ -23,16 +24,18 @@ class TrainingConfig(SFTConfig):
             cache. ``auto`` takes the adapter switched off under PEFT, else a frozen copy, and only where the
             objective needs a reference.
         groups: fields of `ballast.groups.GroupOptions`, for objectives that train on groups of answers.
+        half: fields of `ballast.half.HalfOptions`, or its fraction: train a random half of the weights.
 
     Raises:
-        BallastError: if the objective, the groups or one of its options is not known or not allowed.
+        BallastError: if the objective, the groups, the half or one of its options is not known or not allowed.
     """
 
-    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "objective", "groups"]  # noqa: RUF012
+    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "objective", "groups", "half"]  # noqa: RUF012
 
     objective: Any = field(default="sft", metadata={"help": "Objective: a name, or a mapping with options."})
     reference: str | None = field(default=None, metadata={"help": "auto, model, adapter-off, or a cache's folder."})
     groups: dict[str, Any] | None = field(default=None, metadata={"help": "Groups of answers, for GFT."})
+    half: Any = field(default=None, metadata={"help": "Half fine-tuning: a fraction, or a mapping with options."})
 
     def __post_init__(self) -> None:
         if self.bf16 is None and not _has_accelerator(self):
@@ -41,6 +44,8 @@ class TrainingConfig(SFTConfig):
         self.objective = objective(self.objective).to_dict()
         if self.groups is not None:
             self.groups = GroupOptions.from_dict(self.groups).to_dict()
+        if self.half is not None:
+            self.half = half_options(self.half).to_dict()
 
     def build_objective(self) -> Objective:
         """Return the objective that these arguments name."""

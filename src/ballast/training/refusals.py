@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ballast.errors import BallastError
 from ballast.files import check_place
+from ballast.half import check_arguments, half_options
 from ballast.loop import refuse_strangers
 from ballast.packages import lacking, refuse_lacking
 
@@ -48,10 +49,26 @@ def refuse_arguments(args: TrainingConfig) -> None:
     for name, (is_set, reason) in refused.items():
         if is_set:
             raise BallastError(f"training.{name} is not supported: {reason}")
+    if args.half is not None:
+        check_arguments(half_options(args.half), args)
     # Last: what is not supported is not worth installing.
     refuse_lacking(args, "training")
     refuse_strangers(args)
     refuse_no_steps(args)
+
+
+def refuse_half(args: TrainingConfig, peft_config: Any, quantization_config: Any) -> None:
+    """Refuse to train half of what is no model's own, or not there to train, before weights are loaded.
+
+    Raises:
+        BallastError: naming what does not go with half.
+    """
+    for name, value in (("peft_config", peft_config), ("quantization_config", quantization_config)):
+        if args.half is not None and value is not None:
+            raise BallastError(
+                f"half does not go with {name}: it draws from the model's own matrices, which would not train; leave "
+                "one of the two out"
+            )
 
 
 def planned_steps(args: TrainingConfig, rows: int) -> int:

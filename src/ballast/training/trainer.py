@@ -11,6 +11,7 @@ import torch
 from ballast.data import Collator, PrepareOptions, check_data, pack, prepare
 from ballast.errors import BallastError
 from ballast.evaluation.generation import end_ids
+from ballast.half import freeze, half_options
 from ballast.head import trained_positions
 from ballast.limits import check_tokenizer
 from ballast.loop import numbers
@@ -26,7 +27,7 @@ from ballast.training.metrics import MetricSums
 from ballast.training.ranks import ROW_ENDS, tokens_seen, without_repeats
 from ballast.training.reduction import count, token_layout
 from ballast.training.reference import check_needs, run_reference, score_missing
-from ballast.training.refusals import refuse_no_steps, refuse_parts, refuse_surroundings
+from ballast.training.refusals import refuse_half, refuse_no_steps, refuse_parts, refuse_surroundings
 from ballast.training.rows import rows_in
 from ballast.training.trl import AdaptedTrainer, add_statistics, check_head, load_model, with_adapter
 
@@ -116,6 +117,7 @@ class Trainer(AdaptedTrainer):
             compute_metrics=compute_metrics,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
+        refuse_half(args, peft_config, quantization_config)
         check_needs(self.objective, spec)
         self.groups = run_groups(self.objective, groups if groups is not None else args.groups, args)
         args.groups = None if self.groups is None else self.groups.options.to_dict()
@@ -129,6 +131,7 @@ class Trainer(AdaptedTrainer):
             model = with_adapter(model, peft_config, args.seed)
         check_head(model)
         settle_inputs(model, self.objective)
+        self.half = freeze(model, None if args.half is None else half_options(args.half), args.seed)
         # Before TRL patches the forward: a copy made later would follow the weights in training.
         self.reference = run_reference(self.objective, spec, model, tokenizer, autocast_dtype(args))
         self.prepare_reports: dict[str, PrepareReport] = {}

@@ -16,6 +16,7 @@ from ballast.limits import check_tokenizer
 from ballast.pipeline import sources
 from ballast.pipeline.advise import check_has_demonstrations, check_reference_is_start
 from ballast.pipeline.checks import groups as group_checks
+from ballast.pipeline.checks import half as half_checks
 from ballast.pipeline.run_folder import LOCK, is_trained
 from ballast.records.runs import read_record
 from ballast.stats import PAIR_FIELDS
@@ -222,6 +223,12 @@ def check_resume(fixed: Mapping[str, Sequence[str]]) -> Check:
                 yield Problem(
                     (key,), "differs from the run to be resumed, which would change midway; start a new output"
                 )
+        if "training" not in broken and not half_checks.same_half(record, recipe):
+            yield Problem(
+                ("training", "half"),
+                "differs from the run to be resumed: other weights would train midway, with an optimiser's state that "
+                "is not theirs; set it back, or start a new output",
+            )
 
     return check
 
@@ -252,6 +259,7 @@ _COMMON = (
     check_reference,
     group_checks.check_groups,
     settings.check_training,
+    half_checks.check_half,
     check_cache_place,
 )
 _TRAIN = (check_required("model", "objective", "output"), *_COMMON, check_tasks)

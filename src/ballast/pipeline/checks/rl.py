@@ -14,10 +14,12 @@ from ballast.config import training as settings
 from ballast.config.recipe import Check, ModelSection, Recipe
 from ballast.config.source import Problem
 from ballast.errors import BallastError, suggest
+from ballast.half import check_arguments
 from ballast.packages import refuse_lacking
 from ballast.pipeline import sources
 from ballast.pipeline.checks import common as checks
 from ballast.pipeline.checks import groups as group_checks
+from ballast.pipeline.checks import half as half_checks
 from ballast.rl.options import ELSEWHERE, TRAINER, RLOptions
 
 FIXED: dict[str, tuple[str, ...]] = {"model": (), "data": (), "rl": ("steps", "save_steps"), "seed": ()}
@@ -63,6 +65,8 @@ def check_start(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
         yield Problem(("model",), str(error))
         return
     yield from checks.check_model(recipe.model_copy(update={"model": section}), broken)
+    if recipe.rl is not None and "rl" not in broken:
+        yield from half_checks.check_drawn(("rl", "half"), recipe.rl.half, section, recipe.seed)
 
 
 def start_section(recipe: Recipe, start: str | Path | None = None) -> ModelSection:
@@ -171,7 +175,10 @@ def _construct(recipe: Recipe, options: RLOptions) -> Iterable[Problem]:
     from ballast.rl import trl
 
     try:
-        refuse_lacking(trl.config(options, output_dir=recipe.output or ".", seed=recipe.seed), "rl.trainer")
+        args = trl.config(options, output_dir=recipe.output or ".", seed=recipe.seed)
+        if options.half is not None:
+            check_arguments(options.half, args, "rl.trainer")
+        refuse_lacking(args, "rl.trainer")
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:
         message = " ".join(str(error).split())
         named = next((key for key in sorted(options.trainer, key=len, reverse=True) if key in message), None)

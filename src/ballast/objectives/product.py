@@ -1,0 +1,69 @@
+"""Objectives combined: the product of their weights, the sum of their further terms."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, get_args
+
+from ballast.objectives.base import Objective, OptionError, Reduction, Scope, option
+from ballast.objectives.dft import DFT
+from ballast.objectives.prift_mass import PriftMass
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from ballast.stats import TokenStats
+
+
+@dataclass(frozen=True)
+class Product(Objective):
+    """Weigh each token by the product of several objectives' weights.
+
+    ``w_t = Π_i w_t,i`` and ``extra_t = Σ_i extra_t,i``: a gate times a weight, or these with the KL penalty of a third.
+    Each factor is a name, or a mapping with its options; the scope is the widest of theirs.
+
+    Relations: `sft` is the factor that changes nothing; the order of factors does not matter. `ift`, whose loss is more
+    than a weight and a further term, is refused.
+    """
+
+    name: ClassVar[str] = "product"
+    source: ClassVar[str] = "a combination of what it names"
+
+    of: tuple[Objective, ...] = option((DFT(), PriftMass()), "the objectives multiplied")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for one in self.of:
+            if type(one).per_token_loss is not Objective.per_token_loss or hasattr(one, "prepare_inputs"):
+                message = f"of: {one.name} is no factor: its loss is more than a weight and a further term"
+                raise OptionError(self.name, "of", message)
+        if len(counts := {one.reduction for one in self.of} - {"tokens"}) > 1:
+            message = f"of: the factors divide by {' and by '.join(sorted(counts))}, and a loss has one divisor"
+            raise OptionError(self.name, "of", message)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for one in self.of for name in one.needs))
+
+    @property
+    def scope(self) -> Scope:
+        return max((one.scope for one in self.of), key=get_args(Scope).index)
+
+    @property
+    def reduction(self) -> Reduction:
+        return next((one.reduction for one in self.of if one.reduction != "tokens"), "tokens")
+
+    def weight(self, stats: TokenStats) -> Tensor:
+        return math.prod((one.weight(stats) for one in self.of), start=super().weight(stats))
+
+    def extra(self, stats: TokenStats) -> Tensor:
+        return sum((one.extra(stats) for one in self.of), start=super().extra(stats))
+
+    def active(self, columns: Mapping[str, Tensor]) -> Tensor | None:
+        if any(type(one).extra is not Objective.extra for one in self.of):
+            return None
+        known = [mask for one in self.of if (mask := one.active(columns)) is not None]
+        return math.prod(known[1:], start=known[0]) if known else None
