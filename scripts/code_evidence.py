@@ -41,9 +41,8 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
         before("composites of two teach composites of three", DEEP, "both", "atoms"),
     ),
     "code-rl": tuple(
-        Claim("RL on the prompts of fine-tuning improves what they never showed", metric, (row, AFTER), (row, BEFORE))
-        for row in ("both", "few-8")
-        for metric in (A, B, SAMPLED)
+        Claim("RL on the prompts of fine-tuning improves what they never showed", one, ("both", AFTER), ("both", BEFORE))
+        for one in (A, B, SAMPLED)
     ),
     "code-scratch": (
         Claim("RL from the base is ahead of fine-tuning on the other half", B, ("base", AFTER), ("composites", BEFORE)),

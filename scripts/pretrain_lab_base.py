@@ -102,10 +102,11 @@ def summed_loss(model: LlamaForCausalLM, ids_BT: torch.Tensor, weights_BT: torch
 
 
 def rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over 150 steps, then cosine to 2 % of the peak."""
-    if step < 150:
-        return peak * (step + 1) / 150
-    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - 150) / max(1, steps - 150))))
+    """Linear warm-up over a sixth of the steps, at most 150, then cosine to 2 % of the peak."""
+    warmup = min(150, max(1, steps // 6))
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))))
 
 
 def pretrain(
@@ -124,7 +125,10 @@ def pretrain(
     """
     torch.manual_seed(options.seed)
     torch.set_num_threads(options.threads)
-    model = fresh_model(tokenizer, options.hidden, options.layers, options.heads)
+    if options.start is None:
+        model = fresh_model(tokenizer, options.hidden, options.layers, options.heads)
+    else:
+        model = LlamaForCausalLM.from_pretrained(options.start, dtype=torch.float32)
     decay = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim == 1]
     optimizer = torch.optim.AdamW(
@@ -170,7 +174,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
 
 def write_log(options: argparse.Namespace, model: LlamaForCausalLM, curve: list[dict], text: dict[str, object]) -> None:
     """Write settings, size and loss curve (weighted mean nats per token over 100 steps) as JSON."""
-    settings = {key: value for key, value in vars(options).items() if key not in ("out", "log", "save_every")}
+    settings = {key: value for key, value in vars(options).items() if key not in ("out", "log", "save_every", "start")}
     log = {
         "settings": settings | {"prompt_weight": PROMPT_WEIGHT} | text,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -186,6 +190,7 @@ def parser(about: str, out: str, log: str) -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=about)
     found.add_argument("--out", type=Path, default=Path(out))
     found.add_argument("--log", type=Path, default=Path(log))
+    found.add_argument("--start", type=Path, default=None, help="folder of a model to go on from; none: random weights")
     found.add_argument("--seed", type=int, default=0)
     found.add_argument("--steps", type=int, default=900)
     found.add_argument("--rows", type=int, default=64, help="rows of one step")

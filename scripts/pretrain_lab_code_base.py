@@ -7,6 +7,7 @@ The same seed gives the same text; weights agree up to the rounding of the machi
 
 import re
 from collections.abc import Iterator
+from functools import partial
 
 from pretrain_lab_base import closed_tokenizer, parser, pretrain
 
@@ -37,7 +38,11 @@ def main() -> None:
     """Parse the command line and pretrain."""
     command = parser(__doc__.splitlines()[0], "src/ballast/lab/code_base", "docs/lab_code_base_log.json")
     command.set_defaults(hidden=128, heads=4)
-    pretrain(command.parse_args(), closed_tokenizer(vocabulary(), PATTERN), code_tasks.draw_text, "\n", {})
+    command.add_argument("--near", type=int, default=2, help="steps that share their phrases")
+    command.add_argument("--swapped", type=float, default=0.25, help="share of chains asked for in the other order")
+    options = command.parse_args()
+    tokenizer = closed_tokenizer(vocabulary(), PATTERN)
+    pretrain(options, tokenizer, partial(code_tasks.draw_text, near=options.near, swapped=options.swapped), "\n", {})
 
 
 if __name__ == "__main__":

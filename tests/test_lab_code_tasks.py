@@ -32,7 +32,7 @@ SIZES = {
     "code-forgetting": 100,
 }
 BY_NAME = {atom.name: atom for atom in atoms()}
-DIGEST = "3a4dfe2a3048ec3c992231ad4b6bf37a9327740d4f9b87d676c5421276810d2b"
+DIGEST = "d06d699d9bbda6482fa335c13a6c3bcc597ed55aa0af840f2de690fae2af1a23"
 
 
 def chain_of(row):
@@ -195,8 +195,9 @@ def test_pretraining_never_shows_a_chain_of_one_half():
 
 
 def test_a_step_is_asked_for_by_the_phrase_of_its_kin():
-    groups = code_tasks.kin()
+    groups = code_tasks.kin(2)
     assert set(groups) == set(BY_NAME)
+    assert {len(members) for members in groups.values()} == {1, 2, 3}
     for name, members in groups.items():
         atom = BY_NAME[name]
         assert atom in members

@@ -271,30 +271,36 @@ def split(name: str) -> list[Row]:
     return _SPLITS[name]()
 
 
-def kin() -> dict[str, tuple[Atom, ...]]:
-    """Return by name the steps of the same topic and types, in threes: what the base takes a step's phrase for."""
+@lru_cache(maxsize=4)
+def kin(near: int) -> dict[str, tuple[Atom, ...]]:
+    """Return by name `near` or more steps of the same topic and types: what the base takes a step's phrase for."""
     groups: dict[tuple[str, str], list[Atom]] = defaultdict(list)
     for atom in atoms():
         groups[atom.topic, atom.takes + atom.gives].append(atom)
     found: dict[str, tuple[Atom, ...]] = {}
     for group in groups.values():
-        parts = max(1, len(group) // 3)
+        parts = max(1, len(group) // near)
         for part in range(parts):
             members = tuple(group[part::parts])
             found |= {atom.name: members for atom in members}
     return found
 
 
-def draw_text(rng: Random) -> str:
+def draw_text(rng: Random, near: int = 2, swapped: float = 0.25) -> str:
     """Draw one row of the base's pretraining text: prompt and completion.
 
     A fifth asks for a step by its name. Else it is a step (three of eight) or a chain of one A and one B step, and each
-    phrase is that of any of the step's `kin`; of a chain the phrases come in either order.
+    phrase is that of any of the step's `kin`.
+
+    Args:
+        near: steps that share their phrases, at least.
+        swapped: share of the chains whose phrases come in the other order.
     """
     if rng.random() < 0.2:
         return named(rng.choice(atoms()))
     alone = rng.random() < 3 / 8
     chain: Chain = (rng.choice(atoms()),) if alone else rng.choice(_composed()[0]["AB"])
-    asked = [rng.choice(kin()[atom.name]) for atom in chain]
-    rng.shuffle(asked)
+    asked = [rng.choice(kin(near)[atom.name]) for atom in chain]
+    if not alone and rng.random() < swapped:
+        asked.reverse()
     return prompt(tuple(asked), rng.choice(WORDINGS) if alone else WORDINGS[0]) + program(chain)
