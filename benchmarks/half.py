@@ -60,7 +60,7 @@ def make(model: str, half: dict[str, Any] | None, tokens: int, folder: Path) -> 
         ballast.TrainingConfig(
             output_dir=str(folder), max_steps=1, max_length=None, bf16=False, gradient_checkpointing=False, half=half,
             per_device_train_batch_size=1, save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True,
-            model_init_kwargs={"dtype": "float32"},
+            
         ),
         train_dataset=Dataset.from_list([{"input_ids": ids, "labels": ids}]),
     )  # fmt: skip

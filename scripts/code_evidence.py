@@ -41,7 +41,9 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
         before("composites of two teach composites of three", DEEP, "both", "atoms"),
     ),
     "code-rl": tuple(
-        Claim("RL on the prompts of fine-tuning improves what they never showed", one, ("both", AFTER), ("both", BEFORE))
+        Claim(
+            "RL on the prompts of fine-tuning improves what they never showed", one, ("both", AFTER), ("both", BEFORE)
+        )
         for one in (A, B, SAMPLED)
     ),
     "code-scratch": (

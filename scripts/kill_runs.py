@@ -140,12 +140,12 @@ def start(words: list[str], folder: Path) -> int:
 
 def command(words: list[str]) -> int:
     """Run a command of ballast in this process and return its exit code."""
+    from ballast import parts
     from ballast.cli import app
-    from ballast.groups import store
     from ballast.reference.writer import CacheWriter
 
     # Small ones, so that a kill falls between two of them.
-    store.ROWS_PER_PART = 6
+    parts.ROWS_PER_PART = 6
     assert CacheWriter.__init__.__kwdefaults__ is not None
     CacheWriter.__init__.__kwdefaults__["shard_tokens"] = 60
     try:

@@ -73,11 +73,15 @@ def _options(info: ObjectiveInfo) -> str:
 def _allowed(limits) -> str:
     if limits["flag"]:
         return "`true`, `false`"
+    if limits["objectives"]:
+        return "a list of objectives"
+    if limits["text"]:
+        return "text"
     if limits["choices"]:
         return ", ".join(f"`{choice}`" for choice in limits["choices"])
     low = "(−∞" if limits["minimum"] is None else f"[{limits['minimum']:g}"
     high = "∞)" if limits["maximum"] is None else f"{limits['maximum']:g}]"
-    return f"{low}, {high}"
+    return f"{'whole, ' if limits['whole'] else ''}{low}, {high}"
 
 
 def _usage(info: ObjectiveInfo) -> str:
@@ -89,11 +93,11 @@ def _usage(info: ObjectiveInfo) -> str:
 
 
 def _python(value: object) -> str:
-    return json.dumps(value) if isinstance(value, str) else repr(value)
+    return repr(value) if isinstance(value, (bool, int, float)) else json.dumps(value).replace("false", "False")
 
 
 def _yaml(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return json.dumps(value) if isinstance(value, (bool, list)) else str(value)
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -20,11 +20,13 @@ from typing import Any, get_args
 from pydantic.fields import FieldInfo
 
 from ballast.config.recipe import DataSection, EvaluationSection, ModelSection, ReferenceSection
-from ballast.config.sections import CompareSection
+from ballast.config.sections import CompareSection, RoundsSection
 from ballast.evaluation.tasks import CLASSES, Task
-from ballast.groups.options import GroupOptions
+from ballast.groups.options import GroupOptions, RowsOptions
 from ballast.half import HalfOptions
 from ballast.options import Options
+from ballast.revise.options import ReviseOptions
+from ballast.reward.options import RewardOptions
 from ballast.rl.options import RLOptions
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -34,10 +36,14 @@ SECTIONS: dict[str, type[Options]] = {
     "data": DataSection,
     "reference": ReferenceSection,
     "groups": GroupOptions,
+    "rows": RowsOptions,
+    "revise": ReviseOptions,
+    "reward": RewardOptions,
     "rl": RLOptions,
     "half": HalfOptions,
     "evaluation": EvaluationSection,
     "compare": CompareSection,
+    "rounds": RoundsSection,
 }
 NUMBERS = {"integer": "whole number", "number": "number"}
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}

@@ -10,20 +10,26 @@ import torch
 from group_rows import GROUPS, run
 from training_tools import weights
 
+OBJECTIVES = {
+    "token": {"name": "gft", "tau": 0.3, "aggregation": "token"},
+    "sequence": {"name": "gft", "tau": 0.3, "aggregation": "sequence"},
+    "self-train": {"name": "self-train"},
+}
+
 
 def main(output: str) -> None:
     torch.set_num_threads(1)
     ends = {}
-    for aggregation in ("token", "sequence"):
+    for name, objective in OBJECTIVES.items():
         with tempfile.TemporaryDirectory() as folder:
             made = run(
                 Path(folder),
-                objective={"name": "gft", "tau": 0.3, "aggregation": aggregation},
+                objective=objective,
                 groups={**GROUPS, "refresh": 2},
                 per_device_train_batch_size=2,
                 max_steps=3,
             )
-        ends[aggregation] = (weights(made), [log for log in made.state.log_history if "loss" in log])
+        ends[name] = (weights(made), [log for log in made.state.log_history if "loss" in log])
     if made.accelerator.num_processes != 2:
         raise SystemExit("expected two processes")
     if made.is_world_process_zero():

@@ -29,7 +29,7 @@ def uneven(folder: str, name: str) -> dict[str, tuple[dict[str, torch.Tensor], l
 
 def main(output: str, objectives: list[str]) -> None:
     torch.set_num_threads(1)
-    ends = {}
+    ends: dict[str, Any] = {}
     for name in objectives:
         with tempfile.TemporaryDirectory() as folder:
             model = tiny_model(dtype=torch.float64)
@@ -37,6 +37,10 @@ def main(output: str, objectives: list[str]) -> None:
             # Five rows: three for one rank, two for the other, which accelerate fills up by repeating a row.
             held_out = trainer.evaluate(dataset(13).select(range(8, 13)))
             ends[name] = (weights(trainer), trainer.state.log_history[0], held_out, uneven(folder, name))
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {"per_device_train_batch_size": 4, "max_steps": 2, "half": 0.5}
+        trainer = run(Path(folder), "sft", model=tiny_model(dtype=torch.float64), **settings)
+        ends["half"] = weights(trainer)
     if trainer.accelerator.num_processes != 2:
         raise SystemExit("expected two processes")
     if trainer.is_world_process_zero():

@@ -37,6 +37,10 @@ def prototype(tmp_path_factory) -> Path:
         (folder / "judging.py").write_text("def judge(completion, row):\n    return 1.0\n")
         done = CliRunner().invoke(app, Case("", "", ("groups.file=sampled",), command="sample").arguments())
         assert done.exit_code == 0, done.output
+        unjudged = ("objective=irft", "groups={own: 2, max_new_tokens: 8, file: unjudged}")
+        done = CliRunner().invoke(app, Case("", "", unjudged, command="sample").arguments())
+        assert done.exit_code == 0, done.output
+        assert "nobody judged them" in " ".join(done.stdout.split())
     return folder
 
 
@@ -79,6 +83,11 @@ def edited_manifest() -> None:
     path.write_text(path.read_text()[:50])
 
 
+def earlier_version() -> None:
+    path = Path("sampled/manifest.json")
+    path.write_text(path.read_text().replace('"version": 2', '"version": 1'))
+
+
 def chat(row: dict) -> dict:
     return {
         "messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}],
@@ -90,6 +99,7 @@ DATA = "data.train (rows.jsonl): "
 FILE = ("groups={file: own.jsonl}",)
 BARE = ("data.train", "groups")
 SAMPLED = ("groups.file=sampled",)
+IRFT = ("objective={name: irft}",)
 
 CASES = [
     # objective and groups
@@ -109,11 +119,109 @@ CASES = [
         ("groups.temperature=-1",),
     ),
     Case("nobody in the group", "expert, teacher and own are all 0", ("groups={own: 0, expert: 0, teacher: 0}",)),
+    # IRFT
+    Case("irft without groups", "groups: is required and missing: objective irft", IRFT, without=("groups",)),
+    Case("irft without own answers", "groups.own: 0, and objective irft compares", (*IRFT, "groups.own=0")),
+    Case("irft without an expert", "groups.expert: 0, and objective irft compares", (*IRFT, "groups.expert=0")),
+    Case("unknown link", "objective.link: link must be one of sigmoid, hinge, none", (*IRFT, "objective.link=logit")),
+    Case("no beta", "objective.beta: beta must lie in", (*IRFT, "objective.beta=0")),
+    Case(
+        "nobody to judge cut-off answers",
+        "groups.judge_cut_off: true without groups.verifier",
+        (*IRFT, "groups={own: 2, judge_cut_off: true}"),
+    ),
+    Case(
+        "round without groups",
+        "reference: 'round' is the model as it was when a round of answers was sampled, and objective sft trains on",
+        ("objective=sft", "reference=round"),
+        without=("groups",),
+    ),
+    Case("another round", "reference.use: 'rounds' is not allowed; did you mean 'round'", (*IRFT, "reference=rounds")),
+    Case("round and a cache", "reference: use: round and cache", (*IRFT, "reference={use: round, cache: cache}")),
+    Case(
+        "a file of one member",
+        "groups.file: own.jsonl: prompt 1: has no own answer, so there is nothing to compare",
+        (*IRFT, *FILE),
+        own({**OWN, "origin": "expert"}),
+        without=BARE,
+    ),
+    Case(
+        "a file without an expert",
+        "groups.file: own.jsonl: prompt 1: has no expert answer",
+        (*IRFT, *FILE),
+        own(OWN),
+        without=BARE,
+    ),
+    Case(
+        "a file without the model that sampled",
+        "groups.file: own.jsonl: prompt 1: has no log-probabilities of the model that sampled it",
+        (*IRFT, *FILE, "reference=round"),
+        without=BARE,
+    ),
+    Case(
+        "the same answers twice",
+        "groups.file: sampled is named twice",
+        ("groups.file=[sampled, sampled]",),
+    ),
+    Case(
+        "one of two files is not there",
+        "groups.file: absent: no such file or folder",
+        ("groups.file=[sampled, absent]",),
+    ),
+    Case(
+        "a folder that nobody judged",
+        "groups.file: unjudged: prompt 1: nobody has judged its answers, and the objective reads rewards",
+        ("groups={file: unjudged}",),
+    ),
+    Case(
+        "into two folders",
+        "groups.file: names 2 folders, and one is filled at a time",
+        ("groups.file=[new, newer]",),
+        command="sample",
+    ),
+    Case(
+        "into a folder of an earlier version",
+        "sampled: was begun by an earlier version, whose answers have no log-probabilities",
+        SAMPLED,
+        earlier_version,
+        command="sample",
+    ),
     # verifier
     Case("no verifier", "groups.verifier: is required", ("groups={own: 2}",)),
     Case("misspelt verifier", "groups.verifier: unknown verifier 'exakt'; did you mean", ("groups.verifier=exakt",)),
     Case("verifier not importable", "cannot import module 'nowhere'", ("groups.verifier='nowhere:judge'",)),
     Case("verifier lacks the function", "has no 'jugde'", ("groups.verifier='judging:jugde'",)),
+    Case(
+        "programs without permission",
+        "groups.allow_code_execution: verifier program runs what the model writes",
+        ("groups.verifier=program",),
+    ),
+    Case(
+        "tolerance below 0",
+        "groups.tolerance: should be greater than or equal to 0; got -0.1",
+        ("groups.verifier=program", "groups.allow_code_execution=true", "groups.tolerance=-0.1"),
+    ),
+    Case(
+        "tolerance nobody reads",
+        "groups.tolerance: would be ignored: only verifier program reads it",
+        ("groups.tolerance=0.1",),
+    ),
+    Case(
+        "self-training without groups",
+        "groups: is required and missing: objective self-train",
+        ("objective=self-train",),
+        without=("groups",),
+    ),
+    Case(
+        "self-training without a verifier",
+        "groups.verifier: is required and missing",
+        ("objective=self-train", "groups={own: 2}"),
+    ),
+    Case(
+        "options that self-train lacks",
+        "objective.tau: unknown option 'tau'; it has no options",
+        ("objective={name: self-train, tau: 0.5}",),
+    ),
     Case("clock without an end", "groups.seconds: should be a finite number; got inf", ("groups.seconds=.inf",)),
     # rows
     Case("no answer to judge by", f"{DATA}row 1: no 'answer' to judge by", break_it=without_column("answer")),
@@ -243,7 +351,15 @@ def test_groups_of_a_run_may_not_change_on_resuming(workspace):
 
 @pytest.mark.parametrize(
     "settings",
-    [("training.dataset_num_proc=1",), ("groups.file=sampled",), ("groups.file=sampled", "groups.refresh=2")],
+    [
+        ("training.dataset_num_proc=1",),
+        ("groups.file=sampled",),
+        ("groups.file=sampled", "groups.refresh=2"),
+        ("objective=irft", "reference=round"),
+        ("objective=irft", "groups={own: 1, max_new_tokens: 8}"),
+        ("objective=irft", "groups={file: unjudged}", "reference=round"),
+        ("objective=irft", "groups={file: [sampled, unjudged]}"),
+    ],
 )
 def test_the_recipe_that_the_cases_break_works(settings, workspace):
     settings = (*settings, "training.max_steps=1", "training.report_to=none")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -187,6 +188,22 @@ def test_dry_run_prints_a_recipe_that_loads_and_writes_nothing(workspace, tmp_pa
     assert sorted(folder.rglob("*")) == before
     (tmp_path / "resolved.yaml").write_text(done.stdout)
     assert load_recipe(tmp_path / "resolved.yaml") == load_recipe(folder / "recipe.yaml", ["output=new", "seed=7"])
+
+
+def test_a_dry_run_takes_no_longer_than_the_imports_it_needs(tmp_path):
+    def processor_seconds(*arguments):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+        assert done.returncode == 0, done.stderr
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    recipe = Path(__file__).parent.parent / "recipes" / "lab-prift-mass.yaml"
+    imports = (
+        "from transformers import AutoConfig, AutoTokenizer; from datasets import Dataset; from trl import SFTTrainer"
+    )
+    least = processor_seconds("-c", imports)
+    assert processor_seconds("-m", "ballast.cli", "train", str(recipe), "--dry-run") < 1.1 * least
 
 
 def test_objectives_are_listed_and_described():

@@ -4,6 +4,7 @@ import pytest
 
 import report_records
 from ballast.compare.figures import Metric, clipped, deciding
+from ballast.compare.numbers import half_or_bounds
 from ballast.errors import BallastError
 from ballast.records.schema import Estimate
 from ballast.records.summary import MetricSummary, Result
@@ -61,3 +62,19 @@ def test_a_metric_without_better_and_worse_cannot_decide(summary):
     entropy = task.model_copy(update={"metrics": {"entropy": MetricSummary(better=None)}})
     with pytest.raises(BallastError, match="no better and worse"):
         deciding(summary.model_copy(update={"tasks": (entropy,)}), "entropy")
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "text"),
+    [
+        (0.5, 0.488, 0.512, "±.012"),
+        (0.5, 0.4880004, 0.5119996, "±.012"),
+        (0.35, 0.31, 0.362, ".310–.362"),  # Wilson's and the bootstrap's lie to one side
+        (0.0, 0.0, 0.037, ".000–.037"),
+        (1.0, 0.963, 1.0, ".963–1.000"),
+        (-0.02, -0.05, 0.03, "-.050–.030"),
+        (0.1, 0.0984, 0.1014, ".098–.101"),
+    ],
+)
+def test_an_interval_is_written_with_plus_minus_only_where_both_sides_are_equal(value, low, high, text):
+    assert half_or_bounds(value, low, high) == text

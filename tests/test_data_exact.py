@@ -267,8 +267,13 @@ def test_json_columns_with_any_value_that_nobody_reads(value, ending, tmp_path):
 
 
 def test_names_that_are_no_text_are_left_out(tmp_path):
-    (tmp_path / "rows.jsonl").write_text('{"text": "a", "\\ud800": 1}\n')
+    (tmp_path / "rows.jsonl").write_text('{"text": "a", "\\ud800": 1, "b\\u0000c": 2}\n')
     assert load_rows(tmp_path / "rows.jsonl").to_list() == [{"text": "a"}]
+
+
+def test_names_within_a_value_keep_their_zero_bytes():
+    rows = [{"text": "a", "other": {"b\0c": 1}}]
+    assert load_rows(rows).to_list() == rows
 
 
 def test_what_is_read_is_still_checked_row_by_row(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from datasets import Dataset
 
 from ballast.data import PrepareOptions, load_rows, prepare
+from ballast.data.prompts import left_out_of_prompts
 from ballast.errors import BallastError
 from ballast.evaluation import Task, evaluate, generation
 from ballast.evaluation.likelihood import completion_sequences
@@ -46,6 +47,7 @@ ROWS = {
     "parts": [{"prompt": [chat("user", [{"type": "text", "text": "2+2?"}])], "completion": ANSWER}] * 2,
 }
 MARKED = FULL_TEMPLATE.replace("[tools", "[TOOLS")
+WITHOUT_SYSTEM = FULL_TEMPLATE.replace("{{ m.content }}", "{% if m.role != 'system' %}{{ m.content }}{% endif %}")
 
 
 @pytest.fixture(params=["full", "qwen3", "path"])
@@ -204,7 +206,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "rl"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "rl", "compare"])
 def test_a_run_measures_every_model_under_the_template_it_trains_with(folder, monkeypatch, command):
     from typer.testing import CliRunner
 
@@ -221,11 +223,56 @@ def test_a_run_measures_every_model_under_the_template_it_trains_with(folder, mo
         "train": ("objective=sft", "training.max_steps=1", "training.report_to=none"),
         "evaluate": (),
         "rl": ("rl={verifier: exact, steps: 1, prompts: 2, group: 2, max_new_tokens: 2}",),
+        "compare": (
+            "compare={objectives: [sft], rates: [1e-3], seeds: 1, budget: {steps: 1}, then: {rl: {verifier: exact, "
+            "steps: 1, prompts: 2, group: 2, max_new_tokens: 2}}}",
+        ),
     }[command]
     given = ("model=start", "data.train=rows.jsonl", "output=out", "training.chat_template_path=other.jinja")
     task = "evaluation.tasks=[{name: sums, data: rows.jsonl, verifier: exact, max_new_tokens: 2}]"
-    done = CliRunner().invoke(app, [command, *given, task, *settings])
+    alone = ("--jobs", "1") if command == "compare" else ()
+    done = CliRunner().invoke(app, [command, *alone, *given, task, *settings])
     assert done.exit_code == 0, (done.output, done.exception)
-    assert len(asked) == (1 if command == "evaluate" else 2)
+    # Of a comparison: the base model, the trained one, and both after RL.
+    assert len(asked) == {"evaluate": 1, "compare": 4}.get(command, 2)
     wanted = [f"[TOOLS {json.dumps(row['tools'])}]<user>2+2?<assistant>" for row in ROWS["tools"]]
     assert asked == [wanted] * len(asked)
+
+
+SETTINGS = {
+    "train": ("objective=sft", "training.max_steps=1", "training.report_to=none", "evaluation.tasks=[{task}]"),
+    "evaluate": ("evaluation.tasks=[{task}]",),
+    "rl": ("rl={{verifier: exact, steps: 1, prompts: 2, group: 2, max_new_tokens: 2}}",),
+    "sample": ("groups={{verifier: exact, own: 2, expert: 0, max_new_tokens: 2, file: groups}}",),
+    "compare": (
+        "compare={{objectives: [sft], rates: [1e-3], seeds: 1, budget: {{steps: 1}}}}",
+        "evaluation.tasks=[{task}]",
+        "training.report_to=none",
+    ),
+}
+
+
+@pytest.mark.parametrize("command", SETTINGS)
+def test_commands_say_what_a_template_leaves_out_of_prompts(folder, command):
+    from typer.testing import CliRunner
+
+    from ballast.cli import app
+
+    rows = [{**row, "answer": "four"} for row in ROWS["messages"]]
+    rows[1] = {**rows[1], "prompt": [chat("system", "Be terse."), *ASK]}
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("other.jinja").write_text(WITHOUT_SYSTEM)
+    task = "{name: sums, data: rows.jsonl, verifier: exact, max_new_tokens: 2}"
+    given = ("model=start", "data.train=rows.jsonl", "training.chat_template_path=other.jinja", "output=out")
+    given = given[:3] if command == "sample" else given
+    done = CliRunner().invoke(app, [command, *given, *(setting.format(task=task) for setting in SETTINGS[command])])
+    assert done.exit_code == 0, (done.output, done.exception)
+    said = "1 row of which the chat template leaves out the system prompt (row 2: 'Be terse.'): the model answers"
+    assert said in " ".join(done.stdout.split())
+
+
+def test_what_prompts_may_leave_out_without_a_word():
+    rows = [{"prompt": "2+2? "}, *ROWS["messages"], {"prompt": [*ASK, *ANSWER, *ASK]}, *ROWS["system prompt"]]
+    assert left_out_of_prompts(rows, wide_tokenizer()) == ()
+    (line,) = left_out_of_prompts(rows, wide_tokenizer(WITHOUT_SYSTEM))
+    assert line.startswith("2 rows of which the chat template leaves out the system prompt (row 5: ")

@@ -4,8 +4,11 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ballast.errors import BallastError
+from ballast.evaluation import metrics
 from ballast.evaluation.metrics import (
     Estimate,
     bits_per_character,
@@ -97,3 +100,50 @@ def test_intervals_repeat_with_their_seed():
     assert mean(values, seed=3) == mean(values, seed=3)
     assert isinstance(mean_pass_at_k([0, 2, 4], 4, 2), Estimate)
     assert mean_pass_at_k([0, 2, 4], 4, 2).value == pytest.approx((0 + 5 / 6 + 1) / 3)
+
+
+def naive_vote(read, scores):
+    """Count every answer's votes in the order of the samples, and keep the first of those with most."""
+    seen = [answer for answer in dict.fromkeys(read) if answer is not None]
+    if not seen:
+        return scores[0]
+    most = max(read.count(answer) for answer in seen)
+    chosen = next(answer for answer in seen if read.count(answer) == most)
+    return next(score for answer, score in zip(read, scores, strict=True) if answer == chosen)
+
+
+answers_and_scores = st.lists(st.sampled_from(["4", "5", "6", None]), min_size=1, max_size=9).map(
+    lambda read: (read, [1.0 if answer == "4" else 0.5 if answer == "6" else 0.0 for answer in read])
+)
+
+
+@given(answers_and_scores)
+def test_the_vote_is_that_of_counting(drawn):
+    read, scores = drawn
+    assert metrics.majority(read, scores) == naive_vote(read, scores)
+    assert metrics.maj_at_k(read, scores, len(read)) == naive_vote(read, scores)
+
+
+@given(answers_and_scores)
+def test_one_vote_is_accuracy(drawn):
+    read, scores = drawn
+    assert metrics.maj_at_k(read, scores, 1) == pytest.approx(sum(scores) / len(scores))
+
+
+@given(st.sampled_from([("4", 1.0), ("5", 0.0), (None, 0.0), (None, 1.0)]), st.integers(1, 8), st.data())
+def test_the_vote_of_samples_that_are_the_same_is_accuracy(one, count, data):
+    k = data.draw(st.integers(1, count))
+    assert metrics.maj_at_k([one[0]] * count, [one[1]] * count, k) == one[1]
+
+
+def test_ties_go_to_the_first_and_answers_that_cannot_be_read_have_no_vote():
+    assert metrics.majority(["5", "4", "4", "5"], [0, 1, 1, 0]) == 0
+    assert metrics.majority(["4", "5", "5", "4"], [1, 0, 0, 1]) == 1
+    assert metrics.majority([None, None, None, "4"], [0, 0, 0, 1]) == 1
+    assert metrics.maj_at_k(["5", "5", "4", "4", "4"], [0, 0, 1, 1, 1], 2) == 0.5
+
+
+def test_a_vote_of_more_samples_than_there_are_is_refused():
+    for k in (0, 3):
+        with pytest.raises(BallastError, match=f"maj@{k} from 2 samples"):
+            metrics.maj_at_k(["4", "4"], [1, 1], k)

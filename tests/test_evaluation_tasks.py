@@ -56,7 +56,7 @@ def test_results_of_every_kind(model, tokenizer, tmp_path):
     measured = {result.name: set(result.metrics) for result in results}
     assert measured == {
         "greedy": {"accuracy", "answer_tokens"},
-        "sampled": {"mean@4", "pass@1", "pass@4", "answer_tokens", "entropy", "base_kl"},
+        "sampled": {"mean@4", "pass@1", "pass@4", "maj@4", "answer_tokens", "entropy", "base_kl"},
         "choice": {"accuracy", "accuracy_per_token", "accuracy_per_character", "chance"},
         "text": {"nll", "bits_per_character", "perplexity", "entropy", "base_kl"},
         "demonstrations": {"nll", "entropy", "base_kl"},
@@ -115,9 +115,10 @@ def test_own_entropy_is_that_of_the_model(tokenizer):
 
 READ_BY_ALL = {"name", "kind", "data", "split", "columns", "limit", "seed", "batch_tokens"}
 SAMPLED = {"samples", "temperature", "top_p", "max_new_tokens", "k", "entropy", "base_kl", "stop"}
-JUDGED = {"verifier", "verifier_seconds"}
+JUDGED = {"verifier", "verifier_seconds", "tolerance", "allow_code_execution"}
+JUDGING = {"verifier": "exact", "verifier_seconds": 10.0, "tolerance": 0.01, "allow_code_execution": False}
 READ = {
-    "generate": SAMPLED | JUDGED,
+    "generate": SAMPLED | JUDGED | {"revise"},
     "code": SAMPLED | {"allow_code_execution", "code_seconds", "code_memory_mb"},
     "readiness": SAMPLED | JUDGED | {"group", "demonstrations", "forgetting"},
     "choice": {"style", "overlong"},
@@ -140,14 +141,14 @@ COMMON = {"data": None, "split": None, "columns": None, "limit": None, "seed": 0
 SAMPLING = {"top_p": 1.0, "max_new_tokens": 256, "stop": []}
 DEFAULTS = {
     "generate": SAMPLING
-    | {"samples": 1, "temperature": 0.0, "k": [], "entropy": False, "base_kl": False}
-    | {"verifier": "exact", "verifier_seconds": 10.0},
+    | {"samples": 1, "temperature": 0.0, "k": [], "entropy": False, "base_kl": False, "revise": None}
+    | JUDGING,
     "code": SAMPLING
     | {"samples": 1, "temperature": 0.0, "k": [], "entropy": False, "base_kl": False}
     | {"allow_code_execution": False, "code_seconds": 10.0, "code_memory_mb": 1024},
     "readiness": SAMPLING
     | {"samples": 8, "temperature": 1.0, "k": [1, 8], "entropy": True, "base_kl": True}
-    | {"verifier": "exact", "verifier_seconds": 10.0, "group": 8, "demonstrations": None, "forgetting": None},
+    | {**JUDGING, "group": 8, "demonstrations": None, "forgetting": None},
     "choice": {"style": "text", "overlong": "refuse"},
     "nll": {"context": None, "stride": None, "base_kl": False},
 }

@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from ballast import parts
 from ballast.cli import app
 from ballast.config.recipe import load_recipe
 from ballast.errors import BallastError
-from ballast.groups import Group, GroupOptions, Member, store
-from ballast.groups.store import GroupFolder, Part, StoreSettings, data_digest, read_groups, stored_options
+from ballast.groups import Group, GroupOptions, Member
+from ballast.groups.read import read_groups
+from ballast.groups.store import GroupFolder, Part, StoreSettings, data_digest, stored_options
 from ballast.pipeline import run_sample
 from ballast.reference import tokenizer_fingerprint
 from tiny import CHAT_TEMPLATE, char_tokenizer
@@ -37,14 +39,14 @@ def prototype(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prototype")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(store, "ROWS_PER_PART", 3)
+        patch.setattr(parts, "ROWS_PER_PART", 3)
         return folder, run()
 
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(store, "ROWS_PER_PART", 3)
+    monkeypatch.setattr(parts, "ROWS_PER_PART", 3)
 
 
 @pytest.fixture
@@ -103,6 +105,7 @@ def test_what_is_read_is_what_the_trainer_would_sample(sampled):
     from ballast.config.recipe import ModelSection
     from ballast.data import PrepareOptions
     from ballast.groups import GroupRows, sample_groups
+    from ballast.groups.sampler import scored_groups
     from ballast.lab import base_path, split
 
     options = GroupOptions(verifier="ballast.lab.arithmetic:verify", own=2, max_new_tokens=24)
@@ -110,7 +113,9 @@ def test_what_is_read_is_what_the_trainer_would_sample(sampled):
 
     rows = GroupRows(Dataset.from_list(split("train")[:8]), lab_tokenizer(), options, PrepareOptions())
     model = models.load_model(ModelSection(path=str(base_path())))
-    assert read_groups("groups", lab_tokenizer()) == list(sample_groups(model, rows, range(8), seed=42, step=0).groups)
+    parts = [sample_groups(model, rows, part, seed=42, step=0) for part in ([0, 1, 2], [3, 4, 5], [6, 7])]
+    wanted = [group for part in parts for group in scored_groups(model, part, batch_tokens=16384).groups]
+    assert read_groups("groups", lab_tokenizer()) == wanted
 
 
 def test_sampling_again_samples_nothing(sampled, monkeypatch):
@@ -127,7 +132,7 @@ class Stop(BaseException):
 @pytest.mark.parametrize("writes", [0, 1, 2, 3])
 @pytest.mark.parametrize("late", [False, True])
 def test_a_run_stopped_at_any_write_ends_with_the_same_bytes(writes, late, prototype, monkeypatch):
-    write, done = store.write_atomically, []
+    write, done = parts.write_atomically, []
 
     def stopping(path, text):
         if len(done) == writes:
@@ -137,10 +142,10 @@ def test_a_run_stopped_at_any_write_ends_with_the_same_bytes(writes, late, proto
         done.append(path)
         write(path, text)
 
-    monkeypatch.setattr(store, "write_atomically", stopping)
+    monkeypatch.setattr(parts, "write_atomically", stopping)
     with pytest.raises(Stop):
         run_sample(load_recipe(None, SETTINGS), say=lambda _: None)
-    monkeypatch.setattr(store, "write_atomically", write)
+    monkeypatch.setattr(parts, "write_atomically", write)
     if writes:
         with pytest.raises(BallastError, match=rf"not ended \({writes - 1} of 3 parts\)"):
             read_groups("groups", lab_tokenizer())
@@ -158,7 +163,7 @@ def test_a_killed_process_goes_on_with_the_same_bytes(tmp_path, monkeypatch):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    monkeypatch.setattr(store, "ROWS_PER_PART", 64)
+    monkeypatch.setattr(parts, "ROWS_PER_PART", 64)
     assert 1 <= len(list(Path("groups").glob("part-*"))) < 3
     run(*settings)
     run(*settings, "groups.file=whole")
@@ -237,7 +242,7 @@ def damage(file, change):
             "holds other rows than its place says",
         ),
         (lambda: damage("manifest.json", lambda raw: raw[:40]), "cannot be read as the manifest"),
-        (lambda: damage("manifest.json", lambda raw: raw.replace(b'"version": 1', b'"version": 9')), "version (9)"),
+        (lambda: damage("manifest.json", lambda raw: raw.replace(b'"version": 2', b'"version": 9')), "version (9)"),
         (lambda: damage("manifest.json", lambda raw: raw.replace(b'"ends"', b'"ands"')), "'ends'"),
     ],
 )
@@ -318,7 +323,7 @@ def test_the_digest_of_rows_counts_every_column_and_their_order():
 def test_stored_options_are_those_that_answers_depend_on():
     assert set(stored_options(GroupOptions())) == {
         "verifier", "expert", "teacher", "own", "temperature", "top_p", "max_new_tokens",
-        "judge_cut_off",
+        "judge_cut_off", "tolerance",
     }  # fmt: skip
 
 

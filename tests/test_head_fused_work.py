@@ -9,10 +9,10 @@ from ballast import fused_loss, objective, token_stats
 from ballast.head import LMHead, fused_pass
 from ballast.head.folds import row_blocks
 from ballast.head.tiles import CPU_TILE_LIMIT, SMALL_TILE, TILE_LIMIT, tile_rows
-from ballast.stats import LAYOUT_FIELDS, LIVE_FIELDS, PAIR_FIELDS, TOKEN_FIELDS
+from ballast.stats import GROUP_FIELDS, LAYOUT_FIELDS, LIVE_FIELDS, PAIR_FIELDS, TOKEN_FIELDS
 from head_inputs import inputs, leaves
 from head_meter import Meter
-from head_objectives import TOKEN_CASES, Anchored, advantages, assert_same, gradients, ordinary
+from head_objectives import TOKEN_CASES, Anchored, advantages, assert_same, columns_of, gradients, ordinary
 from oracles.cases import CASES, IDS
 from oracles.rows import random_rows, statistics_of
 
@@ -142,21 +142,22 @@ def test_passes_over_a_small_tile_go_in_smaller_blocks():
     assert rows_of_blocks(200, 2**10) == [256]
 
 
-COLUMNS = tuple(name for name in TOKEN_FIELDS if name not in (*LIVE_FIELDS, *PAIR_FIELDS, *LAYOUT_FIELDS, "origin"))
+COLUMNS = tuple(name for name in TOKEN_FIELDS if name not in (*LIVE_FIELDS, *PAIR_FIELDS, *LAYOUT_FIELDS))
 
 
 @pytest.mark.parametrize(("name", "options"), CASES, ids=IDS)
 def test_a_token_that_an_objective_calls_inactive_has_no_loss_and_no_gradient(name, options):
     built = objective(name, **options)
     stats, logits = statistics_of(random_rows(5, (40,)))
-    columns = {field: getattr(stats, field).detach() for field in COLUMNS if field != "advantage"}
-    columns["advantage"] = advantages(stats.logprob)
+    columns = {field: getattr(stats, field).detach() for field in COLUMNS if field not in GROUP_FIELDS}
+    of_rows = columns_of(built, stats.logprob)
+    columns |= of_rows
     mask = built.active(columns)
     assert built.active({}) is None
     if mask is None:
         return
     assert mask.dtype == torch.bool
-    losses = built.per_token_loss(replace(stats, advantage=columns["advantage"]))
+    losses = built.per_token_loss(replace(stats, **of_rows))
     assert 0 < mask.sum() < len(mask)
     assert (losses[~mask] == 0).all()
     assert (losses[mask] != 0).all()
@@ -167,7 +168,7 @@ def test_a_token_that_an_objective_calls_inactive_has_no_loss_and_no_gradient(na
 def test_which_objectives_skip():
     columns = {name: torch.full((3,), 0.4) for name in COLUMNS}
     skipping = {built.name for built in TOKEN_CASES.values() if built.active(columns) is not None}
-    assert skipping == {"prift-mass", "reweight", "gft"}
+    assert skipping == {"prift-mass", "reweight", "gft", "luffy", "product", "self-train"}
     assert objective("reweight", rule="mass", signal="live").active(columns) is None
     assert objective("prift-mass").active({"ref_tied": torch.zeros(3)}) is None
 

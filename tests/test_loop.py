@@ -339,6 +339,16 @@ def test_a_gradient_of_nan_under_a_finite_loss_takes_no_step(tmp_path, norm):
     assert largest_difference(weights(made), dict(tiny_model().named_parameters())) == 0
 
 
+@pytest.mark.parametrize("saving", [{"save_steps": 1}, {"save_strategy": "no"}])
+def test_weights_that_a_step_overflows_are_not_saved(tmp_path, saving):
+    made = trainer(tmp_path, max_steps=1, optim="sgd", learning_rate=1e38, **saving)
+    # A gradient of 1e3 is finite, and so is its norm.
+    next(made.model.parameters()).register_hook(lambda gradient: gradient * 0 + 1e3)
+    with pytest.raises(Diverged, match=r"step 1: the weight .* is no finite number, though every loss"):
+        made.train()
+    assert checkpoints.last_whole(tmp_path).path is None
+
+
 def test_the_prompts_of_a_step_are_named_for_groups(tmp_path):
     made = group_trainer(tmp_path, groups=GROUPS, per_device_train_batch_size=2, max_steps=2)
     next(made.model.parameters()).register_hook(lambda gradient: gradient * torch.nan)

@@ -12,9 +12,11 @@ from ballast import models
 from ballast.compare.jobs import make_random
 from ballast.compare.plan import Plan, method_recipe
 from ballast.config.recipe import ModelSection, load_recipe
+from ballast.data import PrepareOptions, prepare
 from ballast.errors import BallastError
 from ballast.pipeline import run_train
 from ballast.pipeline.row_statistics import load_models
+from ballast.reference import CacheKey, ReferenceCache, score_rows
 from tiny import char_tokenizer, tiny_model
 from training_tools import config, dataset, rows
 
@@ -48,6 +50,21 @@ def test_the_same_model_keeps_its_revision():
 def test_a_path_may_begin_at_home(monkeypatch):
     monkeypatch.setenv("HOME", "/somewhere")
     assert models.section_of("~/model").path == "/somewhere/model"
+
+
+def test_a_path_of_a_caller_may_begin_at_home(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    model, rows = models.load_model(ModelSection(path="~/model")), dataset()
+    prepared = prepare(rows, char_tokenizer(), PrepareOptions(max_length=None)).dataset
+    key = CacheKey.of(model, char_tokenizer())
+    written = score_rows(model, prepared, "~/cache", key, progress=False)
+    assert written.path == ReferenceCache.open("~/cache").path == folder / "cache"
+    for reference in ("~/cache", {"cache": "~/cache"}, {"model": "~/other"}):
+        trainer = ballast.Trainer(
+            "~/model", config(folder / "out"), train_dataset=rows, objective="prift-mass", reference=reference
+        )
+        trainer.train()
+    assert not (folder / "~").exists()
 
 
 RECIPE = ("model={path: model, attn_implementation: eager}", "data.train=rows.jsonl", "objective=eksft", "output=out")

@@ -15,9 +15,9 @@ MUTANTS = [*HOUSE, *PUBLISHED]
 def test_the_oracle_catches(mutant):
     built = objective(mutant.name, **mutant.options)
     wrong = None if mutant.wrong is None else lambda stats: mutant.wrong(built, stats)
-    check_against_oracle(mutant.name, mutant.options)
+    check_against_oracle(mutant.name, mutant.options, rows=mutant.rows)
     with pytest.raises(AssertionError):
-        check_against_oracle(mutant.name, mutant.options, wrong, spoil=mutant.spoil)
+        check_against_oracle(mutant.name, mutant.options, wrong, rows=mutant.rows, spoil=mutant.spoil)
 
 
 GOLDEN_PAIRS = [

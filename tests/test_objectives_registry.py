@@ -19,8 +19,9 @@ class PerRow(Objective):
 
 
 NAMES = [
-    "asft", "chord-phi", "dft", "eksft", "gft", "gift", "ift", "iw-sft", "kl-sft", "luffy", "p-alpha", "prift-mass",
-    "prift-prob", "product", "profit", "reweight", "sft", "srft",
+    "asft", "chord-phi", "deft", "dft", "eksft", "gft", "gift", "hpt", "ift", "irft", "iw-sft", "kl-sft", "luffy",
+    "p-alpha", "prift-mass", "prift-prob", "product", "profit", "psft", "reweight", "rift", "self-train", "sft", "srft",
+    "talr", "weighted-sft",
 ]  # fmt: skip
 
 WRONG = {
@@ -80,6 +81,23 @@ WRONG = {
     ),
     "start of a noisy schedule": (lambda: objective("ift", schedule="noisy", lam_start=0.1), "'lam_start' is ignored"),
     "start above 1": (lambda: objective("ift", schedule="linear", lam_start=2), r"lam_start must lie in \[0, 1\]"),
+    "column": (lambda: objective("weighted-sft", column=" "), "column must be text .*' '"),
+    "column as a number": (lambda: objective("weighted-sft", column=3), "column must be text .*got 3"),
+    "clip": (lambda: objective("psft", clip=-0.1), r"clip must lie in \[0, ∞\]"),
+    "no refresh": (lambda: objective("psft", refresh=0), r"refresh must lie in \[1, ∞\]"),
+    "half a step": (lambda: objective("psft", refresh=1.5), "refresh must be a whole number .*got 1.5"),
+    "exponent": (lambda: objective("deft", exponent="entropy"), "must be one of renyi, cayley, fixed"),
+    "fixed without exponent": (
+        lambda: objective("deft", exponent="fixed"),
+        "exponent 'fixed' needs the option 'alpha'",
+    ),
+    "exponent that is ignored": (lambda: objective("deft", alpha=0.5), "exponent 'renyi' has no 'alpha'"),
+    "floor": (lambda: objective("talr", floor=2), r"floor must lie in \[0, 1\]"),
+    "normalise": (lambda: objective("talr", normalise=1), "normalise must be true or false"),
+    "beta of irft": (lambda: objective("irft", beta=0), "beta must lie in"),
+    "link": (lambda: objective("irft", link="logistic"), "must be one of sigmoid, hinge, none; got 'logistic'"),
+    "a value of wrong answers above 0": (lambda: objective("rift", wrong=0.1), r"wrong must lie in \[-∞, 0\]"),
+    "gate below -1": (lambda: objective("hpt", gate=-2), r"gate must lie in \[-1, ∞\]"),
     "direction": (lambda: objective("asft", direction="backward"), "must be one of forward, reverse"),
     "beta": (lambda: objective("gift", beta=-1), r"beta must lie in \[0, ∞\]"),
     "gamma of luffy": (lambda: objective("luffy", gamma=0), r"gamma must lie in \[1e-06, ∞\]"),
@@ -98,13 +116,21 @@ WRONG = {
     ),
     "a product of nothing": (lambda: objective("product", of=[]), "of must be a list of objectives"),
     "a product of one name": (lambda: objective("product", of="sft"), "of must be a list of objectives .*'sft'"),
-    "a factor misspelt": (lambda: objective("product", of=["sft", "prift-mas"]), "did you mean 'prift-mass'"),
-    "a factor's option": (lambda: objective("product", of=[{"name": "dft", "x": 1}]), "of: objective dft: .*'x'"),
-    "a number as a factor": (lambda: objective("product", of=[0.5]), "of: objective: expected a name .* got float"),
-    "no factor": (lambda: objective("product", of=["sft", "ift"]), "of: ift is no factor: its loss is more than"),
+    "a factor misspelt": (
+        lambda: objective("product", of=["sft", "prift-mas"]),
+        "entry 2: unknown name .*did you mean 'prift-mass'",
+    ),
+    "a factor's option": (lambda: objective("product", of=[{"name": "dft", "x": 1}]), "entry 1: unknown option 'x'"),
+    "a number as a factor": (lambda: objective("product", of=[0.5]), "entry 1: expected a name .* got float"),
+    "no factor": (lambda: objective("product", of=["sft", "ift"]), "product: ift is no factor: its loss is more than"),
+    "pairs are no factor": (lambda: objective("product", of=["irft"]), "product: irft is no factor"),
     "two divisors": (
         lambda: objective("product", of=[objective("gft", aggregation="sequence"), PerRow()]),
-        "of: the factors divide by groups and by sequences",
+        "product: the factors divide by groups and by sequences",
+    ),
+    "two columns of one name": (
+        lambda: objective("product", of=["weighted-sft", {"name": "weighted-sft", "column": "other"}]),
+        "product: the factors read 'weight' from different columns of the data",
     ),
     "module": (lambda: objective("no_such_module:Class"), "cannot import 'no_such_module:Class'"),
     "class": (lambda: objective("third_party:Fokal"), "cannot import 'third_party:Fokal'"),
@@ -134,7 +160,7 @@ def test_every_objective_describes_itself(info):
     assert len(info.description) < 125
     assert info.source
     assert "logprob" in info.needs
-    assert info.scope in ("token", "sequence", "batch")
+    assert info.scope in ("token", "sequence", "group", "batch", "step")
     assert info.reduction in ("tokens", "sequences", "groups")
     for _, _, documentation in info.options:
         assert documentation
@@ -153,6 +179,8 @@ NEEDS = {
     "asft": ("asft", {}, {"logprob", "kl_forward"}),
     "asft reverse": ("asft", {"direction": "reverse"}, {"logprob", "kl"}),
     "iw-sft": ("iw-sft", {}, {"logprob", "ref_logprob"}),
+    "hpt": ("hpt", {}, {"logprob", "origin", "group", "reward"}),
+    "rift": ("rift", {}, {"logprob", "reward"}),
     "product": ("product", {"of": ["asft", "prift-mass", "gft"]}, {"logprob", "kl_forward", "ref_mass", "advantage"}),
     "dft": ("dft", {}, {"logprob"}),
     "prift-prob": ("prift-prob", {}, {"logprob", "ref_logprob"}),
@@ -164,6 +192,13 @@ NEEDS = {
     "eksft normalised": ("eksft", {"entropy": "normalised"}, {"logprob", "entropy", "kl", "vocabulary"}),
     "eksft released": ("eksft", {"penalty": "released"}, {"logprob", "entropy", "kl", "collision"}),
     "gft": ("gft", {}, {"logprob", "advantage"}),
+    "weighted": ("weighted-sft", {}, {"logprob", "weight"}),
+    "psft": ("psft", {}, {"logprob", "old_logprob"}),
+    "deft": ("deft", {}, {"logprob", "collision"}),
+    "deft by Cayley": ("deft", {"exponent": "cayley"}, {"logprob"}),
+    "talr": ("talr", {}, {"logprob"}),
+    "irft": ("irft", {}, {"logprob", "ref_logprob", "origin", "group"}),
+    "self-train": ("self-train", {}, {"logprob", "origin", "reward", "share"}),
 }
 
 
@@ -190,7 +225,9 @@ def test_a_product_has_the_widest_scope_and_the_divisor_that_a_factor_asks_for()
     assert objective("product", of=["dft", "sft"]).scope == "token"
     assert objective("product", of=["iw-sft", "dft"]).scope == "sequence"
     assert objective("product", of=["srft", {"name": "eksft", "scope": "batch"}]).scope == "batch"
+    assert objective("product", of=["hpt", "iw-sft"]).scope == "group"
     assert objective("product", of=["dft", "sft"]).reduction == "tokens"
+    assert objective("product", of=["dft", "hpt"]).origins == objective("hpt").origins == ("expert", "own")
     assert objective("product", of=["dft", {"name": "gft", "aggregation": "sequence"}]).reduction == "groups"
 
 

@@ -1,12 +1,14 @@
 """How published objectives relate to each other: in a limit, up to a scale, as a product, at the start of a run."""
 
 import math
+import random
 from dataclasses import replace
 
 import pytest
 import torch
 
 from ballast import TokenStats, objective
+from ballast.groups import advantages
 from ballast.objectives import Objective
 from oracles.cases import CASES
 from oracles.rows import random_rows, statistics_of
@@ -197,3 +199,34 @@ def test_a_probability_that_rounds_to_more_than_1_is_kept():
         objective("p-alpha", keep="bottom", threshold=1),
     ):
         assert built.weight(stats).item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_own_outcomes_are_those_of_a_group_of_own_answers(dtype):
+    draw = random.Random(3)
+    sizes = (1, 1, 2, 3, 5, 8, 8, 4)
+    rewards = [[draw.choice((0.0, 0.1, 1.0)) for _ in range(size)] for size in sizes]
+    rewards[4], rewards[5] = [0.1] * 5, [1.0] * 8
+    columns = {"reward": [], "sequence": [], "group": [], "expected": []}
+    for group, found in enumerate(rewards):
+        for place, (reward, advantage) in enumerate(zip(found, advantages(found), strict=True)):
+            tokens = draw.randint(1, 4)
+            for name, value in zip(columns, (reward, 100 * group + place, 7 - group, advantage), strict=True):
+                columns[name] += [value] * tokens
+    given = {name: torch.tensor(values, dtype=dtype) for name, values in columns.items()}
+    expected = given.pop("expected")
+    stats = TokenStats(logprob=-torch.ones_like(expected), origin=torch.full_like(expected, 2), **given)
+    torch.testing.assert_close(objective("hpt", gate=-1).weight(stats), expected, rtol=1e-5, atol=1e-6)
+    assert (objective("hpt", gate=-1).weight(stats)[expected == 0] == 0).all()
+    imitating = replace(stats, origin=0 * stats.origin)
+    assert (objective("hpt", gate=99).weight(imitating) == 1).all()
+    assert (objective("hpt", gate=99).weight(stats) == 0).all()
+
+
+def test_rift_imitates_right_answers_and_bounds_what_it_unlearns():
+    stats, _ = statistics_of(random_rows())
+    right, wrong = (replace(stats, reward=0 * stats.reward + value) for value in (1, 0))
+    assert torch.equal(objective("rift").per_token_loss(right), objective("sft").per_token_loss(right))
+    assert objective("rift", wrong=0).weight(wrong).abs().max() == 0
+    unlearnt = replace(wrong, advantage=0 * stats.advantage - 0.2)
+    torch.testing.assert_close(objective("rift").weight(wrong), objective("gft", tau=2).weight(unlearnt))

@@ -75,8 +75,10 @@ def test_the_recipe_of_the_lab_is_read():
 def test_what_may_be_passed_on_and_what_has_another_place_are_fields_of_trl():
     from ballast.rl.trl import NAMES, config_hints
 
-    names = set(config_hints())
-    assert set(TRAINER) | set(ELSEWHERE) | set(NAMES.values()) <= names
+    grpo, rloo = (set(config_hints(algorithm)) for algorithm in ("grpo", "rloo"))
+    assert set(TRAINER) <= grpo | rloo
+    assert set(ELSEWHERE) | set(NAMES.values()) <= grpo
+    assert set(NAMES.values()) - {"loss_type"} <= rloo
     assert not set(TRAINER) & set(ELSEWHERE)
     assert set(NAMES.values()) <= set(ELSEWHERE)
     assert set(NAMES) <= set(RLOptions.model_fields)

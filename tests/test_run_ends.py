@@ -3,7 +3,6 @@
 import dataclasses
 import importlib
 import json
-import os
 import re
 import signal
 import subprocess
@@ -144,7 +143,12 @@ def test_a_process_on_the_lab_is_stopped_and_goes_on_as_if_it_had_not(tmp_path, 
         return [sys.executable, "-m", "ballast.cli", "train", *given, *flags]
 
     run = subprocess.Popen(
-        command("out", 100_000), cwd=tmp_path, env=os.environ, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+        command("out", 100_000),
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        # A job that a shell has put in the background is started without it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     log = tmp_path / "out" / "metrics.jsonl"
     while run.poll() is None and (not log.exists() or len(log.read_text().splitlines()) < 3):

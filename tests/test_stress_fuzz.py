@@ -70,11 +70,31 @@ def test_rows(examples, tmp_path):
     def check(rows):
         path = tmp_path / "rows.jsonl"
         path.write_text("".join(json.dumps(one) + "\n" for one in rows))
-        made = refused(lambda: prepare(load_rows(str(path)), tokenizer, PrepareOptions(max_length=64), name="rows"))
+        loaded = refused(lambda: load_rows(str(path)))
+        if loaded is None:
+            return
+        names = {name for one in rows for name in one}
+        assert as_json(list(loaded)) == as_json([{name: one.get(name) for name in names} for one in rows])
+        made = refused(lambda: prepare(loaded, tokenizer, PrepareOptions(max_length=64), name="rows"))
         for one in made.dataset if made is not None else ():
             assert len(one["input_ids"]) == len(one["labels"])
+            assert tokens_of(rows, tokenizer, one["input_ids"])
 
     check()
+
+
+def as_json(value):
+    """Numbers by their kind, NaN equal to itself."""
+    return json.dumps(value, sort_keys=True)
+
+
+def tokens_of(rows, tokenizer, ids):
+    """Whether tokens are those of one of the rows; of chats the template has a say."""
+    if any("messages" in row or isinstance(row.get("prompt"), list) for row in rows):
+        return True
+    texts = [row["text"] if "text" in row else row["prompt"] + row["completion"] for row in rows]
+    ended = [text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token for text in texts]
+    return ids in [tokenizer(text)["input_ids"][:64] for text in ended]
 
 
 RECIPE = {
@@ -120,7 +140,8 @@ def test_recipes(examples, tmp_path):
         path.write_text(json.dumps(with_change(RECIPE, where, new)))
         recipe = refused(lambda: load_recipe(path, ()))
         if recipe is not None:
-            recipe.to_yaml()
+            (tmp_path / "resolved.yaml").write_text(recipe.to_yaml())
+            assert load_recipe(tmp_path / "resolved.yaml", ()) == recipe
 
     check()
 
@@ -150,7 +171,7 @@ def read_cache(folder):
 def read_stored_groups(folder):
     from ballast import models
     from ballast.config.recipe import ModelSection
-    from ballast.groups.store import read_groups
+    from ballast.groups.read import read_groups
 
     return read_groups(folder, models.load_tokenizer(models.resolve(ModelSection(path="lab"))))
 

@@ -15,9 +15,11 @@ from ballast.records.summary import Summary
 from ballast.report import tokens, write_report
 from ballast.report.render import tokens_html
 from ballast.terminal import InertConsole
+from data_rows import wide_tokenizer
 from report_records import comparison, tokens_record
 from report_records import run as recorded
 from stress import LAB, refusal, run
+from tiny import tiny_model
 
 HOSTILE = {
     "html": "<script>alert(1)</script><img src=x onerror=alert(1)>",
@@ -31,6 +33,7 @@ HOSTILE = {
     "path": "../../etc/passwd",
     "long": "x" * 20_000,
 }
+STEPS_ONE = ("training={max_steps: 1, report_to: none, save_strategy: 'no'}", "evaluation.base=false")
 HIDDEN = ("Cc", "Cf", "Cs")
 each = pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 
@@ -112,6 +115,71 @@ def test_file_names(text):
 def test_errors_of_the_command_line(text, tmp_path):
     said = refusal(run("train", *LAB, f"objective={json.dumps(text[:200])}", f"output={tmp_path}/out"))
     check_inert(said)
+
+
+@each
+def test_names_of_files_in_errors_of_the_command_line(text, tmp_path):
+    for words in ((f"data.train=[{json.dumps('./' + text[:50])}]",), (f"output={json.dumps('~' + text[:50])}",)):
+        check_inert(refusal(run("train", *LAB, "objective=sft", f"output={tmp_path}/out", *words)))
+
+
+@pytest.fixture
+def chats(tmp_path):
+    """A folder with a model whose tokenizer has every printable character."""
+    tokenizer = wide_tokenizer()
+    tiny_model(vocab=len(tokenizer), context=512).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path
+
+
+def rows_of(path, text):
+    asked = {"prompt": text[:200], "completion": "ok", "answer": text[:20], text[:50]: text[:50]}
+    path.write_text(json.dumps(asked) + "\n" + json.dumps({"prompt": "1", "completion": text[:200]}) + "\n")
+    return (f"model={path.parent}/model", f"data.train={path}")
+
+
+@each
+def test_rows_from_file_to_terminal_and_page(text, chats):
+    given = rows_of(chats / "rows.jsonl", text)
+    objective = ("--objective", "sft", "--objective", "prift-mass")
+    for words in (
+        ("advise", *given, "objective=prift-mass"),
+        ("inspect", *given, *objective, "--rows", "1,2", "--html", f"{chats}/p.html", "--record", f"{chats}/p.json"),
+        ("evaluate", *given, f"evaluation.tasks=[{{data: {chats}/rows.jsonl, limit: 1, max_new_tokens: 2}}]"),
+    ):
+        done = run(*words)
+        if done.exit_code:
+            refusal(done)
+        check_inert(done.output)
+    if (chats / "p.html").exists():
+        page = (chats / "p.html").read_text()
+        check_inert(page)
+        assert not re.search(r"<(script|img)", page)
+    assert {path.name for path in chats.iterdir()} <= {"model", "rows.jsonl", "p.html", "p.json"}
+
+
+SLOW = [pytest.param(column, marks=pytest.mark.slow) for column in ("prompt", "messages")]
+
+
+@pytest.mark.parametrize("column", ["completion", "other", *SLOW])
+def test_a_line_of_ten_megabytes(column, chats):
+    """It is cut to the context, or refused by its place; what is said of it stays short."""
+    long = "x<b>\u202e" * 1_500_000
+    chat = {"messages": [{"role": "user", "content": long}, {"role": "assistant", "content": "2"}]}
+    plain = {"prompt": "1+1=", "completion": "2"}
+    rows = [chat] if column == "messages" else [{**plain, column: long}, {**plain, "other": "x"}]
+    path = chats / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert path.stat().st_size > 10_000_000
+    done = run(
+        "train", f"model={chats}/model", f"data.train={path}", "objective=sft", f"output={chats}/out", *STEPS_ONE
+    )
+    assert len(done.output) < 5000
+    check_inert(done.output)
+    if done.exit_code:
+        refusal(done)
+    else:
+        assert (chats / "out" / "model.safetensors").exists()
 
 
 def test_table_of_measurements_takes_names_as_they_are():

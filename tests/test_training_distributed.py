@@ -56,6 +56,13 @@ def test_two_ranks_are_one(tmp_path, two_ranks, name):
             assert log[metric] == pytest.approx(value, rel=1e-6, abs=1e-9), metric
 
 
+def test_two_ranks_train_the_same_half(tmp_path, two_ranks):
+    settings = {"per_device_train_batch_size": 8, "max_steps": 2, "half": 0.5}
+    alone = run(tmp_path, "sft", model=tiny_model(dtype=torch.float64), **settings)
+    assert largest_difference(weights(alone), two_ranks["half"]) < 1e-10
+    assert len(two_ranks["half"]) == len(alone.half.trained)
+
+
 @pytest.mark.parametrize("layout", ["padded", "padding_free"])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_rows_that_fill_up_the_last_batch_train_nothing(tmp_path, two_ranks, name, layout):

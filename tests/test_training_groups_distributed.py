@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from distributed_groups import OBJECTIVES
 from group_rows import GROUPS, run
 from test_training_distributed import launch
 from training_tools import largest_difference, weights
@@ -17,12 +18,12 @@ def two_ranks(tmp_path_factory):
     return torch.load(output, weights_only=True)
 
 
-@pytest.mark.parametrize("aggregation", ["token", "sequence"])
-def test_two_ranks_are_one(tmp_path, two_ranks, aggregation):
-    end, logs = two_ranks[aggregation]
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_two_ranks_are_one(tmp_path, two_ranks, name):
+    end, logs = two_ranks[name]
     alone = run(
         tmp_path,
-        objective={"name": "gft", "tau": 0.3, "aggregation": aggregation},
+        objective=OBJECTIVES[name],
         groups={**GROUPS, "refresh": 2},
         per_device_train_batch_size=4,
         max_steps=3,
@@ -31,6 +32,6 @@ def test_two_ranks_are_one(tmp_path, two_ranks, aggregation):
     mine = [log for log in alone.state.log_history if "loss" in log]
     assert len(logs) == len(mine) == 3
     for ours, theirs in zip(mine, logs, strict=True):
-        for name, value in ours.items():
-            if not name.startswith("seconds"):
-                assert theirs[name] == pytest.approx(value, rel=1e-6, abs=1e-9), name
+        for metric, value in ours.items():
+            if not metric.startswith("seconds"):
+                assert theirs[metric] == pytest.approx(value, rel=1e-6, abs=1e-9), metric

@@ -257,3 +257,8 @@ def test_human_eval(real_data):
     assert [one.status for one in results[: len(right)]] == ["passed"] * len(right)
     assert not any(one.passed for one in results[len(right) :])
     assert seen[-1] == (len(right) + 4, len(right) + 4)
+
+
+def test_the_result_says_what_a_program_ran_in(monkeypatch):
+    monkeypatch.setattr(code, "sandbox", lambda: "bwrap")
+    assert run("x = 1").sandbox == "bwrap"

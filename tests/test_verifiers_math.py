@@ -227,7 +227,7 @@ def test_different_answers_are_wrong_however_they_are_given(answer, given):
 )
 def test_where_an_answer_is_found(text, answer):
     assert math.judge(text, {"answer": answer}) == 1
-    assert math.answered(text, {"answer": answer}) in (0, 1)
+    assert math.read(text, {"answer": answer}) != ""
 
 
 @pytest.mark.parametrize(

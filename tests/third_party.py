@@ -20,3 +20,15 @@ class Focal(Objective):
 
 class NotAnObjective:
     """Has the right neighbours only."""
+
+
+@dataclass(frozen=True)
+class OwnMass(Objective):
+    """Reads where an answer comes from, and more of the reference than the probability of a token."""
+
+    name = "own-mass"
+    source = "a test"
+
+    @property
+    def needs(self):
+        return ("logprob", "ref_mass", "origin")

@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ballast.lazy import on_use
+
 __version__ = "0.1.0"
 
 _HOME = {
@@ -43,6 +45,4 @@ def __getattr__(name: str) -> Any:
     # Names load their module when first used, so that listing objectives or showing help loads no torch.
     if name in _PARTS:
         return importlib.import_module(f"{__name__}.{name}")
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    return on_use(__name__, _HOME, name)

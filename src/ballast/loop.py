@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ballast import checkpoints
 from ballast.errors import BallastError, Diverged
-from ballast.files import write_atomically
+from ballast.files import expanded, write_atomically
 from ballast.half import Split
 from ballast.reference.fingerprint import start_fingerprint
 
@@ -40,7 +40,8 @@ class CheckedLoop(Base):
       as it starts would be another midway. It knows which half of the weights trained, and is refused under another.
     - A loss or a gradient that is no finite number stops the run before the optimiser's step, and names the rows.
       transformers reads the loss of every micro-batch itself (``logging_nan_inf_filter``), so nothing else is waited
-      for than the norm of the gradient.
+      for than the norm of the gradient. A step may still overflow the weights: neither a checkpoint nor the trained
+      model is saved with a weight that is no finite number.
     """
 
     state: Any
@@ -73,7 +74,7 @@ class CheckedLoop(Base):
 
         Raises:
             BallastError: there is no whole checkpoint, or it began from another model or trained another half.
-            Diverged: a loss or a gradient is no finite number.
+            Diverged: a loss, a gradient or a trained weight is no finite number.
         """
         if self.args.should_save:
             shutil.rmtree(Path(str(self.args.output_dir)) / checkpoints.UNFINISHED, ignore_errors=True)
@@ -84,13 +85,16 @@ class CheckedLoop(Base):
             self._start = (wanted and start_fingerprint(self.model, full=self.follows_start())) or ""
         if checkpoint is not None:
             self._take_up(checkpoint)
-        return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+        totals = super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+        self._check_weights()
+        return totals
 
     def _found(self, given: str | bool | None) -> Path | None:
         if given is None or given is False:
             return None
         only_weights = bool(self.args.save_only_model)
         if given is not True:
+            given = expanded(given)
             problem = checkpoints.what_is_wrong(Path(given), weights_only=only_weights)
             if problem is not None:
                 raise BallastError(f"{given}: is no whole checkpoint ({problem}); resume from another one")
@@ -145,6 +149,7 @@ class CheckedLoop(Base):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint beside its place and move it there when all ranks are done."""
+        self._check_weights()
         name = f"checkpoint-{self.state.global_step}"
         place = Path(self._get_output_dir(trial)) / name
         self._saving = True
@@ -225,6 +230,17 @@ class CheckedLoop(Base):
             "every weight NaN; the step was not taken and earlier checkpoints are as they were: look at these rows, "
             "lower the learning rate, or train in a wider dtype"
         )
+
+    def _check_weights(self) -> None:
+        if self.is_fsdp_enabled:  # a rank has a part, and the others would wait for one that stops
+            return
+        for name, weight in self.model.named_parameters():
+            if weight.requires_grad and not bool(weight.isfinite().all()):
+                raise Diverged(
+                    f"step {self.state.global_step}: the weight {name} is no finite number, though every loss and "
+                    "gradient until then was; it was not saved and earlier checkpoints are as they were: lower the "
+                    "learning rate, or train in a wider dtype"
+                )
 
 
 def refuse_strangers(args: Arguments, *, use_cpu: str = "training.use_cpu") -> None:

@@ -74,6 +74,12 @@ def check_folder(path: str) -> str | None:
     return None
 
 
+def folder_problem(path: str) -> str | None:
+    """Return what makes a model's path unusable as `section_of` reads it, or None."""
+    section = resolve(section_of(path))
+    return check_folder(section.path) or (check_adapter(section.adapter) if section.adapter else None)
+
+
 def load_config(section: ModelSection) -> Any:
     """Return the transformers configuration; no weight is read.
 

@@ -1,4 +1,4 @@
-"""Packages that a setting needs and ballast does not bring; missed before a weight is read, not after."""
+"""What a setting needs and ballast does not bring, a package or a login; missed before a weight is read, not after."""
 
 from __future__ import annotations
 
@@ -51,6 +51,7 @@ NEEDED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "stable_adamw": ("optimi",),
     },
     "use_liger_kernel": {"True": ("liger_kernel",)},
+    "deepspeed": {"True": ("deepspeed",)},
     "attn_implementation": {
         "flash_attention_2": ("flash_attn", "kernels"),
         "flash_attention_3": ("flash_attn_interface", "kernels"),
@@ -77,6 +78,7 @@ INSTEAD = {
     "report_to": "leave report_to out: the run's own metrics.jsonl has the log",
     "optim": "take optim=adamw_torch",
     "use_liger_kernel": "leave it out",
+    "deepspeed": "leave it out",
     "attn_implementation": "take sdpa",
     "quantization": "start from weights that are not quantised",
 }
@@ -97,15 +99,17 @@ def lacking(setting: str, value: object) -> str | None:
 
 
 def refuse_lacking(args: Any, section: str) -> None:
-    """Refuse arguments of a transformers trainer whose packages are not installed.
+    """Refuse arguments of a transformers trainer whose packages are not installed, or that need a login to the hub.
 
     Args:
         args: `transformers.TrainingArguments`.
         section: what stands before an argument's name in the error, such as ``training``.
 
     Raises:
-        BallastError: naming argument, package and remedy.
+        BallastError: naming argument, package or login, and remedy.
     """
+    if args.push_to_hub and (problem := _hub_problem(args.hub_token)):
+        raise BallastError(f"{section}.push_to_hub is not possible: {problem}, or leave it out")
     reports = [args.report_to] if isinstance(args.report_to, str) else args.report_to or []
     given = [*(("report_to", name) for name in reports), ("optim", getattr(args.optim, "value", args.optim))]
     for name, value in (*given, ("use_liger_kernel", args.use_liger_kernel)):
@@ -120,3 +124,14 @@ def refuse_lacking(args: Any, section: str) -> None:
             f"{section}.optim is not possible: {optim!r} needs to know which weights it projects; set "
             f"{section}.optim_target_modules, such as all-linear"
         )
+
+
+def _hub_problem(token: str | None) -> str | None:
+    """Return what keeps a model from being uploaded to the hub, as far as this machine tells; None for nothing."""
+    from huggingface_hub import constants, get_token
+
+    if constants.is_offline_mode():
+        return "the hub is switched off (HF_HUB_OFFLINE), so nothing could be uploaded; unset it"
+    if not (token or get_token()):
+        return "nobody is logged in to the hub, so the run would end before its first step; run `hf auth login`"
+    return None

@@ -32,6 +32,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ),
     ("gft", {}),
     *(("gft", {"tau": tau, "aggregation": how}) for tau, how in ((0, "token"), (0.25, "sequence"), (1.5, "token"))),
+    ("self-train", {}),
     ("ift", {}),
     ("ift", {"gamma": 0}),
     ("ift", {"gamma": 1, "average": "token"}),
@@ -42,6 +43,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ),
     ("ift", {"lam": 0.5, "schedule": "linear", "lam_start": 0.1}),
     ("ift", {"lam": 1, "schedule": "noisy", "embeddings": "attached"}),
+    ("irft", {}),
+    *(("irft", {"beta": beta, "link": link}) for beta in (0.3, 2) for link in ("sigmoid", "hinge", "none")),
     ("eksft", {}),
     *(
         ("eksft", {"rho": 0.4, "lambda_h": 0.3, "lambda_kl": 0.7, "select": select, "scope": scope, "extreme": extreme})
@@ -56,6 +59,14 @@ CASES: list[tuple[str, dict[str, Any]]] = [
         for one, other in (("largest", "smallest"), ("smallest", "largest"))
     ),
     ("eksft", {"rho": 0.4, "lambda_h": 0.3, "lambda_kl": 0.7, "keep_end": True}),
+    ("weighted-sft", {}),
+    ("psft", {}),
+    ("psft", {"clip": 0.7, "refresh": 1}),
+    ("deft", {}),
+    ("deft", {"exponent": "cayley"}),
+    ("deft", {"exponent": "fixed", "alpha": 0.3}),
+    ("talr", {}),
+    ("talr", {"floor": 0.4, "normalise": False}),
     *(
         (name, options)
         for name in ("asft", "kl-sft")
@@ -63,6 +74,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ),
     ("chord-phi", {}),
     *(("gift", options) for options in ({}, {"beta": 1.5}, {"beta": 0}, {"beta": 800})),
+    *(("hpt", options) for options in ({}, {"gate": 1, "imitation": 0.5}, {"gate": -1}, {"gate": 9})),
     *(("iw-sft", options) for options in ({}, {"temperature": 2.5, "cap": 1.1}, {"per": "token", "clip": 0.3})),
     *(("luffy", options) for options in ({}, {"gamma": 3})),
     *(("p-alpha", options) for options in ({}, {"alpha": 0}, {"alpha": 2.5})),
@@ -74,6 +86,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("product", {"of": [{"name": "gft", "aggregation": "sequence"}, "luffy"]}),
     *(("profit", options) for options in ({}, {"keep": "lower", "threshold": 0.3})),
     ("profit", {"keep": "middle", "threshold": 0.1, "upper": 0.5}),
+    *(("rift", options) for options in ({}, {"wrong": 0}, {"right": 0.8, "wrong": -0.5})),
     ("srft", {}),
 ]
 

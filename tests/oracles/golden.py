@@ -12,7 +12,11 @@
     H of q               1.4      0.6      1.0
     mass, tied of q     1, 0 0.4, 0.2  0.45, 0
     advantage              2       −1        3
+    weight               1/2        0        2
+    p of the old model   0.3     0.25      0.2
     origin            expert      own  teacher
+    reward                 0      1/2        0
+    share                3/2      3/4      3/5
 
 A gradient is by the log-probability, the entropy, both KLs and Σ p²; one that is left out is zero. V is 8.
 """
@@ -21,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,6 +34,12 @@ from torch import Tensor
 from ballast import TokenStats, objective
 
 LOG2, LOG4, LOG10 = 0.6931471806, 1.3862943611, 2.3025850930
+
+PAIRED = {"sequence": (0, 1, 2), "origin": (0, 2, 2), "group": (0, 0, 0)}
+"""Each token is an answer: an expert's and two own ones."""
+
+OUTCOMES = {**PAIRED, "reward": (1, 1, 0)}
+"""Of the own ones the first is right."""
 
 Three = tuple[float, float, float]
 NONE: Three = (0.0, 0.0, 0.0)
@@ -45,6 +55,8 @@ class Golden:
     by_kl: Three = NONE
     by_kl_forward: Three = NONE
     by_collision: Three = NONE
+    layout: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """What the row knows of its tokens beyond the table."""
 
     @property
     def label(self) -> str:
@@ -95,6 +107,8 @@ GOLDEN = [
     Golden("gft", {"tau": 0.5}, (1.3862943611, -0.3465735903, 0.6907755279), (-2, 0.25, -0.3)),
     # the advantage alone: 2·log 2, −log 4, 3·log 10
     Golden("gft", {"tau": 0, "aggregation": "sequence"}, (1.3862943611, -LOG4, 6.9077552790), (-2, 1, -3)),
+    # 3/2·log 2, nothing for the own answer that is not right, 3/5·log 10
+    Golden("self-train", {}, (1.0397207708, 0, 1.3815510558), (-1.5, 0, -0.6)),
     # gamma = 0 leaves every weight at 1: the mean over the sequence of three
     Golden(
         "ift", {"gamma": 0}, (0.2310490602, 0.4620981204, 0.7675283643),
@@ -121,6 +135,23 @@ GOLDEN = [
     Golden(
         "ift", {"variant": "equation21"}, (0.2310490602, 0.9241962407, 2.3025850930),
         (-0.3333333333, -0.6666666667, -1),
+    ),
+    # log p − log q = −0.4824261492, −0.3646431136, 0.9162907319; the expert's against two own ones:
+    # m = −0.1177830357, −1.3987168811; −m on average 0.7582499584, a third of it on each token
+    Golden(
+        "irft", {"beta": 1, "link": "none"}, (0.2527499861, 0.2527499861, 0.2527499861),
+        (-1, 0.5, 0.5), layout=PAIRED,
+    ),
+    # 1 − m = 1.1177830357 and 2.3987168811, both above 0
+    Golden(
+        "irft", {"beta": 1, "link": "hinge"}, (0.5860833195, 0.5860833195, 0.5860833195),
+        (-1, 0.5, 0.5), layout=PAIRED,
+    ),
+    # half of it: m = −0.0588915178, −0.6993584405, log(1 + e^−m) = 0.7230264032, 1.1027574123;
+    # σ(−m) = 0.5147186258, 0.6680455148, each times a half, for beta, and shared by two pairs
+    Golden(
+        "irft", {"beta": 0.5}, (0.3042973026, 0.3042973026, 0.3042973026),
+        (-0.2956910351, 0.1286796564, 0.1670113787), layout=PAIRED,
     ),
     # k = ⌊0.4·3⌋ = 1: M_H = {1}, M_KL = {0}, kept {2} with weight 3/1.
     # 0.05·3·0.3 = 0.045; −0.05·3·1.5 = −0.225; 3·log 10
@@ -160,6 +191,34 @@ GOLDEN = [
         "eksft", {"rho": 0.4, "entropy": "normalised", "penalty": "released"}, (0.135, -0.1082021280, 6.9077552790),
         (0, 0, -3), by_entropy=(0.15, -0.0721347520, 0), by_kl=(0.15, 0, 0), by_collision=(0.15, 0, 0),
     ),
+    # log 2 / 2, 0, 2·log 10
+    Golden("weighted-sft", {}, (0.3465735903, 0, 4.6051701860), (-0.5, 0, -2)),
+    # r = 0.5/0.3, 1, 0.1/0.2: the first is cut to 1.28, which has no slope
+    Golden("psft", {}, (-1.28, -1, -0.5), (0, -1, -0.5)),
+    # below the bound the ratio is its own slope
+    Golden("psft", {"clip": 0.7}, (-1.6666666667, -1, -0.5), (-1.6666666667, -1, -0.5)),
+    # 0.5^0.4, 0.25^0.2, 0.1^0.3 = 0.7578582833, 0.7578582833, 0.5011872336
+    Golden(
+        "deft", {}, (0.5253073323, 1.0506146646, 1.1540262529), (-0.7578582833, -0.7578582833, -0.5011872336)
+    ),
+    # m = 0.85/3; a = m/2 + (1 − m/2)·(1/3, 1/7, 1/19) = 0.4277777778, 0.2642857143, 0.1868421053
+    Golden(
+        "deft", {"exponent": "cayley"}, (0.5152897675, 0.9610358792, 1.4975232832),
+        (-0.7434059922, -0.6932408485, -0.6503660984),
+    ),
+    # the square roots of p
+    Golden(
+        "deft", {"exponent": "fixed", "alpha": 0.5}, (0.4901290717, 0.6931471806, 0.7281413400),
+        (-0.7071067812, -0.5, -0.3162277660),
+    ),
+    # τ = (log 2 + log 4 + log 10)/3 = 1.4606755449: e^(−nll/τ) = 0.6221719529, 0.3870979390, 0.2067213182, over their
+    # mean 0.4053304034
+    Golden("talr", {}, (1.0639634515, 1.3239364369, 1.1743343746), (-1.5349747952, -0.9550182660, -0.5100069388)),
+    # 0.6221719529, and twice the floor
+    Golden(
+        "talr", {"floor": 0.4, "normalise": False}, (0.4312567350, 0.5545177444, 0.9210340372),
+        (-0.6221719529, -0.4, -0.4),
+    ),
     # k = 3: all spared, nothing imitated; token 2 has not moved, so |M_KL| = 2.
     # −0.05·0.2 + 0.05·1.5·0.3; −0.05·1.5 + 0.05·1.5·0.1; −0.05·0.9
     Golden(
@@ -184,6 +243,10 @@ GOLDEN = [
         "gift", {"beta": math.log(2)}, (1.3046680753, 0.9551955662, 1.1462532728),
         (-0.4475138122, -0.2647058824, -0.0384615385), by_kl_forward=(0.5524861878, 0.7352941176, 0.9615384615),
     ),
+    # one right own answer of two, so the expert's is left out: (1 − 1/2)/(√½ + 1e-6) = 0.7071057812
+    Golden("hpt", {}, (0, 0.9802567572, -1.6281712309), (0, -0.7071057812, 0.7071057812), layout=OUTCOMES),
+    # up to one is too few: the expert's alone
+    Golden("hpt", {"gate": 1, "imitation": 0.5}, (0.3465735903, 0, 0), (-0.5, 0, 0), layout=OUTCOMES),
     # the ratios p/q are 50/81, 25/36 and 5/2: the cube root of their product 3125/2916 is 1.0233420830
     Golden("iw-sft", {}, (0.7093266795, 1.4186533591, 2.3563322252), (-1.0233420830, -1.0233420830, -1.0233420830)),
     # 50/81·log 2, 25/36·log 4, 1.8·log 10
@@ -221,6 +284,8 @@ GOLDEN = [
     Golden("profit", {"threshold": 0.2}, (LOG2, LOG4, 0), (-1, -1, 0)),
     Golden("profit", {"keep": "lower", "threshold": 0.3}, (0, LOG4, LOG10), (0, -1, -1)),
     Golden("profit", {"keep": "middle", "threshold": 0.2, "upper": 0.3}, (0, LOG4, 0), (0, -1, 0)),
+    # values −1/5, 2/5, −1/5 by the rewards 0, 1/2, 0; the wrong ones times p
+    Golden("rift", {}, (-0.0693147181, 0.5545177444, -0.0460517019), (0.1, -0.4, 0.02)),
     # mean entropy 2.6/3: e^(−2.6/3)/2 = 0.2101751923
     Golden("srft", {}, (0.1456823419, 0.2913646839, 0.4839462646), (-0.2101751923, -0.2101751923, -0.2101751923)),
 ]  # fmt: skip
@@ -236,11 +301,11 @@ class ThreeTokens:
     kl_forward: Tensor = field(default_factory=lambda: _leaf(0.4, 0.2, 0.1))
     collision: Tensor = field(default_factory=lambda: _leaf(0.4, 0.2, 0.3))
 
-    def stats(self) -> TokenStats:
+    def stats(self, layout: dict[str, tuple[float, ...]]) -> TokenStats:
         def fixed(*values: float) -> Tensor:
             return torch.tensor(values, dtype=torch.float64)
 
-        return TokenStats(
+        known = TokenStats(
             logprob=self.logprob,
             entropy=self.entropy,
             kl=self.kl,
@@ -253,10 +318,15 @@ class ThreeTokens:
             ref_mass=fixed(1.0, 0.4, 0.45),
             ref_tied=fixed(0.0, 0.2, 0.0),
             advantage=fixed(2.0, -1.0, 3.0),
+            old_logprob=fixed(0.3, 0.25, 0.2).log(),
             origin=fixed(0.0, 2.0, 1.0),
+            reward=fixed(0.0, 0.5, 0.0),
+            share=fixed(1.5, 0.75, 0.6),
             position=torch.tensor([0, 1, 2]),
             vocabulary=8,
+            further={"weight": fixed(0.5, 0.0, 2.0)},
         )
+        return replace(known, **{name: fixed(*values) for name, values in layout.items()})
 
 
 def _leaf(*values: float, log: bool = False) -> Tensor:
@@ -267,7 +337,7 @@ def _leaf(*values: float, log: bool = False) -> Tensor:
 def check_against_golden(row: Golden, per_token_loss: Callable[[TokenStats], Tensor] | None = None) -> None:
     """Assert that the per-token loss has the row's values and gradients."""
     tokens = ThreeTokens()
-    losses = (per_token_loss or objective(row.name, **row.options).per_token_loss)(tokens.stats())
+    losses = (per_token_loss or objective(row.name, **row.options).per_token_loss)(tokens.stats(row.layout))
     _assert_close(losses, row.losses)
     leaves = (tokens.logprob, tokens.entropy, tokens.kl, tokens.kl_forward, tokens.collision)
     gradients = torch.autograd.grad(losses.sum(), leaves, allow_unused=True, materialize_grads=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -35,6 +36,13 @@ def _gft(rows: Rows, tau: float = 0.7, aggregation: str = "token") -> Loss:
     for logits, target, advantage in zip(rows.live, rows.targets, rows.advantage, strict=True):
         p = stat.probabilities(logits)[target]
         weights.append(advantage * (p if p < tau else 1.0))
+    return weighted(rows, weights)
+
+
+def _self_train(rows: Rows) -> Loss:
+    weights = []
+    for origin, reward, share in zip(rows.origin, rows.reward, rows.share, strict=True):
+        weights.append(share if origin in (0, 1) or reward == 1 else 0.0)
     return weighted(rows, weights)
 
 
@@ -138,6 +146,41 @@ def _ift(
     return losses, gradient
 
 
+LINKS: dict[str, Callable[[float], tuple[float, float]]] = {
+    "sigmoid": lambda m: (math.log1p(math.exp(-m)), -1 / (1 + math.exp(m))),
+    "hinge": lambda m: (max(0.0, 1 - m), -1.0 if m < 1 else 0.0),
+    "none": lambda m: (-m, -1.0),
+}
+"""The loss of a margin and its derivative."""
+
+
+def _irft(rows: Rows, beta: float = 0.1, link: str = "sigmoid") -> Loss:
+    """Every given answer against every own one of its group, as the papers write it: one pair after the other."""
+    losses = [0.0] * len(rows.targets)
+    slopes = [0.0] * len(rows.targets)
+    ratio = [
+        stat.logprob(live, y) - stat.logprob(reference, y)
+        for live, reference, y in zip(rows.live, rows.reference, rows.targets, strict=True)
+    ]
+    for tokens in sequences(rows.group):
+        answers = [[t for t in tokens if rows.sequence[t] == one] for one in sorted({rows.sequence[t] for t in tokens})]
+        own = [answer for answer in answers if rows.origin[answer[0]] == 2]
+        both = [(given, other) for given in answers if given not in own for other in own]
+        for given, other in both:
+            margin = beta * (math.fsum(ratio[t] for t in given) - math.fsum(ratio[t] for t in other))
+            value, slope = LINKS[link](margin)
+            for t in tokens:
+                losses[t] += value / len(both) / len(tokens)
+            for answer, sign in ((given, 1.0), (other, -1.0)):
+                for t in answer:
+                    slopes[t] += sign * beta * slope / len(both)
+    gradient = [
+        [slope * along for along in stat.logprob_gradient(live, y)]
+        for live, y, slope in zip(rows.live, rows.targets, slopes, strict=True)
+    ]
+    return losses, gradient
+
+
 Values = tuple[list[float], list[float]]
 
 
@@ -229,6 +272,41 @@ def _extreme(members: list[int], score: list[float], extreme: str, wanted: int, 
     return set(ranked[:wanted])
 
 
+def _weighted_sft(rows: Rows, column: str = "weight") -> Loss:
+    return weighted(rows, rows.weight)
+
+
+def _psft(rows: Rows, clip: float = 0.28, refresh: int = 8) -> Loss:
+    """The clipped ratio, and its derivative: the ratio itself times that of the log-probability, 0 beyond the bound."""
+    losses, gradient = [], []
+    for logits, before, target in zip(rows.live, rows.old, rows.targets, strict=True):
+        ratio = stat.probabilities(logits)[target] / stat.probabilities(before)[target]
+        losses.append(-min(ratio, 1 + clip))
+        slope = ratio if ratio <= 1 + clip else 0.0
+        gradient.append([-slope * one for one in stat.logprob_gradient(logits, target)])
+    return losses, gradient
+
+
+def _deft(rows: Rows, exponent: str = "renyi", alpha: float | None = None) -> Loss:
+    own = [stat.probabilities(logits)[target] for logits, target in zip(rows.live, rows.targets, strict=True)]
+    mean = math.fsum(own) / len(own)
+    by_exponent: dict[str, Callable[[int], float]] = {
+        "renyi": lambda t: stat.collision(rows.live[t]),
+        "cayley": lambda t: 0.5 * mean + (1 - 0.5 * mean) * own[t] / (2 - own[t]),
+        "fixed": lambda t: float(alpha or 0),
+    }
+    return weighted(rows, [p ** by_exponent[exponent](t) for t, p in enumerate(own)])
+
+
+def _talr(rows: Rows, floor: float = 0.01, normalise: bool = True) -> Loss:
+    nll = [-stat.logprob(logits, target) for logits, target in zip(rows.live, rows.targets, strict=True)]
+    means = [statistics.fmean(nll[t] for t in members) for members in sequences(rows.sequence)]
+    middle = statistics.median(means)
+    weights = [max(floor, math.exp(-one / middle)) for one in nll]
+    scale = statistics.fmean(weights) if normalise else 1.0
+    return weighted(rows, [weight / scale for weight in weights])
+
+
 ORACLES: dict[str, Callable[..., Loss]] = {
     "sft": _sft,
     "dft": _dft,
@@ -237,7 +315,13 @@ ORACLES: dict[str, Callable[..., Loss]] = {
     "reweight": _reweight,
     "eksft": _eksft,
     "gft": _gft,
+    "self-train": _self_train,
     "ift": _ift,
+    "weighted-sft": _weighted_sft,
+    "psft": _psft,
+    "deft": _deft,
+    "talr": _talr,
+    "irft": _irft,
     "product": _product,
     **PUBLISHED,
 }

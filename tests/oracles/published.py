@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable
 
 from oracles import statistics as stat
@@ -94,6 +95,32 @@ def _srft(rows: Rows) -> Loss:
     return weighted(rows, weights)
 
 
+def _rift(rows: Rows, right: float = 1.0, wrong: float = -0.2) -> Loss:
+    weights = []
+    for p, reward in zip(_live(rows), rows.reward, strict=True):
+        value = right * reward + wrong * (1 - reward)
+        weights.append(value if value >= 0 else value * p)
+    return weighted(rows, weights)
+
+
+def _hpt(rows: Rows, gate: float = 0, imitation: float = 1.0) -> Loss:
+    weights = [0.0] * len(rows.targets)
+    for group in sorted(set(rows.group)):
+        answers = [one for one in sequences(rows.sequence) if rows.group[one[0]] == group]
+        own = [one for one in answers if rows.origin[one[0]] == 2]
+        rewards = [rows.reward[one[0]] for one in own]
+        failed = sum(reward == 1 for reward in rewards) <= gate
+        spread = statistics.stdev(rewards) + 1e-6 if len(rewards) > 1 else 1.0
+        middle = statistics.fmean(rewards) if len(rewards) > 1 else 0.0
+        for one in answers:
+            for t in one:
+                if one in own:
+                    weights[t] = 0.0 if failed else (rows.reward[t] - middle) / spread
+                else:
+                    weights[t] = imitation if failed else 0.0
+    return weighted(rows, weights)
+
+
 def _chord_phi(rows: Rows) -> Loss:
     return weighted(rows, [p * (1 - p) for p in _live(rows)])
 
@@ -111,10 +138,12 @@ PUBLISHED: dict[str, Callable[..., Loss]] = {
     "asft": _asft,
     "chord-phi": _chord_phi,
     "gift": _gift,
+    "hpt": _hpt,
     "iw-sft": _iw_sft,
     "kl-sft": _kl_sft,
     "luffy": _luffy,
     "p-alpha": _p_alpha,
     "profit": _profit,
+    "rift": _rift,
     "srft": _srft,
 }

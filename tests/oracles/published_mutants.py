@@ -22,6 +22,7 @@ from oracles.mutants import (
     _shifted,
     _weigh,
 )
+from oracles.rows import random_rows
 
 
 def _swapped(built: Objective, stats: TokenStats) -> Tensor:
@@ -184,6 +185,45 @@ def _value(built: Objective, stats: TokenStats) -> Tensor:
     return -(built.alpha * stats.logprob).expm1() / built.alpha
 
 
+HPT: dict[str, Wrong] = {
+    "advantage of the whole group": _weigh(
+        lambda built, stats: built.weight(stats).where(
+            (stats.origin != 2) | (built.weight(stats) == 0), stats.advantage
+        )
+    ),
+    "never imitated": _change(gate=-1),
+    "always imitated": _change(gate=9),
+    "the gate one higher": _change(gate=1),
+    "another weight of imitation": _change(imitation=1),
+    "half right is right": _weigh(lambda built, stats: built.weight(replace(stats, reward=stats.reward.ceil()))),
+    "teachers left out": _weigh(lambda built, stats: built.weight(stats).where(stats.origin != 1, 0.0)),
+    "given answers imitated besides": _weigh(
+        lambda built, stats: built.weight(stats).where(stats.origin == 2, built.imitation)
+    ),
+    "own answers everywhere": _weigh(
+        lambda built, stats: built.weight(stats) + objective("hpt", gate=-1).weight(stats) * (built.weight(stats) == 0)
+    ),
+    "over the micro-batch": _weigh(lambda built, stats: built.weight(replace(stats, group=0 * stats.group))),
+    "each token an answer": _weigh(
+        lambda built, stats: built.weight(replace(stats, sequence=torch.arange(len(stats.logprob))))
+    ),
+    "biased deviation": _weigh(
+        lambda built, stats: built.weight(stats) * torch.where(stats.origin == 2, 2**0.5, 1.0).double()
+    ),
+    "origins exchanged": _weigh(lambda built, stats: built.weight(replace(stats, origin=2 - stats.origin))),
+}
+
+RIFT: dict[str, Wrong] = {
+    "detach dropped": _detach_dropped,
+    "unlearnt by the likelihood": _weigh(lambda built, stats: built._value(stats.reward)),
+    "the probability for right ones too": _weigh(lambda built, stats: built._value(stats.reward) * stats.logprob.exp()),
+    "wrong ones left out": _weigh(lambda built, stats: built.weight(stats).clamp(min=0)),
+    "values of the paper": _change(right=1, wrong=-0.2),
+    "the reward alone": _weigh(lambda _, stats: stats.reward),
+    "by advantage": _weigh(lambda built, stats: built.weight(replace(stats, reward=stats.advantage))),
+    "the reference's probability": _weigh(lambda built, stats: built.weight(replace(stats, logprob=stats.ref_logprob))),
+}
+
 P_ALPHA: dict[str, Wrong] = {
     "detach dropped": _detach_dropped,
     "the value of weight times nll": lambda built, stats: -stats.logprob * built.weight(stats).detach(),
@@ -227,11 +267,14 @@ PRODUCT: dict[str, Wrong] = {
 }
 
 OF = {"of": [{"name": "asft", "lambda_kl": 0.4}, "chord-phi", {"name": "kl-sft", "direction": "reverse"}]}
+ANSWERS = random_rows(lengths=(3, 2, 4, 3, 1, 2, 5, 2, 3, 4, 3, 2))
+"""Four groups: with a right own answer, with none, and with one of two."""
 TABLE: list[tuple[str, dict[str, Any], dict[str, Wrong]]] = [
     ("asft", {"lambda_kl": 0.7}, ANCHORED | {"detach dropped": _detach_dropped, "plain": _other("kl-sft")}),
     ("kl-sft", {"lambda_kl": 0.7}, ANCHORED | {"weighed by p": _other("asft", lambda_kl=0.7)}),
     ("chord-phi", {}, FOR_WEIGHTED | CHORD_PHI),
     ("gift", {"beta": 1.5}, GIFT),
+    ("hpt", {"imitation": 0.7}, FOR_WEIGHTED | HPT),
     ("iw-sft", {"temperature": 2.5, "cap": 1.1}, FOR_WEIGHTED | IW_SFT),
     ("iw-sft", {"per": "token", "clip": 0.3}, FOR_WEIGHTED | TOKEN_RATIO),
     ("luffy", {}, FOR_WEIGHTED | LUFFY),
@@ -239,12 +282,14 @@ TABLE: list[tuple[str, dict[str, Any], dict[str, Wrong]]] = [
     ("product", OF, PRODUCT),
     ("profit", {"keep": "middle", "threshold": 0.1, "upper": 0.5}, FOR_WEIGHTED | PROFIT),
     ("profit", {"keep": "lower", "threshold": 0.3}, FOR_WEIGHTED | PROFIT | {"higher": _change(keep="higher")}),
+    ("rift", {"right": 0.8, "wrong": -0.5}, FOR_WEIGHTED | RIFT),
     ("srft", {}, FOR_WEIGHTED | SRFT),
 ]
+ROWS = {"hpt": ANSWERS}
 BETWEEN = {("srft", label) for label in ("shifted by one", "over the micro-batch", "one sequence late")}
 
 PUBLISHED = [
-    Mutant(label, name, wrong, options=options, between=(name, label) in BETWEEN)
+    Mutant(label, name, wrong, options=options, between=(name, label) in BETWEEN, rows=ROWS.get(name))
     for name, options, own in TABLE
     for label, wrong in (FOR_ALL | own).items()
 ]

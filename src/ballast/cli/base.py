@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -94,22 +96,36 @@ def _options(
 
 
 @contextmanager
+def _importing() -> Iterator[None]:
+    """Collect garbage seldom: what libraries make while they are imported stays, and looking for it takes a fifth."""
+    before = gc.get_threshold()
+    gc.set_threshold(100_000, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+@contextmanager
 def recipe_of(words: list[str] | None, checks: Sequence[Check], dry_run: bool = False) -> Iterator[Recipe]:
     """Read ``[RECIPE] [KEY=VALUE]...``: the first word is a recipe when it is a file or has no ``=``.
 
     What the checks read is not read again within the block. A dry run ends with the resolved recipe printed.
     """
-    from ballast.config.recipe import load_recipe
-    from ballast.pipeline import half_lines, quiet, sources
-
-    quiet()
     words = [word if "=" in word else expanded(word) for word in words or ()]
     path = words.pop(0) if words and (Path(words[0]).is_file() or "=" not in words[0]) else None
+    with _importing():
+        from ballast.config.recipe import load_recipe
+        from ballast.pipeline import half_lines, quiet, sources
+
+        quiet()
     with sources.read_once():
-        recipe = load_recipe(path, words, checks=checks)
+        with _importing():
+            recipe = load_recipe(path, words, checks=checks)
         if dry_run:
             for line in half_lines(recipe):
                 print_text(f"# {line}")
             print_yaml(recipe.to_yaml())
+            atexit.register(gc.freeze)  # nothing is open, and a last look for garbage takes another fifth
             raise typer.Exit
         yield recipe

@@ -36,7 +36,10 @@ def advise(words: Words = None, as_json: AsJson = False, dry_run: DryRun = False
 
 @app.command()
 def sample(words: Words = None, dry_run: DryRun = False) -> None:
-    """Sample and judge the group of every prompt once, and keep the answers in [cyan]groups.file[/cyan]."""
+    """Sample and judge the group of every prompt once, and keep the answers in [cyan]groups.file[/cyan].
+
+    With [cyan]rows=FILE[/cyan] the right ones among them are also written as rows to train on.
+    """
     from ballast import pipeline
 
     with recipe_of(words, pipeline.SAMPLE_CHECKS, dry_run) as recipe:

@@ -1,4 +1,4 @@
-"""Commands that train: train, rl; and merge, what one does with the result."""
+"""Commands that train: train, rl, rounds; and merge, what one does with the result."""
 
 from __future__ import annotations
 
@@ -34,16 +34,34 @@ def train(
 
 
 @app.command()
+def reward(words: Words = None, dry_run: DryRun = False) -> None:
+    """Learn a reward from the answers in [cyan]groups.file[/cyan]: a classifier for [cyan]ballast rl[/cyan]."""
+    from ballast import pipeline
+
+    with recipe_of(words, pipeline.REWARD_CHECKS, dry_run) as recipe:
+        pipeline.run_reward(recipe, say=console().print)
+
+
+@app.command()
 def rl(
     words: Words = None,
     dry_run: DryRun = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the output.")] = False,
 ) -> None:
-    """Go on with reinforcement learning (GRPO) from [cyan]model=CHECKPOINT[/cyan], rewarded by a verifier."""
+    """Go on with reinforcement learning (GRPO or RLOO) from [cyan]model=CHECKPOINT[/cyan], rewarded by a verifier."""
     from ballast import pipeline
 
     with recipe_of(words, pipeline.RL_RESUME_CHECKS if resume else pipeline.RL_CHECKS, dry_run) as recipe:
         pipeline.run_rl(recipe, resume=resume, say=console().print)
+
+
+@app.command()
+def rounds(words: Words = None, dry_run: DryRun = False) -> None:
+    """Repeat commands, each round from the model of the round before; run again, it goes on where it was stopped."""
+    from ballast import pipeline
+
+    with recipe_of(words, pipeline.ROUNDS_CHECKS, dry_run) as recipe:
+        pipeline.run_rounds(recipe, say=console().print)
 
 
 @app.command()

@@ -8,7 +8,17 @@ from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
-from ballast.compare.plan import LENGTH, Plan, direction, has_length, label_of, method_recipe, on_groups, row_data
+from ballast.compare.plan import (
+    LENGTH,
+    PROMPTS,
+    Plan,
+    direction,
+    has_length,
+    label_of,
+    method_recipe,
+    on_groups,
+    row_data,
+)
 from ballast.config import training as settings
 from ballast.config.recipe import Check, Recipe
 from ballast.config.sections import ChooseSection, CompareSection, MethodSection
@@ -24,6 +34,7 @@ from ballast.pipeline.checks import half as half_checks
 from ballast.pipeline.checks import rl as rl_checks
 from ballast.pipeline.sources import TRAIN
 from ballast.records.folder import BASE, CACHE, CELLS, JOBS_LOG, PLAN, REPORT, RESERVED, SUMMARY, TUNING
+from ballast.verifiers.options import judge
 
 OWN_FILES = (PLAN, SUMMARY, CELLS, BASE, CACHE, "report.html", "report.md", JOBS_LOG)
 ROW_CHECKS: tuple[Check, ...] = (
@@ -82,6 +93,9 @@ def check_rows(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     built = {index: row.build() for index, row in enumerate(section.objectives) if not row.problems()}
     for index, row in enumerate(section.objectives):
         yield from _check_rate(row.training, (*ROWS, index, "training"))
+        for key in (key for key in PROMPTS if key in row.training):
+            message = f"the base model and other rows would be asked other prompts; set training.{key} for all of them"
+            yield Problem((*ROWS, index, "training", key), message)
         if index not in built:  # reported with the recipe
             continue
         yield from _check_groups(row, index, built[index], section)
@@ -186,7 +200,7 @@ def _check_choice(recipe: Recipe, by: ChooseSection) -> Iterable[Problem]:
         message = f"task {by.task!r} does not measure {by.metric!r}{suggest(by.metric, known)}"
         yield Problem((*CHOOSE, "metric"), message)
     elif not direction(by.metric):
-        remedy = "take accuracy, mean@N, pass@K or nll"
+        remedy = "take accuracy, mean@N, pass@K, maj@K or nll"
         yield Problem((*CHOOSE, "metric"), f"neither more nor less of {by.metric!r} is better; {remedy}")
     plan = Plan(recipe)
     if not plan.tasks(REPORT):
@@ -220,11 +234,20 @@ def _items(task: Task) -> set[str]:
     return {json.dumps(next((row[key] for key in keys if key in row), None), default=str) for row in rows}
 
 
+def _reads(task: GenerateTask) -> bool:
+    try:
+        return judge(task, task.verifier_seconds).read is not None
+    except BallastError:  # the task's own check says so
+        return False
+
+
 def _metrics(task: Task) -> tuple[str, ...] | None:
     """Return the metrics of a task that can choose, None where they are not known beforehand."""
     divergence = ("base_kl",) if task.needs_base else ()
     if isinstance(task, GenerateTask | CodeTask):
         several = (f"mean@{task.samples}", *(f"pass@{k}" for k in task.k))
+        if isinstance(task, GenerateTask) and _reads(task):
+            several += tuple(f"maj@{k}" for k in task.k if k > 1)
         return (*(("accuracy",) if task.samples == 1 else several), *divergence)
     return {
         "choice": ("accuracy", "accuracy_per_token", "accuracy_per_character"),

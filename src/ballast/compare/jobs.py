@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ballast.compare.inputs import Inputs
-from ballast.compare.plan import Plan, cell_recipe, rl_recipe, seeded
+from ballast.compare.plan import Plan, cell_recipe, prompt_settings, rl_recipe, seeded
 from ballast.config.recipe import EvaluationSection, Recipe
 from ballast.errors import BallastError
+from ballast.protocols import Say
 from ballast.records.folder import BASE, ERROR, REPORT, TUNING, Store, differing_key, discard, drop_weights
 from ballast.records.read import read_lines
 from ballast.records.runs import read_record
@@ -162,7 +163,7 @@ def _reinforce(context: JobContext, job: Job, folder: Path) -> None:
 KINDS: dict[str, Callable[[JobContext, Job, Path], None]] = {"train": _fine_tune, "rl": _reinforce}
 
 
-def measure_base(context: JobContext, *, progress: bool) -> None:
+def measure_base(context: JobContext, say: Say, *, progress: bool) -> None:
     """Measure the base model on all tasks, unless that is done: answers first, the results last."""
     from ballast import models
     from ballast.pipeline.digests import inputs_of
@@ -180,7 +181,8 @@ def measure_base(context: JobContext, *, progress: bool) -> None:
     section, tasks = models.resolve(recipe.model), load_tasks(recipe)
     tokenizer = models.load_tokenizer(section, recipe.training)
     model = models.load_model(section, device=models.default_device())
-    check_prompts(tasks, model, tokenizer)
+    for line in check_prompts(tasks, model, tokenizer):
+        say(line)
     measured = measure(tasks, model, tokenizer, name=BASE, base=model, progress=progress)
     measured.write_items(folder / "evals")
     made = {"versions": versions(), "commit": git_commit(), "device": str(model.device)}
@@ -204,7 +206,7 @@ def base_recipe(plan: Plan) -> Recipe:
     """Return the recipe that the base model is measured with: every task, with the samples of the first seed."""
     tasks = seeded(plan.recipe.evaluation.tasks, plan.recipe.seed)
     evaluation = EvaluationSection(tasks=tasks)
-    others: dict[str, Any] = {"compare": None, "rl": None, "training": {}, "groups": None}
+    others: dict[str, Any] = {"compare": None, "rl": None, "training": prompt_settings(plan.recipe), "groups": None}
     return plan.recipe.model_copy(update={"evaluation": evaluation, **others})
 
 

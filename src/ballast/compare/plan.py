@@ -17,10 +17,12 @@ from ballast.config.recipe import DataSection, EvaluationSection, ModelSection, 
 from ballast.config.sections import CompareSection, MethodSection, ObjectiveSection
 from ballast.errors import BallastError
 from ballast.evaluation.tasks import SampledTask, Task
+from ballast.groups.options import ROUND
 from ballast.objectives import Objective
 from ballast.records.folder import RANDOM, REPORT, TUNING, Store
 from ballast.records.schema import CellRecord, Role
-from ballast.stats import GROUP_FIELDS, PAIR_FIELDS
+from ballast.statistics import is_pair
+from ballast.stats import GROUP_FIELDS
 
 TUNING_OFFSET = 1000
 """Distance of the tuning seeds from the reported ones: constant, so that more seeds can be added later."""
@@ -28,11 +30,14 @@ TUNING_OFFSET = 1000
 LENGTH = ("max_steps", "num_train_epochs")
 """Training settings that say how long a run is; a row that has one is not bound by the budget."""
 
+PROMPTS = ("chat_template_path", "eos_token")
+"""Training settings that change what a prompt is, or where an answer ends: all models of a table have the same."""
+
 QUIET = {"save_strategy": "no", "report_to": "none"}
 """A run that was stopped is done again, so it needs no checkpoints; its record is kept here."""
 
 BETTER: tuple[tuple[str, int], ...] = (
-    (r"accuracy(_per_token|_per_character)?|mean@\d+|pass@\d+", 1),
+    (r"accuracy(_per_token|_per_character)?|mean@\d+|pass@\d+|maj@\d+", 1),
     (r"nll|bits_per_character|perplexity|base_kl|forgetting", -1),
 )
 """Patterns of metrics, and whether more of them is better (1) or less (-1); of others neither is."""
@@ -280,12 +285,21 @@ def _training(recipe: Recipe, section: MethodSection, steps: int | None) -> dict
     return {**QUIET, **recipe.training, **budget, **section.training}
 
 
+def prompt_settings(recipe: Recipe) -> dict[str, Any]:
+    """Return what of a recipe's training settings holds for models that are not trained by it, too."""
+    return {key: recipe.training[key] for key in PROMPTS if key in recipe.training}
+
+
 def _reference(reference: ReferenceSection, objective: Objective, cache: str | None) -> ReferenceSection:
     """Return the shared cache where it can serve; a live reference for whole distributions; what the recipe says."""
-    live = ReferenceSection() if reference.cache else reference
-    if reference.model or reference.use != "auto" or cache is None:
+    if reference.use == ROUND and not on_groups(objective):
+        return ReferenceSection()
+    live = ReferenceSection(model=reference.model) if reference.cache else reference
+    if on_groups(objective) or any(map(is_pair, objective.needs)):
         return live
-    if set(objective.needs) & {*PAIR_FIELDS, *GROUP_FIELDS}:
+    if reference.cache and reference.model:
+        return reference
+    if reference.model or reference.use != "auto" or cache is None:
         return live
     return ReferenceSection(cache=reference.cache or cache)
 
@@ -299,7 +313,7 @@ def rl_recipe(plan: Plan, seed: int, output: Path) -> Recipe:
             "objective": None,
             "groups": None,
             "reference": ReferenceSection(),
-            "training": {},
+            "training": prompt_settings(plan.recipe),
             "compare": None,
             "evaluation": EvaluationSection(tasks=seeded(plan.tasks(REPORT), seed), base=False),
             "output": str(output),

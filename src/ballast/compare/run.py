@@ -177,7 +177,7 @@ def _prepare(context: JobContext, part: Part, say: Say) -> None:
     if part.takes_base(plan) and plan.recipe.evaluation.base:
         if not (store.base / EVALS).exists():
             say("base: is being measured")
-        measure_base(context, progress=False)
+        measure_base(context, say, progress=False)
     if any(row.random for row in plan.methods):
         for seed in plan.seeds:
             make_random(plan, seed, store.random(seed))

@@ -8,12 +8,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_serializer, field_validator, model_validator
 
-from ballast.config.sections import CompareSection, MethodSection, ObjectiveSection, ThenSection, Training
+from ballast.config.sections import (
+    CompareSection,
+    MethodSection,
+    ObjectiveSection,
+    RoundsSection,
+    ThenSection,
+    Training,
+)
 from ballast.config.source import SHORTHANDS, Problem, RecipeError, load_source
 from ballast.evaluation.tasks import SOURCES, AnyTask, Task
-from ballast.groups.options import GroupOptions
+from ballast.groups.options import GroupOptions, RowsOptions
 from ballast.options import Columns, Options, OptionsError, Sources, Text, Where, shown
 from ballast.options import Path as PathText
+from ballast.revise.options import ReviseOptions
+from ballast.reward.options import RewardOptions
 from ballast.rl.options import RLOptions
 
 NEVER_EMPTY = ("model", "objective")
@@ -72,23 +81,23 @@ class DataSection(Options):
 class ReferenceSection(Options):
     """The frozen model that objectives compare with; a bare string is ``use``."""
 
-    use: Literal["auto", "model", "adapter-off"] = "auto"
+    use: Literal["auto", "model", "adapter-off", "round"] = "auto"
     """`auto`: the cache if one is given, else under PEFT the adapter switched off where it starts at zero, else a
     frozen copy of the model as it starts; nothing where the objective needs none. `model`: that copy, in memory.
-    `adapter-off`: the model itself without its adapter; no further memory."""
+    `adapter-off`: the model itself without its adapter; no further memory. `round`, with groups: the model as it was
+    when the answers of the round were sampled; no further memory."""
     cache: PathText | None = None
-    """Folder of statistics of the model as it starts, written by `ballast score`; `ballast train` scores what is
-    missing."""
+    """Folder of statistics of the model as it starts, or of `model`, written by `ballast score`; `ballast train` scores
+    what is missing."""
     model: PathText | None = None
-    """Another model, in memory."""
+    """Another model, a teacher say: in memory, or with `cache` only as long as rows are scored."""
 
     @model_validator(mode="after")
     def _one_reference(self) -> ReferenceSection:
         if self.cache and self.use != "auto":
             raise ValueError(f"use: {self.use} and cache contradict each other, one would be ignored; keep one")
-        if self.model and (self.use != "auto" or self.cache):
-            other = "cache" if self.cache else f"use: {self.use}"
-            raise ValueError(f"{other} and model contradict each other, one would be ignored; keep one")
+        if self.model and self.use != "auto":
+            raise ValueError(f"use: {self.use} and model contradict each other, one would be ignored; keep one")
         return self
 
 
@@ -122,10 +131,14 @@ class Recipe(Options):
     objective: ObjectiveSection | None = None
     reference: ReferenceSection = ReferenceSection()
     groups: GroupOptions | None = None
+    rows: RowsOptions | None = None
+    revise: ReviseOptions | None = None
     training: Training = Field(default_factory=dict)
     evaluation: EvaluationSection = EvaluationSection()
+    reward: RewardOptions | None = None
     rl: RLOptions | None = None
     compare: CompareSection | None = None
+    rounds: RoundsSection | None = None
     output: PathText | None = None
     """Folder for checkpoints and the run record; new or empty, unless the run is resumed."""
     seed: int = Field(42, ge=0)
@@ -139,7 +152,7 @@ class Recipe(Options):
     @field_serializer("groups")
     def _written_groups(self, groups: GroupOptions | None) -> dict[str, Any] | None:
         # What stands beside a file must agree with it, so that defaults must not be written down.
-        return None if groups is None else groups.model_dump(mode="json", exclude_unset=groups.file is not None)
+        return None if groups is None else groups.model_dump(mode="json", exclude_unset=bool(groups.file))
 
     def groups_of(self, row: MethodSection) -> GroupOptions:
         """Return the groups of a row of the comparison; raises OptionsError where they are not allowed."""

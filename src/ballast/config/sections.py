@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -11,7 +12,7 @@ from ballast.files import expanded
 from ballast.objectives import Objective
 from ballast.objectives import objective as build_objective
 from ballast.objectives import problems as objective_problems
-from ballast.options import Options, Sources, Text
+from ballast.options import Options, OptionsError, Sources, Text, Where
 
 
 def _listed_rates(value: Any) -> Any:
@@ -85,7 +86,7 @@ class ChooseSection(Options):
     task: Text
     """Name of an evaluation task; it is not reported."""
     metric: Text = "accuracy"
-    """Metric of that task: `accuracy`, `mean@N`, `pass@K`, `nll`, …"""
+    """Metric of that task: `accuracy`, `mean@N`, `pass@K`, `maj@K`, `nll`, …"""
 
 
 class BudgetSection(Options):
@@ -151,3 +152,44 @@ class CompareSection(Options):
         if not value:
             raise ValueError("names no learning rate; list at least one")
         return value
+
+
+Verb = Literal["sample", "train", "rl", "evaluate"]
+READERS: dict[str, tuple[str, ...]] = {"sample": ("train",)}
+"""Commands whose output is nothing by itself, and those that read it."""
+TRAINERS = ("train", "rl")
+"""Commands that end with another model."""
+
+
+class RoundsSection(Options):
+    """Commands that are repeated; each round goes on from the model that the round before ended with."""
+
+    owner: ClassVar[str] = "rounds."
+
+    steps: tuple[Verb, ...] = Field(strict=False)
+    """Commands of a round, in their order: `sample`, `train`, `rl`, and `evaluate` last."""
+    count: int = Field(3, ge=1, le=1000)
+    """Rounds in all; raise it to go on."""
+    previous: int = Field(0, ge=0)
+    """Earlier rounds whose answers `train` reads beside those of its own round's `sample`; SPIN's is 1."""
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> RoundsSection:
+        if problems := list(self._conflicts()):
+            raise OptionsError(problems)
+        return self
+
+    def _conflicts(self) -> Iterator[tuple[Where, str]]:
+        for place, verb in enumerate(self.steps):
+            later = self.steps[place + 1 :]
+            if verb in later:
+                yield ("steps",), f"{verb} comes twice, and its second output would take the place of the first"
+            readers = READERS.get(verb, ())
+            if readers and not set(readers) & set(later):
+                yield ("steps",), f"nothing after {verb} reads what it writes; let {' or '.join(readers)} follow it"
+            if verb == "evaluate" and later:
+                yield ("steps",), f"{later[0]} after evaluate would not be measured; put evaluate last"
+        if not set(TRAINERS) & set(self.steps):
+            yield ("steps",), "nothing trains, so every round would be the first one again; add train or rl"
+        if self.previous and not {"sample", "train"} <= set(self.steps):
+            yield ("previous",), "would be ignored: no train follows a sample; set it to 0"

@@ -25,6 +25,7 @@ from ballast.config.source import Problem
 from ballast.errors import suggest
 from ballast.half import half_options
 from ballast.options import OptionsError, shown
+from ballast.packages import lacking
 
 if TYPE_CHECKING:
     from ballast.training import TrainingConfig
@@ -132,6 +133,8 @@ def _problem(key: str, value: Any) -> str | None:
     hints = _hints()
     if key in ELSEWHERE:
         return f"would be overridden here; {ELSEWHERE[key]}"
+    if key == "deepspeed" and value and (problem := lacking(key, True)):
+        return f"not possible: {problem}"
     return misfit(value, hints[key]) if key in hints else f"unknown key{suggest(key, tuple(hints))}"
 
 

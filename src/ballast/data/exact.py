@@ -108,7 +108,8 @@ def _alike(values: Sequence[Any]) -> bool:
     if not issubclass(kind, Mapping):
         return True
     keys = tuple(there[0])
-    if not keys or any(tuple(one) != keys for one in there):
+    # Arrow ends a name at a zero byte.
+    if not keys or any(tuple(one) != keys for one in there) or any("\0" in str(key) for key in keys):
         return False
     parts = [[one[key] for one in there] for key in keys]
     return all(type(None) not in set(map(type, part)) and _alike(part) for part in parts)

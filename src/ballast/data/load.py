@@ -13,6 +13,7 @@ from ballast.data.formats import check_rows, find_format
 from ballast.data.readers import READERS, Loaded, from_rows, is_row_list, read_file
 from ballast.data.render import TEMPLATE_OPTIONS
 from ballast.errors import BallastError, suggest
+from ballast.parts import Revisions, has, revisions
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -103,12 +104,33 @@ def _read_folder(path: Path, split: str | None, limit: int | None) -> Loaded:
         elif split is not None:
             raise BallastError(f"{path}: split={split!r}, but the saved data set has no splits; remove it")
         return _limited(saved, str(path), limit)
+    if has(path, Revisions.holds):
+        return _read_revisions(path, split, limit)
     files = sorted(file for file in path.iterdir() if file.is_file() and file.name.endswith(tuple(READERS)))
     if not files:
         raise BallastError(f"{path}: the folder holds no saved data set and no {', '.join(READERS)} file")
     files = _files_of_split(files, split, path)
     dataset = _mixture([read_file(file, limit) for file in files])
     return _limited(dataset, str(path) if len(files) > 1 else str(files[0]), limit)
+
+
+def _read_revisions(path: Path, split: str | None, limit: int | None) -> Loaded:
+    """Read what `ballast revise` wrote; a part of which no row was kept is empty."""
+    from pyarrow import ArrowException
+    from pyarrow.parquet import read_metadata
+
+    if split is not None:
+        raise BallastError(f"{path}: split={split!r}, but revised rows have no splits; remove it")
+    files = []
+    for file in revisions(path):
+        try:
+            files += [file] if read_metadata(file).num_rows else []
+        except (OSError, ArrowException) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise BallastError(f"{file}: damaged ({reason}); delete it and run `ballast revise` again") from error
+    if not files:
+        raise BallastError(f"{path}: no row was kept when it was revised; see revise.keep and revise.only_correct")
+    return _limited(_mixture([read_file(file, limit) for file in files]), str(path), limit)
 
 
 def _files_of_split(files: list[Path], split: str | None, folder: Path) -> list[Path]:

@@ -197,8 +197,8 @@ def from_rows(rows: list[dict[str, Any]], name: str, lines: tuple[int, ...] | No
     """Make a table of rows in memory, their values as they stand; a key that a row lacks is None there."""
     from ballast.data.exact import from_columns
 
-    # A name with half a surrogate pair is no text; nobody can ask for it.
-    names = dict.fromkeys(key for row in rows for key in row if not text_problem(key))
+    # A name with half a surrogate pair is no text, and Arrow ends one at a zero byte; nobody can ask for it.
+    names = dict.fromkeys(key for row in rows for key in row if not text_problem(key) and "\0" not in key)
     if not names:
         raise BallastError(f"{name}: the rows have no fields")
     try:

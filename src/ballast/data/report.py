@@ -13,6 +13,8 @@ from ballast.data.chat_tokens import NO_END, OTHER_END, TEMPLATE, UNMARKED
 if TYPE_CHECKING:
     from datasets import Dataset
 
+UNTRAINED = "it is neither read nor trained"
+
 
 @dataclass(frozen=True)
 class PrepareReport:
@@ -63,11 +65,12 @@ def dropped_nulls(dataset: Dataset) -> tuple[str, ...]:
     )
 
 
-def left_out(rows: Iterable[str | None]) -> tuple[dict[str, int], tuple[str, ...]]:
+def left_out(rows: Iterable[str | None], so: str = UNTRAINED) -> tuple[dict[str, int], tuple[str, ...]]:
     """Return how many rows lack which kind of text, and a line on each with the first example.
 
     Args:
         rows: of each row the column ``left_out`` of `tokenise`.
+        so: what becomes of it.
     """
     counts: Counter[str] = Counter()
     examples: dict[str, str] = {}
@@ -75,10 +78,10 @@ def left_out(rows: Iterable[str | None]) -> tuple[dict[str, int], tuple[str, ...
         for what, example in json.loads(found).items() if found else ():
             counts[what] += 1
             examples.setdefault(what, example)
-    return dict(counts), tuple(_line(what, count, examples[what]) for what, count in counts.items())
+    return dict(counts), tuple(_line(what, count, examples[what], so) for what, count in counts.items())
 
 
-def _line(what: str, count: int, example: str) -> str:
+def _line(what: str, count: int, example: str, so: str) -> str:
     rows = f"{count:,} row{'s' if count > 1 else ''}"
     if what == NO_END:
         return (
@@ -98,7 +101,7 @@ def _line(what: str, count: int, example: str) -> str:
     if what == "chat_template_kwargs":
         return f"{rows} with chat_template_kwargs that the chat template does not read ({example})"
     return (
-        f"{rows} of which the chat template leaves out the {what} ({example}): it is neither read nor trained; "
+        f"{rows} of which the chat template leaves out the {what} ({example}): {so}; "
         "use a template that writes it (chat_template_path=your.jinja)"
     )
 

@@ -7,14 +7,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ballast.errors import BallastError
-from ballast.evaluation import choice, likelihood, metrics, readiness
+from ballast.evaluation import choice, likelihood, metrics, readiness, revising
 from ballast.evaluation.generation import Completion, encode_prompts, generate, own_sequences
 from ballast.evaluation.results import estimates
 from ballast.evaluation.scoring import sequence_statistics
-from ballast.evaluation.tasks import ChoiceTask, CodeTask, JudgedTask, NllTask, ReadinessTask, SampledTask
+from ballast.evaluation.tasks import ChoiceTask, CodeTask, GenerateTask, JudgedTask, NllTask, ReadinessTask, SampledTask
 from ballast.protocols import Progress
+from ballast.revise.templates import load_templates
 from ballast.verifiers import code
 from ballast.verifiers import registry as verifiers
+from ballast.verifiers.options import judge
 
 Rows = Sequence[Mapping[str, Any]]
 Measured = tuple[dict[str, metrics.Estimate], dict[str, int], list[dict[str, Any]]]
@@ -30,6 +32,7 @@ class Context:
     base: Any
     progress: Progress | None
     beside: Mapping[str, Rows] = field(default_factory=dict)
+    revisers: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,14 @@ def _check_generate(task: JudgedTask, rows: Rows) -> None:
     verifiers.check_rows(_verifier(task), rows)
 
 
+def _check_revised(task: GenerateTask, rows: Rows) -> None:
+    _check_generate(task, rows)
+    if task.revise is not None:
+        load_templates(task.revise)
+
+
 def _verifier(task: JudgedTask) -> verifiers.Verifier:
-    return verifiers.verifier(task.verifier, seconds=task.verifier_seconds)
+    return judge(task, task.verifier_seconds)
 
 
 def _check_code(task: CodeTask, rows: Rows) -> None:
@@ -82,6 +91,22 @@ def _are_demonstrations(rows: Rows) -> bool:
 
 
 def _measure_generate(task: JudgedTask, rows: Rows, context: Context) -> Measured:
+    measured, counts, items = _measure_judged(task, rows, context)
+    verify, ks = _verifier(task), [k for k in task.k if k > 1]
+    if verify.read is None or not ks:
+        return measured, counts, items
+    answers = [(one["text"], row) for row, item in zip(rows, items, strict=True) for one in item["completions"]]
+    found = verifiers.read_answers(verify, answers)
+    for place, item in enumerate(items):
+        item["read"] = found[place * task.samples : (place + 1) * task.samples]
+    return measured | {f"maj@{k}": _voted(items, k, task.seed) for k in ks}, counts, items
+
+
+def _voted(items: Sequence[Mapping[str, Any]], k: int, seed: int) -> metrics.Estimate:
+    return metrics.mean([metrics.maj_at_k(item["read"], item["scores"], k) for item in items], seed=seed)
+
+
+def _measure_judged(task: JudgedTask, rows: Rows, context: Context) -> Measured:
     completions, measured, counts = _answers(task, rows, context)
     flat = [(one.text, row) for row, answers in zip(rows, completions, strict=True) for one in answers]
     scored = verifiers.score_answers(_verifier(task), flat)
@@ -91,8 +116,23 @@ def _measure_generate(task: JudgedTask, rows: Rows, context: Context) -> Measure
     return {**_score_metrics(task, scores), **measured}, counts, items
 
 
+def _measure_revised(task: GenerateTask, rows: Rows, context: Context) -> Measured:
+    if task.revise is None:
+        return _measure_generate(task, rows, context)
+    drafts = [answers[0] for answers in _answers(task, rows, context)[0]]
+    writer = (context.model, context.tokenizer)
+    if task.revise.reviser is not None:
+        writer = context.revisers[task.revise.reviser]
+    judging = revising.Judging(_verifier(task), cut_off=True)
+    revised = revising.revise_drafts(task, rows, drafts, writer, judging)
+    counts = revising.revision_counts(task, revised)
+    counts |= {"verifier_errors": judging.errors, "verifier_timeouts": judging.timeouts}
+    items = [revising.revision_item(row, one) for row, one in zip(rows, revised, strict=True)]
+    return revising.revision_metrics(task, revised), counts, items
+
+
 def _measure_readiness(task: ReadinessTask, rows: Rows, context: Context) -> Measured:
-    measured, counts, items = _measure_generate(task, rows, context)
+    measured, counts, items = _measure_judged(task, rows, context)
     budget = {"budget_tokens": len(items) * task.samples * task.max_new_tokens}
     measured |= readiness.groups(items, task.group, seed=task.seed)
     beside, rows_beside = readiness.beside(task, context.model, context.tokenizer, context.base, context.beside)
@@ -240,7 +280,7 @@ def _divergence(task: NllTask, sequences: Any, context: Context, owners: Any = N
 KINDS: dict[str, Kind] = {
     "choice": Kind(_check_choice, _measure_choice),
     "code": Kind(_check_code, _measure_code),
-    "generate": Kind(_check_generate, _measure_generate),
+    "generate": Kind(_check_revised, _measure_revised),
     "nll": Kind(_check_nll, _measure_nll),
     "readiness": Kind(_check_generate, _measure_readiness),
 }

@@ -6,6 +6,7 @@ Torch-free; scipy is loaded on use.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -65,6 +66,36 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
     if n - correct < k:
         return 1.0
     return 1.0 - math.prod(1.0 - k / i for i in range(n - correct + 1, n + 1))
+
+
+def majority(read: Sequence[str | None], scores: Sequence[float]) -> float:
+    """Return the score of the answer that most samples give, the earlier one's where several have as many votes.
+
+    Args:
+        read: the answer read off each sample; None, which has no vote, where there is none.
+        scores: of the same samples. Where none has an answer, the first sample's score counts.
+
+    >>> majority(["4", None, "5", "4"], [0, 0, 1, 0])
+    0
+    """
+    votes = Counter(answer for answer in read if answer is not None)
+    winner = max(votes, key=votes.__getitem__, default=None)
+    return scores[read.index(winner)]
+
+
+def maj_at_k(read: Sequence[str | None], scores: Sequence[float], k: int) -> float:
+    """Return the mean score of the vote of k samples, over the samples taken k by k in their order.
+
+    What is left over when they do not divide is not used. Unbiased for the vote of k fresh samples; maj@1 is their mean
+    score. Source: self-consistency, Wang et al. 2022 (arXiv 2203.11171); voting in ReFT (arXiv 2401.08967).
+
+    Raises:
+        BallastError: unless 1 ≤ k ≤ the number of samples.
+    """
+    if not 1 <= k <= len(scores):
+        raise BallastError(f"maj@{k} from {len(scores)} samples: k must lie between 1 and the number of samples")
+    starts = range(0, len(scores) - k + 1, k)
+    return sum(majority(read[i : i + k], scores[i : i + k]) for i in starts) / len(starts)
 
 
 def proportion(successes: int, n: int, *, level: float = LEVEL) -> Estimate:

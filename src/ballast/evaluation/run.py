@@ -14,6 +14,7 @@ from ballast.evaluation.results import TaskResult, write_items, write_results
 from ballast.evaluation.tasks import ReadinessTask, Task
 from ballast.files import file_name, same_file
 from ballast.limits import check_tokenizer
+from ballast.protocols import Progress
 
 ROWS_BESIDE = 512
 """Demonstrations, and texts, that a task of kind ``readiness`` reads unless it has a limit."""
@@ -31,6 +32,7 @@ def evaluate(
     output: str | Path | None = None,
     items: str | Path | None = None,
     extra: Mapping[str, Any] | None = None,
+    revisers: Mapping[str, tuple[Any, Any]] | None = None,
     progress: TaskProgress | None = None,
 ) -> list[TaskResult]:
     """Return one result per task.
@@ -45,6 +47,7 @@ def evaluate(
         output: JSON file for the results.
         items: folder for one JSONL file per task, with every prompt, answer and score.
         extra: JSON-able values to keep beside the results.
+        revisers: model and tokenizer of every ``revise.reviser`` that tasks name.
         progress: called with (task name, done, total).
 
     Raises:
@@ -53,8 +56,11 @@ def evaluate(
     resolved = [task if isinstance(task, Task) else Task(**task) for task in tasks]
     _check_names(resolved)
     check_tokenizer(type(model).__name__, model.config, tokenizer)
-    loaded = [(task, _checked_rows(task, base)) for task in resolved]
-    results = [_run(task, *rows, model, tokenizer, base, progress) for task, rows in loaded]
+    loaded = [(task, _checked_rows(task, base, revisers or {})) for task in resolved]
+    results = [
+        _run(task, rows, Context(model, tokenizer, base, _told(progress, task), beside, revisers or {}))
+        for task, (rows, beside) in loaded
+    ]
     if items is not None:
         for result in results:
             write_items(Path(items) / f"{file_name(result.name)}.jsonl", result)
@@ -126,19 +132,9 @@ def check_rows(task: Task, rows: Rows, beside: Mapping[str, Rows]) -> None:
         raise BallastError(f"task {task.name!r}: {error}") from error
 
 
-def _run(
-    task: Task,
-    rows: Rows,
-    beside: Mapping[str, Rows],
-    model: Any,
-    tokenizer: Any,
-    base: Any,
-    progress: TaskProgress | None,
-) -> TaskResult:
+def _run(task: Task, rows: Rows, context: Context) -> TaskResult:
     start = time.perf_counter()
-    report = None if progress is None else lambda done, total: progress(task.name, done, total)
     try:
-        context = Context(model, tokenizer, base, report, beside)
         measured, counts, items = KINDS[task.kind].measure(task, rows, context)
     except BallastError as error:
         raise BallastError(f"task {task.name!r}: {error}") from error
@@ -148,15 +144,21 @@ def _run(
     )
 
 
+def _told(progress: TaskProgress | None, task: Task) -> Progress | None:
+    return None if progress is None else lambda done, total: progress(task.name, done, total)
+
+
 def _check_names(tasks: Sequence[Task]) -> None:
     if clash := same_file(task.name for task in tasks):
         names = f"{clash[1]!r} and {tasks[clash[0]].name!r}"
         raise BallastError(f"tasks {names} would be kept in one file, one result over the other; rename one")
 
 
-def _checked_rows(task: Task, base: Any) -> tuple[Rows, dict[str, Rows]]:
+def _checked_rows(task: Task, base: Any, revisers: Mapping[str, Any]) -> tuple[Rows, dict[str, Rows]]:
     if task.needs_base and base is None:
         raise BallastError(f"task {task.name!r}: base_kl needs the base model, and none is given")
+    if (reviser := task.reviser) is not None and reviser not in revisers:
+        raise BallastError(f"task {task.name!r}: revise.reviser {reviser} is not given; pass it in revisers")
     rows, beside = load_task_rows(task), load_rows_beside(task)
     check_rows(task, rows, beside)
     return rows, beside

@@ -10,6 +10,9 @@ from pydantic import Field, PlainValidator, WithJsonSchema, field_validator, mod
 from ballast.errors import suggest
 from ballast.files import expanded
 from ballast.options import Columns, Options, OptionsError, Text, Texts, shown
+from ballast.revise.options import TaskLoopOptions
+from ballast.verifiers.options import conflicts
+from ballast.verifiers.program import TOLERANCE
 
 if TYPE_CHECKING:
     from ballast.evaluation.generation import GenerationOptions
@@ -94,6 +97,11 @@ class Task(Options):
         """Whether the model before training is needed to compare with."""
         return False
 
+    @property
+    def reviser(self) -> str | None:
+        """The further model that revises answers, None where there is none."""
+        return None
+
     def sources(self) -> dict[str, str]:
         """Return the sources that the task names, by option; those that are given as rows are none."""
         return {name: value for name in SOURCES if isinstance(value := getattr(self, name, None), str)}
@@ -118,7 +126,7 @@ class SampledTask(Task):
     stop: Texts = ()
     """Text, or several, before which an answer ends: for base models, which go on with a next question."""
     k: tuple[int, ...] = Field((), strict=False)
-    """The k of pass@k, one or a list, each at most `samples`; `samples` itself where absent."""
+    """The k of pass@k and maj@k, one or a list, each at most `samples`; `samples` itself where absent."""
     entropy: bool = False
     """Also the mean entropy of the model on its own answers."""
     base_kl: bool = False
@@ -167,15 +175,44 @@ class JudgedTask(SampledTask):
     """What kinds whose answers a verifier judges have in common."""
 
     verifier: Text = "exact"
-    """What judges an answer: `exact`, `math`, `expression`, `last-number` or `package.module:function`."""
+    """What judges an answer: `exact`, `math`, `expression`, `last-number`, `program` or
+    `package.module:function`."""
     verifier_seconds: float = Field(10.0, gt=0)
-    """Wall clock of one verdict of `math` or a function of your own, in seconds."""
+    """Wall clock of one verdict of `math`, of a function of your own or of a program, in seconds."""
+    tolerance: float = Field(TOLERANCE, ge=0)
+    """How far a number that a program returns may be from the row's `answer`; verifier `program` alone reads it."""
+    allow_code_execution: bool = False
+    """Run what the model wrote on this machine; verifier `program` needs it."""
+
+    @model_validator(mode="after")
+    def _judged(self) -> JudgedTask:
+        if problems := list(conflicts(self)):
+            raise OptionsError(problems)
+        return self
 
 
 class GenerateTask(JudgedTask):
     """Answers judged by a verifier."""
 
     kind: Literal["generate"] = "generate"
+    revise: TaskLoopOptions | None = None
+    """Let the model, or a reviser, revise its answer: the last one counts, beside the draft."""
+
+    @property
+    def reviser(self) -> str | None:
+        return None if self.revise is None else self.revise.reviser
+
+    @model_validator(mode="after")
+    def _revises_one_draft(self) -> GenerateTask:
+        if self.revise is None:
+            return self
+        for name in ("entropy", "base_kl"):
+            if getattr(self, name):
+                raise OptionsError([((name,), "is of drafts where answers are revised; measure it in another task")])
+        if self.samples > 1:
+            message = f"{self.samples} drafts of a prompt cannot be revised, only one; leave it at 1"
+            raise OptionsError([(("samples",), message)])
+        return self
 
 
 class CodeTask(SampledTask):

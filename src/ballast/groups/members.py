@@ -11,13 +11,15 @@ from ballast.data import trl
 from ballast.data.messages import last_text, messages_problem, template_problem
 from ballast.data.options import PrepareOptions
 from ballast.data.prepare import prepare
+from ballast.data.prompts import left_out_of_prompts
 from ballast.data.readers import from_rows
 from ballast.data.render import prompt_columns
 from ballast.errors import BallastError
 from ballast.evaluation import generation
 from ballast.groups.options import GroupOptions
 from ballast.stats import ORIGINS
-from ballast.verifiers.registry import Verifier, check_rows, score_answers, verifier
+from ballast.verifiers.options import judge
+from ballast.verifiers.registry import ScoredBatch, Verifier, check_rows, score_answers
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,17 +36,20 @@ class Member:
         ids: token ids of prompt and answer; exactly these are trained on.
         start: place of the answer's first token in `ids`.
         origin: one of `ORIGINS`.
-        reward: the verifier's, 0 … 1.
+        reward: the verifier's, 0 … 1; None where nothing judged.
         text: the answer as the verifier reads it.
         ended: whether the answer ended by itself.
+        ref_logprob: log-probability in nats of each of the answer's tokens under the model as it was when the round
+            was sampled; None where it was not asked.
     """
 
     ids: tuple[int, ...]
     start: int
     origin: str
-    reward: float
+    reward: float | None
     text: str
     ended: bool = True
+    ref_logprob: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ class GroupRows:
         rows: the raw rows, as the verifier reads them.
         tokenizer: with the end-of-text token and chat template that training uses.
         options: how groups are made up.
-        verify: judges the answers of every origin.
+        verify: judges the answers of every origin; None for nobody.
         truncated: answers cut to the maximum length.
         notes: what became of the given answers' texts, as lines to print.
         errors, timeouts: given answers that score 0 because the verifier failed or overran its time.
@@ -94,7 +99,7 @@ class GroupRows:
             dataset: rows with ``prompt`` (text or messages), ``completion`` where `options.expert` is 1, perhaps
                 ``teachers`` (a list of completions), and what the verifier reads.
             tokenizer: of the model; left as it is.
-            options: how groups are made up; `options.verifier` is needed.
+            options: how groups are made up.
             prepared: how demonstrations are tokenised; sequences are cut at its `limit`.
 
         Raises:
@@ -102,26 +107,27 @@ class GroupRows:
         """
         from ballast.data.exact import as_stored
 
-        if options.verifier is None:
-            raise BallastError("groups.verifier is missing: without one no answer has a reward; name one, such as math")
         refuse_preparation(prepared)
         self.options = options
         self.tokenizer = trl.training_tokenizer(tokenizer, prepared)
-        self.verify: Verifier = verifier(str(options.verifier), seconds=options.seconds)
+        self.verify = judge_of(options)
         self.rows: list[dict[str, Any]] = list(as_stored(dataset.with_format(None)))
         check_prompts(self.rows, options)
-        check_rows(self.verify, self.rows)
+        if self.verify is not None:
+            check_rows(self.verify, self.rows)
         self.truncated = 0
         self._end = "max_length" if prepared.limit == prepared.max_length else "the model's context"
         self.notes: tuple[str, ...] = ()
         given = list(_given(self.rows, options))
-        scored = score_answers(self.verify, [(one.text, self.rows[one.row]) for one in given])
+        scored = self.judged([(one.text, self.rows[one.row]) for one in given])
         self.errors, self.timeouts = scored.errors, scored.timeouts
+        rewards = scored.scores if self.verify is not None else [None] * len(given)
         sequences = self._tokenise(given, prepared)
         self._fixed: list[list[Member]] = [[] for _ in self.rows]
-        for one, (ids, start), reward in zip(given, sequences, scored.scores, strict=True):
+        for one, (ids, start), reward in zip(given, sequences, rewards, strict=True):
             self._fixed[one.row].append(Member(ids, start, one.origin, reward, one.text))
         self._prompt_ids = generation.encode_rows(self.tokenizer, self.rows)
+        self.notes += self._left_out({one.row for one in given})
         sizes = [len(ids) for ids in self._prompt_ids]
         check_room(sizes, options, max_length=prepared.max_length, context=prepared.context)
 
@@ -135,6 +141,10 @@ class GroupRows:
     def prompt_ids(self, row: int) -> tuple[int, ...]:
         """Return the ids of a prompt as sampling continues it."""
         return self._prompt_ids[row]
+
+    def judged(self, answers: Sequence[tuple[str, Row]]) -> ScoredBatch:
+        """Return the verdicts on some answers, none where there is no verifier."""
+        return ScoredBatch(()) if self.verify is None else score_answers(self.verify, answers)
 
     def check_ends(self, ends: set[int]) -> None:
         """Warn where an expert's answer has no token that ends an own one: own answers would never be whole.
@@ -161,16 +171,17 @@ class GroupRows:
         """Return what the groups consist of, as lines to print."""
         members = [member for group in self._fixed for member in group]
         rewards = {origin: [m.reward for m in members if m.origin == origin] for origin in ORIGINS[:2]}
-        parts = [
-            f"{len(found):,} {origin} answers (mean reward {sum(found) / len(found):.3f})"
-            for origin, found in rewards.items()
-            if found
-        ]
+        parts = [f"{len(found):,} {origin} answers{mean_reward(found)}" for origin, found in rewards.items() if found]
         own = [f"{self.options.own} own answers for each"] if self.options.own else []
         lines = [f"groups: {len(self.rows):,} prompts; {', '.join([*parts, *own])}"]
         if self.truncated:
             lines.append(f"groups: {self.truncated:,} answers truncated to {self._end}")
         return lines + [f"groups: {note}" for note in self.notes]
+
+    def _left_out(self, given: set[int]) -> tuple[str, ...]:
+        """Return what a template leaves out of prompts that no given answer was prepared with."""
+        bare = [row for row in range(len(self.rows)) if row not in given]
+        return left_out_of_prompts([self.rows[row] for row in bare], self.tokenizer, [row + 1 for row in bare])
 
     def _tokenise(self, given: Sequence[_Given], prepared: PrepareOptions) -> list[tuple[tuple[int, ...], int]]:
         """Return ids and the first trained place of every answer, tokenised as a demonstration is."""
@@ -196,6 +207,17 @@ class GroupRows:
             self.truncated += limit is not None and len(ids) > limit
             sequences.append((tuple(ids[:limit]), start))
         return sequences
+
+
+def mean_reward(rewards: Sequence[float | None]) -> str:
+    """Return `` (mean reward …)`` of the rewards that there are, nothing where there is none."""
+    judged = [reward for reward in rewards if reward is not None]
+    return f" (mean reward {sum(judged) / len(judged):.3f})" if judged else ""
+
+
+def judge_of(options: GroupOptions) -> Verifier | None:
+    """Return the verifier that the options name."""
+    return None if options.verifier is None else judge(options, options.seconds)
 
 
 def refuse_preparation(prepared: PrepareOptions) -> None:

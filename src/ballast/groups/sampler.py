@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ballast.evaluation.generation import Completion, GenerationOptions, generate
+from ballast.evaluation.scoring import ScoredSequence, sequence_statistics
 from ballast.groups.members import Group, GroupRows, Member
 from ballast.protocols import Model
-from ballast.verifiers.registry import score_answers
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class SampledGroups:
         groups: one per row.
         cut_off: own answers that had not ended after ``max_new_tokens``.
         errors, timeouts: own answers that score 0 because the verifier failed or overran its time.
-        sampling, scoring: seconds of wall clock.
+        sampling, scoring: seconds of wall clock that the model and the verifier took.
     """
 
     groups: tuple[Group, ...]
@@ -66,11 +66,11 @@ def sample_groups(model: Model, rows: GroupRows, indices: Sequence[int], *, seed
     ended = time.monotonic()
     answers = [(row, answer) for row, found in zip(indices, sampled, strict=True) for answer in found]
     judged = [(row, answer) for row, answer in answers if answer.ended or options.judge_cut_off]
-    scored = score_answers(rows.verify, [(answer.text, rows.rows[row]) for row, answer in judged])
+    scored = rows.judged([(answer.text, rows.rows[row]) for row, answer in judged])
     rewards = iter(scored.scores)
     own: dict[int, list[Member]] = {row: [] for row in indices}
     for row, answer in answers:
-        reward = next(rewards) if answer.ended or options.judge_cut_off else 0.0
+        reward = None if rows.verify is None else next(rewards) if answer.ended or options.judge_cut_off else 0.0
         own[row].append(_member(rows.prompt_ids(row), answer, reward))
     return SampledGroups(
         tuple(Group(row, (*rows.fixed(row), *own[row])) for row in indices),
@@ -82,5 +82,20 @@ def sample_groups(model: Model, rows: GroupRows, indices: Sequence[int], *, seed
     )
 
 
-def _member(prompt: tuple[int, ...], answer: Completion, reward: float) -> Member:
+def scored_groups(model: Model, sampled: SampledGroups, *, batch_tokens: int) -> SampledGroups:
+    """Return the groups with the log-probabilities of all their answers under the model as it is, in eval mode."""
+    started = time.monotonic()
+    members = [member for group in sampled.groups for member in group.members]
+    sequences = [ScoredSequence(member.ids, member.start) for member in members]
+    found = iter(sequence_statistics(model, sequences, ("logprob",), batch_tokens=batch_tokens))
+    groups = tuple(
+        Group(
+            group.row, tuple(replace(one, ref_logprob=tuple(next(found)["logprob"].tolist())) for one in group.members)
+        )
+        for group in sampled.groups
+    )
+    return replace(sampled, groups=groups, sampling=sampled.sampling + time.monotonic() - started)
+
+
+def _member(prompt: tuple[int, ...], answer: Completion, reward: float | None) -> Member:
     return Member((*prompt, *answer.ids), len(prompt), "own", reward, answer.text, answer.ended)

@@ -5,32 +5,26 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ballast.errors import BallastError
-from ballast.files import write_atomically
 from ballast.groups.members import Group, Member
 from ballast.groups.options import GroupOptions
-from ballast.limits import check_length
-from ballast.stats import ORIGINS
+from ballast.parts import MANIFEST, PartFolder, Revisions, has, read_manifest, unreadable
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from transformers import PreTrainedTokenizerBase
 
-    from ballast.protocols import Tokenizer
+VERSION, READABLE = 2, (1, 2)
+"""What is written, and what can be read: version 1 has no log-probabilities of the model that sampled."""
+HOLDS = "groups"
+ADDED = "ref_logprob"
+"""The column of version 2."""
 
-VERSION = 1
-MANIFEST, LOCK = "manifest.json", ".lock"
-ROWS_PER_PART = 64
-"""Prompts of one part: what a kill costs at most. Answers of one part share batches, so it is the same in every run."""
-
-NOT_STORED = ("refresh", "batch_tokens", "seconds", "file")
+NOT_STORED = ("refresh", "batch_tokens", "seconds", "allow_code_execution", "file")
 """Options that leave the answers alone, but for rounding and time-outs."""
 
 WHAT_DIFFERS = {
@@ -127,55 +121,35 @@ def data_digest(rows: Iterable[Mapping[str, Any]]) -> str:
     return digest.hexdigest()
 
 
-class GroupFolder:
-    """A folder of groups being filled by one process at a time; every part is there in full or not at all.
+class GroupFolder(PartFolder):
+    """A folder of groups; see `PartFolder`.
 
     Args:
         path: the folder; made if there is none.
         settings: what the groups depend on; a folder made with others is refused.
     """
 
+    holds, doing, command = HOLDS, "sampling", "ballast sample"
+
     def __init__(self, path: str | Path, settings: StoreSettings) -> None:
-        self.path, self.settings = Path(path), settings
+        super().__init__(path, settings.rows)
+        self.settings = settings
 
-    @contextmanager
-    def filling(self) -> Iterator[None]:
-        """Hold the folder's lock: no other process samples into it.
+    def manifest(self) -> dict[str, Any]:
+        return {"version": VERSION, "settings": self.settings.to_dict()}
 
-        Raises:
-            BallastError: if it is another folder, was sampled with other settings, or is being filled.
-        """
-        from filelock import FileLock, Timeout
-
-        check_target(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise BallastError(f"{self.path}: another process is sampling into this folder; wait for it") from None
-        try:
-            self._begin()
-            yield
-        finally:
-            lock.release()
-
-    def missing(self) -> list[int]:
-        """Return the numbers of the parts that are not there yet."""
-        return [part for part in range(self.parts) if not self._file(part).exists()]
-
-    @property
-    def parts(self) -> int:
-        """How many parts the folder has when it is full."""
-        return math.ceil(self.settings.rows / ROWS_PER_PART)
-
-    def rows(self, part: int) -> list[int]:
-        """Return the places of a part's prompts."""
-        return list(range(part * ROWS_PER_PART, min((part + 1) * ROWS_PER_PART, self.settings.rows)))
+    def differences(self) -> list[str]:
+        version, begun = _read_manifest(self.path)
+        if version != VERSION:
+            raise BallastError(
+                f"{self.path}: was begun by an earlier version, whose answers have no log-probabilities of the model "
+                "that sampled them; name another folder (this one can still be trained on)"
+            )
+        return self.settings.differences(begun)
 
     def write(self, number: int, part: Part) -> None:
         """Write a part."""
-        write_atomically(self._file(number), _to_parquet(part))
+        self.put(number, _to_parquet(part))
 
     def read(self) -> Iterator[Part]:
         """Yield all parts in order.
@@ -183,48 +157,16 @@ class GroupFolder:
         Raises:
             BallastError: if one is missing or damaged.
         """
-        if missing := self.missing():
-            done = self.parts - len(missing)
-            raise BallastError(
-                f"{self.path}: sampling has not ended ({done} of {self.parts} parts), so prompts would be left out; "
-                "run `ballast sample` again, it goes on where it stopped"
-            )
-        for number in range(self.parts):
-            part = _from_parquet(self._file(number))
+        for number, file in enumerate(self.files()):
+            part = _from_parquet(file)
             if [group.row for group in part.groups] != self.rows(number):
-                raise BallastError(f"{self._file(number)}: holds other rows than its place says; delete it and sample")
+                raise BallastError(f"{file}: holds other rows than its place says; delete it and sample")
             yield part
 
-    def _begin(self) -> None:
-        manifest = self.path / MANIFEST
-        if manifest.exists():
-            if found := self.settings.differences(read_settings(self.path)):
-                raise BallastError(
-                    f"{self.path}: {'; '.join(found)}: answers of two kinds would mix; name another folder"
-                )
-        else:
-            content = {"version": VERSION, "settings": self.settings.to_dict()}
-            write_atomically(manifest, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-        for leftover in self.path.glob("*.tmp"):
-            leftover.unlink(missing_ok=True)
 
-    def _file(self, number: int) -> Path:
-        return self.path / f"part-{number:05d}.parquet"
-
-
-def check_target(path: Path) -> None:
-    """Refuse to fill a file, or a folder that holds something else.
-
-    Raises:
-        BallastError: saying what is there.
-    """
-    if path.exists() and not path.is_dir():
-        raise BallastError(f"{path}: is a file; groups are written into a folder, choose another path")
-    if path.is_dir() and not (path / MANIFEST).exists():
-        ours = (LOCK, MANIFEST)
-        foreign = [one.name for one in path.iterdir() if one.name not in ours and not one.name.endswith(".tmp")]
-        if foreign:
-            raise BallastError(f"{path}: holds {sorted(foreign)[0]!r} and no groups; choose a new or empty folder")
+def is_sampled(path: str | Path) -> bool:
+    """Return whether `ballast sample` filled a folder, or began to; other groups are made from rows."""
+    return (Path(path) / MANIFEST).exists() and not has(path, Revisions.holds)
 
 
 def read_settings(path: str | Path) -> StoreSettings:
@@ -233,87 +175,15 @@ def read_settings(path: str | Path) -> StoreSettings:
     Raises:
         BallastError: if its manifest cannot be read.
     """
-    manifest = Path(path) / MANIFEST
+    return _read_manifest(path)[1]
+
+
+def _read_manifest(path: str | Path) -> tuple[int, StoreSettings]:
+    version, settings = read_manifest(path, HOLDS, READABLE, "sample again")
     try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
-        if content["version"] != VERSION:
-            raise BallastError(f"{manifest}: written by another version ({content['version']!r}); sample again")
-        return StoreSettings.from_dict(content["settings"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, BallastError):
-            raise
-        raise BallastError(f"{manifest}: cannot be read as the manifest of groups: {error}") from error
-
-
-def read_groups(
-    path: str | Path,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_length: int | None = None,
-    context: int | None = None,
-) -> list[Group]:
-    """Return groups by prompt: of a folder that `ballast sample` filled, or of a file that the user made.
-
-    Args:
-        path: a folder with a manifest; or a Parquet or JSONL file (or a folder of them) with one answer a row and the
-            columns ``prompt``, ``origin``, ``response`` and ``reward``.
-        tokenizer: of the model that trains on them, with the end-of-text token and chat template that training uses.
-        max_length: longer sequences are refused; None takes any.
-        context: the same of the model's positions.
-
-    Raises:
-        BallastError: naming what is missing, damaged or of another tokenizer, with file and row.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise BallastError(f"{path}: no such file or folder; `ballast sample` fills one")
-    if (path / MANIFEST).exists():
-        groups = _read_sampled(path, tokenizer)
-    else:
-        from ballast.groups.read import read_file
-
-        groups = read_file(path, tokenizer)
-    _check(groups, tokenizer, max_length, path)
-    for group in groups:
-        for member in group.members:
-            check_length(f"{path}: prompt {group.row + 1}", len(member.ids), context)
-    return groups
-
-
-def _read_sampled(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Group]:
-    from ballast.reference.fingerprint import tokenizer_fingerprint
-
-    settings = read_settings(path)
-    if settings.tokenizer != tokenizer_fingerprint(tokenizer):
-        raise BallastError(
-            f"{path}: {WHAT_DIFFERS['tokenizer']}, so its token ids would mean other words; sample again"
-        )
-    return [group for part in GroupFolder(path, settings).read() for group in part.groups]
-
-
-def _check(groups: Sequence[Group], tokenizer: Tokenizer, max_length: int | None, path: Path) -> None:
-    largest = max(tokenizer.get_vocab().values(), default=-1)
-    for group in groups:
-        for member in group.members:
-            if problem := _problem(member, largest, max_length):
-                raise BallastError(f"{path}: prompt {group.row + 1}: {problem}")
-
-
-def _problem(member: Member, largest: int, max_length: int | None) -> str | None:
-    if member.origin not in ORIGINS:
-        return f"origin {member.origin!r} is none of {', '.join(ORIGINS)}"
-    if not math.isfinite(member.reward):
-        return f"the reward of the {member.origin}'s answer is {member.reward}; rewards are finite numbers"
-    if not 0 < member.start < len(member.ids):
-        return f"the {member.origin}'s answer has no token to train on"
-    if min(member.ids) < 0 or max(member.ids) > largest:
-        return f"token id {max(member.ids)} is not in the tokenizer, whose ids end at {largest}: it is another model's"
-    if max_length is not None and len(member.ids) > max_length:
-        return (
-            f"prompt and answer have {len(member.ids)} tokens, training.max_length is {max_length}: cut after they "
-            "were judged, they would not deserve their reward; raise it, or leave the answer out"
-        )
-    return None
+        return version, StoreSettings.from_dict(settings)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise unreadable(path, HOLDS, error) from error
 
 
 def _schema(metadata: Mapping[str, str]) -> pa.Schema:
@@ -328,6 +198,7 @@ def _schema(metadata: Mapping[str, str]) -> pa.Schema:
         ("start", pa.int32()),
         ("reward", pa.float64()),
         ("ended", pa.bool_()),
+        ("ref_logprob", pa.list_(pa.float32())),
     ]
     return pa.schema(columns, metadata=dict(metadata))
 
@@ -343,6 +214,7 @@ def _to_parquet(part: Part) -> bytes:
             "prompt": prompt if plain else json.dumps(prompt, ensure_ascii=False),
             **{name: getattr(member, name) for name in ("origin", "text", "start", "reward", "ended")},
             "ids": list(member.ids),
+            "ref_logprob": None if member.ref_logprob is None else list(member.ref_logprob),
         }
         for group, prompt in zip(part.groups, part.prompts, strict=True)
         for member in group.members
@@ -361,13 +233,17 @@ def _from_parquet(file: Path) -> Part:
         table = parquet.read_table(file, page_checksum_verification=True)
         metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         plain, counts = metadata["prompt"] == "text", json.loads(metadata["counts"])
-        rows = table.select(_schema({}).names).to_pylist()
+        rows = table.select(
+            [name for name in _schema({}).names if name != ADDED or name in table.column_names]
+        ).to_pylist()
         groups: dict[int, list[Member]] = {}
         prompts: dict[int, Any] = {}
         for row in rows:
             number, prompt = row.pop("row"), row.pop("prompt")
             prompts[number] = prompt if plain else json.loads(prompt)
-            groups.setdefault(number, []).append(Member(**{**row, "ids": tuple(row["ids"])}))
+            ids, scored = tuple(row.pop("ids")), row.pop(ADDED, None)
+            ref_logprob = None if scored is None else tuple(scored)
+            groups.setdefault(number, []).append(Member(ids=ids, ref_logprob=ref_logprob, **row))
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BallastError(f"{file}: damaged ({reason}); delete it and run `ballast sample` again") from error

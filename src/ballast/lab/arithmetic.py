@@ -118,13 +118,14 @@ def verify(completion: str, row: Mapping[str, Any]) -> float:
     return float(bool(mark) and _ANSWER.fullmatch(tail) is not None and tail == str(row["answer"]))
 
 
-def answered(completion: str, row: Mapping[str, Any]) -> float:
-    """Return 1.0 when the text from the first ``#`` to the end is a number, right or wrong, else 0.0."""
-    return float(_ANSWER.fullmatch(completion.partition("#")[2]) is not None)
+def read(completion: str, row: Mapping[str, Any]) -> str | None:
+    """Return the text from the first ``#`` to the end where it is a number, right or wrong, else None."""
+    found = _ANSWER.fullmatch(completion.partition("#")[2])
+    return None if found is None else found.group()
 
 
-# What `ballast rl` reads where a wrong answer is worth more than none.
-verify.answered = answered  # type: ignore[attr-defined]
+# Reads answers off completions, as verifiers of ballast's do.
+verify.read = read  # type: ignore[attr-defined]
 
 
 def problems(

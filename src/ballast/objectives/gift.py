@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GIFT(Objective):
-    """Imitate the reference's own distribution with the demonstrated token made ``e^beta`` times as likely.
+    """Imitate the reference's own distribution with the demonstrated token made likelier by a finite factor.
 
     ``loss_t = −Σ_v π*_v log p_v`` with ``π*_v ∝ q_v·e^(beta·1[v = y])``. With ``r = q_y·(e^beta − 1)`` this is
     ``[r·nll_t + KL(q‖p) + H(q)] / (1 + r)``: a share of imitation that grows with how likely the reference finds the

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, get_args
 
+from ballast.objectives._factors import factor_problems, united
 from ballast.objectives.base import Objective, OptionError, Reduction, Scope, option
 from ballast.objectives.dft import DFT
 from ballast.objectives.prift_mass import PriftMass
@@ -25,8 +26,8 @@ class Product(Objective):
     ``w_t = Π_i w_t,i`` and ``extra_t = Σ_i extra_t,i``: a gate times a weight, or these with the KL penalty of a third.
     Each factor is a name, or a mapping with its options; the scope is the widest of theirs.
 
-    Relations: `sft` is the factor that changes nothing; the order of factors does not matter. `ift`, whose loss is more
-    than a weight and a further term, is refused.
+    Relations: `sft` is the factor that changes nothing; the order of factors does not matter. Objectives whose loss is
+    more than a weight and a further term (`ift`, `irft`) are refused.
     """
 
     name: ClassVar[str] = "product"
@@ -36,17 +37,20 @@ class Product(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for one in self.of:
-            if type(one).per_token_loss is not Objective.per_token_loss or hasattr(one, "prepare_inputs"):
-                message = f"of: {one.name} is no factor: its loss is more than a weight and a further term"
-                raise OptionError(self.name, "of", message)
-        if len(counts := {one.reduction for one in self.of} - {"tokens"}) > 1:
-            message = f"of: the factors divide by {' and by '.join(sorted(counts))}, and a loss has one divisor"
-            raise OptionError(self.name, "of", message)
+        for problem in factor_problems(self.of):
+            raise OptionError(self.name, "of", problem)
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(name for one in self.of for name in one.needs))
+        return united(self.of, "needs")
+
+    @property
+    def origins(self) -> tuple[str, ...]:  # type: ignore[override]
+        return united(self.of, "origins")
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        return {name: column for one in self.of for name, column in one.columns.items()}
 
     @property
     def scope(self) -> Scope:

@@ -19,11 +19,11 @@ from ballast.records.schema import InputRecord
 DIGEST_BYTES = 16
 BLOCK, BLOCKS = 2**16, 256
 """Bytes of a file of weights that are read at a place, and how many places, spread evenly from its beginning."""
-MODEL, TRAIN, RL_DATA = "model", "data.train", "rl.data"
+MODEL, TRAIN, RL_DATA, REWARD = "model", "data.train", "rl.data", "rl.reward_model"
 
 
 def inputs_of(recipe: Recipe) -> dict[str, InputRecord]:
-    """Return the model and the rows that a recipe trains on, by the key that names them.
+    """Return the models and the rows that a recipe trains on, by the key that names them.
 
     Where RL has rows of its own, those of ``data.train`` are not read. Tasks have digests of their own.
     """
@@ -40,6 +40,8 @@ def inputs_of(recipe: Recipe) -> dict[str, InputRecord]:
         rows = sources.load(rl.data, split=rl.split, columns=rl.columns, limit=rl.limit)
         source = _source(rl.data, rl.split, rl.columns, rl.limit)
         found[RL_DATA] = InputRecord(source=source, digest=rows_digest(rows.with_format(None)))
+    if rl is not None and rl.reward_model is not None and (scores := _weights(ModelSection(path=rl.reward_model))):
+        found[REWARD] = InputRecord(source=rl.reward_model, digest=scores)
     return found
 
 

@@ -86,6 +86,8 @@ def run_evaluate(
         say(f"{name}: {section.adapter or section.path}")
         tokenizer = models.load_tokenizer(section, recipe.training)
         model = models.load_model(section, device=models.default_device())
+        for line in check_prompts(tasks, model, tokenizer):
+            say(f"{name}: {line}")
         if base is None:
             base = model if name == BASE else base_model(tasks, recipe.model, model)
         measured.append(measure(tasks, model, tokenizer, name=name, base=base))
@@ -139,9 +141,20 @@ def measure(
             tokenizer,
             tasks.loaded,
             base=base,
+            revisers=revisers(tasks, model),
             progress=lambda task, done, total: tell(f"{name}: {task}", done, total),
         )
     return Measured(name, tuple(results), tasks.sources, tasks.digests)
+
+
+def revisers(tasks: Tasks, like: Model) -> dict[str, tuple[Model, Tokenizer]]:
+    """Return the revisers that tasks name, on the device and in the dtype of the model that is measured."""
+    found: dict[str, tuple[Model, Tokenizer]] = {}
+    for path in filter(None, (task.reviser for task in tasks.loaded)):
+        section = models.resolve(models.section_of(path)).changed({"dtype": str(like.dtype).removeprefix("torch.")})
+        if path not in found:
+            found[path] = models.load_model(section, device=like.device), models.load_tokenizer(section)
+    return found
 
 
 def base_model(tasks: Tasks, section: ModelSection | None, model: Model) -> Model | None:
@@ -157,32 +170,44 @@ def base_model(tasks: Tasks, section: ModelSection | None, model: Model) -> Mode
     return models.load_model(models.resolve(section), device=model.device)
 
 
-def check_prompts(tasks: Tasks, model: Model, tokenizer: Tokenizer) -> None:
+def check_prompts(tasks: Tasks, model: Model, tokenizer: Tokenizer) -> list[str]:
     """Refuse prompts without room for their answers, and stop strings that cannot be found, before training.
+
+    Returns:
+        What the chat template leaves out of prompts, as lines to print.
 
     Raises:
         BallastError: naming the task and the row.
     """
+    from ballast.data.prompts import left_out_of_prompts
     from ballast.evaluation.generation import encode_prompts
     from ballast.evaluation.stopping import check_stop
 
+    found = []
     for task in tasks.loaded:
         if isinstance(task, SampledTask) and not isinstance(task.data, str):
             try:
                 check_stop(tokenizer, task.stop)
-                encode_prompts(model, tokenizer, list(task.data), task.max_new_tokens)
+                encode_prompts(model, tokenizer, rows := list(task.data), task.max_new_tokens)
+                found += [f"task {task.name!r}: {note}" for note in left_out_of_prompts(rows, tokenizer)]
             except BallastError as error:
                 raise BallastError(f"evaluation task {task.name!r}: {error}") from error
+    return found
 
 
 def table(measured: Sequence[Measured]) -> Table:
     """Return a row per task and metric, a column per model, each value with its interval."""
+    return table_of([entry.record() for entry in measured])
+
+
+def table_of(records: Sequence[EvalRecord]) -> Table:
+    """Return the same of measurements that were kept."""
     from rich.box import SIMPLE
     from rich.table import Column, Table
 
     names = (Column(name, no_wrap=True) for name in ("task", "metric", "n"))
-    view = Table(*names, *(entry.name for entry in measured), box=SIMPLE, pad_edge=False)
-    columns = [{(r.name, metric): e for r in entry.results for metric, e in r.metrics.items()} for entry in measured]
+    view = Table(*names, *(record.model for record in records), box=SIMPLE, pad_edge=False)
+    columns = [{(r.name, metric): e for r in record.tasks for metric, e in r.metrics.items()} for record in records]
     for task, metric in dict.fromkeys(key for column in columns for key in column):
         cells = [column.get((task, metric)) for column in columns]
         count = next(str(cell.n) for cell in cells if cell is not None)
@@ -190,8 +215,8 @@ def table(measured: Sequence[Measured]) -> Table:
     return view
 
 
-def _cell(estimate: Any) -> str:
-    if estimate is None:
+def _cell(estimate: Estimate | None) -> str:
+    if estimate is None or estimate.value is None:
         return "–"
     interval = "" if estimate.low is None else f" [{estimate.low:.3g}, {estimate.high:.3g}]"
     return f"{estimate.value:.3g}{interval}"

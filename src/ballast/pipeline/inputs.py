@@ -70,22 +70,28 @@ def ready(recipe: Recipe, say: Say) -> Ready:
     tokenizer, context = _tokenizer_and_context(recipe, section)
     held_out = sources.load_eval(recipe.data)
     train = prompts = groups = evaluation = None
-    if recipe.groups is not None and recipe.groups.file is not None:
+    if recipe.groups is not None and recipe.groups.file:
         groups = _load_groups(recipe, recipe.groups, tokenizer, args, context, say)
     elif recipe.groups is not None:
         prompts = _load_prompts(recipe, recipe.groups, tokenizer, args, context)
     else:
         raw = sources.load_train(recipe.data)
-        train = _prepared(
-            raw, tokenizer, PrepareOptions.from_training_args(args, context=context), "train", recipe.data.train
-        )
+        options = PrepareOptions.from_training_args(args, context=context)
+        train = _prepared(raw, tokenizer, options, "train", recipe.data.train, own_columns(recipe))
     if held_out is not None:
         options = PrepareOptions.from_training_args(args, packing=args.eval_packing, context=context)
-        evaluation = _prepared(held_out, tokenizer, options, "eval", recipe.data.eval)
+        # Its likelihood is measured, whatever weights the training rows have.
+        there = [column for column in own_columns(recipe) if column in held_out.column_names]
+        evaluation = _prepared(held_out, tokenizer, options, "eval", recipe.data.eval, there)
     made = Ready(recipe, section, args, tokenizer, train, evaluation, prompts, groups)
     for line in (line for report in made.reports for line in report.lines()):
         say(line)
     return made
+
+
+def own_columns(recipe: Recipe) -> list[str]:
+    """Return the columns of the data that the recipe's objective reads."""
+    return [] if recipe.objective is None else list(recipe.objective.build().columns.values())
 
 
 def silent(_: object) -> None:
@@ -93,30 +99,31 @@ def silent(_: object) -> None:
 
 
 def stored_settings(file: str) -> StoreSettings | None:
-    """Return what a folder of groups was sampled with, None for a file of the user's own.
+    """Return what a folder of groups was sampled with, None for revised rows and for a file of the user's own.
 
     Raises:
         BallastError: if there is no such file or folder, or its manifest cannot be read.
     """
-    from ballast.groups.store import MANIFEST, read_settings
+    from ballast.groups.store import is_sampled, read_settings
 
     path = Path(file)
     if not path.exists():
         raise BallastError(f"{file}: no such file or folder; `ballast sample` fills it")
-    return read_settings(path) if (path / MANIFEST).exists() else None
+    return read_settings(path) if is_sampled(path) else None
 
 
 def notes(recipe: Recipe, model: Model, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Return what a user should know of the answers in `groups.file` and would not see, as lines to print."""
     from ballast.reference import CacheKey
 
-    file = None if recipe.groups is None else recipe.groups.file
-    stored = None if file is None else stored_settings(file)
-    if stored is None or not stored.groups["own"] or CacheKey.of(model, tokenizer).model == stored.model:
-        return []
+    files = () if recipe.groups is None else recipe.groups.file
+    stored = {file: settings for file in files if (settings := stored_settings(file)) and settings.groups["own"]}
+    start = CacheKey.of(model, tokenizer).model if stored else None
     return [
         f"groups: the own answers of {file} are another model's than the one that training starts from: they are "
         "off-policy from the first step"
+        for file, settings in stored.items()
+        if settings.model != start
     ]
 
 
@@ -132,13 +139,18 @@ def _tokenizer_and_context(recipe: Recipe, section: ModelSection) -> tuple[PreTr
 
 
 def _prepared(
-    rows: Dataset, tokenizer: PreTrainedTokenizerBase, options: PrepareOptions, name: str, source: Sequence[str]
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    options: PrepareOptions,
+    name: str,
+    source: Sequence[str],
+    columns: Sequence[str],
 ) -> Prepared:
     """Prepare one set; what is wrong with it names the recipe's key and the source."""
     from ballast.data import prepare
 
     try:
-        return prepare(rows, tokenizer, options, name=name)
+        return prepare(rows, tokenizer, options, name=name, columns=columns)
     except BallastError as error:
         raise BallastError(f"data.{name} ({', '.join(source)}): {str(error).removeprefix(f'{name}: ')}") from error
 
@@ -161,7 +173,8 @@ def _load_prompts(
     rows = list(dataset.with_format(None))
     try:
         members.check_prompts(rows, options)
-        registry.check_rows(registry.verifier(str(options.verifier), seconds=options.seconds), rows)
+        if (verify := members.judge_of(options)) is not None:
+            registry.check_rows(verify, rows)
         sizes = [len(ids) for ids in encode_rows(tokenizer, rows)]
         members.check_room(sizes, options, max_length=args.max_length, context=context)
     except BallastError as error:
@@ -179,40 +192,44 @@ def _load_groups(
 ) -> list[Group]:
     """Return the groups of `groups.file`, which the recipe must agree with."""
     from ballast.data import PrepareOptions, trl
-    from ballast.groups.store import read_groups
+    from ballast.groups.read import read_groups
+    from ballast.training.groups import wanted_of
 
-    file, stored = str(options.file), stored_settings(str(options.file))
-    if stored is not None:
-        _check_stored(recipe, options, stored, args.max_length)
+    assert recipe.objective is not None
+    for file in options.file:
+        if (stored := stored_settings(file)) is not None:
+            _check_stored(recipe, file, stored, args.max_length)
     tokenizer = trl.training_tokenizer(tokenizer, PrepareOptions.from_training_args(args))
+    wanted = wanted_of(recipe.objective.build(), recipe.reference.use)
     try:
-        groups = read_groups(file, tokenizer, max_length=args.max_length, context=context)
+        groups = read_groups(options.file, tokenizer, max_length=args.max_length, context=context, wanted=wanted)
     except BallastError as error:
         raise BallastError(f"groups.file: {error}") from error
     answers = sum(len(group.members) for group in groups)
-    say(f"groups: {len(groups):,} prompts, {answers:,} answers from {file}")
+    say(f"groups: {len(groups):,} prompts, {answers:,} answers from {', '.join(options.file)}")
     return groups
 
 
-def _check_stored(recipe: Recipe, options: GroupOptions, stored: StoreSettings, max_length: int | None) -> None:
+def _check_stored(recipe: Recipe, file: str, stored: StoreSettings, max_length: int | None) -> None:
     """Refuse a recipe that says other than what the groups were sampled with: it would be ignored."""
     from ballast.groups.store import NOT_STORED, data_digest
 
+    options = recipe.groups or GroupOptions()
     now = options.to_dict()
     for key in options.model_fields_set:
         if key not in NOT_STORED and now[key] != stored.groups.get(key):
             raise BallastError(
-                f"groups.{key}: {now[key]!r} would be ignored: {options.file} was sampled with "
+                f"groups.{key}: {now[key]!r} would be ignored: {file} was sampled with "
                 f"{stored.groups.get(key)!r}; leave it out, or sample into another folder"
             )
     if max_length != stored.max_length:
         raise BallastError(
-            f"training.max_length: {max_length}, but the answers of {options.file} were cut at {stored.max_length} and "
+            f"training.max_length: {max_length}, but the answers of {file} were cut at {stored.max_length} and "
             "judged so; set it back, or sample into another folder"
         )
     if recipe.data.train and data_digest(sources.load_train(recipe.data).with_format(None)) != stored.data:
         raise BallastError(
-            f"data.train ({', '.join(recipe.data.train)}): would be ignored: {options.file} was sampled for other "
+            f"data.train ({', '.join(recipe.data.train)}): would be ignored: {file} was sampled for other "
             "rows; leave it out, or sample into another folder"
         )
 

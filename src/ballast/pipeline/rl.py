@@ -1,4 +1,4 @@
-"""`ballast rl`: GRPO from a checkpoint, to another in Hugging Face format with a run record beside it."""
+"""`ballast rl`: GRPO or RLOO from a checkpoint, to another in Hugging Face format with a run record beside it."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from ballast.reward.scores import Scorer
     from ballast.rl import Prompts
     from ballast.rl import Run as Training
     from ballast.rl.options import RLOptions
@@ -85,7 +86,8 @@ def _run(run: Run) -> Outcome:
     made = _ready(run.recipe, run.section)
     run.clock.lap("prepare")
     model = models.load_model(run.section, trainable=True)
-    check_prompts(run.tasks, model, made.tokenizer)
+    for line in check_prompts(run.tasks, model, made.tokenizer):
+        run.say(line)
     run.clock.lap("load")
     return _train(run, made, model, run.measure_before(model, made.tokenizer, made.args.device))
 
@@ -97,7 +99,7 @@ def _train(run: Run, made: _Ready, model: PreTrainedModel | PeftModel, before: l
     with no_empty_folder(run.output):
         training = _training(made, model, run.say if run.progress else None)
         trainer, prompts = training.trainer, len(made.prompts)
-        said = [f"rl: {prompts:,} prompts; {_plan(made.options)}"]
+        said = [f"rl: {prompts:,} prompts; {_plan(made.options)}", *(f"rl: {note}" for note in made.prompts.notes)]
         record = run.begin(trainer, before, said, rl=options, start=start, data={"prompts": prompts})
     totals = training.train(resume=run.checkpoint(trainer) or False)
     found = dict[str, Any](training.counts())
@@ -119,22 +121,29 @@ class _Ready:
     section: ModelSection
     tokenizer: PreTrainedTokenizerBase
     prompts: Prompts
-    verify: Verifier
+    verify: Verifier | None
     args: Any
 
 
 def _ready(recipe: Recipe, section: ModelSection) -> _Ready:
     """Read and check everything but the weights."""
     from ballast.limits import check_tokenizer, positions
+    from ballast.reward.scores import tokenizer_problem
     from ballast.rl import trl
-    from ballast.rl.rewards import reward_verifier
+    from ballast.rl.rewards import options_reward
 
     options = recipe.rl
     assert options is not None
     tokenizer, config = models.load_tokenizer(section, recipe.training), models.load_config(section)
     check_tokenizer(section.path, config, tokenizer)
-    verify = reward_verifier(str(options.verifier), options.reward, seconds=options.seconds)
-    prompts = _prompts(recipe, options, tokenizer, verify, positions(config))
+    verify = options_reward(options)
+    context = positions(config)
+    if options.reward_model is not None:
+        reward = models.load_config(models.section_of(options.reward_model))
+        context = min(filter(None, (context, positions(reward))), default=None)
+        if problem := tokenizer_problem(options.reward_model, tokenizer):
+            raise BallastError(f"rl.reward_model: {problem}")
+    prompts = _prompts(recipe, options, tokenizer, verify, context)
     args = trl.config(options, output_dir=str(recipe.output), seed=recipe.seed, model_init=_reference(section))
     return _Ready(recipe, options, section, tokenizer, prompts, verify, args)
 
@@ -160,6 +169,7 @@ def _training(made: _Ready, model: PreTrainedModel | PeftModel, say: Say | None)
             made.args,
             peft_config=models.lora_config(made.section),
             callbacks=[log_writer(Path(made.args.output_dir) / METRICS, line=metric_line, tell=tell)],
+            score=_scorer(made),
         )
     except BallastError:
         raise
@@ -170,8 +180,15 @@ def _training(made: _Ready, model: PreTrainedModel | PeftModel, say: Say | None)
     return training
 
 
+def _scorer(made: _Ready) -> Scorer | None:
+    from ballast.reward.scores import load_scorer
+
+    folder = made.options.reward_model
+    return None if folder is None else load_scorer(folder, made.tokenizer, made.args.device)
+
+
 def _prompts(
-    recipe: Recipe, options: RLOptions, tokenizer: Tokenizer, verify: Verifier, context: int | None
+    recipe: Recipe, options: RLOptions, tokenizer: Tokenizer, verify: Verifier | None, context: int | None
 ) -> Prompts:
     from ballast.rl import Prompts
 
@@ -194,7 +211,8 @@ def _reference(section: ModelSection) -> dict[str, Any]:
 
 def _plan(options: RLOptions) -> str:
     each = f"{options.steps:,} steps of {options.prompts} prompts × {options.group} answers"
-    return f"{each}, rewarded by {options.verifier}{' as in ReFT' if options.reward == 'reft' else ''}"
+    judge = options.verifier if options.reward_model is None else f"the scores of {options.reward_model}"
+    return f"{each}, rewarded by {judge}{' as in ReFT' if options.reward == 'reft' else ''}"
 
 
 def _reward(output: Path) -> RewardRecord | None:

@@ -66,7 +66,7 @@ def is_trained(record: RunRecord | None, recipe: Recipe) -> bool:
     """Return whether a run has trained all that a recipe asks of it, so that its weights are the last ones."""
     if record is None or record.status not in ("trained", "finished"):
         return False
-    return all(record.recipe.get(key) == recipe.resolved()[key] for key in ("training", "rl"))
+    return all(record.recipe.get(key) == recipe.resolved()[key] for key in ("training", "reward", "rl"))
 
 
 def write_record(output: Path, record: RunRecord) -> None:

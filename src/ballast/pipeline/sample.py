@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ballast import models
 from ballast.config.recipe import Recipe
 from ballast.errors import BallastError
-from ballast.groups.options import GroupOptions
+from ballast.groups.options import GroupOptions, RowsOptions
 from ballast.pipeline import sources
 from ballast.pipeline.inputs import Ready, ready
 from ballast.progress import on_stderr
@@ -27,7 +29,8 @@ COUNTS = ("cut_off", "errors", "timeouts")
 def run_sample(recipe: Recipe, *, say: Say = print) -> dict[str, Any]:
     """Sample and judge the group of every prompt into ``groups.file``, and return what is in it.
 
-    A run that was stopped goes on with the parts that are missing.
+    A run that was stopped goes on with the parts that are missing. The recipe's ``rows`` says where the right own
+    answers go as rows to train on.
 
     Raises:
         BallastError: the input cannot be used, or the folder holds something else.
@@ -39,7 +42,7 @@ def run_sample(recipe: Recipe, *, say: Say = print) -> dict[str, Any]:
     from ballast.limits import context_length
 
     options = recipe.groups
-    if options is None or options.file is None:
+    if options is None or len(options.file) != 1:
         raise BallastError("groups.file: name the folder to fill")
     started = time.monotonic()
     made = ready(_without_file(recipe), say)
@@ -52,18 +55,19 @@ def run_sample(recipe: Recipe, *, say: Say = print) -> dict[str, Any]:
     rows.check_ends(end_ids(model, rows.tokenizer))
     for line in rows.lines():
         say(line)
-    folder = GroupFolder(options.file, _settings(made, model, rows, options))
+    folder = GroupFolder(options.file[0], _settings(made, model, rows, options))
     with disk_full_as_error(folder.path), folder.filling():
         seconds = _fill(folder, made, model, rows)
-        found = _summary(list(folder.read()), rows)
+        parts = list(folder.read())
+        found = _summary(parts, rows) | _rows(recipe.rows, parts, rows, say)
     found |= {**seconds, "seconds": round(time.monotonic() - started, 3)}
-    say(_line(options.file, found))
+    say(_line(options.file[0], found))
     return found
 
 
 def _without_file(recipe: Recipe) -> Recipe:
     """Return the recipe of what is sampled: its prompts, not what a folder may hold already, nor held-out rows."""
-    groups = (recipe.groups or GroupOptions()).changed({"file": None})
+    groups = (recipe.groups or GroupOptions()).changed({"file": ()})
     return recipe.model_copy(update={"groups": groups, "data": recipe.data.model_copy(update={"eval": ()})})
 
 
@@ -90,6 +94,7 @@ def _settings(made: Ready, model: Model, rows: GroupRows, options: GroupOptions)
 def _fill(folder: GroupFolder, made: Ready, model: Model, rows: GroupRows) -> dict[str, float]:
     """Sample the parts that are missing; return the seconds that took."""
     from ballast.groups import sample_groups
+    from ballast.groups.sampler import scored_groups
     from ballast.groups.store import Part
 
     seconds = {"sampling": 0.0, "scoring": 0.0}
@@ -98,6 +103,7 @@ def _fill(folder: GroupFolder, made: Ready, model: Model, rows: GroupRows) -> di
     with on_stderr("prompts") as tell, _autocast(made):
         for part, places in missing.items():
             sampled: SampledGroups = sample_groups(model, rows, places, seed=made.recipe.seed, step=0)
+            sampled = scored_groups(model, sampled, batch_tokens=rows.options.batch_tokens)
             prompts = tuple(rows.rows[row]["prompt"] for row in places)
             folder.write(part, Part(sampled.groups, prompts, {name: getattr(sampled, name) for name in COUNTS}))
             seconds = {name: value + getattr(sampled, name) for name, value in seconds.items()}
@@ -116,15 +122,35 @@ def _autocast(made: Ready) -> Any:
     return nullcontext() if dtype is None else torch.autocast(made.args.device.type, dtype)
 
 
+def _rows(options: RowsOptions | None, parts: Sequence[Part], rows: GroupRows, say: Say) -> dict[str, Any]:
+    """Write the rows of rejection sampling, where they are wanted."""
+    from ballast.groups.rows import rejection_rows, rows_problem, write_rows
+
+    if options is None:
+        return {}
+    if problem := rows_problem(options):
+        raise BallastError(f"rows.file: {problem}")
+    found = rejection_rows(rows.rows, [group for part in parts for group in part.groups], options.most)
+    write_rows(options.file, found.rows)
+    say(
+        f"{options.file}: {len(found.rows):,} rows, {found.own:,} of them right own answers, to {found.prompts:,} of "
+        f"{len(rows):,} prompts"
+    )
+    return {"rows": len(found.rows), "rows_own": found.own, "rows_prompts": found.prompts}
+
+
 def _summary(parts: list[Part], rows: GroupRows) -> dict[str, Any]:
     groups = [group for part in parts for group in part.groups]
+    members = [member for group in groups for member in group.members]
+    answers = Counter(member.origin for member in members)
     rewards: dict[str, list[float]] = {}
-    for member in (member for group in groups for member in group.members):
-        rewards.setdefault(member.origin, []).append(member.reward)
+    for member in members:
+        if member.reward is not None:
+            rewards.setdefault(member.origin, []).append(member.reward)
     counts = {name: sum(part.counts.get(name, 0) for part in parts) for name in COUNTS}
     return {
         "prompts": len(groups),
-        "answers": {origin: len(found) for origin, found in rewards.items()},
+        "answers": dict(answers),
         "reward": {origin: sum(found) / len(found) for origin, found in rewards.items()},
         "mixed": sum(len({member.reward for member in group.members}) > 1 for group in groups) / len(groups),
         "cut_off": counts["cut_off"],
@@ -134,12 +160,14 @@ def _summary(parts: list[Part], rows: GroupRows) -> dict[str, Any]:
 
 
 def _line(file: str, found: dict[str, Any]) -> str:
+    reward = found["reward"]
     origins = ", ".join(
-        f"{size:,} {origin} answers (mean reward {found['reward'][origin]:.3f})"
+        f"{size:,} {origin} answers" + (f" (mean reward {reward[origin]:.3f})" if origin in reward else "")
         for origin, size in found["answers"].items()
     )
+    mixed = f"{found['mixed']:.0%} of the groups have mixed rewards" if reward else "nobody judged them"
     return (
-        f"{file}: {found['prompts']:,} prompts; {origins}; {found['mixed']:.0%} of the groups have mixed rewards; "
+        f"{file}: {found['prompts']:,} prompts; {origins}; {mixed}; "
         f"{found['cut_off']:,} own answers cut off, {found['verifier_errors']:,} verifier errors, "
         f"{found['verifier_timeouts']:,} time-outs ({found['seconds']:.1f} s: sampling {found['sampling']:.1f}, "
         f"scoring {found['scoring']:.1f})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ballast import models
 from ballast.config.recipe import DataSection, Recipe
 from ballast.errors import BallastError
 from ballast.evaluation.tasks import Task
@@ -52,6 +53,8 @@ def load_task(task: Task, data: DataSection | None = None) -> Task:
     """
     from ballast.evaluation.run import ROWS_BESIDE, check_rows, load_rows_beside, load_task_rows
 
+    if task.reviser is not None and (problem := models.folder_problem(task.reviser)):
+        raise BallastError(f"revise.reviser: {problem}")
     named = task.sources()
     source = named.pop("data")
     if problem := sources.check_source(source):

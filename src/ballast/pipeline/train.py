@@ -66,7 +66,8 @@ def _run(run: Run) -> Outcome:
     _check_steps(made)
     run.clock.lap("prepare")
     model = models.load_model(made.model, trainable=True)
-    check_prompts(run.tasks, model, made.tokenizer)
+    for line in check_prompts(run.tasks, model, made.tokenizer):
+        run.say(line)
     run.clock.lap("load")
     cache = None
     if recipe.reference.cache is not None:

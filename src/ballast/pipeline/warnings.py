@@ -15,7 +15,7 @@ def of_reinforcement(lines: Lines, options: RLOptions) -> list[str]:
     """Return what a log of RL warns of: steps without a gradient, answers without an end."""
     found = []
     mixed, cut_off = _values(lines, "mixed"), _values(lines, "cut_off")
-    if cut_off and min(cut_off) >= 1:
+    if cut_off and min(cut_off) >= 1 and options.reward != "model":
         found.append(
             f"all answers of all {len(cut_off):,} steps were cut off at rl.max_new_tokens={options.max_new_tokens} and "
             "got no reward: raise it, or start from a model that ends its answers"

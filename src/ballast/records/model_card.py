@@ -8,7 +8,7 @@ from typing import Any
 
 import ballast
 
-OBJECTIVE, RL = "## Fine-tuning objective", "## Reinforcement learning"
+OBJECTIVE, REWARD, RL = "## Fine-tuning objective", "## Reward", "## Reinforcement learning"
 MADE_BY = "Trained by [ballast](https://pypi.org/project/ballast-ft/)"
 
 
@@ -19,10 +19,18 @@ def append_objective(folder: str | Path, objective: Mapping[str, Any], source: s
     _append(folder, OBJECTIVE, lead, _table(options) if options else "The objective has no options.")
 
 
+def append_reward(folder: str | Path, options: Mapping[str, Any], start: str) -> None:
+    """Append how a reward was learnt and what it started from to the card in a folder, unless it is there."""
+    given = {name: value for name, value in options.items() if value not in (None, {})}
+    _append(
+        folder, REWARD, f"with `trl.RewardTrainer` from `{start}`, on pairs of given and own answers.", _table(given)
+    )
+
+
 def append_rl(folder: str | Path, options: Mapping[str, Any], start: str) -> None:
     """Append the settings of RL and what it started from to the card in a folder, unless they are there."""
     given = {name: value for name, value in options.items() if value not in (None, {})}
-    _append(folder, RL, f"with `trl.GRPOTrainer` from `{start}`.", _table(given))
+    _append(folder, RL, f"with `trl.{str(options['algorithm']).upper()}Trainer` from `{start}`.", _table(given))
 
 
 def _append(folder: str | Path, heading: str, lead: str, table: str) -> None:

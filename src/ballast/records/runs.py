@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import JsonValue
 
 from ballast.errors import BallastError
-from ballast.evaluation.metrics import pass_at_k
+from ballast.evaluation.metrics import maj_at_k, pass_at_k
 from ballast.evaluation.readiness import distinct_answers, mixed_share
 from ballast.files import file_name
 from ballast.records.folder import AFTER, BASE, BEFORE, REPORT, RL, Store
@@ -266,6 +266,8 @@ def _per_item(metrics: Iterable[str], rows: Sequence[ItemRecord]) -> dict[str, A
     scores = [row.scores or () for row in rows]
     found = {metric: per_item(metric, scores) for metric in metrics}
     found |= {metric: _distinct(metric, rows) for metric in metrics if metric.startswith("distinct@")}
+    if all(row.read is not None for row in rows):
+        found |= {metric: _voted(metric, rows) for metric in metrics if metric.startswith("maj@")}
     return {metric: column for metric, column in found.items() if column is not None}
 
 
@@ -279,6 +281,11 @@ def per_item(metric: str, scores: Sequence[Sequence[float]]) -> Array | None:
     if metric.startswith("mixed@"):
         return np.array([mixed_share(given, int(metric.removeprefix("mixed@"))) for given in scores])
     return None
+
+
+def _voted(metric: str, rows: Sequence[ItemRecord]) -> Array:
+    k = int(metric.removeprefix("maj@"))
+    return np.array([maj_at_k(row.read or (), row.scores or (), k) for row in rows])
 
 
 def _distinct(metric: str, rows: Sequence[ItemRecord]) -> Array:

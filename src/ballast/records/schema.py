@@ -133,6 +133,7 @@ class ItemRecord(Record):
         prompt: text or messages; None for tasks that ask nothing.
         completions: one for each sample.
         scores: one for each sample, None where the task scores no single answers.
+        read: the answer read off each sample, where samples vote.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -140,6 +141,7 @@ class ItemRecord(Record):
     prompt: JsonValue = None
     completions: tuple[Completion, ...] = ()
     scores: tuple[FiniteFloat, ...] | None = None
+    read: tuple[str | None, ...] | None = None
 
 
 class LogRecord(Record):
@@ -266,6 +268,21 @@ class RunRecord(Versioned):
     cell: CellRecord | None = None
     warnings: tuple[str, ...] = ()
     error: str = ""
+
+
+class RoundsRecord(Versioned):
+    """``rounds.json``: commands that are repeated.
+
+    Attributes:
+        recipe: resolved, every default filled in.
+        done: of each round that was begun, the commands that are through.
+    """
+
+    recipe: Values
+    versions: dict[str, str]
+    commit: str | None
+    inputs: dict[str, InputRecord] = {}
+    done: tuple[tuple[str, ...], ...] = ()
 
 
 class PlanRecord(Versioned):

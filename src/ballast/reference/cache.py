@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ballast.errors import BallastError
-from ballast.files import write_atomically
+from ballast.files import expanded, write_atomically
 from ballast.reference.key import CacheKey
 from ballast.reference.shards import REMEDY, Shard, verify_shard
 
@@ -60,7 +60,7 @@ class ReferenceCache:
         Raises:
             BallastError: if there is no cache, it has another key, or a file of it is damaged.
         """
-        folder = Path(path)
+        folder = Path(expanded(str(path)))
         written, shards, content = read_manifest(folder)
         if key is not None:
             check_key(folder, key, written)

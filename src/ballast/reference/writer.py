@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ballast.errors import BallastError
+from ballast.files import expanded
 from ballast.reference.cache import MANIFEST, ReferenceCache, check_key, read_manifest, write_manifest
 from ballast.reference.shards import Shard, adopt_shard, verify_shard, write_shard
 
@@ -45,7 +46,7 @@ class CacheWriter:
     ) -> None:
         from filelock import FileLock
 
-        self.path, self.key = Path(path), key
+        self.path, self.key = Path(expanded(str(path))), key
         self._limit_tokens, self._limit_seconds, self._wait = shard_tokens, shard_seconds, wait
         self._lock = FileLock(self.path / LOCK)
         self._shards: list[Shard] = []

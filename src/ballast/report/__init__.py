@@ -28,13 +28,13 @@ def write_report(
         BallastError: there is nothing to report on, or a record cannot be used; nothing is written then.
     """
     from ballast.errors import BallastError
-    from ballast.files import write_atomically
+    from ballast.files import expanded, write_atomically
     from ballast.report.build import build
     from ballast.report.render import html, markdown_text
     from ballast.report.source import load
 
-    paths = [Path(folder) for folder in folders]
-    place = paths[0] if output is None else Path(output)
+    paths = [Path(expanded(str(folder))) for folder in folders]
+    place = paths[0] if output is None else Path(expanded(str(output)))
     if place.exists() and not place.is_dir():
         raise BallastError(f"--output {place}: is a file; name a folder for {HTML} and {MARKDOWN}")
     report = build(load(paths), metric=metric)

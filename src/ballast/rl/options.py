@@ -8,20 +8,26 @@ from typing import Any, ClassVar, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from ballast.half import Half
-from ballast.options import Columns, Options, OptionsError, Sources, Text, Where
+from ballast.options import Columns, Options, OptionsError, Path, Sources, Text, Where
+from ballast.verifiers import options as judging
+from ballast.verifiers.program import TOLERANCE
 
 LossType = Literal["dapo", "grpo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"]
 LOSS_TYPES: tuple[str, ...] = get_args(LossType)
+LOSS_TYPE: LossType = "dapo"
 
 
 class RLOptions(Options):
-    """What GRPO samples, how it is rewarded, and how far it goes."""
+    """What GRPO or RLOO samples, how it is rewarded, and how far it goes."""
 
     owner: ClassVar[str] = "rl."
 
+    algorithm: Literal["grpo", "rloo"] = "grpo"
+    """`grpo`: an answer counts by how much better than its group's mean it is. `rloo`: than the mean of the group's
+    other answers, and the KL is taken off the reward."""
     verifier: Text | None = None
-    """What judges an answer: `exact`, `math`, `expression`, `last-number` or `package.module:function`, called with
-    (answer, row). Always needed."""
+    """What judges an answer: `exact`, `math`, `expression`, `last-number`, `program` or `package.module:function`,
+    called with (answer, row). Needed unless `reward` is `model`, where it only says in the log how many are right."""
     data: Sources | None = None
     """Source of the prompts, or a list of them; none given takes the recipe's `data.train`."""
     split: Text | None = None
@@ -30,10 +36,17 @@ class RLOptions(Options):
     """How the columns of `data` are called, as in `data.columns`."""
     limit: int | None = Field(None, ge=1)
     """Use the first rows of `data`."""
-    reward: Literal["verifier", "reft"] = "verifier"
-    """The verifier's score; or `reft`: 1 right, 0.1 wrong with an answer that could be read off, 0 without one."""
+    reward: Literal["verifier", "reft", "model"] = "verifier"
+    """The verifier's score; `reft`: 1 right, 0.1 wrong with an answer that could be read off, 0 without one; `model`:
+    the score of `reward_model` at the answer's last token, ended or cut off."""
+    reward_model: Path | None = None
+    """Folder of `ballast reward`, for `reward: model`."""
     seconds: float = Field(10.0, gt=0)
-    """Wall clock of one verdict of a function of your own, or of math-verify, in seconds."""
+    """Wall clock of one verdict of a function of your own, of math-verify or of a program, in seconds."""
+    tolerance: float = Field(TOLERANCE, ge=0)
+    """How far a number that a program returns may be from the row's `answer`; verifier `program` alone reads it."""
+    allow_code_execution: bool = False
+    """Run what the model wrote on this machine; verifier `program` needs it."""
     steps: int = Field(100, ge=1)
     """Optimiser steps."""
     prompts: int = Field(16, ge=1)
@@ -53,8 +66,8 @@ class RLOptions(Options):
     beta: float = Field(0.0, ge=0)
     """Weight of the KL to the model before RL. 0 keeps no reference model; above 0 a second copy of it, or with LoRA
     the adapter switched off (a new one) or a frozen copy of it (one that goes on)."""
-    loss_type: LossType = "dapo"
-    """How `trl.GRPOTrainer` sums tokens up; see TRL's documentation."""
+    loss_type: LossType = LOSS_TYPE
+    """How `trl.GRPOTrainer` sums tokens up; see TRL's documentation. `rloo` takes whole answers."""
     iterations: int = Field(1, ge=1)
     """Optimiser steps on one round of answers; 1 is on-policy."""
     half: Half | None = None
@@ -64,9 +77,9 @@ class RLOptions(Options):
     save_steps: int | None = Field(None, ge=1)
     """Steps between checkpoints that `--resume` goes on from; none given writes none."""
     trainer: dict[str, Any] = Field(default_factory=dict)
-    """Further fields of `trl.GRPOConfig`: optimiser, clipping (`epsilon`, `epsilon_high`, `delta`), `scale_rewards`,
-    `mask_truncated_completions`, `entropy_coef`, `top_k`, `min_p`, precision, gradient checkpointing, logging,
-    `vllm_…`."""
+    """Further fields of `trl.GRPOConfig` or `trl.RLOOConfig`: optimiser, clipping (`epsilon`, `epsilon_high`, `delta`),
+    `scale_rewards`, `mask_truncated_completions`, `entropy_coef`, `top_k`, `min_p`, precision, gradient checkpointing,
+    logging, `vllm_…`. One that `algorithm` does not read is refused."""
 
     @field_validator("data")
     @classmethod
@@ -82,9 +95,17 @@ class RLOptions(Options):
         return self
 
     def _conflicts(self) -> Iterator[tuple[Where, str]]:
+        yield from judging.conflicts(self)
+        if self.reward == "model" and self.reward_model is None:
+            yield ("reward_model",), "is required and missing: name the folder of `ballast reward` that scores answers"
+        if self.reward != "model" and self.reward_model is not None:
+            yield ("reward_model",), f"would be ignored: reward is {self.reward}; set rl.reward=model, or leave it out"
         for key in ("split", "columns", "limit"):
             if self.data is None and getattr(self, key) is not None:
                 yield (key,), f"would be ignored without rl.data; set data.{key}, or name rl.data"
+        if self.algorithm != "grpo" and self.loss_type != LOSS_TYPE:
+            message = f"{self.loss_type} would be ignored: {self.algorithm} does not read it; leave it out"
+            yield ("loss_type",), message
         answers = self.prompts * self.group
         if self.micro_batch is not None and answers % self.micro_batch:
             message = (
@@ -107,9 +128,9 @@ OPTIMISER = (
 LOSS = (
     "delta", "disable_dropout", "entropy_coef", "entropy_coef_delta", "entropy_coef_max", "entropy_coef_min",
     "entropy_target", "epsilon", "epsilon_high", "importance_sampling_level", "mask_truncated_completions",
-    "off_policy_mask_threshold", "router_aux_loss_coef", "sapo_temperature_neg", "sapo_temperature_pos",
-    "scale_rewards", "top_entropy_quantile", "use_adaptive_entropy", "use_bias_correction_kl", "vespo_k_neg",
-    "vespo_k_pos", "vespo_lambda_neg", "vespo_lambda_pos",
+    "normalize_advantages", "off_policy_mask_threshold", "router_aux_loss_coef", "sapo_temperature_neg",
+    "sapo_temperature_pos", "scale_rewards", "top_entropy_quantile", "use_adaptive_entropy", "use_bias_correction_kl",
+    "vespo_k_neg", "vespo_k_pos", "vespo_lambda_neg", "vespo_lambda_pos",
 )  # fmt: skip
 SAMPLING = (
     "cache_implementation", "min_p", "repetition_penalty", "top_k", "vllm_enable_sleep_mode",
@@ -124,7 +145,7 @@ MACHINE = (
     "num_completions_to_print", "report_to", "run_name", "save_total_limit", "tf32", "use_cpu",
 )  # fmt: skip
 TRAINER = (*OPTIMISER, *LOSS, *SAMPLING, *MACHINE)
-"""Fields of `trl.GRPOConfig` that a recipe may set under ``trainer``."""
+"""Fields of `trl.GRPOConfig` or `trl.RLOOConfig` that a recipe may set under ``trainer``."""
 
 ELSEWHERE = {
     **{name: f"set `rl.{name}`" for name in ("beta", "learning_rate", "loss_type", "save_steps", "temperature")},

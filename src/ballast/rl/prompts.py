@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ballast.data.prompts import left_out_of_prompts
 from ballast.data.render import render_prompt
 from ballast.errors import BallastError
 from ballast.evaluation.generation import check_room, encode_rows
@@ -22,15 +23,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Rows as the verifier reads them, and each one's prompt as text and as ids."""
+    """Rows as the verifier reads them, and each one's prompt as text and as ids.
+
+    Attributes:
+        notes: what the chat template leaves out of them, as lines to print.
+    """
 
     rows: tuple[Mapping[str, Any], ...]
     texts: tuple[str, ...]
     ids: tuple[tuple[int, ...], ...]
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(
-        cls, dataset: Dataset, tokenizer: Tokenizer, options: RLOptions, verify: Verifier, context: int | None = None
+        cls,
+        dataset: Dataset,
+        tokenizer: Tokenizer,
+        options: RLOptions,
+        verify: Verifier | None,
+        context: int | None = None,
     ) -> Prompts:
         """Return the prompts of raw rows.
 
@@ -38,7 +49,7 @@ class Prompts:
             dataset: rows with ``prompt`` (text or messages) and what the verifier reads.
             tokenizer: of the model.
             options: how many of them a step takes, and how long an answer may be.
-            verify: checks the rows.
+            verify: checks the rows; None takes them as they are.
             context: positions that the model was built for; None is without bound.
 
         Raises:
@@ -48,13 +59,19 @@ class Prompts:
 
         rows = tuple(as_stored(dataset.with_format(None)))
         _check(rows, options)
-        check_rows(verify, rows)
+        if verify is not None:
+            check_rows(verify, rows)
         ids = tuple(encode_rows(tokenizer, rows))
         check_room([len(sequence) for sequence in ids], options.max_new_tokens, context, option="rl.max_new_tokens")
-        return cls(rows, tuple(render_prompt(row, tokenizer).text for row in rows), ids)
+        texts = tuple(render_prompt(row, tokenizer).text for row in rows)
+        return cls(rows, texts, ids, left_out_of_prompts(rows, tokenizer))
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def followed(self, row: int, ids: Sequence[int]) -> tuple[int, ...]:
+        """Return a prompt's ids with those of an answer."""
+        return (*self.ids[row], *ids)
 
     def dataset(self, order: Sequence[int]) -> Dataset:
         """Return the prompts in this order, each with the place of its ``row``: columns of a row stay with us."""

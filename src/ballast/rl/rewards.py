@@ -1,4 +1,4 @@
-"""What an answer is worth: the verifier's score, or ReFT's third value for answers that are wrong."""
+"""What an answer is worth: the verifier's score, ReFT's third value for answers that are wrong, or a model's score."""
 
 from __future__ import annotations
 
@@ -9,31 +9,26 @@ from typing import Any
 
 from ballast.errors import BallastError
 from ballast.evaluation.generation import Completion
-from ballast.verifiers.answers import first_line, last_number, normalised
-from ballast.verifiers.expression import evaluate_expression
-from ballast.verifiers.registry import Verifier, score_answers, verifier
-from ballast.verifiers.worker import judge
+from ballast.rl.options import RLOptions
+from ballast.verifiers.program import TOLERANCE
+from ballast.verifiers.registry import SECONDS, ScoredBatch, Verifier, score_answers, verifier
 
 Row = Mapping[str, Any]
-Answered = Callable[[str, Row, float], float]
-"""Called with (completion, row, seconds): 1 where an answer could be read off the completion, right or wrong."""
+Score = Callable[[Sequence[int], Sequence[Sequence[int]]], Sequence[float]]
+"""Returns the scores of sampled ids behind the prompts of the rows at these places."""
 
 WRONG = 0.1
 """Reward of an answer that is there and wrong. Source: ReFT, arXiv:2401.08967, section 3.2."""
-MATH = "ballast.verifiers.math:answered"
 
 
-ANSWERED: dict[str, Answered] = {
-    # The whole text is the answer.
-    "exact": lambda completion, row, seconds: float(bool(normalised(completion))),
-    "expression": lambda completion, row, seconds: float(evaluate_expression(first_line(completion)) is not None),
-    "last-number": lambda completion, row, seconds: float(last_number(completion) is not None),
-    "math": lambda completion, row, seconds: judge(MATH, completion, row, seconds),
-}
-"""How an answer is read off for each verifier of ballast's; a user's function has an attribute `answered` for it."""
-
-
-def reward_verifier(name: str, reward: str = "verifier", *, seconds: float = 10.0) -> Verifier:
+def reward_verifier(
+    name: str,
+    reward: str = "verifier",
+    *,
+    seconds: float = SECONDS,
+    tolerance: float = TOLERANCE,
+    allow_code_execution: bool = False,
+) -> Verifier:
     """Return what rewards answers, itself a verifier: exceptions, time-outs and scores are treated as a verifier's.
 
     Args:
@@ -41,14 +36,15 @@ def reward_verifier(name: str, reward: str = "verifier", *, seconds: float = 10.
         reward: ``verifier`` for its score; ``reft`` for 1 where the score is 1, else 0.1 where an answer could be read
             off, else 0.
         seconds: wall clock of one verdict of what runs in a worker.
+        tolerance, allow_code_execution: of verifier ``program``.
 
     Raises:
         BallastError: if there is no such verifier, or with ``reft`` it does not say what an answer is.
     """
-    verify = verifier(name, seconds=seconds)
+    verify = verifier(name, seconds=seconds, tolerance=tolerance, allow_code_execution=allow_code_execution)
     if reward == "verifier":
         return verify
-    answered = _answered(name, seconds)
+    answered = _answered(verify, name, seconds)
 
     def score(completion: str, row: Row) -> float:
         value = float(verify(completion, row))
@@ -59,17 +55,32 @@ def reward_verifier(name: str, reward: str = "verifier", *, seconds: float = 10.
     return replace(verify, score=score)
 
 
-def _answered(name: str, seconds: float) -> Callable[[str, Row], float]:
-    if name in ANSWERED:
-        return lambda completion, row: ANSWERED[name](completion, row, seconds)
+def options_reward(options: RLOptions) -> Verifier | None:
+    """Return what judges answers as the options say, None for nobody; raises as `reward_verifier` does."""
+    if options.reward == "model" and options.verifier is None:
+        return None
+    return reward_verifier(
+        str(options.verifier),
+        "reft" if options.reward == "reft" else "verifier",
+        seconds=options.seconds,
+        tolerance=options.tolerance,
+        allow_code_execution=options.allow_code_execution,
+    )
+
+
+def _answered(verify: Verifier, name: str, seconds: float) -> Callable[[str, Row], bool]:
+    """Return whether there is an answer in a completion: as ``name.answered`` says, else where one is read off it."""
     try:
-        return verifier(f"{name}.answered", seconds=seconds)
+        own = verifier(f"{name}.answered", seconds=seconds)
     except BallastError as error:
+        if (read := verify.read) is not None:
+            return lambda completion, row: read(completion, row) is not None
         raise BallastError(
             f"reward reft gives {WRONG} for a wrong answer and 0 for none, and verifier {name!r} does not say which is "
-            "which: give the function an attribute `answered`, itself a function of (completion, row), or take "
-            "reward: verifier"
+            "which: give the function an attribute `answered` or `read`, itself a function of (completion, row), or "
+            "take reward: verifier"
         ) from error
+    return lambda completion, row: bool(own(completion, row))
 
 
 @dataclass(frozen=True)
@@ -77,15 +88,15 @@ class Judged:
     """Rewards of one round of answers, in order, and what went wrong.
 
     Attributes:
-        rewards: 0 for an answer that has not ended.
-        correct: answers with reward 1.
+        rewards: of a verifier, 0 for an answer that has not ended; or a model's scores.
+        correct: answers that the verifier gives 1; None without one.
         cut_off: answers that had not ended after ``max_new_tokens``.
-        errors, timeouts: answers that score 0 because the verifier failed or overran its time.
+        errors, timeouts: answers that the verifier gives 0 because it failed or overran its time.
         seconds: wall clock of judging.
     """
 
     rewards: tuple[float, ...]
-    correct: int
+    correct: int | None
     cut_off: int
     errors: int
     timeouts: int
@@ -103,14 +114,22 @@ class Rewards:
         counts: how many of them were cut off, raised in the verifier, or overran its time.
     """
 
-    def __init__(self, verify: Verifier, rows: Sequence[Row], read: Callable[[int, Sequence[int]], Completion]) -> None:
+    def __init__(
+        self,
+        verify: Verifier | None,
+        rows: Sequence[Row],
+        read: Callable[[int, Sequence[int]], Completion],
+        score: Score | None = None,
+    ) -> None:
         """
         Args:
-            verify: says what an answer is worth.
+            verify: says what an answer is worth, or with `score` whether it is right.
             rows: as the verifier reads them.
             read: returns the answer that sampled ids spell behind the prompt of a row.
+            score: says what answers are worth, in place of the verifier.
         """
-        self.verify, self.rows, self.read = verify, rows, read
+        assert verify is not None or score is not None
+        self.verify, self.rows, self.read, self.score = verify, rows, read, score
         self.answers = 0
         self.counts = dict.fromkeys(COUNTS, 0)
 
@@ -128,12 +147,12 @@ class Rewards:
         started = time.monotonic()
         answers = [(place, self.read(place, sampled)) for place, sampled in zip(places, ids, strict=True)]
         ended = [(answer.text, self.rows[place]) for place, answer in answers if answer.ended]
-        scored = score_answers(self.verify, ended)
+        scored = ScoredBatch(()) if self.verify is None else score_answers(self.verify, ended)
         scores = iter(scored.scores)
-        rewards = tuple(next(scores) if answer.ended else 0.0 for _, answer in answers)
+        verdicts = () if self.verify is None else tuple(next(scores) if one.ended else 0.0 for _, one in answers)
         found = Judged(
-            rewards,
-            correct=sum(reward >= 1 for reward in rewards),
+            verdicts if self.score is None else tuple(self.score(places, ids)),
+            correct=None if self.verify is None else sum(verdict >= 1 for verdict in verdicts),
             cut_off=len(answers) - len(ended),
             errors=scored.errors,
             timeouts=scored.timeouts,

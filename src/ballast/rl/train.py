@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """One run of GRPO.
+    """One run of GRPO or RLOO.
 
     Attributes:
         trainer: TRL's own.
@@ -33,12 +33,13 @@ class Run:
         model: PreTrainedModel | PeftModel,
         tokenizer: PreTrainedTokenizerBase,
         prompts: Prompts,
-        verify: Verifier,
+        verify: Verifier | None,
         options: RLOptions,
-        args: trl.GRPOConfig,
+        args: trl.Config,
         *,
         peft_config: PeftConfig | None = None,
         callbacks: Sequence[TrainerCallback] = (),
+        score: Callable[[Sequence[Sequence[int]]], Sequence[float]] | None = None,
     ) -> None:
         """
         Args:
@@ -50,6 +51,7 @@ class Run:
             args: of `ballast.rl.trl.config`.
             peft_config: a new adapter to train.
             callbacks: of transformers' trainer.
+            score: says what prompts with their answers are worth, as token ids, in place of the verifier.
 
         Raises:
             ValueError: TRL refuses the settings together.
@@ -59,7 +61,10 @@ class Run:
         ends = end_ids(model, tokenizer)
         self._defaults = trl.take_generation_defaults(model, ends)
         self.rewards = Rewards(
-            verify, prompts.rows, lambda row, ids: read_completion(tokenizer, prompts.ids[row], ids, ends)
+            verify,
+            prompts.rows,
+            lambda row, ids: read_completion(tokenizer, prompts.ids[row], ids, ends),
+            None if score is None else lambda rows, ids: score(list(map(prompts.followed, rows, ids))),
         )
         rounds = -(-options.steps // options.iterations)
         places = order(len(prompts), rounds * options.prompts, args.seed)

@@ -7,10 +7,11 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from ballast.loop import CheckedLoop, numbers, refuse_strangers, rows_of_examples
 
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from ballast.rl.options import RLOptions
     from ballast.rl.rewards import Rewards
 
-__all__ = ["GRPOConfig", "GRPOTrainer", "config", "config_hints", "metric_line", "trainer", "vllm_is_installed"]
+__all__ = ["ALGORITHMS", "Config", "config", "config_hints", "metric_line", "trainer", "vllm_is_installed"]
+
+Config = GRPOConfig | RLOOConfig
 
 NAMES = {
     "steps": "max_steps",
@@ -50,11 +53,16 @@ UNSCALED = {"scale_rewards": "none"}
 """For rewards with a third value. Divided by its group's deviation, as TRL does, an answer without a result among wrong
 ones gets an advantage of -2.47 in a group of 8, as much as a right one among wrong ones gets for being right; by the
 batch's deviation that still happens while no answer is right."""
+WHY_UNSCALED = {
+    "reft": "in a group of wrong answers, one without a result is pushed away as hard as a right one would be pulled",
+    "model": "scores are divided by each prompt's own deviation, so the policy does not go to start·exp(score/beta)",
+}
+"""By reward, what its group's deviation would do to it."""
 
 
-def config_hints() -> dict[str, Any]:
-    """Return the type of every field of TRL's arguments."""
-    return get_type_hints(GRPOConfig)
+def config_hints(algorithm: str) -> dict[str, Any]:
+    """Return the type of every field of an algorithm's arguments in TRL."""
+    return get_type_hints(ALGORITHMS[algorithm].config)
 
 
 def vllm_is_installed() -> bool:
@@ -82,9 +90,7 @@ def _processes(use_cpu: bool) -> int:
     return args.world_size
 
 
-def config(
-    options: RLOptions, *, output_dir: str, seed: int, model_init: Mapping[str, Any] | None = None
-) -> GRPOConfig:
+def config(options: RLOptions, *, output_dir: str, seed: int, model_init: Mapping[str, Any] | None = None) -> Config:
     """Return TRL's arguments for these options.
 
     What TRL switches on by default and costs time or changes numbers without need is off: gradient checkpointing,
@@ -101,11 +107,13 @@ def config(
     micro = options.micro_batch or max(1, answers // processes)
     if answers % (micro * processes):
         raise ValueError(f"the {answers} answers of a step do not divide into batches of {micro} on {processes} ranks")
+    arguments = ALGORITHMS[options.algorithm].config
+    read = {one.name for one in fields(arguments)}
     accelerated = has_accelerator() and not options.trainer.get("use_cpu")
     settings: dict[str, Any] = {
         "output_dir": output_dir,
         "seed": seed,
-        **{theirs: getattr(options, ours) for ours, theirs in NAMES.items()},
+        **{theirs: getattr(options, ours) for ours, theirs in NAMES.items() if theirs in read},
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": answers // (micro * processes),
         # The order of the prompts is ours, so that it neither depends on TRL nor on where a run was resumed.
@@ -118,25 +126,25 @@ def config(
         **({} if accelerated else {"bf16": False, "dataloader_pin_memory": False}),
         **({} if options.save_steps is None else {"save_steps": options.save_steps}),
         **({} if options.beta == 0 or not model_init else {"model_init_kwargs": dict(model_init)}),
-        **(UNSCALED if options.reward == "reft" else {}),
+        **(UNSCALED if options.reward in WHY_UNSCALED and read.issuperset(UNSCALED) else {}),
         **options.trainer,
     }
-    if options.reward == "reft" and settings["scale_rewards"] in ("group", True):
+    if options.reward in WHY_UNSCALED and settings.get("scale_rewards") in ("group", True):
         warnings.warn(
-            "rl.trainer.scale_rewards=group with rl.reward=reft: in a group of wrong answers, one without a result is "
-            "pushed away as hard as a right one would be pulled; leave scale_rewards out (none), or take batch",
+            f"rl.trainer.scale_rewards=group with rl.reward={options.reward}: {WHY_UNSCALED[options.reward]}; leave "
+            "scale_rewards out (none), or take batch",
             stacklevel=2,
         )
     with warnings.catch_warnings():
         # Names that TRL itself still uses; nothing that a recipe could do about.
         warnings.simplefilter("ignore", FutureWarning)
-        return GRPOConfig(**settings)
+        return arguments(**settings)
 
 
-class Reinforcer(CheckedLoop, GRPOTrainer):
+class Reinforced(CheckedLoop):
     """TRL's own in a checked loop; prompts are tokens already: the tools and template options of their rows are in."""
 
-    args: GRPOConfig
+    beta: float
     ballast_prompt_ids: Mapping[str, Sequence[int]]
     ballast_rewards: Rewards
 
@@ -160,10 +168,36 @@ class Reinforcer(CheckedLoop, GRPOTrainer):
         return numbers(sorted(rows_of_examples(batches)), "the prompts")
 
 
+class GroupRelative(Reinforced, GRPOTrainer):
+    """GRPO: an answer's advantage is over its group's mean; clipped token by token, the KL is in the loss."""
+
+    args: GRPOConfig
+
+
+class LeaveOneOut(Reinforced, RLOOTrainer):
+    """RLOO: over the mean of the group's other answers; clipped answer by answer, the KL is in the reward."""
+
+    args: RLOOConfig
+
+
+Reinforcer = GroupRelative | LeaveOneOut
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """TRL's arguments and trainer of an algorithm."""
+
+    config: type[Config]
+    trainer: type[Reinforcer]
+
+
+ALGORITHMS = {"grpo": Algorithm(GRPOConfig, GroupRelative), "rloo": Algorithm(RLOOConfig, LeaveOneOut)}
+
+
 def trainer(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    args: GRPOConfig,
+    args: Config,
     dataset: Dataset,
     prompt_ids: Mapping[str, Sequence[int]],
     rewards: Rewards,
@@ -186,14 +220,16 @@ def trainer(
         # TRL's texts are decoded without their prompts; ids are what was sampled and what is trained.
         judged = rewards.judge(row, completion_ids)
         count = len(judged.rewards)
-        log_metric("correct", judged.correct / count)
+        if judged.correct is not None:
+            log_metric("correct", judged.correct / count)
         for name in ("cut_off", "errors", "timeouts"):
             log_metric(name if name == "cut_off" else f"verifier_{name}", getattr(judged, name) / count)
         log_metric("seconds/scoring", judged.seconds)
         return [*judged.rewards]
 
     with _without_notices():
-        made = Reinforcer(
+        kind: Any = next(one.trainer for one in ALGORITHMS.values() if isinstance(args, one.config))
+        made: Reinforcer = kind(
             model,
             reward,
             args=args,
@@ -223,13 +259,15 @@ def seed(number: int) -> None:
 @contextmanager
 def _without_notices() -> Iterator[None]:
     """Keep back TRL's notice that loading options go with the reference alone: that is what they are given for."""
-    logger = logging.getLogger("trl.trainer.grpo_trainer")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(f"trl.trainer.{name}_trainer") for name in ALGORITHMS]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def take_generation_defaults(model: PreTrainedModel | PeftModel, ends: Iterable[int]) -> GenerationConfig:

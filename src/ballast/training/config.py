@@ -20,9 +20,9 @@ class TrainingConfig(SFTConfig):
     Args:
         objective: name of an objective, ``package.module:Class``, a mapping with ``name`` and options, or an
             `Objective`; kept as a mapping so that the arguments serialise.
-        reference: ``auto``, ``model`` (a frozen copy of the model as it starts), ``adapter-off``, or the folder of a
-            cache. ``auto`` takes the adapter switched off under PEFT, else a frozen copy, and only where the
-            objective needs a reference.
+        reference: ``auto``, ``model`` (a frozen copy of the model as it starts), ``adapter-off``, a cache's folder,
+            or with groups ``round``, the model as it was when the answers were sampled. ``auto`` takes the adapter
+            switched off under PEFT, else a frozen copy, and only where the objective needs a reference.
         groups: fields of `ballast.groups.GroupOptions`, for objectives that train on groups of answers.
         half: fields of `ballast.half.HalfOptions`, or its fraction: train a random half of the weights.
 
@@ -33,7 +33,9 @@ class TrainingConfig(SFTConfig):
     _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "objective", "groups", "half"]  # noqa: RUF012
 
     objective: Any = field(default="sft", metadata={"help": "Objective: a name, or a mapping with options."})
-    reference: str | None = field(default=None, metadata={"help": "auto, model, adapter-off, or a cache's folder."})
+    reference: str | None = field(
+        default=None, metadata={"help": "auto, model, adapter-off, round, or a cache's folder."}
+    )
     groups: dict[str, Any] | None = field(default=None, metadata={"help": "Groups of answers, for GFT."})
     half: Any = field(default=None, metadata={"help": "Half fine-tuning: a fraction, or a mapping with options."})
 

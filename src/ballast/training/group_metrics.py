@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from ballast.stats import TokenStats
 
-ANSWERS = ("answers", "reward", "length")
+ANSWERS = ("answers", "length", "judged", "reward")
 ROUNDS = ("own", "cut_off", "errors", "timeouts", "sampling", "scoring")
 
 
@@ -28,7 +28,7 @@ class GroupSums:
         self._names: tuple[str, ...] = ()
         self._tokens: Tensor | None = None
         self._answers = torch.zeros(len(ANSWERS), len(ORIGINS), dtype=torch.float64)
-        self._groups = torch.zeros(2, dtype=torch.float64)
+        self._groups = torch.zeros(3, dtype=torch.float64)
         self._rounds = torch.zeros(len(ROUNDS), dtype=torch.float64)
 
     def add_tokens(self, stats: TokenStats, report: Mapping[str, Tensor]) -> None:
@@ -45,11 +45,14 @@ class GroupSums:
     def add_groups(self, groups: Sequence[Group]) -> None:
         """Add the groups of one optimiser step."""
         for group in groups:
-            equal = not any(advantages([member.reward for member in group.members]))
-            self._groups += torch.tensor([1.0, float(equal)], dtype=torch.float64)
+            rewards = [member.reward for member in group.members if member.reward is not None]
+            judged = len(rewards) == len(group.members)
+            equal = judged and not any(advantages(rewards))
+            self._groups += torch.tensor([1.0, float(judged), float(equal)], dtype=torch.float64)
             for member in group.members:
                 length = len(member.ids) - member.start
-                values = torch.tensor([1.0, member.reward, length], dtype=torch.float64)
+                verdict = [0.0, 0.0] if member.reward is None else [1.0, member.reward]
+                values = torch.tensor([1.0, length, *verdict], dtype=torch.float64)
                 self._answers[:, ORIGINS.index(member.origin)] += values
 
     def add_rounds(self, rounds: Sequence[SampledGroups]) -> None:
@@ -67,44 +70,45 @@ class GroupSums:
 
         Returns:
             For each origin present ``reward`` and ``length`` (tokens) per answer, ``entropy`` (nats) and the
-            objective's own quantities per token, where its tokens were measured; ``groups/zero_advantage``, a share
-            of the groups; ``groups/own``, a number of own answers, and of these ``groups/cut_off``,
-            ``groups/verifier_errors`` and ``groups/verifier_timeouts``;
+            objective's own quantities per token, where its tokens were measured; rewards and
+            ``groups/zero_advantage``, a share of the groups, where answers are judged; ``groups/own``, a number of own
+            answers, and of these ``groups/cut_off``, ``groups/verifier_errors`` and ``groups/verifier_timeouts``;
             ``seconds/sampling`` and ``seconds/scoring``.
         """
         names, tokens = self._names, self._tokens
         if tokens is None:
             return {}
         sums, answers = reduce(tokens).tolist(), reduce(self._answers.to(device)).tolist()
-        (count, equal), rounds = reduce(self._groups.to(device)).tolist(), reduce(self._rounds.to(device)).tolist()
+        counts, rounds = reduce(self._groups.to(device)).tolist(), reduce(self._rounds.to(device)).tolist()
         self._clear()
         metrics: dict[str, float] = {}
         for place, origin in enumerate(ORIGINS):
-            size, trained = answers[0][place], sums[0][place]
+            size, length, judged, reward = (row[place] for row in answers)
+            trained = sums[0][place]
             if not size:
                 continue
-            metrics |= {
-                f"{origin}/{name}": row[place] / size for name, row in zip(ANSWERS[1:], answers[1:], strict=True)
-            }
+            metrics |= {f"{origin}/reward": reward / judged} if judged else {}
+            metrics[f"{origin}/length"] = length / size
             if not trained:
                 # Answers are of all steps since the last log, tokens of the logged step alone, which may have none.
                 continue
             metrics |= {f"{origin}/{name}": row[place] / trained for name, row in zip(names[1:], sums[1:], strict=True)}
         *counted, sampling, scoring = rounds
         seconds = {"seconds/sampling": sampling / ranks, "seconds/scoring": scoring / ranks}
-        return {**metrics, **_of_groups(count, equal, counted), **seconds}
+        return {**metrics, **_of_groups(counts, counted), **seconds}
 
     def read_rest(self, reduce: Callable[[Tensor], Tensor], device: torch.device) -> dict[str, float]:
         """Return the ``groups/…`` metrics of the steps after the last log, whose tokens nobody counted; forget them."""
-        (count, equal), rounds = reduce(self._groups.to(device)).tolist(), reduce(self._rounds.to(device)).tolist()
+        counts, rounds = reduce(self._groups.to(device)).tolist(), reduce(self._rounds.to(device)).tolist()
         self._clear()
-        return _of_groups(count, equal, rounds) if count else {}
+        return _of_groups(counts, rounds) if counts[0] else {}
 
 
-def _of_groups(count: float, equal: float, rounds: Sequence[float]) -> dict[str, float]:
+def _of_groups(counts: Sequence[float], rounds: Sequence[float]) -> dict[str, float]:
+    _, judged, equal = counts
     own, cut_off, errors, timeouts = rounds[:4]
     return {
-        "groups/zero_advantage": equal / max(count, 1),
+        **({"groups/zero_advantage": equal / judged} if judged else {}),
         "groups/own": own,
         "groups/cut_off": cut_off,
         "groups/verifier_errors": errors,

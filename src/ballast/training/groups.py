@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +25,10 @@ from ballast.groups import (
     sample_groups,
 )
 from ballast.groups.members import refuse_preparation
-from ballast.stats import GROUP_FIELDS
+from ballast.groups.options import ROUND
+from ballast.groups.read import Wanted
+from ballast.groups.sampler import scored_groups
+from ballast.stats import GROUP_FIELDS, JUDGED_FIELDS
 from ballast.training.group_metrics import GroupSums
 
 if TYPE_CHECKING:
@@ -40,8 +43,8 @@ if TYPE_CHECKING:
 ROW = "row"
 """Column of a prompt's place in the data: all that a batch of prompts holds."""
 
-GROUP = "group"
-"""Tensor ``[B]`` that says which group each sequence of a micro-batch belongs to."""
+OF_ANSWERS = (*GROUP_FIELDS, "ref_logprob")
+"""Columns that the answers of a group may bring."""
 
 Batch = dict[str, Any]
 Draw = Callable[[Sequence[int], int], SampledGroups]
@@ -63,17 +66,18 @@ class RowCollator:
 class GroupBatches:
     """Turns batches of prompts into micro-batches of answers, a round of sampling at a time."""
 
-    def __init__(self, draw: Draw, refresh: int, **collation: Any) -> None:
+    def __init__(self, draw: Draw, refresh: int, columns: tuple[str, ...], **collation: Any) -> None:
         """Make an empty queue.
 
         Args:
             draw: samples and judges.
             refresh: optimiser steps that one round serves.
+            columns: what batches carry of the answers, from `OF_ANSWERS`.
             collation: arguments of the collator that lays out sequences.
         """
         self._draw = draw
         self._refresh = refresh
-        self._collate = Collator(columns=GROUP_FIELDS, **collation)
+        self._collate = Collator(columns=columns, **collation)
         self._waiting: deque[list[int]] = deque()
         self._groups: dict[int, Group] = {}
         self._resumed: list[list[int]] = []
@@ -129,13 +133,7 @@ class GroupBatches:
 
     def _lay_out(self, groups: Sequence[Group]) -> Batch:
         """Return the answers of some groups as one padded (or padding-free) micro-batch."""
-        examples: list[dict[str, Any]] = []
-        index: list[int] = []
-        for number, group in enumerate(groups):
-            for member, advantage in zip(group.members, advantages(_rewards(group)), strict=True):
-                examples.append(_example(member, advantage))
-                index.append(number)
-        return {**self._collate(examples), GROUP: torch.tensor(index)}
+        return self._collate([one for number, group in enumerate(groups) for one in _examples(number, group)])
 
 
 @dataclass(frozen=True)
@@ -149,9 +147,19 @@ class StoredGroups:
 class RunGroups:
     """Everything that a run with groups has and one without does not."""
 
-    def __init__(self, options: GroupOptions, *, seed: int, stored: Sequence[Group] | None = None) -> None:
+    def __init__(
+        self,
+        options: GroupOptions,
+        *,
+        seed: int,
+        stored: Sequence[Group] | None = None,
+        wanted: Wanted = Wanted(),  # noqa: B008  # frozen
+    ) -> None:
         self.options = options
         self.seed = seed
+        self.wanted = wanted
+        self.columns = ("origin", "group", *(JUDGED_FIELDS * wanted.judged), *(("ref_logprob",) * wanted.scored))
+        """What batches carry of the answers beside their tokens."""
         self.rows: GroupRows | None = None
         self.sums = GroupSums()
         self.prepared = False
@@ -170,7 +178,7 @@ class RunGroups:
         """
         from datasets import Dataset
 
-        if self.options.file is None:
+        if not self.options.file:
             if not dataset:
                 raise BallastError("train_dataset has no rows: groups are made of its prompts")
             return dataset
@@ -182,13 +190,12 @@ class RunGroups:
         """Tokenise and judge what is given, or read what was sampled beforehand; return the prompts as rows."""
         from datasets import Dataset
 
-        if self.options.file is not None:
-            from ballast.groups.store import read_groups
+        if self.options.file:
+            from ballast.groups.read import read_groups
 
             refuse_preparation(prepared)
-            groups = self._read or read_groups(
-                self.options.file, tokenizer, max_length=prepared.max_length, context=prepared.context
-            )
+            limits = {"max_length": prepared.max_length, "context": prepared.context}
+            groups = self._read or read_groups(self.options.file, tokenizer, **limits, wanted=self.wanted)
             _refuse_ignored(self.options)
             self._stored = {group.row: group for group in groups}
             ids = {group.row: group.members[0].ids[: group.members[0].start] for group in groups}
@@ -204,7 +211,7 @@ class RunGroups:
         if self.rows is not None:
             self.rows.check_ends(end_ids(model, self.rows.tokenizer))
         self._model = model
-        self._batches = GroupBatches(self._draw, self.options.refresh, **collation)
+        self._batches = GroupBatches(self._draw, self.options.refresh, self.columns, **collation)
 
     def take(self, prompts: Iterator[Batch], count: int, step: int) -> list[Batch]:
         """Return the micro-batches of one optimiser step."""
@@ -230,11 +237,23 @@ class RunGroups:
         if self.rows is None:
             return SampledGroups.stored([self._stored[row] for row in rows])
         assert self._model is not None
-        return sample_groups(self._model, self.rows, rows, seed=self.seed, step=step)
+        sampled = sample_groups(self._model, self.rows, rows, seed=self.seed, step=step)
+        if not self.wanted.scored:
+            return sampled
+        return scored_groups(self._model, sampled, batch_tokens=self.options.batch_tokens)
+
+
+def wanted_of(objective: Objective, reference: object) -> Wanted:
+    """Return what an objective reads of its groups with this reference."""
+    judged = any(name in JUDGED_FIELDS for name in objective.needs)
+    return Wanted(objective.origins, judged, scored=isinstance(reference, str) and reference == ROUND)
 
 
 def run_groups(
-    objective: Objective, spec: GroupOptions | StoredGroups | Mapping[str, Any] | None, args: TrainingConfig
+    objective: Objective,
+    spec: GroupOptions | StoredGroups | Mapping[str, Any] | None,
+    args: TrainingConfig,
+    reference: object = None,
 ) -> RunGroups | None:
     """Return what a run needs for its groups, None where its objective does not train on any.
 
@@ -245,7 +264,7 @@ def run_groups(
     if spec is None:
         if needs:
             raise BallastError(
-                f"objective {objective.name} trains on groups of answers with rewards: say how they are made, such as "
+                f"objective {objective.name} trains on groups of answers: say how they are made, such as "
                 "groups={'verifier': 'math', 'own': 4}"
             )
         return None
@@ -255,12 +274,15 @@ def run_groups(
         )
     given, stored = (spec.options, spec.groups) if isinstance(spec, StoredGroups) else (spec, None)
     options = given if isinstance(given, GroupOptions) else GroupOptions.from_dict(given)
-    if options.file is None and options.own and _is_sharded(args):
+    wanted = wanted_of(objective, reference)
+    if problem := options.lacking(objective.name, wanted.origins, judged=wanted.judged):
+        raise BallastError(f"groups.{problem[0]}: {problem[1]}")
+    if not options.file and options.own and _is_sharded(args):
         raise BallastError(
             "groups.own: a model sharded by FSDP cannot sample while it trains: sample beforehand with "
             "`ballast sample`, and train with groups.file"
         )
-    return RunGroups(options, seed=args.seed, stored=stored)
+    return RunGroups(options, seed=args.seed, stored=stored, wanted=wanted)
 
 
 def _is_sharded(args: TrainingConfig) -> bool:
@@ -274,30 +296,38 @@ def _refuse_ignored(options: GroupOptions) -> None:
     Raises:
         BallastError: naming the first one.
     """
-    from ballast.groups.store import MANIFEST, NOT_STORED, read_settings
+    from ballast.groups.store import NOT_STORED, is_sampled, read_settings
 
-    file, defaults = str(options.file), GroupOptions().to_dict()
-    is_folder = (Path(file) / MANIFEST).exists()
-    stored, free = (read_settings(file).groups, NOT_STORED) if is_folder else ({}, ("file",))
-    for name, value in options.to_dict().items():
-        if name not in free and value not in (defaults[name], stored.get(name, defaults[name])):
-            source = f"sampled with {stored.get(name)!r}" if is_folder else "sampled and judged elsewhere"
-            raise BallastError(f"groups.{name}: {value!r} would be ignored: {file} was {source}; leave it out")
-
-
-def _rewards(group: Group) -> list[float]:
-    return [member.reward for member in group.members]
+    defaults = GroupOptions().to_dict()
+    for file in options.file:
+        is_folder = is_sampled(file)
+        stored, free = (read_settings(file).groups, NOT_STORED) if is_folder else ({}, ("file",))
+        for name, value in options.to_dict().items():
+            if name not in free and value not in (defaults[name], stored.get(name, defaults[name])):
+                source = f"sampled with {stored.get(name)!r}" if is_folder else "sampled and judged elsewhere"
+                raise BallastError(f"groups.{name}: {value!r} would be ignored: {file} was {source}; leave it out")
 
 
-def _example(member: Member, advantage: float) -> dict[str, Any]:
-    size = len(member.ids)
-    return {
-        "input_ids": list(member.ids),
-        "labels": [-100] * member.start + list(member.ids[member.start :]),
-        "advantage": [advantage] * size,
-        "origin": [float(ORIGINS.index(member.origin))] * size,
-    }
+def _examples(number: int, group: Group) -> list[dict[str, Any]]:
+    """Return the answers of the group of this number as rows for the collator, with the columns that there are."""
+    rewards = [member.reward for member in group.members if member.reward is not None]
+    found = advantages(rewards) if len(rewards) == len(group.members) else None
+    examples = []
+    for place, member in enumerate(group.members):
+        size = len(member.ids)
+        one: dict[str, Any] = {
+            "input_ids": list(member.ids),
+            "labels": [-100] * member.start + list(member.ids[member.start :]),
+        }
+        of_answer = {"origin": float(ORIGINS.index(member.origin)), "group": float(number)}
+        of_answer |= {} if found is None else {"advantage": found[place], "reward": rewards[place]}
+        one |= {name: [value] * size for name, value in of_answer.items()}
+        if member.ref_logprob is not None:
+            one["ref_logprob"] = [math.nan] * member.start + list(member.ref_logprob)
+        examples.append(one)
+    return examples
 
 
 def _member(values: Mapping[str, Any]) -> Member:
-    return Member(**{**values, "ids": tuple(values["ids"])})
+    scored = values.get("ref_logprob")
+    return Member(**{**values, "ids": tuple(values["ids"]), "ref_logprob": None if scored is None else tuple(scored)})

@@ -44,7 +44,8 @@ def _sequences(batch: Batch) -> Tensor:
 def _groups(batch: Batch) -> Tensor:
     if "group" not in batch:
         raise BallastError("cannot count 'groups': the batch has none; train with `groups`")
-    return batch["group"].unique().new_tensor(len(batch["group"].unique()))
+    group = batch["group"]
+    return torch.tensor(len(group[~group.isnan()].unique()), device=group.device)
 
 
 COUNTS: dict[str, Callable[[Batch], Tensor]] = {"tokens": _tokens, "sequences": _sequences, "groups": _groups}

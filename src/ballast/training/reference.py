@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from ballast.errors import BallastError
+from ballast.groups.options import ROUND, round_problem
 from ballast.head import lm_head
 from ballast.limits import context_length
 from ballast.reference import (
@@ -22,7 +23,8 @@ from ballast.reference import (
     starts_at_base,
 )
 from ballast.reference.resolve import BY_NAME
-from ballast.stats import GROUP_FIELDS, PAIR_FIELDS, REFERENCE_FIELDS
+from ballast.statistics import check_statistics, is_of_models, is_pair, reads_reference
+from ballast.stats import GROUP_FIELDS, REFERENCE_FIELDS
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -53,21 +55,31 @@ def is_cache(spec: RunSpec) -> bool:
     """Return whether a reference specification names a cache on disk, rather than a model in memory."""
     if isinstance(spec, Mapping):
         return "cache" in spec
-    return isinstance(spec, (ReferenceCache, ScoredCache, Path)) or (isinstance(spec, str) and spec not in BY_NAME)
+    if isinstance(spec, str):
+        return spec not in BY_NAME and spec != ROUND
+    return isinstance(spec, (ReferenceCache, ScoredCache, Path))
+
+
+def is_round(spec: RunSpec) -> bool:
+    """Return whether the reference is the model as it was when a round of answers was sampled."""
+    return isinstance(spec, str) and spec == ROUND
 
 
 def check_needs(objective: Objective, spec: RunSpec) -> None:
     """Refuse a reference that cannot serve the objective, before anything is loaded.
 
     Raises:
-        BallastError: if the objective needs a KL over the vocabulary and the reference is a per-token cache.
+        BallastError: if the objective needs a KL over the vocabulary and the reference is a per-token cache, or has no
+            rounds of answers to be compared with themselves.
     """
+    if is_round(spec) and (problem := round_problem(objective.name, objective.needs)):
+        raise BallastError(f"reference: {problem}")
     if is_cache(spec) and any(name in GROUP_FIELDS for name in objective.needs):
         raise BallastError(
             f"objective {objective.name} trains on answers that are sampled as it goes, which no cache holds: leave "
             "the reference out, or use 'model'"
         )
-    pairs = [name for name in objective.needs if name in PAIR_FIELDS]
+    pairs = list(filter(is_pair, objective.needs))
     if pairs and is_cache(spec):
         raise BallastError(
             f"objective {objective.name} needs {pairs[0]!r} over the full vocabulary, which a per-token cache does not "
@@ -77,19 +89,29 @@ def check_needs(objective: Objective, spec: RunSpec) -> None:
 
 def needs_reference(objective: Objective, spec: RunSpec) -> bool:
     """Return whether a run has a reference: because the objective reads one, or because the user asks for one."""
-    reads = any(name in (*PAIR_FIELDS, *REFERENCE_FIELDS) for name in objective.needs)
-    return reads or spec not in (None, "auto")
+    return any(map(reads_reference, objective.needs)) or spec not in (None, "auto")
 
 
 @dataclass(frozen=True)
 class RunReference:
-    """A live reference, a cache, or neither, and what follows for rows and batches."""
+    """A live reference, a cache, log-probabilities that answers bring, or none; what follows for rows and batches.
+
+    Attributes:
+        columns: cached statistics that batches carry.
+        fields: what is computed of a batch whose metrics are logged.
+        needed: what is computed of any other: what the objective declares, and what costs nothing beside it.
+        vocab_size: tokens that model and reference share, None where they have the same.
+        teacher: whether the cache is of another model than the one that training starts from.
+    """
 
     live: LiveReference | None = None
     cache: ReferenceCache | None = None
+    of_rounds: bool = False
     columns: tuple[str, ...] = ()
     fields: tuple[str, ...] = ()
+    needed: tuple[str, ...] = ()
     vocab_size: int | None = None
+    teacher: bool = False
 
     def to(self, device: torch.device) -> None:
         """Move a live reference to a device."""
@@ -107,6 +129,8 @@ class RunReference:
             return f"a cache scored by model {self.cache.key.model}"
         if self.live is not None:
             return f"{type(self.live).__name__}, live"
+        if self.of_rounds:
+            return "the model as it was when each round of answers was sampled"
         return "none"
 
     def attach(self, dataset: Dataset, score: Callable[[Dataset], ReferenceCache]) -> Dataset:
@@ -118,9 +142,12 @@ class RunReference:
         cache = score(dataset) if self.cache.missing(dataset["digest"]) else self.cache
         return attach(dataset, cache.lookup, self.columns)
 
-    def states(self, mask: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, LMHead] | None:
-        """Return the live reference's hidden states at the trained positions ``[N, H]``, and its head."""
-        if self.live is None:
+    def states(self, mask: Tensor, inputs: dict[str, Any], fields: tuple[str, ...]) -> tuple[Tensor, LMHead] | None:
+        """Return the live reference's hidden states at the trained positions ``[N, H]``, and its head.
+
+        None where none of the fields reads it.
+        """
+        if self.live is None or not any(map(reads_reference, fields)):
             return None
         return self.live.hidden(**inputs)[:, :-1][mask], self.live.head
 
@@ -134,19 +161,27 @@ def run_reference(
         BallastError: if the reference does not exist, is of another model, or cannot serve the objective.
     """
     check_needs(objective, spec)
-    wanted = dict.fromkeys(name for name in (*objective.needs, "entropy") if name not in GROUP_FIELDS)
+    wanted = dict.fromkeys(name for name in (*objective.needs, "entropy") if is_of_models(name))
+    check_statistics(tuple(wanted), len(lm_head(model).weight))
     if not needs_reference(objective, spec):
-        return RunReference(fields=tuple(wanted))
+        return RunReference(fields=tuple(wanted), needed=tuple(wanted))
+    if is_round(spec):
+        fields = tuple(name for name in wanted if name not in REFERENCE_FIELDS)
+        return RunReference(fields=fields, needed=fields, of_rounds=True)
     if isinstance(spec, ScoredCache) or is_cache(spec):
         cache = open_cache(spec, model, tokenizer, autocast)
         columns = tuple(name for name in (*wanted, "ref_logprob") if name in REFERENCE_FIELDS)
         fields = tuple(name for name in wanted if name not in REFERENCE_FIELDS)
-        return RunReference(cache=cache, columns=tuple(dict.fromkeys(columns)), fields=fields)
+        columns, teacher = tuple(dict.fromkeys(columns)), isinstance(spec, Mapping) and "model" in spec
+        return RunReference(cache=cache, columns=columns, fields=fields, needed=fields, teacher=teacher)
     live = resolve_reference(spec, model, vocab_size=len(tokenizer))
     assert isinstance(live, LiveReference)
     same_size = len(lm_head(model).weight) == len(live.head.weight)
     fields = tuple(dict.fromkeys((*wanted, "kl", "ref_logprob")))
-    return RunReference(live=live, fields=fields, vocab_size=None if same_size else len(tokenizer))
+    beside = ("ref_logprob",) if any(map(reads_reference, wanted)) else ()
+    needed = tuple(dict.fromkeys((*wanted, *beside)))
+    vocab_size = None if same_size else len(tokenizer)
+    return RunReference(live=live, fields=fields, needed=needed, vocab_size=vocab_size)
 
 
 def open_cache(spec: RunSpec, model: Model, tokenizer: Tokenizer, autocast: torch.dtype | None) -> ReferenceCache:

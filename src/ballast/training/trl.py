@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput
 from trl import SFTConfig, SFTTrainer
 
 from ballast.errors import BallastError
+from ballast.files import expanded
 from ballast.head import backbone, backbone_hidden, check_adapted_head, lm_head, trained_positions, unwrapped
 from ballast.loop import CheckedLoop
 from ballast.reference.providers import evaluating
@@ -184,7 +185,7 @@ def load_model(name: str, args: SFTConfig, quantization_config: Any = None) -> P
         options["quantization_config"] = quantization_config
     if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
         options["device_map"] = None
-    return create_model_from_path(name, **options)
+    return create_model_from_path(expanded(name), **options)
 
 
 def with_adapter(model: PreTrainedModel | PeftModel, peft_config: PeftConfig, seed: int) -> PeftModel:

@@ -5,8 +5,9 @@ Names load on first use.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
+
+from ballast.lazy import on_use
 
 _HOMES = {
     "CodeLimits": "ballast.verifiers.code",
@@ -24,9 +25,7 @@ __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return on_use(__name__, _HOMES, name)
 
 
 def __dir__() -> list[str]:

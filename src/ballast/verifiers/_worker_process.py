@@ -19,6 +19,9 @@ Reply = dict[str, Any]
 MEMORY_BYTES = 4 * 2**30
 """Memory a verifier may take beyond what it has once imported."""
 
+TEXT_CHARACTERS = 1_000
+"""What is kept of an answer that was read off a completion."""
+
 
 def load(target: str) -> Callable[[str, Any], Any]:
     module, _, attribute = target.partition(":")
@@ -64,16 +67,23 @@ def number(score: Any) -> float:
     return float(score)
 
 
+def text(answer: Any) -> str | None:
+    if answer is not None and not isinstance(answer, str):
+        raise TypeError(f"it returned a {type(answer).__name__}, which is no text")
+    return None if answer is None else answer[:TEXT_CHARACTERS]
+
+
 def judge(function: Callable[[str, Any], Any], request: bytes) -> Reply:
     """Return the reply; it is marked as the last where the process is of no further use."""
     reply: Reply
     try:
-        completion, row, seconds = pickle.loads(request)
+        completion, row, seconds, reads = pickle.loads(request)
         # Should the parent die while one long operation keeps every thread waiting, this ends the process. Processor
         # time of all cores, so that it never comes before the parent's own clock; not SIGALRM, which verifiers use.
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_PROF, (seconds + 5.0) * (os.cpu_count() or 1))
-        reply = {"score": number(function(completion, row))}
+        found = function(completion, row)
+        reply = {"text": text(found)} if reads else {"score": number(found)}
     except MemoryError:
         return {"error": f"MemoryError: it may take {MEMORY_BYTES // 2**30} GiB beyond its imports", "last": True}
     except BaseException as error:

@@ -54,7 +54,7 @@ class ProgramResult:
 
     Attributes:
         status: ``passed``, ``failed``, ``timeout`` or ``killed``.
-        detail: names the exception or signal.
+        detail: names the exception or signal; of a program that passed, what it left as its result.
         sandbox: ``bwrap`` or ``rlimits``.
     """
 

@@ -17,7 +17,7 @@ from ballast.verifiers.answers import final_formula, statement
 from ballast.verifiers.notation import BASED, fraction, lone_number, reference, tidy
 from ballast.verifiers.numeric import differ
 from ballast.verifiers.units import units_differ
-from ballast.verifiers.words import are_words, same_words
+from ballast.verifiers.words import are_words, plain, same_words
 
 SEARCHED = 10_000
 """Characters at the end of a text in which math-verify looks for an answer that is not marked as one."""
@@ -47,10 +47,20 @@ def judge(completion: str, row: Mapping[str, Any]) -> float:
     return float(_same(answer, tidy(formula)))
 
 
-def answered(completion: str, row: Mapping[str, Any]) -> float:
-    """Return 1.0 if there is an answer in `completion`, right or wrong, else 0.0."""
+def read(completion: str, row: Mapping[str, Any]) -> str | None:
+    """Return the answer in `completion`, numbers written in one way; None where there is none.
+
+    Where the row's ``answer`` is words, so are those that are read.
+    """
     formula = final_formula(completion)
-    return float(bool(formula.strip() if formula is not None else _found_in(completion)))
+    if are_words(reference(row["answer"])):
+        return plain(statement(completion) if formula is None else formula.rpartition("=")[2]).casefold() or None
+    if formula is None:
+        found = _found_in(completion)
+        return str(found[0]) if found else None
+    text = tidy(formula)
+    value = fraction(text)
+    return str(value) if value is not None else "".join(text.split()) or None
 
 
 def _same(answer: str, given: str) -> bool:

@@ -7,18 +7,24 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from fractions import Fraction
+from functools import lru_cache, partial
 from typing import Any
 
 from ballast.errors import BallastError, suggest
+from ballast.verifiers import program, worker
 from ballast.verifiers.answers import close, first_line, last_number, normalised
+from ballast.verifiers.code import CodeLimits
 from ballast.verifiers.expression import evaluate_expression
 from ballast.verifiers.notation import reference
-from ballast.verifiers.worker import VerifierTimeout, VerifierUnavailable, judge
+from ballast.verifiers.worker import VerifierTimeout, VerifierUnavailable
 
 SECONDS = 10.0
 """Wall clock of one verdict of a verifier that runs in a worker process."""
-MATH = "ballast.verifiers.math:judge"
+MATH, READ_MATH = "ballast.verifiers.math:judge", "ballast.verifiers.math:read"
+PROGRAM = "program"
+PROGRAMS_KEPT = 4096
+"""Programs whose value is kept: an answer is scored and read by running it once."""
 
 Row = Mapping[str, Any]
 
@@ -31,11 +37,14 @@ class Verifier:
         name: as in a recipe.
         score: ``score(completion, row) -> float`` in 0 … 1.
         check: raises `BallastError` for a row that cannot be judged, so that it is found before generating; or None.
+        read: ``read(completion, row) -> str | None``, the answer that is read off a completion, right or wrong, in one
+            notation, so that equal texts are equal answers; None where the verifier does not say.
     """
 
     name: str
     score: Callable[[str, Row], float]
     check: Callable[[Row], None] | None = None
+    read: Callable[[str, Row], str | None] | None = None
 
     def __call__(self, completion: str, row: Row) -> float:
         return self.score(completion, row)
@@ -51,27 +60,41 @@ class ScoredBatch:
     first_error: str | None = None
 
 
-def verifier(name: str, *, seconds: float = SECONDS) -> Verifier:
+def verifier(
+    name: str,
+    *,
+    seconds: float = SECONDS,
+    tolerance: float = program.TOLERANCE,
+    allow_code_execution: bool = False,
+) -> Verifier:
     """Return a verifier: one of `VERIFIERS`, or ``package.module:function``.
 
     A function of your own runs in a worker process, as math-verify does: an endless loop, a crash or a hunger for
-    memory costs one answer. Ballast's own other verifiers run in this process.
+    memory costs one answer; an attribute ``read`` of it is `Verifier.read`. ``program`` runs what the model wrote in a
+    limited process for each answer. Ballast's own other verifiers run in this process.
 
     Args:
-        seconds: wall clock of one verdict of what runs in a worker.
+        seconds: wall clock of one verdict of what runs in a worker, or of one program.
+        tolerance: how far a number that a program returns may be from the row's.
+        allow_code_execution: needed by ``program``.
 
     Raises:
-        BallastError: for an unknown name, or a path that cannot be imported (naming what failed).
+        BallastError: for an unknown name, a path that cannot be imported (naming what failed), or ``program`` without
+            permission.
     """
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
         raise BallastError(f"verifier {name!r}: seconds = {seconds!r}: must be a finite number above 0")
+    if name == PROGRAM:
+        return _program(seconds, tolerance, allow_code_execution)
     if name == "math":
-        return replace(VERIFIERS[name], score=partial(_math, seconds=seconds))
+        return replace(
+            VERIFIERS[name], score=partial(_math, seconds=seconds), read=partial(_read_math, seconds=seconds)
+        )
     if name in VERIFIERS:
         return VERIFIERS[name]
     module_name, colon, attribute = name.partition(":")
     if not colon or not module_name or not attribute:
-        hint = suggest(name, list(VERIFIERS))
+        hint = suggest(name, [*VERIFIERS, PROGRAM])
         raise BallastError(f"unknown verifier {name!r}{hint}; or give one of your own as package.module:function")
     if module_name == "__main__":
         raise BallastError(
@@ -89,14 +112,17 @@ def verifier(name: str, *, seconds: float = SECONDS) -> Verifier:
         function = getattr(function, part)
     if not callable(function):
         raise BallastError(f"verifier {name!r}: {attribute!r} is a {type(function).__name__}, not a function")
-    own = function if isinstance(function, Verifier) else Verifier(name, function, getattr(function, "check", None))
+    made = isinstance(function, Verifier)
+    check, read = (getattr(function, part, None) for part in ("check", "read"))
+    own = function if made else Verifier(name, function, check, read=read)
     if module_name.split(".")[0] == __package__.split(".")[0]:
         return own
-    return replace(own, score=partial(_in_worker, name, seconds))
+    read = None if own.read is None else partial(_in_worker, worker.read, f"{name}.read", seconds)
+    return replace(own, score=partial(_in_worker, worker.judge, name, seconds), read=read)
 
 
-def _in_worker(target: str, seconds: float, completion: str, row: Row) -> float:
-    return judge(target, completion, row, seconds)
+def _in_worker(ask: Callable[..., Any], target: str, seconds: float, completion: str, row: Row) -> Any:
+    return ask(target, completion, row, seconds)
 
 
 def check_rows(verify: Verifier, rows: Iterable[Row]) -> None:
@@ -142,6 +168,26 @@ def score_answers(verify: Verifier, answers: Iterable[tuple[str, Row]]) -> Score
             stacklevel=2,
         )
     return ScoredBatch(tuple(scores), errors, timeouts, first_error)
+
+
+def read_answers(verify: Verifier, answers: Iterable[tuple[str, Row]]) -> list[str | None]:
+    """Return the answer read off each completion of (completion, row) pairs; one that cannot be read is None.
+
+    Raises:
+        ValueError: if the verifier does not say what an answer is.
+        BallastError: if it has never started.
+    """
+    if verify.read is None:
+        raise ValueError(f"verifier {verify.name!r} does not read answers off completions")
+    found: list[str | None] = []
+    for completion, row in answers:
+        try:
+            found.append(verify.read(completion, row))
+        except VerifierUnavailable:
+            raise
+        except (Exception, SystemExit):  # `score_answers` counts them
+            found.append(None)
+    return found
 
 
 def _printable(text: str) -> str:
@@ -208,15 +254,54 @@ def _expression(completion: str, row: Row) -> float:
 
 
 def _math(completion: str, row: Row, seconds: float = SECONDS) -> float:
-    return judge(MATH, completion, {"answer": str(_answer(row))}, seconds)
+    return worker.judge(MATH, completion, {"answer": str(_answer(row))}, seconds)
+
+
+def _read_math(completion: str, row: Row, seconds: float = SECONDS) -> str | None:
+    return worker.read(READ_MATH, completion, {"answer": str(_answer(row))}, seconds)
+
+
+def _shown(value: float | Fraction | None) -> str | None:
+    """Return a number in one notation, whole ones without a decimal point."""
+    if value is None:
+        return None
+    return str(int(value)) if value % 1 == 0 else str(value) if isinstance(value, Fraction) else f"{value:.12g}"
+
+
+def _program(seconds: float, tolerance: float, allow_code_execution: bool) -> Verifier:
+    if allow_code_execution is not True:
+        raise BallastError(
+            "verifier 'program' runs what the model writes on this machine with your rights; the limits around it are "
+            "no sandbox. Set allow_code_execution to true to run it, best inside a container"
+        )
+    if isinstance(tolerance, bool) or not 0 <= tolerance < math.inf:
+        raise BallastError(f"verifier 'program': tolerance = {tolerance!r}: must be a finite number of 0 or more")
+    limits = CodeLimits(seconds=seconds)
+
+    @lru_cache(PROGRAMS_KEPT)
+    def run(completion: str, prompt: Any) -> float | None:
+        return program.value(completion, {"prompt": prompt}, limits)
+
+    def value(completion: str, row: Row) -> float | None:
+        prompt = row.get("prompt")
+        return run(completion, prompt if isinstance(prompt, str) else None)
+
+    def score(completion: str, row: Row) -> float:
+        found = value(completion, row)
+        return float(found is not None and abs(found - _number(row)) <= tolerance)
+
+    return Verifier(PROGRAM, score, _needs_number, lambda completion, row: _shown(value(completion, row)))
 
 
 VERIFIERS: dict[str, Verifier] = {
     one.name: one
     for one in (
-        Verifier("exact", _exact, _needs_answer),
-        Verifier("expression", _expression, _needs_number),
-        Verifier("last-number", _last_number, _needs_number),
-        Verifier("math", _math, _needs_text),
+        # The whole text is the answer.
+        Verifier("exact", _exact, _needs_answer, lambda completion, _: normalised(completion) or None),
+        Verifier(
+            "expression", _expression, _needs_number, lambda text, _: _shown(evaluate_expression(first_line(text)))
+        ),
+        Verifier("last-number", _last_number, _needs_number, lambda completion, _: _shown(last_number(completion))),
+        Verifier("math", _math, _needs_text, _read_math),
     )
 }

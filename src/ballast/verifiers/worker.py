@@ -66,9 +66,17 @@ class VerifierWorker:
             VerifierUnavailable: if the verifier cannot be imported by the worker, and never could.
             RuntimeError: if it raised, returned no number, or its process ended.
         """
+        return float(self._reply(completion, row, seconds, reads=False)["score"])
+
+    def read(self, completion: str, row: Mapping[str, Any], seconds: float) -> str | None:
+        """Return the answer that the function reads off `completion`, None where there is none; raises as `judge`."""
+        found: str | None = self._reply(completion, row, seconds, reads=True)["text"]
+        return found
+
+    def _reply(self, completion: str, row: Mapping[str, Any], seconds: float, *, reads: bool) -> dict[str, Any]:
         # Pickled, since rows hold dates, bytes, tuples and images, which JSON would change or refuse. What is loaded is
         # what this process wrote into its own pipe; the worker's replies are JSON, so nothing of its making is loaded.
-        request = pickle.dumps((completion, dict(row), seconds))
+        request = pickle.dumps((completion, dict(row), seconds, reads))
         # A reply names its question by a number that the verifier does not know: one of the verifier's own making, or
         # one too many, must not be taken for the verdict on another answer.
         number = secrets.randbits(63)
@@ -84,7 +92,7 @@ class VerifierWorker:
                 raise RuntimeError(NOT_OURS)
         if "error" in reply:
             raise RuntimeError(reply["error"])
-        return float(reply["score"])
+        return reply
 
     def close(self) -> None:
         """End the worker process."""
@@ -224,9 +232,17 @@ def _renew() -> None:
 
 def judge(target: str, completion: str, row: Mapping[str, Any], seconds: float) -> float:
     """Judge through this process's shared worker for `target`; see `VerifierWorker.judge`."""
+    return _worker(target).judge(completion, row, seconds)
+
+
+def read(target: str, completion: str, row: Mapping[str, Any], seconds: float) -> str | None:
+    """Read an answer off through this process's shared worker for `target`; see `VerifierWorker.read`."""
+    return _worker(target).read(completion, row, seconds)
+
+
+def _worker(target: str) -> VerifierWorker:
     with _workers_lock:
-        worker = _workers.setdefault(target, VerifierWorker(target))
-    return worker.judge(completion, row, seconds)
+        return _workers.setdefault(target, VerifierWorker(target))
 
 
 def close() -> None:

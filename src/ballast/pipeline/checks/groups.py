@@ -11,8 +11,12 @@ from ballast.config.source import Problem
 from ballast.errors import BallastError
 from ballast.files import place_problem
 from ballast.groups.options import GroupOptions
+from ballast.objectives import Objective
 from ballast.pipeline.inputs import stored_settings
-from ballast.stats import GROUP_FIELDS
+from ballast.revise.options import ReviseOptions
+from ballast.rl.options import RLOptions
+from ballast.stats import GROUP_FIELDS, JUDGED_FIELDS
+from ballast.verifiers.options import judge
 
 TRAINING: dict[str, tuple[Any, str]] = {
     "packing": (True, "the answers of a group are laid out when they are sampled; use padding_free"),
@@ -33,8 +37,8 @@ def check_groups(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     if options is None and needed:
         yield Problem(
             ("groups",),
-            f"is required and missing: objective {section.name} trains on groups of answers with rewards; say what "
-            "judges them, such as groups.verifier=math",
+            f"is required and missing: objective {section.name} trains on groups of answers; say what they are made "
+            "of, such as groups={verifier: math, own: 4}",
         )
     elif options is not None and not needed:
         yield Problem(
@@ -43,13 +47,15 @@ def check_groups(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
             "objective=gft",
         )
     elif options is not None:
-        yield from _check_answers(recipe, options)
+        yield from _check_answers(recipe, options, section.build())
         yield from _check_surroundings(recipe, options, broken)
 
 
 def check_sampling(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     """Whether there is something to sample, and a place for it."""
-    from ballast.groups.store import check_target
+    from ballast.groups.rows import rows_problem
+    from ballast.groups.store import HOLDS
+    from ballast.parts import check_target
 
     if "groups" in broken:
         return
@@ -57,27 +63,50 @@ def check_sampling(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     if options is None:
         yield Problem(("groups",), "is required and missing; say what judges the answers, such as groups.verifier=math")
         return
+    section = recipe.objective
+    known = section is not None and "objective" not in broken and not section.problems()
+    yield from _check_members(options.changed({"file": ()}), section.build() if section and known else None)
     if "data" not in broken and not recipe.data.train:
         yield Problem(("data", "train"), "is required and missing; name the rows with the prompts")
-    yield from check_verifier("groups", options.verifier, options.seconds)
     try:
-        if options.file is None:
+        if not options.file:
             raise BallastError("is required and missing; name the folder to fill: groups.file=PATH")
-        if problem := place_problem(options.file):
+        if len(options.file) > 1:
+            raise BallastError(f"names {len(options.file)} folders, and one is filled at a time; name one")
+        if problem := place_problem(options.file[0]):
             raise BallastError(problem)
-        check_target(Path(options.file))
+        check_target(Path(options.file[0]), HOLDS)
     except BallastError as error:
         yield Problem(("groups", "file"), str(error))
+    if recipe.rows is not None and "rows" not in broken and (problem := rows_problem(recipe.rows)):
+        yield Problem(("rows", "file"), problem)
+    if recipe.rows is not None and options.verifier is None:
+        yield Problem(("rows",), "needs groups.verifier: without one no answer is right, and no row would be written")
     yield from _check_training(recipe, broken)
 
 
-def _check_answers(recipe: Recipe, options: GroupOptions) -> Iterable[Problem]:
-    """Something to judge answers by, or answers that are there and judged already."""
-    if options.file is None:
-        yield from check_verifier("groups", options.verifier, options.seconds)
+def _check_members(options: GroupOptions, objective: Objective | None) -> Iterable[Problem]:
+    """What an objective reads of the answers that are to be sampled; without one, a verdict on each."""
+    name, origins = ("", ()) if objective is None else (objective.name, objective.origins)
+    judged = objective is None or bool({*objective.needs} & {*JUDGED_FIELDS})
+    if problem := options.lacking(name, origins, judged=judged):
+        yield Problem(("groups", problem[0]), problem[1])
+    elif options.verifier is not None:
+        yield from check_verifier("groups", options)
+
+
+def _check_answers(recipe: Recipe, options: GroupOptions, objective: Objective) -> Iterable[Problem]:
+    """What the objective reads of answers, sampled as it goes or there already."""
+    if not options.file:
+        yield from _check_members(options, objective)
         return
+    for file in options.file:
+        yield from _check_file(recipe, options, file)
+
+
+def _check_file(recipe: Recipe, options: GroupOptions, file: str) -> Iterable[Problem]:
     try:
-        stored = stored_settings(options.file)
+        stored = stored_settings(file)
     except BallastError as error:
         yield Problem(("groups", "file"), str(error))
         return
@@ -86,20 +115,18 @@ def _check_answers(recipe: Recipe, options: GroupOptions) -> Iterable[Problem]:
     for key in sorted(options.model_fields_set - {"file"}):
         yield Problem(
             ("groups", key),
-            f"would be ignored: the answers of {options.file} are judged already, and nothing is sampled; leave it out",
+            f"would be ignored: the answers of {file} are judged already, and nothing is sampled; leave it out",
         )
     if recipe.data.train:
         yield Problem(
             ("data", "train"),
-            f"would be ignored: the prompts are those of groups.file {options.file}; leave one of the two out",
+            f"would be ignored: the prompts are those of groups.file {file}; leave one of the two out",
         )
 
 
-def check_verifier(section: str, name: str | None, seconds: float) -> Iterable[Problem]:
+def check_verifier(section: str, options: GroupOptions | ReviseOptions | RLOptions) -> Iterable[Problem]:
     """A section that samples answers names a verifier, and there is one of that name."""
-    from ballast.evaluation import verifier
-
-    if name is None:
+    if options.verifier is None:
         yield Problem(
             (section, "verifier"),
             "is required and missing: without one no answer has a reward; name one, such as math, exact or "
@@ -107,16 +134,16 @@ def check_verifier(section: str, name: str | None, seconds: float) -> Iterable[P
         )
         return
     try:
-        verifier(name, seconds=seconds)
+        judge(options, options.seconds)
     except BallastError as error:
-        yield Problem((section, "verifier"), str(error).removeprefix(f"verifier {name!r}: "))
+        yield Problem((section, "verifier"), str(error).removeprefix(f"verifier {options.verifier!r}: "))
 
 
 def _check_surroundings(recipe: Recipe, options: GroupOptions, broken: frozenset[str]) -> Iterable[Problem]:
     yield from _check_training(recipe, broken)
     if "training" in broken:
         return
-    if recipe.training.get("fsdp") and options.file is None and options.own:
+    if recipe.training.get("fsdp") and not options.file and options.own:
         yield Problem(
             ("training", "fsdp"),
             "a sharded model cannot sample while it trains; sample beforehand with `ballast sample`, and train with "

@@ -107,14 +107,19 @@ def _check_prompts(recipe: Recipe, options: RLOptions, broken: frozenset[str]) -
 
 
 def _check_reward(options: RLOptions) -> Iterable[Problem]:
-    from ballast.rl.rewards import reward_verifier
+    from ballast.reward.scores import folder_problem
+    from ballast.rl.rewards import options_reward
 
-    problems = list(group_checks.check_verifier("rl", options.verifier, options.seconds))
+    if options.reward_model is not None and (problem := folder_problem(options.reward_model)):
+        yield Problem(("rl", "reward_model"), problem)
+    if options.reward == "model" and options.verifier is None:
+        return
+    problems = list(group_checks.check_verifier("rl", options))
     yield from problems
     if problems or options.verifier is None:
         return
     try:
-        reward_verifier(options.verifier, options.reward, seconds=options.seconds)
+        options_reward(options)
     except BallastError as error:
         yield Problem(("rl", "reward"), str(error))
 
@@ -146,8 +151,12 @@ def _check_machine(options: RLOptions) -> Iterable[Problem]:
 def _check_trainer(recipe: Recipe, options: RLOptions) -> Iterable[Problem]:
     from ballast.rl import trl
 
-    hints = trl.config_hints()
-    wrong = {key: message for key, value in options.trainer.items() if (message := _wrong(key, value, hints))}
+    hints = trl.config_hints(options.algorithm)
+    wrong = {
+        key: message
+        for key, value in options.trainer.items()
+        if (message := _wrong(key, value, hints, options.algorithm))
+    }
     for key, message in wrong.items():
         yield Problem(("rl", "trainer", key), message)
     if options.loss_type == "luspo" and options.trainer.get("importance_sampling_level") != "sequence":
@@ -160,13 +169,15 @@ def _check_trainer(recipe: Recipe, options: RLOptions) -> Iterable[Problem]:
         yield from _construct(recipe, options)
 
 
-def _wrong(key: str, value: Any, hints: Mapping[str, Any]) -> str | None:
+def _wrong(key: str, value: Any, hints: Mapping[str, Any], algorithm: str) -> str | None:
     if key in ELSEWHERE:
         return f"would be overridden here; {ELSEWHERE[key]}"
+    if key in TRAINER and key not in hints:
+        return f"would be ignored: rl.algorithm {algorithm} does not read it; leave it out, or take the other algorithm"
     if key in TRAINER:
         return settings.misfit(value, NARROWER.get(key, hints[key]))
     if key in hints:
-        return "is a field of trl.GRPOConfig that `ballast rl` does not take; leave it out"
+        return f"is a field of trl.{algorithm.upper()}Config that `ballast rl` does not take; leave it out"
     return f"unknown key{suggest(key, TRAINER)}"
 
 
