@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from ballast.objectives.base import Objective
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def factor_problems(factors: Sequence[Objective]) -> Iterator[str]:
@@ -23,3 +28,11 @@ def factor_problems(factors: Sequence[Objective]) -> Iterator[str]:
 def united(of: Sequence[Objective], what: str) -> tuple[str, ...]:
     """Return the names that the objectives list under an attribute, each once, in the order of the factors."""
     return tuple(dict.fromkeys(name for one in of for name in getattr(one, what)))
+
+
+def active_in_all(of: Sequence[Objective], columns: Mapping[str, Tensor]) -> Tensor | None:
+    """Return where no factor is known to weigh 0, from columns; None where any token may have a loss."""
+    if any(type(one).extra is not Objective.extra for one in of):
+        return None
+    known = [mask for one in of if (mask := one.active(columns)) is not None]
+    return math.prod(known[1:], start=known[0]) if known else None
