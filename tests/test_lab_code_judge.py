@@ -278,15 +278,15 @@ STATEMENTS = {
 def test_attacks_score_0_and_cost_a_moment(name):
     answer = STATEMENTS[name] if name in STATEMENTS else body(ATTACKS[name])
     tests = tuple((value, "no value") for value in (3, [3, 1, 2], "ab") * 4)
-    tracemalloc.start()
     started = time.process_time()
-    try:
-        found = verdicts(answer, tests)
-        seconds, peak = time.process_time() - started, tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    found = verdicts(answer, tests)
+    seconds = time.process_time() - started
+    tracemalloc.start()
+    verdicts(answer, tests)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
     assert set(found) == {False}
-    assert seconds < 3.0  # traced, which is several times slower
+    assert seconds < 0.4  # .04 at most when measured; .8 and more with one of the bounds left out
     assert peak < 32 * 2**20
 
 
