@@ -109,7 +109,8 @@ def verifier(
     if not callable(function):
         raise BallastError(f"verifier {name!r}: {attribute!r} is a {type(function).__name__}, not a function")
     made = isinstance(function, Verifier)
-    own = function if made else Verifier(name, function, read=getattr(function, "read", None))
+    check, read = (getattr(function, part, None) for part in ("check", "read"))
+    own = function if made else Verifier(name, function, check, read=read)
     if module_name.split(".")[0] == __package__.split(".")[0]:
         return own
     read = None if own.read is None else partial(_in_worker, worker.read, f"{name}.read", seconds)
