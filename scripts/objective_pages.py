@@ -75,11 +75,13 @@ def _allowed(limits) -> str:
         return "`true`, `false`"
     if limits["objectives"]:
         return "a list of objectives"
+    if limits["text"]:
+        return "text"
     if limits["choices"]:
         return ", ".join(f"`{choice}`" for choice in limits["choices"])
     low = "(−∞" if limits["minimum"] is None else f"[{limits['minimum']:g}"
     high = "∞)" if limits["maximum"] is None else f"{limits['maximum']:g}]"
-    return f"{low}, {high}"
+    return f"{'whole, ' if limits['whole'] else ''}{low}, {high}"
 
 
 def _usage(info: ObjectiveInfo) -> str:

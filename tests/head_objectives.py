@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from ballast import objective, token_stats
 from ballast.objectives import Objective, option
-from ballast.stats import GROUP_FIELDS
+from ballast.statistics import is_of_models
 from head_inputs import leaves
 from oracles.cases import CASES
 
@@ -83,11 +83,13 @@ def columns_of(built, targets, dtype=torch.float64):
     """Return the columns that only the rows can have."""
     count = range(len(targets))
     origin = torch.tensor([(0.0, 2.0, 1.0)[place % 3] for place in count], dtype=dtype)
-    given = {
-        "advantage": advantages(targets, dtype),
+    given = {name: advantages(targets, dtype) for name in ("advantage", *built.columns)}
+    given |= {
         "origin": origin,
+        "group": torch.zeros(len(targets), dtype=dtype),
         "reward": torch.tensor([float(place % 6 == 1) for place in count], dtype=dtype),
         "share": origin.new_tensor([1.5, 0.3, 0.8])[origin.long()],
+        "old_logprob": -advantages(targets, dtype).abs(),
     }
     return {name: column for name, column in given.items() if name in built.needs}
 
@@ -95,10 +97,10 @@ def columns_of(built, targets, dtype=torch.float64):
 def ordinary(given_inputs, per_token_loss, needs, columns, denominator=None, upstream=1.0, **options):
     """Return loss and gradients by full logits and autograd."""
     states, head, targets, reference = given_inputs
-    fields = tuple(name for name in needs if name not in columns and name not in GROUP_FIELDS)
+    fields = tuple(name for name in needs if name not in columns and is_of_models(name))
     options = {"backend": "dense", **options}
     stats = token_stats(states, head, targets, fields=fields, reference=reference, **options)
-    losses = per_token_loss(replace(stats, **columns))
+    losses = per_token_loss(stats.changed(columns))
     loss = losses.sum() / (max(len(targets), 1) if denominator is None else denominator)
     return loss.detach().reshape(()), gradients(loss.sum() * upstream, states, head)
 

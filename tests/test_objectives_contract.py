@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from ballast import Objective, TokenStats, objective
+from ballast.statistics import is_differentiable
 from ballast.stats import DIFFERENTIABLE_FIELDS, FIELDS, GROUP_FIELDS, LAYOUT_FIELDS
 from oracles.cases import CASES, IDS
-from oracles.rows import MODEL_FIELDS, random_rows, statistics_of
+from oracles.rows import COLUMNS, MODEL_FIELDS, STATISTICS, random_rows, statistics_of
 from third_party import Focal
 
-GIVEN = (*MODEL_FIELDS, *GROUP_FIELDS)
+GIVEN = (*MODEL_FIELDS, *STATISTICS, *GROUP_FIELDS, "old_logprob", "progress", *COLUMNS)
 
 every_case = pytest.mark.parametrize(
     ("name", "options"), [*CASES, ("third_party:Focal", {})], ids=[*IDS, "third-party"]
@@ -25,8 +26,8 @@ def _stats(seed=0, lengths=(7, 3, 11)):
 
 def _leaves(stats):
     """Return the same statistics, those that carry gradient as leaves of their own."""
-    changes = {name: getattr(stats, name).detach().requires_grad_() for name in DIFFERENTIABLE_FIELDS}
-    return dataclasses.replace(stats, **changes)
+    names = (*DIFFERENTIABLE_FIELDS, *filter(is_differentiable, STATISTICS))
+    return stats.changed({name: stats.require(name).detach().requires_grad_() for name in names})
 
 
 class Spy:
@@ -52,7 +53,7 @@ def test_reads_what_it_declares_and_no_more(name, options):
     declared = set(built.needs)
     assert declared <= spy.read <= declared | set(LAYOUT_FIELDS)
     assert not declared & set(LAYOUT_FIELDS)
-    assert declared <= set(FIELDS)
+    assert declared <= {*FIELDS, *built.columns, *STATISTICS}
     assert "logprob" in declared
     if built.scope == "token":
         assert not spy.read & set(LAYOUT_FIELDS)
@@ -63,7 +64,8 @@ def test_needs_only_what_it_declares(name, options):
     built = objective(name, **options)
     everything = _stats()
     fields = (*built.needs, *LAYOUT_FIELDS)
-    declared = TokenStats(**{field: getattr(everything, field) for field in fields})
+    values = {field: everything.require(field) for field in fields if field != "vocabulary"}
+    declared = TokenStats.of(values, vocabulary=everything.vocabulary if "vocabulary" in fields else None)
     assert torch.equal(built.per_token_loss(declared), built.per_token_loss(everything))
 
 
@@ -72,8 +74,7 @@ def test_needs_only_what_it_declares(name, options):
 def test_shape_and_dtype_are_those_of_the_log_probabilities(name, options, dtype):
     built = objective(name, **options)
     stats = _stats()
-    cast = {field: getattr(stats, field).to(dtype) for field in GIVEN}
-    stats = dataclasses.replace(stats, **cast)
+    stats = stats.changed({field: stats.require(field).to(dtype) for field in GIVEN})
     for vector in (built.per_token_loss(stats), built.weight(stats), built.extra(stats)):
         assert vector.shape == (21,)
         assert vector.dtype == dtype
@@ -85,11 +86,11 @@ def test_finite_at_a_log_probability_of_minus_200(name, options):
     extreme = {
         "logprob": -200.0, "entropy": 0.0, "kl": 200.0, "kl_forward": 200.0, "mass": 0.0, "tied": 0.0, "collision": 1.0,
         "ref_logprob": -200.0, "ref_entropy": 0.0, "ref_mass": 0.0, "ref_tied": 0.0, "advantage": -1.0,
-        "origin": 0.0, "group": 0.0, "reward": 0.0, "share": 1.0,
+        "origin": 0.0, "group": 0.0, "reward": 0.0, "share": 1.0, "old_logprob": -1.0, "progress": 0.0, "weight": 1.0,
     }  # fmt: skip
     constant = {field: torch.full((6,), value) for field, value in extreme.items()}
     answers = {"sequence": torch.tensor([0, 0, 0, 1, 1, 2]), "origin": torch.tensor([0.0, 0, 0, 2, 2, 2])}
-    stats = _leaves(dataclasses.replace(TokenStats(**constant, vocabulary=9), **answers))
+    stats = _leaves(TokenStats.of({**constant, **answers}, vocabulary=9))
     losses = built.per_token_loss(stats)
     losses.sum().backward()
     assert torch.isfinite(losses).all()
@@ -120,7 +121,8 @@ def test_an_empty_micro_batch_gives_zero_with_a_graph(name, options):
     leaf = torch.zeros(0, dtype=torch.float64, requires_grad=True)
     layout = {"sequence": torch.zeros(0, dtype=torch.long), "position": torch.zeros(0, dtype=torch.long)}
     for columns in ({}, layout):
-        losses = built.per_token_loss(TokenStats(**dict.fromkeys(GIVEN, leaf * 1), **columns, vocabulary=9))
+        values = {**dict.fromkeys(GIVEN, leaf * 1), **columns}
+        losses = built.per_token_loss(TokenStats.of(values, vocabulary=9))
         assert losses.shape == (0,)
         assert losses.sum().item() == 0
         losses.sum().backward()
@@ -156,6 +158,7 @@ def test_splitting_the_micro_batch_changes_nothing_that_the_scope_forbids(name, 
         "sequence": [[0, 7], [7, 10], [10, 21], [21, 32]],
         "group": [[0, 21], [21, 32]],
         "batch": [[0, 32]],
+        "step": [[0, 32]],
     }[built.scope]
     parts = [built.per_token_loss(stats.take(slice(*cut))) for cut in cuts]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-12, atol=1e-12)
@@ -174,7 +177,7 @@ def test_sequences_may_have_any_numbers(name, options):
     built = objective(name, **options)
     stats = _stats()
     renumbered = dataclasses.replace(stats, sequence=torch.tensor([40, -3, 7])[stats.sequence])
-    if built.scope != "batch":
+    if built.scope not in ("batch", "step"):
         torch.testing.assert_close(built.per_token_loss(renumbered), built.per_token_loss(stats))
 
 

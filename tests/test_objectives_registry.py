@@ -18,9 +18,21 @@ class PerRow(Objective):
     reduction = "sequences"
 
 
+@dataclass(frozen=True)
+class Reads(Objective):
+    """Changes what the model reads."""
+
+    name = "reads"
+    source = "a test"
+
+    def prepare_inputs(self, embeddings, arg_max, labels, *, progress=0.0, noise=0.0):
+        return embeddings
+
+
 NAMES = [
-    "asft", "chord-phi", "dft", "eksft", "gft", "gift", "hpt", "ift", "irft", "iw-sft", "kl-sft", "luffy", "p-alpha",
-    "prift-mass", "prift-prob", "product", "profit", "reweight", "rift", "self-train", "sft", "srft",
+    "asft", "chord-phi", "deft", "dft", "eksft", "gft", "gift", "hpt", "ift", "irft", "iw-sft", "kl-sft", "luffy",
+    "p-alpha", "prift-mass", "prift-prob", "product", "profit", "psft", "reweight", "rift", "self-train", "sft", "srft",
+    "talr", "weighted-sft",
 ]  # fmt: skip
 
 WRONG = {
@@ -80,6 +92,19 @@ WRONG = {
     ),
     "start of a noisy schedule": (lambda: objective("ift", schedule="noisy", lam_start=0.1), "'lam_start' is ignored"),
     "start above 1": (lambda: objective("ift", schedule="linear", lam_start=2), r"lam_start must lie in \[0, 1\]"),
+    "column": (lambda: objective("weighted-sft", column=" "), "column must be text .*' '"),
+    "column as a number": (lambda: objective("weighted-sft", column=3), "column must be text .*got 3"),
+    "clip": (lambda: objective("psft", clip=-0.1), r"clip must lie in \[0, ∞\]"),
+    "no refresh": (lambda: objective("psft", refresh=0), r"refresh must lie in \[1, ∞\]"),
+    "half a step": (lambda: objective("psft", refresh=1.5), "refresh must be a whole number .*got 1.5"),
+    "exponent": (lambda: objective("deft", exponent="entropy"), "must be one of renyi, cayley, fixed"),
+    "fixed without exponent": (
+        lambda: objective("deft", exponent="fixed"),
+        "exponent 'fixed' needs the option 'alpha'",
+    ),
+    "exponent that is ignored": (lambda: objective("deft", alpha=0.5), "exponent 'renyi' has no 'alpha'"),
+    "floor": (lambda: objective("talr", floor=2), r"floor must lie in \[0, 1\]"),
+    "normalise": (lambda: objective("talr", normalise=1), "normalise must be true or false"),
     "beta of irft": (lambda: objective("irft", beta=0), "beta must lie in"),
     "link": (lambda: objective("irft", link="logistic"), "must be one of sigmoid, hinge, none; got 'logistic'"),
     "a value of wrong answers above 0": (lambda: objective("rift", wrong=0.1), r"wrong must lie in \[-∞, 0\]"),
@@ -109,10 +134,19 @@ WRONG = {
     "a factor's option": (lambda: objective("product", of=[{"name": "dft", "x": 1}]), "entry 1: unknown option 'x'"),
     "a number as a factor": (lambda: objective("product", of=[0.5]), "entry 1: expected a name .* got float"),
     "no factor": (lambda: objective("product", of=["sft", "ift"]), "product: ift is no factor: its loss is more than"),
+    "inputs are no factor": (lambda: objective("product", of=["sft", Reads()]), "product: reads is no factor"),
     "pairs are no factor": (lambda: objective("product", of=["irft"]), "product: irft is no factor"),
+    "a wide further term beside a step": (
+        lambda: objective("product", of=["talr", "eksft"]),
+        "product: eksft has a further term that looks beyond a token",
+    ),
     "two divisors": (
         lambda: objective("product", of=[objective("gft", aggregation="sequence"), PerRow()]),
         "product: the factors divide by groups and by sequences",
+    ),
+    "two columns of one name": (
+        lambda: objective("product", of=["weighted-sft", {"name": "weighted-sft", "column": "other"}]),
+        "product: the factors read 'weight' from different columns of the data",
     ),
     "module": (lambda: objective("no_such_module:Class"), "cannot import 'no_such_module:Class'"),
     "class": (lambda: objective("third_party:Fokal"), "cannot import 'third_party:Fokal'"),
@@ -142,7 +176,7 @@ def test_every_objective_describes_itself(info):
     assert len(info.description) < 125
     assert info.source
     assert "logprob" in info.needs
-    assert info.scope in ("token", "sequence", "group", "batch")
+    assert info.scope in ("token", "sequence", "group", "batch", "step")
     assert info.reduction in ("tokens", "sequences", "groups")
     for _, _, documentation in info.options:
         assert documentation
@@ -174,6 +208,11 @@ NEEDS = {
     "eksft normalised": ("eksft", {"entropy": "normalised"}, {"logprob", "entropy", "kl", "vocabulary"}),
     "eksft released": ("eksft", {"penalty": "released"}, {"logprob", "entropy", "kl", "collision"}),
     "gft": ("gft", {}, {"logprob", "advantage"}),
+    "weighted": ("weighted-sft", {}, {"logprob", "weight"}),
+    "psft": ("psft", {}, {"logprob", "old_logprob"}),
+    "deft": ("deft", {}, {"logprob", "collision"}),
+    "deft by Cayley": ("deft", {"exponent": "cayley"}, {"logprob"}),
+    "talr": ("talr", {}, {"logprob"}),
     "irft": ("irft", {}, {"logprob", "ref_logprob", "origin", "group"}),
     "self-train": ("self-train", {}, {"logprob", "origin", "reward", "share"}),
 }
@@ -206,6 +245,13 @@ def test_a_product_has_the_widest_scope_and_the_divisor_that_a_factor_asks_for()
     assert objective("product", of=["dft", "sft"]).reduction == "tokens"
     assert objective("product", of=["dft", "hpt"]).origins == objective("hpt").origins == ("expert", "own")
     assert objective("product", of=["dft", {"name": "gft", "aggregation": "sequence"}]).reduction == "groups"
+
+
+def test_a_product_reads_the_columns_of_its_factors():
+    built = objective("product", of=["prift-mass", {"name": "weighted-sft", "column": "trust"}])
+    assert built.columns == {"weight": "trust"}
+    assert set(built.needs) == {"logprob", "ref_mass", "weight"}
+    assert objective("product", of=["talr", "kl-sft"]).scope == "step"
 
 
 def test_a_factor_may_be_given_in_any_way():

@@ -108,3 +108,10 @@ def test_problems_are_placed_in_the_file_or_on_the_command_line(tmp_path):
     assert [source.describe(problem) for problem in problems] == [
         "command line: 'oops': an override is key=value, such as training.learning_rate=1e-5"
     ]
+
+
+def test_characters_that_json_escapes_in_two_halves_are_one(tmp_path):
+    source, _ = load_source(_write(tmp_path, '{"a\\ud83d\\ude00": "\\ud83d\\ude00!"}'))
+    assert source.tree == {"a😀": "😀!"}
+    with pytest.raises(RecipeError, match=r"^'x.ud83d': holds half a surrogate pair"):
+        load_source(_write(tmp_path, '{"a": "x\\ud83d"}'))

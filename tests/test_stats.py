@@ -15,11 +15,14 @@ def test_the_groups_of_fields_are_disjoint_and_cover_all():
         *vocabulary.PAIR_FIELDS,
         *vocabulary.REFERENCE_FIELDS,
         *vocabulary.GROUP_FIELDS,
+        *vocabulary.OLD_FIELDS,
+        *vocabulary.RUN_FIELDS,
         *vocabulary.LAYOUT_FIELDS,
     )
     assert len(groups) == len(set(groups))
     assert set(groups) == set(vocabulary.TOKEN_FIELDS)
-    assert {*groups, "vocabulary"} == set(vocabulary.FIELDS) == {field.name for field in fields(TokenStats)}
+    assert {*groups, "vocabulary"} == set(vocabulary.FIELDS)
+    assert {*vocabulary.FIELDS, "further"} == {field.name for field in fields(TokenStats)}
 
 
 def test_reference_fields_are_live_ones_renamed():
@@ -41,6 +44,21 @@ def test_require_returns_the_field_or_names_it():
     assert stats.require("logprob") is stats.logprob
     with pytest.raises(ValueError, match="'ref_mass' was not computed"):
         stats.require("ref_mass")
+
+
+def test_what_has_no_field_of_its_own_is_kept_by_name():
+    values = {"logprob": torch.tensor([-1.0, -2.0]), "top_mass@3": torch.tensor([0.5, 0.6]), "mine": torch.ones(2)}
+    stats = TokenStats.of(values, vocabulary=9)
+    assert stats.tensors() == values
+    assert stats.require("mine") is values["mine"]
+    assert stats.take(torch.tensor([1])).require("top_mass@3").item() == pytest.approx(0.6)
+    other = stats.changed({"mine": torch.zeros(2), "entropy": torch.ones(2)})
+    assert other.vocabulary == 9
+    assert other.require("mine").sum() == 0
+    assert other.require("top_mass@3") is values["top_mass@3"]
+    assert stats.get("entropy") is None
+    with pytest.raises(ValueError, match="'top_mass@4' was not computed"):
+        stats.require("top_mass@4")
 
 
 def test_taking_tokens_leaves_what_is_no_tokens_and_what_is_absent():

@@ -6,20 +6,28 @@ from typing import Any
 
 from tiny import char_tokenizer, tiny_model
 
-OBJECTIVES = ("sft", "dft", "prift-prob", "prift-mass", "eksft", "gift", "iw-sft", "product", "reweight")
+OBJECTIVES = (
+    *("sft", "dft", "prift-prob", "prift-mass", "eksft", "gift", "iw-sft", "product", "reweight"),
+    *("weighted-sft", "psft", "deft", "talr"),
+)
 
 # prift-mass keeps few tokens of a random model at its default threshold; a low one makes the weights vary.
 OPTIONS: dict[str, dict[str, Any]] = {
     "prift-mass": {"threshold": 0.02},
     "eksft": {"rho": 0.3},
+    "psft": {"clip": 0.05},
+    "deft": {"exponent": "cayley"},
     "gift": {"beta": 3},
     "product": {"of": ["srft", {"name": "prift-mass", "threshold": 0.02}, "kl-sft"]},
 }
 
 
-def rows(count: int = 8) -> list[dict[str, str]]:
-    """Demonstrations of very different lengths, so that a mean of means shows."""
-    return [{"prompt": f"{n}+{n * 7}=", "completion": "abc" * (n % 4) + str(n * 8) + "x" * n} for n in range(count)]
+def rows(count: int = 8) -> list[dict[str, Any]]:
+    """Demonstrations of very different lengths, so that a mean of means shows, with weights, some of them 0."""
+    return [
+        {"prompt": f"{n}+{n * 7}=", "completion": "abc" * (n % 4) + str(n * 8) + "x" * n, "weight": (n % 3) / 2}
+        for n in range(count)
+    ]
 
 
 def dataset(count: int = 8):

@@ -6,10 +6,12 @@ Shape suffixes used throughout: ``N`` trained tokens of a micro-batch, ``H`` hid
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
 LIVE_FIELDS = ("logprob", "entropy", "collision", "mass", "tied")
@@ -36,9 +38,23 @@ STEP_FIELDS = ("share",)
 LAYOUT_FIELDS = ("sequence", "position", "end")
 """Where a token stands; the collator and the tokenizer know it."""
 
+OLD_FIELDS = ("old_logprob",)
+"""Statistics of the model some optimiser steps ago, scored ahead of the steps that train on them."""
+
+RUN_FIELDS = ("progress",)
+"""What the run says of all its tokens."""
+
 DIFFERENTIABLE_FIELDS = ("logprob", "entropy", "collision", "kl", "kl_forward")
 
-TOKEN_FIELDS = (*LIVE_FIELDS, *PAIR_FIELDS, *REFERENCE_FIELDS, *GROUP_FIELDS, *LAYOUT_FIELDS)
+TOKEN_FIELDS = (
+    *LIVE_FIELDS,
+    *PAIR_FIELDS,
+    *REFERENCE_FIELDS,
+    *GROUP_FIELDS,
+    *OLD_FIELDS,
+    *RUN_FIELDS,
+    *LAYOUT_FIELDS,
+)
 """What there is one value of for each token."""
 
 FIELDS = (*TOKEN_FIELDS, "vocabulary")
@@ -67,11 +83,15 @@ class TokenStats:
         reward: what the verifier said of the response, 0 … 1.
         share: what makes the means of all origins over an optimiser step weigh the same in it: tokens of the step /
             (origins · tokens of the token's origin), of tokens that can have a loss.
+        old_logprob: log p(target) under the model as it was up to `refresh` optimiser steps ago.
+        progress: share of the training done, 0 … 1, the same for all tokens.
         sequence: index of the sequence that the token belongs to; None means that all belong to one.
         position: index of the token in its sequence, counted over all its tokens, trained or not; None where tokens
             follow each other as they are given.
         end: whether generation would stop at the token; None where nobody knows.
         vocabulary: number of tokens that p is over, one integer: the rows of the LM head.
+        further: by name, ``[N]`` each, what has no field of its own: statistics from `ballast.statistics`, such as
+            ``top_entropy@20``, and columns of the data that an objective declares.
     """
 
     logprob: Tensor | None = None
@@ -90,23 +110,45 @@ class TokenStats:
     group: Tensor | None = None
     reward: Tensor | None = None
     share: Tensor | None = None
+    old_logprob: Tensor | None = None
+    progress: Tensor | None = None
     sequence: Tensor | None = None
     position: Tensor | None = None
     end: Tensor | None = None
     vocabulary: int | None = None
+    further: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def require(self, field: str) -> Tensor:
-        """Return the field, which must be there.
+    @classmethod
+    def of(cls, values: Mapping[str, Tensor], *, vocabulary: int | None = None) -> TokenStats:
+        """Return statistics from values by name, each in its field or among the further ones."""
+        return cls(vocabulary=vocabulary).changed(values)
+
+    def changed(self, values: Mapping[str, Tensor]) -> TokenStats:
+        """Return these statistics with other values, by name."""
+        own: dict[str, Any] = {name: value for name, value in values.items() if name in TOKEN_FIELDS}
+        others = {name: value for name, value in values.items() if name not in TOKEN_FIELDS}
+        return replace(self, **own, further={**self.further, **others})
+
+    def get(self, name: str) -> Tensor | None:
+        """Return a statistic by name, None where it was not computed."""
+        return getattr(self, name) if name in FIELDS else self.further.get(name)
+
+    def require(self, name: str) -> Tensor:
+        """Return the statistic of this name, which must be there.
 
         Raises:
-            ValueError: if the field was not computed.
+            ValueError: if it was not computed.
         """
-        value: Tensor | None = getattr(self, field)
+        value = self.get(name)
         if value is None:
-            raise ValueError(f"the statistic {field!r} was not computed: ask for it in `fields`, or list it in `needs`")
+            raise ValueError(f"the statistic {name!r} was not computed: ask for it in `fields`, or list it in `needs`")
         return value
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return everything that there is one value of for each token, by name."""
+        known = {name: value for name in TOKEN_FIELDS if (value := getattr(self, name)) is not None}
+        return {**known, **self.further}
 
     def take(self, index: Tensor) -> TokenStats:
         """Return the statistics of these tokens, by index or by mask."""
-        known = {name: value for name in TOKEN_FIELDS if (value := getattr(self, name)) is not None}
-        return replace(self, **{name: value[index] for name, value in known.items()})
+        return self.changed({name: value[index] for name, value in self.tensors().items()})

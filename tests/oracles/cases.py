@@ -59,6 +59,14 @@ CASES: list[tuple[str, dict[str, Any]]] = [
         for one, other in (("largest", "smallest"), ("smallest", "largest"))
     ),
     ("eksft", {"rho": 0.4, "lambda_h": 0.3, "lambda_kl": 0.7, "keep_end": True}),
+    ("weighted-sft", {}),
+    ("psft", {}),
+    ("psft", {"clip": 0.7, "refresh": 1}),
+    ("deft", {}),
+    ("deft", {"exponent": "cayley"}),
+    ("deft", {"exponent": "fixed", "alpha": 0.3}),
+    ("talr", {}),
+    ("talr", {"floor": 0.4, "normalise": False}),
     *(
         (name, options)
         for name in ("asft", "kl-sft")
@@ -76,6 +84,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("product", {"of": ["sft", {"name": "asft", "lambda_kl": 0.4}, "prift-prob", "kl-sft"]}),
     ("product", {"of": [{"name": "eksft", "scope": "batch", "lambda_h": 0, "lambda_kl": 0}, "iw-sft"]}),
     ("product", {"of": [{"name": "gft", "aggregation": "sequence"}, "luffy"]}),
+    ("product", {"of": ["weighted-sft", "dft", {"name": "kl-sft", "lambda_kl": 0.3}]}),
+    ("product", {"of": ["talr", "prift-prob"]}),
     *(("profit", options) for options in ({}, {"keep": "lower", "threshold": 0.3})),
     ("profit", {"keep": "middle", "threshold": 0.1, "upper": 0.5}),
     *(("rift", options) for options in ({}, {"wrong": 0}, {"right": 0.8, "wrong": -0.5})),

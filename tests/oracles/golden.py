@@ -12,6 +12,8 @@
     H of q               1.4      0.6      1.0
     mass, tied of q     1, 0 0.4, 0.2  0.45, 0
     advantage              2       −1        3
+    weight               1/2        0        2
+    p of the old model   0.3     0.25      0.2
     origin            expert      own  teacher
     reward                 0      1/2        0
     share                3/2      3/4      3/5
@@ -189,6 +191,34 @@ GOLDEN = [
         "eksft", {"rho": 0.4, "entropy": "normalised", "penalty": "released"}, (0.135, -0.1082021280, 6.9077552790),
         (0, 0, -3), by_entropy=(0.15, -0.0721347520, 0), by_kl=(0.15, 0, 0), by_collision=(0.15, 0, 0),
     ),
+    # log 2 / 2, 0, 2·log 10
+    Golden("weighted-sft", {}, (0.3465735903, 0, 4.6051701860), (-0.5, 0, -2)),
+    # r = 0.5/0.3, 1, 0.1/0.2: the first is cut to 1.28, which has no slope
+    Golden("psft", {}, (-1.28, -1, -0.5), (0, -1, -0.5)),
+    # below the bound the ratio is its own slope
+    Golden("psft", {"clip": 0.7}, (-1.6666666667, -1, -0.5), (-1.6666666667, -1, -0.5)),
+    # 0.5^0.4, 0.25^0.2, 0.1^0.3 = 0.7578582833, 0.7578582833, 0.5011872336
+    Golden(
+        "deft", {}, (0.5253073323, 1.0506146646, 1.1540262529), (-0.7578582833, -0.7578582833, -0.5011872336)
+    ),
+    # m = 0.85/3; a = m/2 + (1 − m/2)·(1/3, 1/7, 1/19) = 0.4277777778, 0.2642857143, 0.1868421053
+    Golden(
+        "deft", {"exponent": "cayley"}, (0.5152897675, 0.9610358792, 1.4975232832),
+        (-0.7434059922, -0.6932408485, -0.6503660984),
+    ),
+    # the square roots of p
+    Golden(
+        "deft", {"exponent": "fixed", "alpha": 0.5}, (0.4901290717, 0.6931471806, 0.7281413400),
+        (-0.7071067812, -0.5, -0.3162277660),
+    ),
+    # τ = (log 2 + log 4 + log 10)/3 = 1.4606755449: e^(−nll/τ) = 0.6221719529, 0.3870979390, 0.2067213182, over their
+    # mean 0.4053304034
+    Golden("talr", {}, (1.0639634515, 1.3239364369, 1.1743343746), (-1.5349747952, -0.9550182660, -0.5100069388)),
+    # 0.6221719529, and twice the floor
+    Golden(
+        "talr", {"floor": 0.4, "normalise": False}, (0.4312567350, 0.5545177444, 0.9210340372),
+        (-0.6221719529, -0.4, -0.4),
+    ),
     # k = 3: all spared, nothing imitated; token 2 has not moved, so |M_KL| = 2.
     # −0.05·0.2 + 0.05·1.5·0.3; −0.05·1.5 + 0.05·1.5·0.1; −0.05·0.9
     Golden(
@@ -288,11 +318,13 @@ class ThreeTokens:
             ref_mass=fixed(1.0, 0.4, 0.45),
             ref_tied=fixed(0.0, 0.2, 0.0),
             advantage=fixed(2.0, -1.0, 3.0),
+            old_logprob=fixed(0.3, 0.25, 0.2).log(),
             origin=fixed(0.0, 2.0, 1.0),
             reward=fixed(0.0, 0.5, 0.0),
             share=fixed(1.5, 0.75, 0.6),
             position=torch.tensor([0, 1, 2]),
             vocabulary=8,
+            further={"weight": fixed(0.5, 0.0, 2.0)},
         )
         return replace(known, **{name: fixed(*values) for name, values in layout.items()})
 

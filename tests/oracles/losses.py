@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -271,6 +272,41 @@ def _extreme(members: list[int], score: list[float], extreme: str, wanted: int, 
     return set(ranked[:wanted])
 
 
+def _weighted_sft(rows: Rows, column: str = "weight") -> Loss:
+    return weighted(rows, rows.weight)
+
+
+def _psft(rows: Rows, clip: float = 0.28, refresh: int = 8) -> Loss:
+    """The clipped ratio, and its derivative: the ratio itself times that of the log-probability, 0 beyond the bound."""
+    losses, gradient = [], []
+    for logits, before, target in zip(rows.live, rows.old, rows.targets, strict=True):
+        ratio = stat.probabilities(logits)[target] / stat.probabilities(before)[target]
+        losses.append(-min(ratio, 1 + clip))
+        slope = ratio if ratio <= 1 + clip else 0.0
+        gradient.append([-slope * one for one in stat.logprob_gradient(logits, target)])
+    return losses, gradient
+
+
+def _deft(rows: Rows, exponent: str = "renyi", alpha: float | None = None) -> Loss:
+    own = [stat.probabilities(logits)[target] for logits, target in zip(rows.live, rows.targets, strict=True)]
+    mean = math.fsum(own) / len(own)
+    by_exponent: dict[str, Callable[[int], float]] = {
+        "renyi": lambda t: stat.collision(rows.live[t]),
+        "cayley": lambda t: 0.5 * mean + (1 - 0.5 * mean) * own[t] / (2 - own[t]),
+        "fixed": lambda t: float(alpha or 0),
+    }
+    return weighted(rows, [p ** by_exponent[exponent](t) for t, p in enumerate(own)])
+
+
+def _talr(rows: Rows, floor: float = 0.01, normalise: bool = True) -> Loss:
+    nll = [-stat.logprob(logits, target) for logits, target in zip(rows.live, rows.targets, strict=True)]
+    means = [statistics.fmean(nll[t] for t in members) for members in sequences(rows.sequence)]
+    middle = statistics.median(means)
+    weights = [max(floor, math.exp(-one / middle)) for one in nll]
+    scale = statistics.fmean(weights) if normalise else 1.0
+    return weighted(rows, [weight / scale for weight in weights])
+
+
 ORACLES: dict[str, Callable[..., Loss]] = {
     "sft": _sft,
     "dft": _dft,
@@ -281,6 +317,10 @@ ORACLES: dict[str, Callable[..., Loss]] = {
     "gft": _gft,
     "self-train": _self_train,
     "ift": _ift,
+    "weighted-sft": _weighted_sft,
+    "psft": _psft,
+    "deft": _deft,
+    "talr": _talr,
     "irft": _irft,
     "product": _product,
     **PUBLISHED,

@@ -13,6 +13,7 @@ from torch import Tensor
 from ballast import TokenStats, objective
 from ballast.objectives import Objective
 from ballast.objectives._propagation import lengths, propagated
+from ballast.objectives._sequences import sequence_means
 from oracles.rows import Rows
 
 Wrong = Callable[[Objective, TokenStats], Tensor]
@@ -128,6 +129,51 @@ OWN: dict[str, dict[str, Wrong]] = {
         "never rectified": _change(tau=0),
         "always rectified": _change(tau=2),
         "over kept": _weigh(_over_kept),
+    },
+    "weighted-sft": {
+        "squared": _weigh(lambda _, stats: stats.require("weight").square()),
+        "one mean for all": _weigh(lambda _, stats: stats.require("weight").mean() + 0 * stats.logprob),
+        "a weight of 0 ignored": _weigh(
+            lambda _, stats: stats.require("weight").where(stats.require("weight") > 0, 1.0)
+        ),
+        "capped at 1": _weigh(lambda _, stats: stats.require("weight").clamp(max=1)),
+        "times p": _weigh(lambda _, stats: stats.require("weight") * stats.logprob.exp()),
+    },
+    "psft": {
+        "no bound": _change(clip=1e9),
+        "bound on the log-ratio": _change(clip=math.expm1(0.28)),
+        "the paper's lower bound as the upper": _change(clip=0.2),
+        "lower bound acts": lambda _, stats: -(stats.logprob - stats.old_logprob).exp().clamp(0.8, 1.28),
+        "slope beyond the bound": lambda built, stats: (
+            built.per_token_loss(stats).detach() * (1 + stats.logprob - stats.logprob.detach())
+        ),
+        "ratio detached": _weigh(lambda _, stats: (stats.logprob - stats.old_logprob).exp()),
+        "old over new": lambda _, stats: -(stats.old_logprob - stats.logprob).exp().clamp(max=1.28),
+        "a fixed reference": lambda built, stats: built.per_token_loss(replace(stats, old_logprob=stats.ref_logprob)),
+        "old model one token off": lambda built, stats: built.per_token_loss(
+            replace(stats, old_logprob=stats.old_logprob.roll(1))
+        ),
+        "the log-ratio": lambda _, stats: -(stats.logprob - stats.old_logprob).clamp(max=math.log(1.28)),
+        "cross-entropy weighed by the ratio": _weigh(lambda built, stats: built.weight(stats)),
+    },
+    "deft": {
+        "exponent with gradient": _detach_dropped,
+        "Rényi entropy for exp of minus it": _weigh(lambda _, stats: (-stats.collision.log() * stats.logprob).exp()),
+        "turned round": _weigh(lambda _, stats: ((1 - stats.collision) * stats.logprob).exp()),
+        "square root of Σ p²": _weigh(lambda _, stats: (stats.collision.sqrt() * stats.logprob).exp()),
+        "the entropy": _weigh(lambda _, stats: (stats.entropy * stats.logprob).exp()),
+        "always p": _other("dft"),
+        "Cayley's": _change(exponent="cayley"),
+        "one exponent for all": _weigh(lambda _, stats: (stats.collision.mean() * stats.logprob).exp()),
+    },
+    "talr": {
+        "weights with gradient": _detach_dropped,
+        "normalised": _change(normalise=True),
+        "another floor": _change(floor=0.3),
+        "always p": _other("dft"),
+        "floor added": _weigh(lambda _, stats: 0.4 + (stats.logprob / -stats.logprob.mean()).exp()),
+        "floor as a ceiling": _weigh(lambda _, stats: (stats.logprob / -stats.logprob.mean()).exp().clamp(max=0.4)),
+        "scale turned round": _weigh(lambda _, stats: (stats.logprob * -stats.logprob.mean()).exp().clamp(min=0.4)),
     },
     "self-train": {
         "wrong ones too": _weigh(lambda _, stats: stats.share),
@@ -326,6 +372,48 @@ IFT: list[tuple[str, dict[str, Any], Wrong]] = [
     ),
 ]
 
+CAYLEY: dict[str, Wrong] = {
+    "of Σ p²": _change(exponent="renyi"),
+    "without the mean": _weigh(lambda _, stats: _power(stats, stats.logprob.exp() / (2 - stats.logprob.exp()))),
+    "the mean alone": _weigh(lambda _, stats: _power(stats, stats.logprob.exp().mean() / 2 + 0 * stats.logprob)),
+    "the whole mean": _weigh(
+        lambda _, stats: _power(
+            stats,
+            stats.logprob.exp().mean()
+            + (1 - stats.logprob.exp().mean()) * stats.logprob.exp() / (2 - stats.logprob.exp()),
+        )
+    ),
+}
+
+
+def _power(stats: TokenStats, exponent: Tensor) -> Tensor:
+    return (exponent * stats.logprob).exp()
+
+
+def _talr_scale(scale: Callable[[TokenStats], Tensor]) -> Wrong:
+    """Return TALR's loss with another number in place of the median of the sequences."""
+
+    def weight(built: Objective, stats: TokenStats) -> Tensor:
+        found = (stats.logprob / scale(stats)).exp().clamp(min=0.01)
+        return found / found.mean()
+
+    return _weigh(weight)
+
+
+# Three tokens are one sequence, whose mean is every other mean too, so the golden row cannot tell these apart.
+TALR: dict[str, Wrong] = {
+    "mean of sequences": _talr_scale(lambda stats: -sequence_means(stats.logprob, stats).mean()),
+    "mean of tokens": _talr_scale(lambda stats: -stats.logprob.mean()),
+    "lower of two middle ones": _talr_scale(lambda stats: -sequence_means(stats.logprob, stats).median()),
+    "each sequence its own": _talr_scale(
+        lambda stats: -sequence_means(stats.logprob, stats)[stats.sequence.unique(return_inverse=True)[1]]
+    ),
+    "sums of sequences": _talr_scale(
+        lambda stats: -stats.logprob.new_zeros(4).index_add(0, stats.sequence, stats.logprob).quantile(0.5)
+    ),
+}
+
+WEIGHTED = ("dft", "prift-prob", "prift-mass", "weighted-sft", "deft", "talr")
 IRFT_OPTIONS = {"beta": 0.5}
 
 
@@ -368,21 +456,28 @@ FOR_LONGER_ANSWERS: dict[str, Wrong] = {
     "divided by length": _by_length,
 }
 
-WEIGHTED = ("dft", "prift-prob", "prift-mass")
 OPTIONS: dict[str, dict[str, Any]] = {
     "eksft": EKSFT_OPTIONS,
     "gft": {"tau": 0.3},
     "ift": IFT_OPTIONS,
+    # A mean over the kept tokens is what its own weights are divided by.
+    "talr": {"floor": 0.4, "normalise": False},
     "irft": IRFT_OPTIONS,
 }
 
 MUTANTS = [
     *(
         Mutant(label, name, wrong, options=OPTIONS.get(name, {}))
-        for name in ("sft", *WEIGHTED, "reweight", "eksft", "gft", "self-train", "ift", "irft")
+        for name in ("sft", *WEIGHTED, "reweight", "eksft", "gft", "self-train", "ift", "irft", "psft")
         for label, wrong in FOR_ALL.items()
     ),
-    *(Mutant(label, name, wrong) for name in (*WEIGHTED, "reweight") for label, wrong in FOR_WEIGHTED.items()),
+    *(
+        Mutant(label, name, wrong, options=OPTIONS.get(name, {}))
+        for name in (*WEIGHTED, "reweight")
+        for label, wrong in FOR_WEIGHTED.items()
+    ),
+    *(Mutant(label, "deft", wrong, options={"exponent": "cayley"}) for label, wrong in CAYLEY.items()),
+    *(Mutant(label, "talr", wrong, options={"floor": 0.01}) for label, wrong in TALR.items()),
     *(
         Mutant(label, name, wrong, options=OPTIONS.get(name, {}))
         for name, own in OWN.items()

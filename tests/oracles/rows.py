@@ -28,6 +28,20 @@ class Rows:
         return [ADVANTAGES[index % len(ADVANTAGES)] for index in self.sequence]
 
     @property
+    def weight(self) -> list[float]:
+        """A weight for each token, as a column of the data may hold it: some of them 0."""
+        return [WEIGHTS[place % len(WEIGHTS)] for place in range(len(self.targets))]
+
+    @property
+    def old(self) -> list[list[float]]:
+        """Logits of the model as it was: some targets were likelier then, some half as likely."""
+        shift = [OLD_SHIFTS[place % len(OLD_SHIFTS)] for place in range(len(self.targets))]
+        return [
+            [z + (by if v == target else 0.0) for v, z in enumerate(row)]
+            for row, target, by in zip(self.live, self.targets, shift, strict=True)
+        ]
+
+    @property
     def origin(self) -> list[float]:
         """Where each token's sequence comes from: an expert, a teacher, the model itself, twice."""
         return [(0.0, 1.0, 2.0, 2.0)[index % 4] for index in self.sequence]
@@ -58,7 +72,14 @@ class Rows:
 
 
 ADVANTAGES = (1.0, -0.5, 0.0, 1.7)
+WEIGHTS = (1.0, 0.0, 2.5, 0.3)
+OLD_SHIFTS = (0.2, -0.2, -1.5, 0.0, 0.6)
+PROGRESS = 0.3
+COLUMNS = ("weight",)
+"""Columns of the data, beside the fields of `TokenStats`."""
 MODEL_FIELDS = (*LIVE_FIELDS, *PAIR_FIELDS, *REFERENCE_FIELDS)
+STATISTICS: tuple[str, ...] = ()
+"""Statistics by registration that the cases read."""
 
 
 def random_rows(seed: int = 0, lengths: tuple[int, ...] = (9, 3, 11, 17), vocab: int = 6, spread: float = 1.5) -> Rows:
@@ -95,8 +116,10 @@ def statistics_of(rows: Rows, **settings) -> tuple[TokenStats, Tensor]:
     identity = torch.eye(rows.vocab, dtype=torch.float64)
     reference = (torch.tensor(rows.reference, dtype=torch.float64), identity)
     targets = torch.tensor(rows.targets)
-    fields = (*MODEL_FIELDS, "vocabulary")
+    fields = (*MODEL_FIELDS, *STATISTICS, "vocabulary")
     stats = token_stats(logits, identity, targets, fields=fields, reference=reference, **settings)
     layout = {name: torch.tensor(getattr(rows, name)) for name in LAYOUT_FIELDS}
-    group = {name: torch.tensor(getattr(rows, name), dtype=torch.float64) for name in GROUP_FIELDS}
-    return replace(stats, **group, **layout), logits
+    old = token_stats(torch.tensor(rows.old, dtype=torch.float64), identity, targets)
+    given = {"old_logprob": old.logprob, "progress": torch.full_like(old.logprob, PROGRESS)}
+    given |= {name: torch.tensor(getattr(rows, name), dtype=torch.float64) for name in (*GROUP_FIELDS, *COLUMNS)}
+    return stats.changed({**given, **layout}), logits

@@ -60,28 +60,22 @@ def statistics(tokens: ScoredTokens) -> TokenStats:
 
     columns = {name: torch.from_numpy(np.asarray(getattr(tokens, name), dtype=np.float64)) for name in FIELDS}
     zero = torch.zeros_like(columns["logprob"])
-    return TokenStats(
-        **columns,
-        **{FIELDS[name]: column for name, column in columns.items()},
-        **dict.fromkeys(PAIR_FIELDS, zero),
-        sequence=torch.from_numpy(tokens.row.astype(np.int64)),
-        position=torch.from_numpy(tokens.place.astype(np.int64)),
-        end=None if tokens.end is None else torch.from_numpy(tokens.end),
-        vocabulary=None,
+    layout = {"sequence": tokens.row.astype(np.int64), "position": tokens.place.astype(np.int64), "end": tokens.end}
+    return TokenStats.of(
+        {
+            **columns,
+            **{FIELDS[name]: column for name, column in columns.items()},
+            **dict.fromkeys(PAIR_FIELDS, zero),
+            **{name: torch.from_numpy(values) for name, values in layout.items() if values is not None},
+            # The model in training is the old model too, and nothing of the training is done.
+            "old_logprob": columns["logprob"],
+            "progress": zero,
+        }
     )
 
 
 def _kept(objective: Objective, stats: TokenStats, against: np.ndarray) -> Kept:
-    groups = [name for name in objective.needs if name in GROUP_FIELDS]
-    if groups:
-        return Kept(
-            objective.name,
-            UNKNOWN,
-            note="its weights come from the rewards of groups of answers, which no score of demonstrations holds: "
-            "`ballast sample` and `ballast evaluate --readiness` do",
-        )
-    if objective.scope == "batch":
-        note = "it selects within micro-batches, which do not exist yet"
+    if note := _what_is_missing(objective, stats):
         return Kept(objective.name, UNKNOWN, note=note)
     weight = objective.weight(stats)
     known, note = _validity(objective, stats, weight)
@@ -99,6 +93,20 @@ def _kept(objective: Objective, stats: TokenStats, against: np.ndarray) -> Kept:
         warning=end_warning(objective, end, float(w.mean())),
         note=note,
     )
+
+
+def _what_is_missing(objective: Objective, stats: TokenStats) -> str:
+    """Return why nothing can be said of an objective's weights from scores, empty where something can."""
+    if set(objective.needs) & set(GROUP_FIELDS):
+        return (
+            "its weights come from the rewards of groups of answers, which no score of demonstrations holds: "
+            "`ballast sample` and `ballast evaluate --readiness` do"
+        )
+    if objective.scope in ("batch", "step"):
+        within = "micro-batches" if objective.scope == "batch" else "optimiser steps"
+        return f"it looks at whole {within}, which do not exist yet"
+    lacking = [name for name in objective.needs if name != "vocabulary" and stats.get(name) is None]
+    return f"it reads {', '.join(lacking)}, which no score holds" if lacking else ""
 
 
 def _validity(objective: Objective, stats: TokenStats, weight: Tensor) -> tuple[str, str]:

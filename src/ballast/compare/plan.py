@@ -21,7 +21,8 @@ from ballast.groups.options import ROUND
 from ballast.objectives import Objective
 from ballast.records.folder import RANDOM, REPORT, TUNING, Store
 from ballast.records.schema import CellRecord, Role
-from ballast.stats import GROUP_FIELDS, PAIR_FIELDS
+from ballast.statistics import is_pair
+from ballast.stats import GROUP_FIELDS
 
 TUNING_OFFSET = 1000
 """Distance of the tuning seeds from the reported ones: constant, so that more seeds can be added later."""
@@ -285,11 +286,14 @@ def prompt_settings(recipe: Recipe) -> dict[str, Any]:
 
 def _reference(reference: ReferenceSection, objective: Objective, cache: str | None) -> ReferenceSection:
     """Return the shared cache where it can serve; a live reference for whole distributions; what the recipe says."""
-    rounds = reference.use == ROUND
-    live = ReferenceSection() if reference.cache or (rounds and not on_groups(objective)) else reference
-    if reference.model or reference.use != "auto" or cache is None:
+    if reference.use == ROUND and not on_groups(objective):
+        return ReferenceSection()
+    live = ReferenceSection(model=reference.model) if reference.cache else reference
+    if on_groups(objective) or any(map(is_pair, objective.needs)):
         return live
-    if set(objective.needs) & {*PAIR_FIELDS, *GROUP_FIELDS}:
+    if reference.cache and reference.model:
+        return reference
+    if reference.model or reference.use != "auto" or cache is None:
         return live
     return ReferenceSection(cache=reference.cache or cache)
 

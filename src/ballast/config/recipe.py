@@ -88,18 +88,17 @@ class ReferenceSection(Options):
     `adapter-off`: the model itself without its adapter; no further memory. `round`, with groups: the model as it was
     when the answers of the round were sampled; no further memory."""
     cache: PathText | None = None
-    """Folder of statistics of the model as it starts, written by `ballast score`; `ballast train` scores what is
-    missing."""
+    """Folder of statistics of the model as it starts, or of `model`, written by `ballast score`; `ballast train` scores
+    what is missing."""
     model: PathText | None = None
-    """Another model, in memory."""
+    """Another model, a teacher say: in memory, or with `cache` only as long as rows are scored."""
 
     @model_validator(mode="after")
     def _one_reference(self) -> ReferenceSection:
         if self.cache and self.use != "auto":
             raise ValueError(f"use: {self.use} and cache contradict each other, one would be ignored; keep one")
-        if self.model and (self.use != "auto" or self.cache):
-            other = "cache" if self.cache else f"use: {self.use}"
-            raise ValueError(f"{other} and model contradict each other, one would be ignored; keep one")
+        if self.model and self.use != "auto":
+            raise ValueError(f"use: {self.use} and model contradict each other, one would be ignored; keep one")
         return self
 
 

@@ -173,10 +173,24 @@ def _opened(node: Any, where: Sequence[str | int]) -> Any:
 
 
 def _text_keys(node: Any) -> Any:
-    """Return a tree with text for every key: options have names, and ``1: x`` would otherwise be none."""
+    """Return a tree with text for every key: options have names, and ``1: x`` would otherwise be none.
+
+    What JSON escapes as two halves of a character, which YAML leaves apart, is one here.
+
+    Raises:
+        RecipeError: for half a character.
+    """
     if isinstance(node, dict):
-        return {str(key): _text_keys(value) for key, value in node.items()}
-    return [_text_keys(value) for value in node] if isinstance(node, list) else node
+        return {_whole(str(key)): _text_keys(value) for key, value in node.items()}
+    return [_text_keys(value) for value in node] if isinstance(node, list) else _whole(node)
+
+
+def _whole(value: Any) -> Any:
+    try:
+        return value.encode("utf-16", "surrogatepass").decode("utf-16") if isinstance(value, str) else value
+    except UnicodeDecodeError:
+        message = "holds half a surrogate pair, which no file can hold; write the character out"
+        raise RecipeError([f"{value!r:.80}: {message}"]) from None
 
 
 def _walk(root: Any) -> tuple[dict[Where, int], list[tuple[Where, int]]]:

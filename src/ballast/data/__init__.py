@@ -7,6 +7,7 @@ from ballast.data.options import PrepareOptions
 from ballast.data.packing import align, attach, pack
 from ballast.data.prepare import Prepared, check_data, prepare
 from ballast.data.report import PrepareReport
+from ballast.data.values import renamed
 
 __all__ = [
     "Collator",
@@ -19,5 +20,6 @@ __all__ = [
     "load_rows",
     "pack",
     "prepare",
+    "renamed",
     "row_digest",
 ]

@@ -19,8 +19,8 @@ class Collator:
 
     ``input_ids``, ``labels``, ``attention_mask`` or ``position_ids``, ``seq_idx`` and the sequence lengths are those
     of TRL's collator; each name in ``columns`` becomes float32 ``[B, T]`` in step with ``labels``, NaN on padding and
-    wherever the label is -100. With ``padding_free`` the batch is one row, a sequence's first label is -100, and
-    ``row_ends`` says where each of the rows in it ends.
+    wherever the label is -100; so does each in ``own``, the data's, where the rows have it. With ``padding_free`` the
+    batch is one row, a sequence's first label is -100, and ``row_ends`` says where each of the rows in it ends.
 
     Raises BallastError when a row lacks a column or a trained token has no value in it.
     """
@@ -30,6 +30,7 @@ class Collator:
     padding_free: bool = False
     pad_to_multiple_of: int | None = None
     return_position_ids: bool = False
+    own: tuple[str, ...] = ()
 
     @cached_property
     def _base(self) -> Any:
@@ -48,7 +49,8 @@ class Collator:
         batch = dict(self._base(list(examples)))
         if self.padding_free:
             batch["row_ends"] = torch.tensor([len(example["input_ids"]) for example in examples]).cumsum(0)
-        for name in self.columns:
+        own = (name for name in self.own if all(name in example for example in examples))
+        for name in (*self.columns, *own):
             batch[name] = self._column(name, examples, batch["labels"])
         return batch
 
@@ -68,6 +70,7 @@ class Collator:
         # Position 0 of a padded row may carry a label, but nothing predicts it.
         if torch.isnan(column_BT[:, 1:][trained[:, 1:]]).any():
             raise BallastError(
-                f"column {name!r} has no value for a trained token, so its weight would be NaN; score the rows again"
+                f"column {name!r} has no value for a trained token, so its weight would be NaN; prepare or score the "
+                "rows again"
             )
         return column_BT

@@ -81,14 +81,15 @@ def _fresh_fingerprint() -> str:
     return uuid.uuid4().hex[:16]
 
 
-def pack(dataset: Dataset, options: PrepareOptions) -> Dataset:
+def pack(dataset: Dataset, options: PrepareOptions, *, own: Sequence[str] = ()) -> Dataset:
     """Lay prepared rows out for training: shuffled and packed as the options say, by TRL's own packing.
 
-    Every list column (token ids, labels, cached columns) is packed alike, and ``seq_lengths`` tells the rows apart.
+    Every list column (token ids, labels, cached ones, the data's own) is packed alike; ``seq_lengths`` tells the rows
+    apart.
     Without packing the rows are only shuffled, if asked.
 
-    Raises BallastError for ``packing_strategy="wrapped"`` with cached columns: it cuts rows, so a token would lose the
-    context that its cached value was computed in.
+    Raises BallastError for ``packing_strategy="wrapped"`` with other columns than the data's ``own``: it cuts rows, so
+    a token would lose the context that its cached value was computed in.
     """
     from ballast.data.trl import trl_pack
 
@@ -97,7 +98,7 @@ def pack(dataset: Dataset, options: PrepareOptions) -> Dataset:
     if not options.packing:
         return dataset
     columns = [name for name in dataset.column_names if name != "digest"]
-    extra = [name for name in columns if name not in ("input_ids", "labels")]
+    extra = [name for name in columns if name not in ("input_ids", "labels", *own)]
     if options.packing_strategy == "wrapped" and extra:
         raise BallastError(
             f"packing_strategy='wrapped' cuts rows, so the cached column {extra[0]!r} would belong to other contexts; "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ballast.data import report, trl
+from ballast.data import report, trl, values
 from ballast.data.digest import DIGEST_VERSION, row_digest
 from ballast.data.formats import Format, check_rows, require_format
 from ballast.data.options import PrepareOptions
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Prepared rows (``input_ids``, ``labels``, ``digest``) and what became of the raw ones."""
+    """Prepared rows (``input_ids``, ``labels``, ``digest``, columns asked for) and what became of the raw ones."""
 
     dataset: Dataset
     report: PrepareReport
@@ -37,23 +37,31 @@ def prepare(
     *,
     name: str = "train",
     numbers: Sequence[int] | None = None,
+    columns: Sequence[str] = (),
 ) -> Prepared:
     """Tokenise, label, truncate or split raw rows, and name each by its digest.
 
     Tokens and labels are those of ``trl.SFTTrainer`` for the same rows and options. Rows with no trained token are
     dropped and counted. Packing comes later (``pack``), after cached columns are attached. ``tokenizer`` is left alone.
-    ``numbers`` says what rows are called in errors and notes; None counts them from 1.
+    ``numbers`` says what rows are called in errors and notes; None counts them from 1. ``columns`` are kept, each a
+    list of floats in step with the labels, NaN where nothing is trained (`ballast.data.values`).
 
     Raises BallastError for rows or options that would train on something else than it looks like.
     """
     refuse_options(options)
     refuse_data(dataset, name)
+    values.check_columns(columns, dataset, name)
     raw = _checked(dataset, tokenizer, options, name, numbers or range(1, len(dataset) + 1))
-    return _prepare(raw, options, name)
+    return _prepare(raw, options, name, dataset.with_format(None), columns)
 
 
 def check_data(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, options: PrepareOptions, *, name: str = "train"
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    options: PrepareOptions,
+    *,
+    name: str = "train",
+    columns: Sequence[str] = (),
 ) -> Dataset:
     """Raise what `prepare` would say of options, tokenizer, columns and the first row; return the rows as they stand.
 
@@ -63,6 +71,7 @@ def check_data(
 
     refuse_options(options)
     refuse_data(dataset, name)
+    values.check_columns(columns, dataset, name)
     _checked(dataset.select([0]), tokenizer, options, name, [1])
     return as_stored(dataset)
 
@@ -96,14 +105,18 @@ def _checked(
     return _Raw(dataset, layout, ready, trl.trl_loss_rules(dataset[0], ready, options), numbers)
 
 
-def _prepare(raw: _Raw, options: PrepareOptions, name: str) -> Prepared:
+def _prepare(raw: _Raw, options: PrepareOptions, name: str, source: Dataset, columns: Sequence[str]) -> Prepared:
     dataset, tokenizer, rules = raw.dataset, raw.tokenizer, raw.rules
     rows = dataset if raw.layout.name == "tokenised" else _tokenised(raw, options, name)
+    if columns and values.PLACE not in rows.column_names:
+        rows = rows.add_column(values.PLACE, list(range(len(rows))))
     whole = trl.trl_prepare(rows, tokenizer, options, rules, name=name)
+    if columns:
+        whole = values.lay_out(whole, source, columns, raw.numbers, name)
     lengths = _lengths(whole)
     split, over_long = _cuts(lengths, options)
     cut = trl.trl_prepare(whole, tokenizer, options, rules, max_length=options.limit) if over_long else whole
-    kept, tokens, trained = _finish(cut, split, options.num_proc, name)
+    kept, tokens, trained = _finish(cut, split, options, name, columns)
     if not len(kept):
         raise BallastError(_nothing_left(whole, options, name))
     pieces = int(np.maximum(1, np.ceil(lengths / split)).sum()) if split else len(whole)
@@ -159,15 +172,20 @@ def _cuts(lengths: np.ndarray, options: PrepareOptions) -> tuple[int | None, int
     return None, 0 if limit is None else int((lengths > limit).sum())
 
 
-def _finish(rows: Dataset, split: int | None, num_proc: int | None, name: str) -> tuple[Dataset, int, int]:
+def _finish(
+    rows: Dataset, split: int | None, options: PrepareOptions, name: str, columns: Sequence[str]
+) -> tuple[Dataset, int, int]:
     """Split, drop rows without a trained token, and add digests; returns the rows and their tokens, trained tokens."""
     from datasets import Features, Value
+
+    num_proc, from_end = options.num_proc, options.truncation_mode == "keep_end"
 
     features = Features(
         {
             "input_ids": rows.features["input_ids"],
             "labels": rows.features["labels"],
             "digest": Value("string"),
+            **{column: rows.features[column] for column in columns},
             "_tokens": Value("int64"),
             "_trained": Value("int64"),
         }
@@ -178,26 +196,34 @@ def _finish(rows: Dataset, split: int | None, num_proc: int | None, name: str) -
         remove_columns=rows.column_names,
         features=features,
         # The version is part of the cached result's name: a new digest must not find rows named by an old one.
-        fn_kwargs={"split": split, "version": DIGEST_VERSION},
+        fn_kwargs={"split": split, "version": DIGEST_VERSION, "columns": tuple(columns), "from_end": from_end},
         num_proc=num_proc if len(rows) >= 1000 else None,
         desc=f"Naming {name} rows",
     )
     if not len(kept):
         return kept, 0, 0
-    return kept.select_columns(["input_ids", "labels", "digest"]), sum(kept["_tokens"]), sum(kept["_trained"])
+    named = ["input_ids", "labels", "digest", *columns]
+    return kept.select_columns(named), sum(kept["_tokens"]), sum(kept["_trained"])
 
 
-def _finish_batch(batch: dict[str, list[Any]], split: int | None, version: str) -> dict[str, list[Any]]:
+def _finish_batch(
+    batch: dict[str, list[Any]], split: int | None, version: str, columns: tuple[str, ...], from_end: bool
+) -> dict[str, list[Any]]:
     out: dict[str, list[Any]] = {"input_ids": [], "labels": [], "digest": [], "_tokens": [], "_trained": []}
-    for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+    out |= {column: [] for column in columns}
+    rows = zip(*(batch[column] for column in ("input_ids", "labels", *columns)), strict=True)
+    for ids, labels, *given in rows:
+        # TRL has cut ids and labels alone.
+        cut = [values.cut(one, len(ids), from_end) for one in given]
         step = split or len(ids) or 1
         for start in range(0, len(ids), step):
             piece, piece_labels = ids[start : start + step], labels[start : start + step]
             # The first label is not counted: nothing predicts it.
             trained = sum(label != -100 for label in piece_labels[1:])
             if trained:
-                values = (piece, piece_labels, row_digest(piece, piece_labels), len(piece), trained)
-                for column, value in zip(out.values(), values, strict=True):
+                made = (piece, piece_labels, row_digest(piece, piece_labels), len(piece), trained)
+                pieces = (one[start : start + step] for one in cut)
+                for column, value in zip(out.values(), (*made, *pieces), strict=True):
                     column.append(value)
     return out
 

@@ -23,12 +23,13 @@ from ballast.data.render import (
     render_prompt,
     template_options,
 )
+from ballast.data.values import PLACE
 from ballast.errors import BallastError
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
 
-VERSION = "ballast-tokens-1"
+VERSION = "ballast-tokens-2"
 """Part of the name under which `datasets` keeps the result: another way of tokenising must not find an old one."""
 BATCH = 256
 
@@ -47,9 +48,9 @@ def tokenise(
 
     Rows without a message of the assistant are left out where only its text is trained: there is nothing to mark.
 
-    Columns: ``completion_mask`` and ``prompt_is_prefix`` of rows with a prompt, ``assistant_masks`` where the
-    assistant alone is trained, ``left_out`` (JSON of kinds of text, see `Audit`) and ``by_role`` (JSON of token counts)
-    of chats.
+    Columns: ``place`` of the row in the data, ``completion_mask`` and ``prompt_is_prefix`` of rows with a prompt,
+    ``assistant_masks`` where the assistant alone is trained, ``left_out`` (JSON of kinds of text, see `Audit`) and
+    ``by_role`` (JSON of token counts) of chats.
 
     Args:
         numbers: what the rows are called.
@@ -82,7 +83,7 @@ def tokenise(
 
 def _columns(given: Sequence[str], assistant_only: bool) -> dict[str, str]:
     """Return the columns made of those given, and the types of their entries."""
-    made = {"input_ids": "int32", "left_out": "string", "by_role": "string"}
+    made = {"input_ids": "int32", "left_out": "string", "by_role": "string", PLACE: "int64"}
     made |= {"completion_mask": "int64", "prompt_is_prefix": "bool"} if "prompt" in given else {}
     return made | ({"assistant_masks": "int64"} if assistant_only else {})
 
@@ -91,7 +92,8 @@ def _features(given: Sequence[str], assistant_only: bool) -> Features:
     from datasets import Features, List, Value
 
     kinds = {name: Value(kind) for name, kind in _columns(given, assistant_only).items()}
-    return Features({name: List(kind) if "int" in kind.dtype else kind for name, kind in kinds.items()})
+    lists = {name for name, kind in kinds.items() if "int" in kind.dtype and name != PLACE}
+    return Features({name: List(kind) if name in lists else kind for name, kind in kinds.items()})
 
 
 @dataclass(frozen=True)
@@ -129,11 +131,12 @@ class _Tokenise:
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         read = [self._read(row, self.numbers[place]) for row, place in zip(rows, places, strict=True)]
         texts = [one for one in read if one is not None]
+        kept = [place for one, place in zip(read, places, strict=True) if one is not None]
         whole = self._masked(texts) if self.assistant_only else self._encoded(texts)
         prompts = encode([one.prompt for one in texts if one.prompt is not None], self.tokenizer)
         out: dict[str, list[Any]] = {name: [] for name in _columns(list(batch), self.assistant_only)}
         for place, one in enumerate(texts):
-            columns = self._columns(one, whole[place])
+            columns = {**self._columns(one, whole[place]), PLACE: kept[place]}
             if one.prompt is not None:
                 columns |= _completion(prompts[place].ids, whole[place].encoded.ids)
             for name, value in columns.items():

@@ -69,7 +69,7 @@ def token_stats(
         weight: the LM head's weight ``[V, H]``, or an `LMHead`, which brings bias, cap and scale along.
         targets: token ids, ``[N]``.
         bias: the LM head's bias ``[V]``.
-        fields: names of the `TokenStats` fields to compute; the others are None.
+        fields: names of the `TokenStats` fields to compute, and of `ballast.statistics`; the others are None.
         reference: hidden states ``[N, Hr]`` and LM head ``[Vr, Hr]`` of the reference, for ``kl``, ``kl_forward``
             and the ``ref_`` fields; never differentiated.
         backend: ``dense`` holds all logits and lets autograd work, ``chunked`` holds ``chunk`` rows and computes them
@@ -99,10 +99,10 @@ def token_stats(
     if backend == "auto":
         backend = "dense" if len(targets) * len(head.weight) <= DENSE_LIMIT else "chunked"
     if backend == "dense":
-        return TokenStats(**dense(hidden, head, targets, fields, fixed, vocab_size), vocabulary=size)
+        return TokenStats.of(dense(hidden, head, targets, fields, fixed, vocab_size), vocabulary=size)
     if backend != "chunked":
         raise ValueError(f"unknown backend {backend!r}: auto, dense or chunked")
     rows = chunk_rows(hidden.device.type, head) if chunk is None else chunk
     if rows < 1:
         raise ValueError(f"chunk must be at least 1 row, got {rows}")
-    return TokenStats(**chunked(hidden, head, targets, fields, fixed, vocab_size, rows), vocabulary=size)
+    return TokenStats.of(chunked(hidden, head, targets, fields, fixed, vocab_size, rows), vocabulary=size)

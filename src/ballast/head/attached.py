@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ballast.errors import BallastError
-from ballast.stats import DIFFERENTIABLE_FIELDS, TokenStats
+from ballast.statistics import is_differentiable
+from ballast.stats import TokenStats
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,10 +45,10 @@ def per_token_slopes(
     Raises:
         ValueError: if there is not one loss per token.
     """
-    given = {name: getattr(stats, name) for name in DIFFERENTIABLE_FIELDS if wanted}
-    leaves = {name: value.detach().requires_grad_() for name, value in given.items() if value is not None}
+    given = {name: value for name, value in stats.tensors().items() if wanted and is_differentiable(name)}
+    leaves = {name: value.detach().requires_grad_() for name, value in given.items()}
     with torch.set_grad_enabled(wanted):
-        losses_C = per_token_loss(replace(stats, **leaves))
+        losses_C = per_token_loss(stats.changed(leaves))
         if losses_C.shape != (count,):
             raise ValueError(f"expected one loss for each of {count} tokens, got the shape {[*losses_C.shape]}")
         if not losses_C.requires_grad:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ballast.head.folds import KL_FIELDS, SMALLEST_LOG, Scratch, divergences, gradient_of_logprobs, marginal
+from ballast.head.folds import SMALLEST_LOG, Scratch, divergences, gradient_of_logprobs, marginal, value_of
 from ballast.head.lm_head import LMHead
 from ballast.head.projection import Projection, autocast_dtype
-from ballast.stats import DIFFERENTIABLE_FIELDS, PAIR_FIELDS, REFERENCE_FIELDS
+from ballast.statistics import find, is_differentiable, is_pair, reads_reference
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +28,12 @@ class _Plan:
     vocab_size: int | None
     autocast: torch.dtype | None
     """The dtype that autocast projects in; kept because the backward runs outside of autocast's context."""
+
+    @property
+    def kept(self) -> dict[str, str]:
+        """Which statistics the gradient is made of, each under the name that it knows them by."""
+        further = {name: value_of(name) for name in self.fields if find(name) is not None}
+        return {"entropy": "H", "collision": "S", "kl": "KL", "top": "top", "normaliser": "normaliser", **further}
 
     def projection(self, head: LMHead, rows: int) -> Projection:
         return Projection(head, min(self.chunk, rows), self.autocast)
@@ -47,7 +53,7 @@ def chunked(
 ) -> dict[str, Tensor]:
     """Return the fields, each ``[N]``, from ``chunk`` rows of logits at a time."""
     device = hidden_NH.device.type
-    in_use = any(name in (*PAIR_FIELDS, *REFERENCE_FIELDS) for name in fields)
+    in_use = any(map(reads_reference, fields))
     ref_hidden, ref_head = reference if reference is not None and in_use else (None, None)
     plan = _Plan(fields, chunk, ref_head, vocab_size, autocast_dtype(device))
     with torch.autocast(device, enabled=False):
@@ -80,21 +86,20 @@ class _Statistics(torch.autograd.Function):
             tile = _forward_chunk(logits_CV, ref_CV, targets[part], plan, scratch)
             for name, value in values.items():
                 value[part] = tile[name]
-        kept = (*map(values.get, ("entropy", "collision", "kl")), values["top"], values["normaliser"])
-        ctx.save_for_backward(hidden, weight, bias, targets, ref, *kept)
+        ctx.save_for_backward(hidden, weight, bias, targets, ref, *map(values.get, plan.kept))
         ctx.plan, ctx.softcap, ctx.scale = plan, softcap, scale
-        ctx.mark_non_differentiable(*(values[name] for name in plan.fields if name not in DIFFERENTIABLE_FIELDS))
+        ctx.mark_non_differentiable(*(values[name] for name in plan.fields if not is_differentiable(name)))
         ctx.set_materialize_grads(False)
         return tuple(values[name] for name in plan.fields)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, ref, entropy, collision, kl, top, normaliser = ctx.saved_tensors
+        hidden, weight, bias, targets, ref, *kept = ctx.saved_tensors
         plan: _Plan = ctx.plan
         head = LMHead(weight, bias, ctx.softcap, ctx.scale)
         incoming = {name: grad * ctx.scale for name, grad in zip(plan.fields, grads, strict=True) if grad is not None}
-        known = incoming | {"H": entropy, "S": collision, "KL": kl, "top": top, "normaliser": normaliser}
+        known = incoming | dict(zip(plan.kept.values(), kept, strict=True))
         # Chunks are summed in float32: a sum of chunks in bfloat16 loses the small ones.
         sums = torch.promote_types(weight.dtype, torch.float32)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
@@ -102,7 +107,7 @@ class _Statistics(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=sums) if wants_weight else None
         grad_bias = torch.zeros_like(bias, dtype=sums) if wants_bias else None
         scratch, own = Scratch(), plan.projection(head, len(hidden))
-        other = None if incoming.keys().isdisjoint(KL_FIELDS) else plan.reference(len(hidden))
+        other = plan.reference(len(hidden)) if any(map(is_pair, incoming)) else None
         for part in chunks(len(hidden), plan.chunk):
             here = {name: value[part] for name, value in known.items() if value is not None}
             grad_CV, ref_CV = own.logits(hidden[part]), None if other is None else other.logits(ref[part])
@@ -135,7 +140,7 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 def _forward_chunk(
     logits_CV: Tensor, ref_CV: Tensor | None, targets_C: Tensor, plan: _Plan, scratch: Scratch
 ) -> dict[str, Tensor]:
-    leave: Leave = "anything" if set(KL_FIELDS).isdisjoint(plan.fields) else "logprobs"
+    leave: Leave = "logprobs" if any(map(is_pair, plan.fields)) else "anything"
     values = marginal(logits_CV, targets_C, plan.fields, "", leave, scratch)
     if ref_CV is None:
         return values
@@ -143,7 +148,7 @@ def _forward_chunk(
     if leave == "anything":
         return values
     rest_C = values["ref_rest"] - values["rest"]
-    return values | divergences(logits_CV, ref_CV, plan.fields, plan.vocab_size, scratch, rest_C)
+    return values | divergences(logits_CV, ref_CV, plan.fields, plan.vocab_size, scratch, rest_C, targets_C)
 
 
 def _backward_chunk(
@@ -158,7 +163,7 @@ def _backward_chunk(
     """Turn logits into the gradient of the projection ``h Wᵀ + b``, given what `gradient_of_logprobs` knows."""
     # In two steps, as in the forward: the sum of both would be rounded at the size of the logits.
     logits_CV.sub_(known["top"][:, None]).sub_(known["normaliser"][:, None])
-    if not known.keys().isdisjoint(("entropy", *KL_FIELDS)):
+    if any(name == "entropy" or is_pair(name) or find(name) is not None for name in known):
         logits_CV.clamp_(min=SMALLEST_LOG)
     logq_CV = None if ref_CV is None else ref_CV.log_softmax(-1).clamp_(min=SMALLEST_LOG)
     gradient_of_logprobs(logits_CV, logq_CV, targets_C, known, plan.vocab_size, softcap, scratch)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ballast.head.folds import widest
+from ballast.statistics import find
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +42,9 @@ def dense(
             values["kl"] = _expectation(logp_NV.exp(), logp_NV - logq_NV)
         if "kl_forward" in wants:
             values["kl_forward"] = _expectation(logq_NV.exp(), logq_NV - logp_NV)
+        for name in fields:
+            if (statistic := find(name)) is not None and statistic.pair:
+                values[name] = statistic.dense(logp_NV, targets_N, logq_NV)
     return {name: value.to(computed_NV.dtype) for name, value in values.items()}
 
 
@@ -64,6 +68,9 @@ def _marginal(logits_NV: Tensor, targets_N: Tensor, wants: set[str], prefix: str
             top_N = at_target_N1.squeeze(1) >= logits_NV.amax(-1)
             values[f"{prefix}mass"] = torch.where(top_N, 1 - tied_N, less_N + own_N)
             values[f"{prefix}tied"] = tied_N
+    for name in wants if not prefix else ():
+        if (statistic := find(name)) is not None and not statistic.pair:
+            values[name] = statistic.dense(logp_NV, targets_N, None)
     return {name: value for name, value in values.items() if name in wants}
 
 

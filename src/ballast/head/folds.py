@@ -3,7 +3,9 @@
 Within C rows: p = softmax(logits), H = −Σ p log p, S = Σ p², q the reference's distribution. With incoming gradients
 a, b, e, c, d of log-prob, entropy, collision, KL(p‖q) and KL(q‖p), the gradient of the logits is
 
-    a·(1[v = y] − p) − b·p·(log p + H) + 2e·p·(p − S) + c·p·(log p − log q − KL(p‖q)) + d·(p − q).
+    a·(1[v = y] − p) − b·p·(log p + H) + 2e·p·(p − S) + c·p·(log p − log q − KL(p‖q)) + d·(p − q),
+
+and what each of `ballast.statistics` adds by its own gradient.
 
 Everything works in place on the rows that it is given, some rows at a time: see `row_blocks`.
 """
@@ -13,6 +15,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 import torch
+
+from ballast.statistics import find
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +39,11 @@ SUMMED = 256
 """How many numbers of a row are summed in the row's own dtype."""
 
 KL_FIELDS = ("kl", "kl_forward")
+
+
+def value_of(name: str) -> str:
+    """Return the name of a statistic's value, where the name itself stands for its incoming gradient."""
+    return f"value of {name.replace('@', ' ')}"
 
 
 class Scratch:
@@ -119,7 +128,8 @@ def _marginal(
         less_BV = torch.lt(logits_BV, at_target_B1, out=scratch.like(logits_BV, 0))
         ties_B = torch.eq(logits_BV, at_target_B1, out=scratch.like(logits_BV, 1)).sum(-1) - 1
     logits_BV.sub_(top_B1)
-    keeps_logits = leave == "logprobs" or "entropy" in wants
+    further = {name: one for name in wants if (one := find(name)) is not None and not one.pair}
+    keeps_logits = leave == "logprobs" or "entropy" in wants or bool(further)
     p_BV = torch.exp(logits_BV, out=scratch.like(logits_BV, 1) if keeps_logits else logits_BV)
     # Whatever there is one of for each row is exact to float64 until the end.
     total_B = row_sums(p_BV)
@@ -138,11 +148,14 @@ def _marginal(
         values["collision"] = row_sums(square_BV) / total_B.square()
     if keeps_logits:
         logits_BV.clamp_(min=SMALLEST_LOG)
+    if further:
+        logp_BV = torch.sub(logits_BV, normaliser_B[:, None], out=scratch.like(logits_BV, 2))
+        values |= {name: one.fold(logp_BV, targets_B, None) for name, one in further.items()}
     if "entropy" in wants:
         product_BV = logits_BV.mul_(p_BV) if leave == "exponentials" else p_BV.mul_(logits_BV)
         values["entropy"] = exact_B - row_sums(product_BV) / total_B
-        if leave == "exponentials":
-            logits_BV.copy_(p_BV)
+    if keeps_logits and leave == "exponentials":
+        logits_BV.copy_(p_BV)
     if leave == "logprobs":
         logits_BV.sub_(normaliser_B[:, None])
     rounded = {name: value.to(logits_BV.dtype) for name, value in values.items()}
@@ -156,15 +169,17 @@ def divergences(
     vocab_size: int | None,
     scratch: Scratch,
     rest_C: Tensor,
+    targets_C: Tensor,
 ) -> dict[str, Tensor]:
-    """Return the KL fields asked for, ``[C]`` each, from log-probabilities, which stay as they are.
+    """Return the fields asked for that need both, ``[C]`` each, from log-probabilities, which stay as they are.
 
     `rest_C` is what rounding took from the reference's normaliser, less what it took from the model's (see `marginal`):
     being the same for all tokens of a row, it would not average out.
     """
     if vocab_size is not None and not vocab_size == logp_CV.shape[1] == logq_CV.shape[1]:
         rest_C = torch.zeros_like(rest_C)
-    parts: dict[str, list[Tensor]] = {name: [] for name in KL_FIELDS if name in fields}
+    further = {name: one for name in fields if (one := find(name)) is not None and one.pair}
+    parts: dict[str, list[Tensor]] = {name: [] for name in (*KL_FIELDS, *further) if name in fields}
     for rows in row_blocks(logp_CV):
         logp_BV, logq_BV = _common(logp_CV[rows], vocab_size), _common(logq_CV[rows], vocab_size)
         difference_BV = torch.sub(logp_BV, logq_BV, out=scratch.like(logp_BV, 0))
@@ -173,6 +188,8 @@ def divergences(
                 weight_BV = torch.exp(log_BV, out=scratch.like(log_BV, 1))
                 exact_B = sign * (row_sums(weight_BV.mul_(difference_BV)) + rest_C[rows])
                 parts[name].append(exact_B.to(logp_BV.dtype))
+        for name, one in further.items():
+            parts[name].append(one.fold(logp_BV, targets_C[rows], logq_BV))
     return {name: torch.cat(values) for name, values in parts.items()}
 
 
@@ -212,12 +229,15 @@ def gradient_of_logprobs(
         here = {name: value[rows] for name, value in known.items()}
         logp_BV, logq_BV = logp_CV[rows], None if logq_CV is None else logq_CV[rows]
         slope_BV = None if softcap is None else _slope(logp_BV, here, softcap, scratch)
+        further_BV = _further_gradient(logp_BV, logq_BV, targets_C[rows], here, vocab_size)
         extra_BV = None if logq_BV is None else _kl_gradient(logp_BV, logq_BV, here, vocab_size, scratch)
         _marginal_gradient(logp_BV, here, scratch)
         if "logprob" in here:
             logp_BV.scatter_add_(1, targets_C[rows][:, None], here["logprob"][:, None])
         if extra_BV is not None:
             logp_BV[:, :vocab_size].add_(extra_BV)
+        if further_BV is not None:
+            logp_BV.add_(further_BV)
         if slope_BV is not None:
             logp_BV.mul_(slope_BV)
 
@@ -227,6 +247,24 @@ def _slope(logp_BV: Tensor, known: dict[str, Tensor], softcap: float, scratch: S
         known["top"][:, None]
     )
     return logits_BV.div_(softcap).square_().neg_().add_(1)
+
+
+def _further_gradient(
+    logp_BV: Tensor, logq_BV: Tensor | None, targets_B: Tensor, known: dict[str, Tensor], vocab_size: int | None
+) -> Tensor | None:
+    """Return what the statistics by registration add, None where none has an incoming gradient."""
+    total_BV: Tensor | None = None
+    for name, incoming_B in known.items():
+        if (statistic := find(name)) is None:
+            continue
+        own_BV, other_BV = logp_BV, None
+        if statistic.pair and logq_BV is not None:
+            own_BV, other_BV = _common(logp_BV, vocab_size), _common(logq_BV, vocab_size)
+        grad_BV = statistic.gradient(own_BV, targets_B, other_BV, known[value_of(name)]).mul_(incoming_B[:, None])
+        if total_BV is None:
+            total_BV = torch.zeros_like(logp_BV)
+        total_BV[:, : grad_BV.shape[1]].add_(grad_BV)
+    return total_BV
 
 
 def _marginal_gradient(logp_BV: Tensor, known: dict[str, Tensor], scratch: Scratch) -> None:

@@ -16,7 +16,8 @@ from ballast.head.attached import Formed, attach, checked_denominator, joined, p
 from ballast.head.inputs import as_head, check, checked_columns, frozen, vocabulary_asked
 from ballast.head.projection import autocast_dtype
 from ballast.head.tiles import Gradients, Needed, Tiles, checked_rows, parts
-from ballast.stats import DIFFERENTIABLE_FIELDS, LIVE_FIELDS, PAIR_FIELDS, REFERENCE_FIELDS, TokenStats
+from ballast.statistics import is_differentiable, is_of_models, is_pair
+from ballast.stats import REFERENCE_FIELDS, TokenStats
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -123,14 +124,14 @@ def fused_pass(
     """
     _check_objective(objective)
     fixed = None if reference is None else frozen(*reference)
-    columns = checked_columns(columns, targets)
+    columns = checked_columns(columns, targets, objective.needs)
     needs = _needs(objective, columns, fixed is not None)
     size, asked = vocabulary_asked(head, (*objective.needs, *fields))
     wanted = tuple(name for name in asked if name not in columns)
     check(hidden, head, targets, wanted, fixed, vocab_size)
     total = checked_denominator(denominator, len(targets))
     needed, autocast = Needed.by(hidden, head), autocast_dtype(hidden.device.type)
-    slopes = tuple(name for name in needs if name in DIFFERENTIABLE_FIELDS) if needed else ()
+    slopes = tuple(filter(is_differentiable, needs)) if needed else ()
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         computed = None if whole else _active(objective, columns, targets)
         order = None if computed is None else computed.nonzero().squeeze(1)
@@ -142,14 +143,14 @@ def fused_pass(
         for part in parts(count, rows, order):
             values = tiles.fold(part)
             own = {name: values[name] for name in needs}
-            stats_C = TokenStats(**own, **_take(columns, part), vocabulary=size)
+            stats_C = TokenStats.of({**own, **_take(columns, part)}, vocabulary=size)
             losses_C, slopes_C = per_token_slopes(objective.per_token_loss, stats_C, len(values["top"]), bool(needed))
             loss += losses_C.sum()
             if gradients is not None:
                 tiles.form({name: slope / total for name, slope in slopes_C.items()}, gradients, part)
             found.append(values)
         left = columns if order is None else _take(columns, order)
-        stats = TokenStats(**joined(found, wanted, loss), **left, vocabulary=size)
+        stats = TokenStats.of({**joined(found, wanted, loss), **left}, vocabulary=size)
     return Formed(attach(loss / total, hidden, head, gradients), stats, computed)
 
 
@@ -176,14 +177,14 @@ def _needs(objective: TokenObjective, columns: Mapping[str, Tensor], has_referen
     """Return the statistics of the logits that are computed here, the other needs being in the columns."""
     computed = tuple(name for name in objective.needs if name not in (*columns, "vocabulary"))
     for name in computed:
-        if name in PAIR_FIELDS and not has_reference:
+        if is_pair(name) and not has_reference:
             raise BallastError(
                 f"objective {objective.name} needs {name!r}: give `reference`, a KL over the vocabulary cannot come "
                 "from a column"
             )
         if name in REFERENCE_FIELDS and not has_reference:
             raise BallastError(f"objective {objective.name} needs {name!r}: give it in `columns`, or give `reference`")
-        if name not in (*LIVE_FIELDS, *PAIR_FIELDS, *REFERENCE_FIELDS):
+        if not is_of_models(name):
             raise BallastError(f"objective {objective.name} needs {name!r}: give it in `columns`, it is of the rows")
     return computed
 

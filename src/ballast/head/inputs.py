@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 from ballast.errors import BallastError, suggest
 from ballast.head.lm_head import LMHead
-from ballast.stats import FIELDS, LIVE_FIELDS, PAIR_FIELDS, REFERENCE_FIELDS
+from ballast.statistics import check_statistics, find, is_live, is_of_models, is_pair
+from ballast.stats import FIELDS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from torch import Tensor
 
@@ -54,12 +55,13 @@ def check(
         ValueError: for any of them.
     """
     for name in fields:
-        if name not in FIELDS:
+        if name not in FIELDS and find(name) is None:
             raise ValueError(f"unknown field {name!r}; known: {', '.join(FIELDS)}")
-        if name not in (*LIVE_FIELDS, *PAIR_FIELDS, *REFERENCE_FIELDS):
+        if not is_of_models(name):
             raise ValueError(f"the field {name!r} comes from the rows, not from the logits")
-        if reference is None and name not in LIVE_FIELDS:
+        if reference is None and not is_live(name):
             raise ValueError(f"the field {name!r} needs `reference`")
+    check_statistics(fields, len(head.weight) if vocab_size is None else vocab_size)
     pairs = [(hidden, head)] if reference is None else [(hidden, head), reference]
     for states, projection in pairs:
         if states.dim() != 2 or targets.dim() != 1 or len(states) != len(targets):
@@ -79,21 +81,23 @@ def check(
         raise ValueError(f"targets must lie in [0, {min(sizes)}): ignored positions are to be left out beforehand")
 
 
-def checked_columns(columns: Mapping[str, Tensor] | None, targets: Tensor) -> Mapping[str, Tensor]:
-    """Return the columns, none for None.
+def checked_columns(
+    columns: Mapping[str, Tensor] | None, targets: Tensor, declared: Collection[str] = ()
+) -> Mapping[str, Tensor]:
+    """Return the columns, none for None; `declared` are names that are no field of `TokenStats`.
 
     Raises:
         BallastError: for an unknown name, a statistic of the live model, another length than the targets', another
             device, or a gradient.
     """
     for name, column in (columns or {}).items():
-        if name not in FIELDS:
-            raise BallastError(f"columns: unknown field {name!r}{suggest(name, FIELDS)}")
-        if name in (*LIVE_FIELDS, *PAIR_FIELDS, "vocabulary"):
+        if name == "vocabulary" or is_live(name) or is_pair(name):
             raise BallastError(
                 f"columns: {name!r} follows from the live model, a column of it would be trained on as a constant; "
                 "leave it out, it is computed here"
             )
+        if name not in (*FIELDS, *declared):
+            raise BallastError(f"columns: unknown field {name!r}{suggest(name, FIELDS)}")
         if column.shape != targets.shape or column.device != targets.device:
             raise BallastError(
                 f"columns: {name!r} is {[*column.shape]} on {column.device}, the targets {[*targets.shape]} on "

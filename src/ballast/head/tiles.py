@@ -10,16 +10,16 @@ import torch
 
 from ballast.head.chunked import add_product, chunks
 from ballast.head.folds import (
-    KL_FIELDS,
     Scratch,
     divergences,
     gradient_of_exponentials,
     gradient_of_logprobs,
     marginal,
     packed,
+    value_of,
 )
 from ballast.head.projection import Projection
-from ballast.stats import PAIR_FIELDS, REFERENCE_FIELDS
+from ballast.statistics import find, is_pair, reads_reference
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,7 +69,7 @@ def checked_rows(
     """
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be at least 1 row, got {chunk}")
-    in_use = reference is not None and any(name in (*PAIR_FIELDS, *REFERENCE_FIELDS) for name in fields)
+    in_use = reference is not None and any(map(reads_reference, fields))
     return min(chunk, max(rows, 1)) if chunk else tile_rows(rows, head, reference[1] if in_use and reference else None)
 
 
@@ -179,13 +179,13 @@ class Tiles:
     ) -> None:
         self._hidden, self._targets, self._vocab_size, self._fields = hidden.detach(), targets, vocab_size, fields
         self._projection = Projection(head, rows, low)
-        pair = not set(KL_FIELDS).isdisjoint(fields)
+        pair = any(map(is_pair, fields))
         self._reference: tuple[Tensor, Projection] | None = None
         if reference is not None and (pair or any(name.startswith("ref_") for name in fields)):
             self._reference = reference[0], Projection(reference[1], rows, low)
         self._pair, self._scratch = pair, Scratch()
         # Log-probabilities cost the gradient a second exponential; the log-prob's own gradient does without.
-        by_logprobs = pair or head.softcap is not None or not {"entropy", "collision"}.isdisjoint(slopes)
+        by_logprobs = pair or head.softcap is not None or any(name != "logprob" for name in slopes)
         self._leave: Leave = "logprobs" if by_logprobs else "exponentials"
 
     def zero(self) -> Tensor:
@@ -208,10 +208,12 @@ class Tiles:
             rest_C = values.pop("ref_rest") - rest_C
             if self._pair:
                 self._ref_CV = ref_CV
-                values |= divergences(self._tile_CV, ref_CV, self._fields, self._vocab_size, self._scratch, rest_C)
+                how = self._vocab_size, self._scratch, rest_C, targets_C
+                values |= divergences(self._tile_CV, ref_CV, self._fields, *how)
         self._known = {"top": values["top"], "normaliser": values["normaliser"]}
         short = {"H": "entropy", "S": "collision", "KL": "kl"}
         self._known |= {letter: values[name] for letter, name in short.items() if name in values}
+        self._known |= {value_of(name): values[name] for name in self._fields if find(name) is not None}
         return values
 
     def form(self, slopes: dict[str, Tensor], gradients: Gradients, part: Part) -> None:

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from ballast.head.attached import Formed, attach, checked_denominator, joined, per_token_slopes
-from ballast.head.folds import KL_FIELDS
 from ballast.head.inputs import check, checked_columns, frozen, vocabulary_asked
 from ballast.head.projection import autocast_dtype
 from ballast.head.tiles import Gradients, Needed, Tiles, checked_rows, parts
-from ballast.stats import DIFFERENTIABLE_FIELDS, TokenStats
+from ballast.statistics import is_differentiable, is_pair
+from ballast.stats import TokenStats
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from torch import Tensor
 
@@ -40,21 +40,23 @@ def two_phase(
     denominator: float | Tensor | None = None,
     chunk: int | None = None,
     vocab_size: int | None = None,
+    declared: Collection[str] = (),
 ) -> Formed:
     """Return the sum of per-token losses over the denominator, with its gradient, for a loss of any scope.
 
     Args:
         per_token_loss: a function of the statistics of all tokens, ``fields`` and ``columns``, to ``[N]`` losses; its
-            gradient by `DIFFERENTIABLE_FIELDS` is taken.
+            gradient by those that are differentiable is taken.
         fields: the statistics that are computed here.
         columns: further ones, without gradient, among them ``sequence`` and ``position``.
+        declared: names of columns that are no field of `TokenStats`.
         hidden, head, targets, reference, denominator, chunk, vocab_size: as for `fused_loss`.
 
     Raises:
         ValueError: for whatever `token_stats` refuses, or columns that do not fit.
     """
     fixed = None if reference is None else frozen(*reference)
-    columns = checked_columns(columns, targets)
+    columns = checked_columns(columns, targets, declared)
     size, fields = vocabulary_asked(head, fields)
     fields = tuple(name for name in fields if name not in columns)
     check(hidden, head, targets, fields, fixed, vocab_size)
@@ -66,7 +68,7 @@ def two_phase(
         in_one = needed and len(targets) <= rows
         tiles = make(fields=fields, slopes=_with_slope(fields) if in_one else ())
         found = [tiles.fold(part) for part in parts(len(targets), rows, None)]
-        stats = TokenStats(**joined(found, fields, tiles.zero()), **columns, vocabulary=size)
+        stats = TokenStats.of({**joined(found, fields, tiles.zero()), **columns}, vocabulary=size)
         losses_N, slopes = per_token_slopes(per_token_loss, stats, len(targets), bool(needed))
         slopes = {name: slope / total for name, slope in slopes.items()}
         gradients = Gradients(hidden, head, needed) if needed else None
@@ -90,7 +92,7 @@ def _form_again(tiles: Tiles, slopes: dict[str, Tensor], gradients: Gradients, o
 
 
 def _with_slope(fields: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(name for name in fields if name in DIFFERENTIABLE_FIELDS)
+    return tuple(filter(is_differentiable, fields))
 
 
 def _carriers(slopes: dict[str, Tensor]) -> Iterator[tuple[tuple[str, ...], Tensor]]:
@@ -98,8 +100,8 @@ def _carriers(slopes: dict[str, Tensor]) -> Iterator[tuple[tuple[str, ...], Tens
 
     Tokens without gradient through a KL come apart, as the reference is not projected for them.
     """
-    pair = [name for name in slopes if name in KL_FIELDS]
-    own = [name for name in slopes if name not in KL_FIELDS]
+    pair = [name for name in slopes if is_pair(name)]
+    own = [name for name in slopes if not is_pair(name)]
     none = next((slope.new_zeros(len(slope), dtype=torch.bool) for slope in slopes.values()), None)
     if none is None:
         return

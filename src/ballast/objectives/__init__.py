@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from typing import Any
@@ -13,7 +13,8 @@ from typing import Any
 from ballast.errors import BallastError, suggest
 from ballast.objectives._turns import turn_ends
 from ballast.objectives.base import Objective, OptionError, option, plain
-from ballast.stats import FIELDS
+from ballast.statistics import find, is_live, is_pair
+from ballast.stats import FIELDS, GROUP_FIELDS, OLD_FIELDS
 
 __all__ = ["Objective", "ObjectiveInfo", "list_objectives", "objective", "option", "turn_ends"]
 
@@ -126,11 +127,37 @@ def _built(cls: type[Objective], options: Mapping[str, Any]) -> Objective:
     except TypeError as error:
         message = f"{error}; give every option a default with `option(...)`"
         raise OptionError(cls.name, "name", message) from error
-    for need in made.needs:
-        if need not in FIELDS:
-            message = f"needs {need!r}, which is no statistic{suggest(need, FIELDS)}"
-            raise OptionError(cls.name, "name", message)
+    for problem in _needs_problems(made):
+        raise OptionError(cls.name, "name", problem)
     return made
+
+
+def _needs_problems(made: Objective) -> Iterator[str]:
+    for need in made.needs:
+        try:
+            known = need in FIELDS or need in made.columns or find(need) is not None
+        except BallastError as error:
+            yield f"needs {error}"
+            continue
+        if not known:
+            yield f"needs {need!r}, which is no statistic{suggest(need, FIELDS)}"
+    if len({*made.columns.values()}) < len(made.columns):
+        yield f"takes two values from one column ({', '.join(made.columns.values())}); give each its own"
+    if set(OLD_FIELDS) & set(made.needs) and set(GROUP_FIELDS) & set(made.needs):
+        yield "needs 'old_logprob' of groups of answers, which are not scored ahead"
+    for name, column in made.columns.items():
+        if name in FIELDS or is_live(name) or is_pair(name):
+            yield f"takes {name!r} from the column {column!r}, but it is a statistic of its own; give it another name"
+    if set(OLD_FIELDS) & set(made.needs) and not getattr(made, "refresh", None):
+        yield (
+            "needs 'old_logprob' and has no option 'refresh', so the old model would never be scored; say after how "
+            "many optimiser steps it is scored anew"
+        )
+    if made.scope == "step" and type(made).per_token_loss is not Objective.per_token_loss:
+        yield (
+            "has the scope 'step' and a per_token_loss of its own, which would see single micro-batches; override "
+            "weight and extra"
+        )
 
 
 def _third_party(spec: str) -> type[Objective]:

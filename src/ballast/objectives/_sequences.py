@@ -1,4 +1,4 @@
-"""Quantities of a whole sequence, given to each of its tokens."""
+"""Quantities of a whole sequence."""
 
 from __future__ import annotations
 
@@ -17,3 +17,11 @@ def sequence_mean(values: Tensor, stats: TokenStats) -> Tensor:
     """Return for each token the mean of the values ``[N]`` over the trained tokens of its sequence, ``[N]``."""
     segment = segments(stats, "sequence")
     return values.new_zeros(len(values)).index_add(0, segment, values)[segment] / lengths(stats)
+
+
+def sequence_means(values: Tensor, stats: TokenStats) -> Tensor:
+    """Return the mean of the values ``[N]`` over the trained tokens of each sequence, ``[S]``."""
+    segment = segments(stats, "sequence")
+    count = int(segment.max()) + 1 if len(segment) else 0
+    size = values.new_zeros(count).index_add(0, segment, values * 0 + 1)
+    return values.new_zeros(count).index_add(0, segment, values) / size

@@ -27,7 +27,7 @@ class OptionError(BallastError):
         return f"{f'objective {self.objective}'.strip()}: {self.message}"
 
 
-Scope = Literal["token", "sequence", "group", "batch"]
+Scope = Literal["token", "sequence", "group", "batch", "step"]
 Reduction = Literal["tokens", "sequences", "groups"]
 
 
@@ -39,15 +39,21 @@ def option(
     minimum: float | None = None,
     maximum: float | None = None,
     optional: bool = False,
+    whole: bool = False,
 ) -> Any:
     """Declare an option of an objective: its default, one line of documentation, and what values are allowed.
 
     An option with ``choices`` takes one of these strings, one whose default is True or False takes these two, one whose
-    default is a tuple takes objectives, any other a finite number within the bounds; ``optional`` allows None too.
+    default is a tuple takes objectives, one whose default is any other text takes text, any other a finite number
+    within the bounds, a ``whole`` one if asked; ``optional`` allows None too.
     """
     limits = {"doc": doc, "choices": choices, "minimum": minimum, "maximum": maximum, "optional": optional}
-    kinds = {"flag": isinstance(default, bool), "objectives": isinstance(default, tuple)}
-    return field(default=default, metadata={**limits, **kinds})
+    kinds = {
+        "flag": isinstance(default, bool),
+        "text": isinstance(default, str) and not choices,
+        "objectives": isinstance(default, tuple),
+    }
+    return field(default=default, metadata={**limits, **kinds, "whole": whole})
 
 
 def check_read(built: Objective, choice: str, readers: Mapping[str, tuple[str, ...]]) -> None:
@@ -101,12 +107,29 @@ class Objective:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Names of the `TokenStats` fields that the objective reads."""
+        """Names of what the objective reads of each token; nothing else is computed.
+
+        Fields of `TokenStats`, statistics by registration (`ballast.statistics`), and the names of `columns`.
+        ``old_logprob`` also wants an option or a property `refresh`: the optimiser steps that one scoring serves.
+        """
         return ("logprob",)
 
     @property
+    def columns(self) -> Mapping[str, str]:
+        """Names among `needs` that come with the rows, each with the column of the data that holds it.
+
+        A value there is a number for the whole row, or a list with one number for each turn that is trained, each
+        trained token, or each token of the row.
+        """
+        return {}
+
+    @property
     def scope(self) -> Scope:
-        """How far a token's loss looks: at its own statistics, its sequence, its group, or the whole micro-batch."""
+        """How far a token's loss looks: at its own statistics, its sequence, its group, the micro-batch, or the step.
+
+        With ``step``, `weight` sees the statistics of all micro-batches and ranks of an optimiser step at once, found
+        without gradient before any of them is trained on; `extra` sees a token.
+        """
         return "token"
 
     @property
@@ -183,7 +206,9 @@ def _problem(
     maximum: float | None,
     optional: bool,
     flag: bool,
+    text: bool,
     objectives: bool,
+    whole: bool,
 ) -> str | None:
     if value is None and optional:
         return None
@@ -192,10 +217,14 @@ def _problem(
         return None if listed else f"must be a list of objectives ({doc}); got {value!r}"
     if flag:
         return None if isinstance(value, bool) else f"must be true or false ({doc}); got {value!r}"
+    if text:
+        return None if isinstance(value, str) and value.strip() else f"must be text ({doc}); got {value!r}"
     if choices:
         return None if value in choices else f"must be one of {', '.join(choices)}; got {value!r}"
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return f"must be a finite number ({doc}); got {value!r}"
+    if whole and value != int(value):
+        return f"must be a whole number ({doc}); got {value!r}"
     if (minimum is not None and value < minimum) or (maximum is not None and value > maximum):
         low = "-∞" if minimum is None else f"{minimum:g}"
         high = "∞" if maximum is None else f"{maximum:g}"

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, get_args
 
-from ballast.objectives._factors import factors_problem, united
+from ballast.objectives._factors import active_in_all, factor_problems, united
 from ballast.objectives.base import Objective, OptionError, Reduction, Scope, option
 from ballast.objectives.dft import DFT
 from ballast.objectives.prift_mass import PriftMass
@@ -37,7 +37,7 @@ class Product(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if problem := factors_problem(self.of):
+        for problem in factor_problems(self.of):
             raise OptionError(self.name, "of", problem)
 
     @property
@@ -47,6 +47,10 @@ class Product(Objective):
     @property
     def origins(self) -> tuple[str, ...]:  # type: ignore[override]
         return united(self.of, "origins")
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        return {name: column for one in self.of for name, column in one.columns.items()}
 
     @property
     def scope(self) -> Scope:
@@ -63,7 +67,4 @@ class Product(Objective):
         return sum((one.extra(stats) for one in self.of), start=super().extra(stats))
 
     def active(self, columns: Mapping[str, Tensor]) -> Tensor | None:
-        if any(type(one).extra is not Objective.extra for one in self.of):
-            return None
-        known = [mask for one in self.of if (mask := one.active(columns)) is not None]
-        return math.prod(known[1:], start=known[0]) if known else None
+        return active_in_all(self.of, columns)

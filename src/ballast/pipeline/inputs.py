@@ -76,16 +76,22 @@ def ready(recipe: Recipe, say: Say) -> Ready:
         prompts = _load_prompts(recipe, recipe.groups, tokenizer, args, context)
     else:
         raw = sources.load_train(recipe.data)
-        train = _prepared(
-            raw, tokenizer, PrepareOptions.from_training_args(args, context=context), "train", recipe.data.train
-        )
+        options = PrepareOptions.from_training_args(args, context=context)
+        train = _prepared(raw, tokenizer, options, "train", recipe.data.train, own_columns(recipe))
     if held_out is not None:
         options = PrepareOptions.from_training_args(args, packing=args.eval_packing, context=context)
-        evaluation = _prepared(held_out, tokenizer, options, "eval", recipe.data.eval)
+        # Its likelihood is measured, whatever weights the training rows have.
+        there = [column for column in own_columns(recipe) if column in held_out.column_names]
+        evaluation = _prepared(held_out, tokenizer, options, "eval", recipe.data.eval, there)
     made = Ready(recipe, section, args, tokenizer, train, evaluation, prompts, groups)
     for line in (line for report in made.reports for line in report.lines()):
         say(line)
     return made
+
+
+def own_columns(recipe: Recipe) -> list[str]:
+    """Return the columns of the data that the recipe's objective reads."""
+    return [] if recipe.objective is None else list(recipe.objective.build().columns.values())
 
 
 def silent(_: object) -> None:
@@ -133,13 +139,18 @@ def _tokenizer_and_context(recipe: Recipe, section: ModelSection) -> tuple[PreTr
 
 
 def _prepared(
-    rows: Dataset, tokenizer: PreTrainedTokenizerBase, options: PrepareOptions, name: str, source: Sequence[str]
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    options: PrepareOptions,
+    name: str,
+    source: Sequence[str],
+    columns: Sequence[str],
 ) -> Prepared:
     """Prepare one set; what is wrong with it names the recipe's key and the source."""
     from ballast.data import prepare
 
     try:
-        return prepare(rows, tokenizer, options, name=name)
+        return prepare(rows, tokenizer, options, name=name, columns=columns)
     except BallastError as error:
         raise BallastError(f"data.{name} ({', '.join(source)}): {str(error).removeprefix(f'{name}: ')}") from error
 

@@ -18,7 +18,8 @@ from ballast.pipeline.row_statistics import Piece, concatenated, load_models, re
 from ballast.records.folder import TOKENS
 from ballast.records.schema import SCHEMA
 from ballast.records.tokens import Histogram, TokenObjective, TokenRow, TokensRecord, TokenWeights
-from ballast.stats import GROUP_FIELDS, LAYOUT_FIELDS
+from ballast.statistics import is_of_models
+from ballast.stats import GROUP_FIELDS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -159,9 +160,10 @@ def inspect_rows(
     if missing := [row for row in rows if row > len(raw)]:
         raise BallastError(f"--rows: there is no row {missing[0]}; data.train has {len(raw):,} rows")
     loaded = load_models(recipe, model)
-    shown = [piece for row in rows for piece in row_pieces(recipe, raw, [row], loaded.tokenizer)]
-    sample = row_pieces(recipe, raw, range(1, min(over, len(raw)) + 1), loaded.tokenizer) if over else []
-    needs = (need for one in chosen for need in one.needs if need not in LAYOUT_FIELDS)
+    columns = {name: column for one in chosen for name, column in one.columns.items()}
+    shown = [piece for row in rows for piece in row_pieces(recipe, raw, [row], loaded.tokenizer, columns)]
+    sample = row_pieces(recipe, raw, range(1, min(over, len(raw)) + 1), loaded.tokenizer, columns) if over else []
+    needs = (need for one in chosen for need in one.needs if is_of_models(need))
     fields = tuple(dict.fromkeys((*RECORDED, *needs)))
     of_shown, of_sample = (statistics(loaded, pieces, fields) for pieces in (shown, sample))
 
@@ -273,8 +275,11 @@ def _selected(objective: Objective, stats: TokenStats) -> list[str]:
 
 def _note(objective: Objective, changed: bool) -> str:
     notes = []
-    if objective.scope == "batch":
-        notes.append("selected among the rows shown together; in training, among those of a micro-batch")
+    if objective.scope in ("batch", "step"):
+        within = "a micro-batch" if objective.scope == "batch" else "an optimiser step"
+        notes.append(f"weighed among the rows shown together; in training, among those of {within}")
+    if "old_logprob" in objective.needs:
+        notes.append("at a scoring, where the model is the old one")
     if changed:
         notes.append("the model reads inputs mixed with its own greedy tokens: its probabilities are of these inputs")
     return "; ".join(notes)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ballast import models
@@ -12,7 +12,6 @@ from ballast.config.training import training_config
 from ballast.errors import BallastError
 from ballast.limits import check_tokenizer, positions
 from ballast.protocols import Model
-from ballast.stats import TOKEN_FIELDS
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,11 +25,15 @@ Prepare = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
 
 @dataclass(frozen=True)
 class Piece:
-    """A row as training sees it; a row that is split at the maximum length has several."""
+    """A row as training sees it; a row that is split at the maximum length has several.
+
+    `columns` are the data's own, by the names that objectives give them, one value for each token.
+    """
 
     row: int
     ids: list[int]
     labels: list[int]
+    columns: Mapping[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,17 @@ def reference_name(recipe: Recipe) -> str:
     return f"{base} without its adapter" if recipe.reference.use == "adapter-off" else base
 
 
-def row_pieces(recipe: Recipe, raw: Dataset, rows: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
-    """Tokenise rows as training does; a single row without a trained token is refused, among others it is left out."""
+def row_pieces(
+    recipe: Recipe,
+    raw: Dataset,
+    rows: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    columns: Mapping[str, str],
+) -> list[Piece]:
+    """Tokenise rows as training does, with these columns of the data, ``{name: column}``.
+
+    A single row without a trained token is refused, among others it is left out.
+    """
     from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     from ballast.data import PrepareOptions, prepare
@@ -106,13 +118,17 @@ def row_pieces(recipe: Recipe, raw: Dataset, rows: Sequence[int], tokenizer: Pre
         context = positions(models.load_config(models.resolve(recipe.model))) if recipe.model else None
         options = PrepareOptions.from_training_args(training_config(recipe), context=context)
         part = raw.select([row - 1 for row in rows])
-        prepared = prepare(part, tokenizer, replace(options, shuffle_dataset=False), name="train")
+        read, options = tuple(dict.fromkeys(columns.values())), replace(options, shuffle_dataset=False)
+        prepared = prepare(part, tokenizer, options, name="train", columns=read)
     except BallastError as error:
         raise BallastError(_with_row(str(error), rows)) from error
     finally:
         if with_bars:
             enable_progress_bars()
-    return [Piece(rows[0], row["input_ids"], row["labels"]) for row in prepared.dataset]
+    return [
+        Piece(rows[0], row["input_ids"], row["labels"], {name: row[column] for name, column in columns.items()})
+        for row in prepared.dataset
+    ]
 
 
 def _with_row(message: str, rows: Sequence[int]) -> str:
@@ -124,7 +140,10 @@ def _with_row(message: str, rows: Sequence[int]) -> str:
 def statistics(
     loaded: Models, pieces: Sequence[Piece], fields: tuple[str, ...], prepare: Prepare | None = None
 ) -> list[TokenStats]:
-    """Return statistics of each piece's trained tokens, on the CPU; `prepare` changes what the live model reads."""
+    """Return statistics of each piece's trained tokens, on the CPU: the fields, ``logprob`` among them, and the layout.
+
+    `prepare` changes what the live model reads.
+    """
     return [_piece_statistics(loaded, piece, fields, sequence, prepare) for sequence, piece in enumerate(pieces)]
 
 
@@ -159,7 +178,7 @@ def _piece_statistics(
             vocab_size=loaded.vocab_size,
         )
     place = mask_BT.nonzero()[:, 1].cpu() + 1
-    on_cpu = {name: stats.require(name).float().cpu() for name in fields if name in TOKEN_FIELDS}
+    on_cpu = {name: stats.require(name).float().cpu() for name in fields if name != "vocabulary"}
     for name, values in on_cpu.items():
         if not bool(values.isfinite().all()):
             raise BallastError(
@@ -168,14 +187,15 @@ def _piece_statistics(
             )
     ends = torch.tensor(sorted(end_ids(live, loaded.tokenizer)), device=targets_N.device, dtype=targets_N.dtype)
     layout = {"sequence": torch.full_like(place, sequence), "position": place, "end": torch.isin(targets_N, ends).cpu()}
-    return replace(stats, **on_cpu, **layout, vocabulary=stats.vocabulary)
+    own = {name: torch.tensor(values)[place] for name, values in piece.columns.items()}
+    # Nothing has been trained: the model is the old one too.
+    start = {"old_logprob": on_cpu["logprob"], "progress": torch.zeros(len(place))}
+    return stats.changed({**on_cpu, **layout, **own, **start})
 
 
 def concatenated(parts: Sequence[TokenStats]) -> TokenStats:
     """Return the statistics of several pieces as one batch."""
     import torch
 
-    first = parts[0]
-    names = [name for name in TOKEN_FIELDS if getattr(first, name) is not None]
-    joined = {name: torch.cat([part.require(name) for part in parts]) for name in names}
-    return replace(first, **joined, vocabulary=first.vocabulary)
+    joined = {name: torch.cat([part.require(name) for part in parts]) for name in parts[0].tensors()}
+    return parts[0].changed(joined)

@@ -30,11 +30,20 @@ def run_score(recipe: Recipe, *, say: Say = print) -> ReferenceCache:
 
 
 def score(made: Ready, model: Model, say: Say) -> ReferenceCache:
-    """Fill the recipe's cache with ``model``'s statistics of all prepared rows that are not in it yet."""
+    """Fill the recipe's cache with statistics of all prepared rows that are not in it yet.
+
+    They are those of the model that training starts from, or of the recipe's `reference.model`, which is loaded for as
+    long as that takes.
+
+    Raises:
+        BallastError: the cache is another model's, or that model has another vocabulary.
+    """
     from datasets import concatenate_datasets
 
     from ballast.reference import score_rows
 
+    if made.recipe.reference.model is not None:
+        model = _teacher(made, made.recipe.reference.model, model)
     path = made.recipe.reference.cache
     if path is None:
         raise BallastError("reference.cache: name the folder to fill")
@@ -46,6 +55,14 @@ def score(made: Ready, model: Model, say: Say) -> ReferenceCache:
     if main:
         say(f"{path}: holds {len(cache):,} rows, {cache.tokens:,} tokens ({time.monotonic() - start:.1f} s)")
     return cache
+
+
+def _teacher(made: Ready, name: str, model: Model) -> Model:
+    from ballast.reference.providers import AsItStands, check_vocabulary
+
+    teacher = models.load_model(models.resolve(models.section_of(name, made.model)))
+    check_vocabulary(model, AsItStands(teacher), len(made.tokenizer))
+    return teacher
 
 
 def cache_key(made: Ready, model: Model) -> CacheKey:

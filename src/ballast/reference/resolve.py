@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ def resolve_reference(
     Args:
         spec: ``"auto"`` (or None): the adapter switched off where it starts at zero, else a frozen copy; ``"model"``: a
             frozen copy; ``"adapter-off"``; a path or ``{"cache": path}``: a cache; ``{"model": path}``: a model loaded
-            from there; or a model, a `LiveReference` or a `ReferenceCache`.
+            from there; both: a cache of that model; or a model, a `LiveReference` or a `ReferenceCache`.
         model: the model in training, before a trainer has patched it and before its first step.
         key: what a cache must have been written with; None accepts any.
         vocab_size: number of tokens that the tokenizer has.
@@ -92,9 +93,22 @@ def _from_path(spec: str | Path, key: CacheKey | None) -> ReferenceCache:
 def _from_mapping(spec: Mapping[str, Any], model: Model, key: CacheKey | None) -> LiveReference | ReferenceCache:
     if set(spec) == {"cache"}:
         return ReferenceCache.open(spec["cache"], key)
+    if set(spec) == {"cache", "model"}:
+        return ReferenceCache.open(spec["cache"], None if key is None else _key_of(spec["model"], model, key))
     if set(spec) == {"model"}:
         return ModelReference(_load(spec["model"], model))
-    raise BallastError(f"reference {dict(spec)!r}: give either {{cache: path}} or {{model: path}}")
+    raise BallastError(
+        f"reference {dict(spec)!r}: give {{cache: path}}, {{model: path}}, or both for a cache of that model"
+    )
+
+
+def _key_of(path: str | Path, model: Model, key: CacheKey) -> CacheKey:
+    """Return the key of a cache that another model has filled, which is loaded to be known by its content."""
+    from ballast.reference.fingerprint import model_fingerprint
+
+    teacher = _load(path, model)
+    check_vocabulary(model, ModelReference(teacher))
+    return replace(key, model=model_fingerprint(teacher, adapters=not starts_at_base(teacher)))
 
 
 def _load(path: str | Path, model: Model) -> Model:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +24,12 @@ def measured(
     given: Mapping[str, Any],
     run: RunReference,
     states: States | None,
+    fields: tuple[str, ...],
 ) -> Formed:
-    """Return the mean negative log-likelihood and the statistics of all tokens, for evaluation."""
-    found = token_stats(hidden_NH, head, targets_N, fields=run.fields, reference=states, vocab_size=run.vocab_size)
+    """Return the mean negative log-likelihood and these statistics of all tokens, without an objective."""
+    found = token_stats(hidden_NH, head, targets_N, fields=fields, reference=states, vocab_size=run.vocab_size)
     loss = -found.require("logprob").sum() / max(len(targets_N), 1)
-    return Formed(loss, dataclasses.replace(found, **given), None)
+    return Formed(loss, found.changed(given), None)
 
 
 def formed(
@@ -39,6 +39,7 @@ def formed(
     given: Mapping[str, Any],
     run: RunReference,
     states: States | None,
+    fields: tuple[str, ...],
     *,
     objective: Objective,
     denominator: Tensor,
@@ -48,8 +49,9 @@ def formed(
 
     Args:
         hidden_NH, head, targets_N: where the logits come from.
-        given: statistics that are there already: cached ones, advantages, the layout; ``[N]`` each.
+        given: statistics that are there already: cached ones, advantages, the data's columns, the layout; ``[N]`` each.
         run, states: the run's reference, and its hidden states and head where it is live.
+        fields: what is computed.
         objective: decides the way by its scope.
         denominator: what the sum of the losses is divided by.
         whole: compute the statistics of every token, also of those that have no loss.
@@ -64,7 +66,7 @@ def formed(
             reference=states,
             denominator=denominator,
             vocab_size=run.vocab_size,
-            fields=run.fields,
+            fields=fields,
             whole=whole,
         )
     return two_phase(
@@ -72,9 +74,10 @@ def formed(
         head,
         targets_N,
         objective.per_token_loss,
-        fields=run.fields,
+        fields=fields,
         columns=given,
         reference=states,
         denominator=denominator,
         vocab_size=run.vocab_size,
+        declared=objective.columns,
     )

@@ -24,9 +24,13 @@ SUMS = (
     "entropy",
     "kl",
     "log_ratio",
+    "kl_tokens",
+    "log_ratio_tokens",
     "seen",
 )
 MEANS = ("nll", "entropy", "kl", "log_ratio")
+SOMETIMES = ("kl", "log_ratio")
+"""What is measured at logged steps alone where the objective does not read it."""
 
 
 class MetricSums:
@@ -75,6 +79,7 @@ class MetricSums:
                 found = {"nll": -logprob, "entropy": stats.entropy, "kl": stats.kl, "log_ratio": ratio, **report}
                 sums["measured"] = logprob.new_tensor(len(logprob))
                 sums |= {name: value.detach().sum() for name, value in found.items() if value is not None}
+                sums |= {f"{name}_tokens": sums["measured"] for name in SOMETIMES if name in sums}
             zero = logprob.new_zeros(())
             vector = torch.stack([sums.get(name, zero).double() for name in (*SUMS, *report)])
         self._has |= set(sums)
@@ -101,7 +106,8 @@ class MetricSums:
         if not sums["tokens"]:
             return {}
         whole = sums["measured"]
-        means = {name: sums[name] / whole for name in (*MEANS, *self._own) if name in has and whole}
+        over = {name: sums[f"{name}_tokens"] if name in SOMETIMES else whole for name in (*MEANS, *self._own)}
+        means = {name: sums[name] / count for name, count in over.items() if name in has and count}
         squared = sums["weight_squared"]
         return {
             **means,

@@ -23,7 +23,8 @@ from ballast.reference import (
     starts_at_base,
 )
 from ballast.reference.resolve import BY_NAME
-from ballast.stats import GROUP_FIELDS, PAIR_FIELDS, REFERENCE_FIELDS
+from ballast.statistics import check_statistics, is_of_models, is_pair, reads_reference
+from ballast.stats import GROUP_FIELDS, REFERENCE_FIELDS
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -78,7 +79,7 @@ def check_needs(objective: Objective, spec: RunSpec) -> None:
             f"objective {objective.name} trains on answers that are sampled as it goes, which no cache holds: leave "
             "the reference out, or use 'model'"
         )
-    pairs = [name for name in objective.needs if name in PAIR_FIELDS]
+    pairs = list(filter(is_pair, objective.needs))
     if pairs and is_cache(spec):
         raise BallastError(
             f"objective {objective.name} needs {pairs[0]!r} over the full vocabulary, which a per-token cache does not "
@@ -88,20 +89,29 @@ def check_needs(objective: Objective, spec: RunSpec) -> None:
 
 def needs_reference(objective: Objective, spec: RunSpec) -> bool:
     """Return whether a run has a reference: because the objective reads one, or because the user asks for one."""
-    reads = any(name in (*PAIR_FIELDS, *REFERENCE_FIELDS) for name in objective.needs)
-    return reads or spec not in (None, "auto")
+    return any(map(reads_reference, objective.needs)) or spec not in (None, "auto")
 
 
 @dataclass(frozen=True)
 class RunReference:
-    """A live reference, a cache, log-probabilities that answers bring, or none; what follows for rows and batches."""
+    """A live reference, a cache, log-probabilities that answers bring, or none; what follows for rows and batches.
+
+    Attributes:
+        columns: cached statistics that batches carry.
+        fields: what is computed of a batch whose metrics are logged.
+        needed: what is computed of any other: what the objective declares, and what costs nothing beside it.
+        vocab_size: tokens that model and reference share, None where they have the same.
+        teacher: whether the cache is of another model than the one that training starts from.
+    """
 
     live: LiveReference | None = None
     cache: ReferenceCache | None = None
     of_rounds: bool = False
     columns: tuple[str, ...] = ()
     fields: tuple[str, ...] = ()
+    needed: tuple[str, ...] = ()
     vocab_size: int | None = None
+    teacher: bool = False
 
     def to(self, device: torch.device) -> None:
         """Move a live reference to a device."""
@@ -132,9 +142,12 @@ class RunReference:
         cache = score(dataset) if self.cache.missing(dataset["digest"]) else self.cache
         return attach(dataset, cache.lookup, self.columns)
 
-    def states(self, mask: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, LMHead] | None:
-        """Return the live reference's hidden states at the trained positions ``[N, H]``, and its head."""
-        if self.live is None:
+    def states(self, mask: Tensor, inputs: dict[str, Any], fields: tuple[str, ...]) -> tuple[Tensor, LMHead] | None:
+        """Return the live reference's hidden states at the trained positions ``[N, H]``, and its head.
+
+        None where none of the fields reads it.
+        """
+        if self.live is None or not any(map(reads_reference, fields)):
             return None
         return self.live.hidden(**inputs)[:, :-1][mask], self.live.head
 
@@ -148,21 +161,27 @@ def run_reference(
         BallastError: if the reference does not exist, is of another model, or cannot serve the objective.
     """
     check_needs(objective, spec)
-    wanted = dict.fromkeys(name for name in (*objective.needs, "entropy") if name not in GROUP_FIELDS)
+    wanted = dict.fromkeys(name for name in (*objective.needs, "entropy") if is_of_models(name))
+    check_statistics(tuple(wanted), len(lm_head(model).weight))
     if not needs_reference(objective, spec):
-        return RunReference(fields=tuple(wanted))
+        return RunReference(fields=tuple(wanted), needed=tuple(wanted))
     if is_round(spec):
-        return RunReference(fields=tuple(name for name in wanted if name not in REFERENCE_FIELDS), of_rounds=True)
+        fields = tuple(name for name in wanted if name not in REFERENCE_FIELDS)
+        return RunReference(fields=fields, needed=fields, of_rounds=True)
     if isinstance(spec, ScoredCache) or is_cache(spec):
         cache = open_cache(spec, model, tokenizer, autocast)
         columns = tuple(name for name in (*wanted, "ref_logprob") if name in REFERENCE_FIELDS)
         fields = tuple(name for name in wanted if name not in REFERENCE_FIELDS)
-        return RunReference(cache=cache, columns=tuple(dict.fromkeys(columns)), fields=fields)
+        columns, teacher = tuple(dict.fromkeys(columns)), isinstance(spec, Mapping) and "model" in spec
+        return RunReference(cache=cache, columns=columns, fields=fields, needed=fields, teacher=teacher)
     live = resolve_reference(spec, model, vocab_size=len(tokenizer))
     assert isinstance(live, LiveReference)
     same_size = len(lm_head(model).weight) == len(live.head.weight)
     fields = tuple(dict.fromkeys((*wanted, "kl", "ref_logprob")))
-    return RunReference(live=live, fields=fields, vocab_size=None if same_size else len(tokenizer))
+    beside = ("ref_logprob",) if any(map(reads_reference, wanted)) else ()
+    needed = tuple(dict.fromkeys((*wanted, *beside)))
+    vocab_size = None if same_size else len(tokenizer)
+    return RunReference(live=live, fields=fields, needed=needed, vocab_size=vocab_size)
 
 
 def open_cache(spec: RunSpec, model: Model, tokenizer: Tokenizer, autocast: torch.dtype | None) -> ReferenceCache:

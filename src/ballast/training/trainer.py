@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ballast.data import Collator, PrepareOptions, check_data, pack, prepare
+from ballast.data import Collator, PrepareOptions, check_data, pack, prepare, renamed
 from ballast.errors import BallastError
 from ballast.evaluation.generation import end_ids
 from ballast.half import freeze, half_options
-from ballast.head import trained_positions
 from ballast.limits import check_tokenizer
 from ballast.loop import numbers
 from ballast.objectives import objective as build_objective
 from ballast.records.model_card import append_objective
+from ballast.training.ahead import OLD, STEP_WEIGHT, Ahead, Weighed
 from ballast.training.config import TrainingConfig, autocast_dtype
+from ballast.training.forward import Forward
 from ballast.training.given import own_config, tokenizer_of
 from ballast.training.groups import OF_ANSWERS, RowCollator, StoredGroups, run_groups
 from ballast.training.inputs import input_change, settle_inputs
-from ballast.training.loss import formed, measured
 from ballast.training.metrics import MetricSums
 from ballast.training.ranks import ROW_ENDS, tokens_seen, without_repeats
-from ballast.training.reduction import count, token_layout
+from ballast.training.reduction import count
 from ballast.training.reference import check_needs, run_reference, score_missing
 from ballast.training.refusals import refuse_half, refuse_no_steps, refuse_parts, refuse_surroundings
 from ballast.training.rows import rows_in
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
     from ballast.reference import ReferenceCache
     from ballast.stats import TokenStats
     from ballast.training.reference import RunSpec
-    from ballast.training.trl import SFTConfig, Statistics, StatisticsOutput
+    from ballast.training.trl import SFTConfig, StatisticsOutput
 
 
 class Trainer(AdaptedTrainer):
@@ -74,7 +73,7 @@ class Trainer(AdaptedTrainer):
             rows of `train_dataset` are then prompts (``prompt``, ``completion``, ``teachers``, what the verifier
             reads), a batch counts prompts, and `train_dataset` is left out where ``groups.file`` names the answers.
         reference: overrides ``args.reference``; also a model, a `LiveReference`, a `ReferenceCache`,
-            ``{"cache": folder}`` or ``{"model": path}``.
+            ``{"cache": folder}``, ``{"model": path}``, or both: a cache of that model.
         peft_config, quantization_config, formatting_func, callbacks, optimizers, optimizer_cls_and_kwargs: as in TRL.
 
     Raises:
@@ -126,7 +125,9 @@ class Trainer(AdaptedTrainer):
         tokenizer = processing_class if processing_class is not None else tokenizer_of(model, args)
         check_tokenizer(type(model).__name__, model.config, tokenizer)
         if train_dataset is not None and self.groups is None and formatting_func is None:
-            train_dataset = check_data(train_dataset, tokenizer, PrepareOptions.from_training_args(args))
+            options = PrepareOptions.from_training_args(args)
+            own = tuple(self.objective.columns.values())
+            train_dataset = check_data(train_dataset, tokenizer, options, columns=own)
         if peft_config is not None:
             model = with_adapter(model, peft_config, args.seed)
         check_head(model)
@@ -152,9 +153,18 @@ class Trainer(AdaptedTrainer):
         )
         rows: Any = self.train_dataset
         refuse_no_steps(args, None if rows is None else len(rows))
-        self.data_collator = Collator(columns=self.batch_columns(), **self.collation)
+        own_columns = tuple(self.objective.columns)
+        self.data_collator = Collator(columns=self.reference.columns, own=own_columns, **self.collation)
         add_statistics(self.model)
-        self._ends = sorted(end_ids(self.model, tokenizer))
+        self.forward = Forward(
+            objective=Weighed(self.objective) if self.objective.scope == "step" else self.objective,
+            reference=self.reference,
+            ends=sorted(end_ids(self.model, tokenizer)),
+            autocast=self.accelerator.autocast,
+            options={"output_router_logits": True} if self.router_coefficient() else {},
+            tells_progress="progress" in self.objective.needs,
+        )
+        self.ahead = Ahead(self.objective, self._score_batch, self.reference.needed, self.accelerator)
         if self.groups is not None:
             self.data_collator = RowCollator(self.data_collator)
             self.groups.attach(self.model, self.collation)
@@ -163,18 +173,27 @@ class Trainer(AdaptedTrainer):
     def prepared(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: SFTConfig, packing: bool, name: str
     ) -> Dataset:
-        """Tokenise as TRL does, join the cached columns by row digest, pack."""
+        """Tokenise as TRL does, with the objective's own columns, join the cached ones by row digest, pack."""
         options = PrepareOptions.from_training_args(args, packing=packing, context=self.reference.context(self._scorer))
         if self.groups is not None and not self.groups.prepared:
             # The training rows come first; a held-out set may be called "train" as well.
             return self.groups.prepare(dataset, tokenizer, options)
-        ready = prepare(dataset, tokenizer, options, name=name)
+        # Held-out rows are measured by their likelihood, whatever weights the training rows have.
+        read = dict(self.objective.columns)
+        if self._rows is not None:
+            read = {name: column for name, column in read.items() if column in dataset.column_names}
+        ready = prepare(dataset, tokenizer, options, name=name, columns=tuple(dict.fromkeys(read.values())))
         self.prepare_reports[name] = ready.report
         self._rows = ready.dataset if self._rows is None else self._rows
-        return pack(self.reference.attach(ready.dataset, self._score), options)
+        return pack(self.reference.attach(renamed(ready.dataset, read), self._score), options, own=tuple(read))
 
     def _score(self, dataset: Dataset) -> ReferenceCache:
         started = getattr(self, "state", None) is not None and self.state.global_step > 0
+        if self.reference.teacher:
+            raise BallastError(
+                "rows that the teacher's cache does not have cannot be scored here, where the teacher is not: score "
+                "them beforehand (`ballast score` with reference.model)"
+            )
         if started or self.reference.cache is None:
             raise BallastError(
                 "rows that the reference cache does not have cannot be scored once training has moved the model: score "
@@ -183,24 +202,28 @@ class Trainer(AdaptedTrainer):
         return score_missing(self.reference.cache, self._scorer, dataset, self._device)
 
     def batch_columns(self) -> tuple[str, ...]:
-        """Return the cached statistics that batches carry."""
-        return self.reference.columns
+        """Return the columns that batches carry: cached statistics, and the data's own."""
+        return (*self.reference.columns, *self.objective.columns)
 
     def step_batches(self, batches: Iterator[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-        """Return the micro-batches of one optimiser step; with groups, prompts become answers here."""
-        if self.groups is None:
-            return [without_repeats(batch, self.accelerator) for batch in super().step_batches(batches, count)]
-        with self.accelerator.autocast():
-            return self.groups.take(batches, count, self.state.global_step)
+        """Return the micro-batches of one optimiser step, with what is known of them before they are trained on.
+
+        With groups, prompts become answers here.
+        """
+        if self.groups is not None:
+            with self.accelerator.autocast():
+                taken = self.groups.take(batches, count, self.state.global_step)
+        else:
+            taken = self.ahead.take(batches, count)
+        return self.ahead.weighed(taken)
 
     def checkpoint_state(self) -> dict[str, Any]:
-        """Return answers that have been sampled and not yet trained on."""
-        return {} if self.groups is None else self.groups.state()
+        """Return answers that have been sampled, or scores of rows, that are not yet trained on."""
+        return self.ahead.state() if self.groups is None else self.groups.state()
 
     def load_checkpoint_state(self, state: dict[str, Any]) -> None:
-        """Go on with answers that were sampled before the checkpoint."""
-        if self.groups is not None:
-            self.groups.restore(state)
+        """Go on with answers that were sampled, or rows that were scored, before the checkpoint."""
+        (self.ahead if self.groups is None else self.groups).restore(state)
 
     def follows_start(self) -> bool:
         """Return whether a live reference is made of the model as it starts."""
@@ -233,11 +256,8 @@ class Trainer(AdaptedTrainer):
         training = self.model.training
         inputs = inputs if training else without_repeats(inputs, self.accelerator)
         denominator = self._denominator(inputs, num_items_in_batch) if training else None
-        carried = dict.fromkeys((*self.batch_columns(), *(name for name in OF_ANSWERS if name in inputs)))
-        columns = {name: inputs.pop(name) for name in carried}
         seen = tokens_seen(inputs)
-        inputs = {name: value for name, value in inputs.items() if name != ROW_ENDS}
-        found = self._forward(model, inputs, columns, denominator)
+        found = self._forward(model, inputs, denominator)
         self._measure(found, seen, training)
         loss = found.loss
         if training and found.aux_loss is not None:
@@ -261,13 +281,14 @@ class Trainer(AdaptedTrainer):
 
     def _described(self, stats: TokenStats, training: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weights of a micro-batch and what the objective reports of it, for the log."""
-        if any(getattr(stats, name) is None for name in self.objective.needs):
-            # Demonstrations held out for evaluation belong to no group.
+        objective = self.forward.objective
+        if any(stats.get(name) is None for name in objective.needs):
+            # Demonstrations held out for evaluation belong to no group or step, and need no columns.
             return torch.ones_like(stats.require("logprob")), {}
-        report = self.objective.report(stats)
+        report = objective.report(stats)
         if training and self.groups is not None:
             self.groups.sums.add_tokens(stats, report)
-        return self.objective.weight(stats).detach(), report
+        return objective.weight(stats).detach(), report
 
     def _denominator(self, inputs: dict[str, Any], step_count: Tensor | int | None) -> Tensor:
         if step_count is None:
@@ -277,40 +298,40 @@ class Trainer(AdaptedTrainer):
         # The count is of all ranks, and DDP and FSDP average the gradients over them.
         return torch.as_tensor(step_count).clamp(min=1) / self.accelerator.num_processes
 
-    def _forward(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Any],
-        columns: dict[str, Tensor],
-        denominator: Tensor | None,
-    ) -> StatisticsOutput:
+    def _forward(self, model: torch.nn.Module, inputs: dict[str, Any], denominator: Tensor | None) -> StatisticsOutput:
         """Return loss and statistics of the batch's trained tokens; without denominator, as evaluation wants them."""
-        mask, targets = trained_positions(inputs["labels"])
-        sequence, position = token_layout(inputs)
-        given = {name: column[:, 1:][mask] for name, column in columns.items()}
-        ends = torch.tensor(self._ends, device=targets.device, dtype=targets.dtype)
-        given |= {"sequence": sequence, "position": position, "end": torch.isin(targets, ends)}
-        model_inputs = {name: value for name, value in inputs.items() if name != "labels"}
-        with self.accelerator.autocast():
-            reference = self.reference.states(mask, model_inputs)
+        columns = self._popped(inputs)
+        if denominator is None:
+            return self.forward.measure(model, inputs, columns, progress=self._progress)
+        return self.forward.train(
+            model,
+            inputs,
+            columns,
+            denominator=denominator,
+            whole=self._is_logged(),
+            progress=self._progress,
+            # Evaluation and the reference read the demonstrated tokens themselves.
+            prepare=input_change(self.objective, self.args.seed, self.state.global_step, self.state.max_steps),
+        )
 
-        compute: Statistics = partial(measured, given=given, run=self.reference, states=reference)
-        if denominator is not None:
-            compute = partial(
-                formed,
-                given=given,
-                run=self.reference,
-                states=reference,
-                objective=self.objective,
-                denominator=denominator,
-                whole=self._is_logged(),
-            )
-        if self.router_coefficient():
-            model_inputs["output_router_logits"] = True
-        # Evaluation and the reference read the demonstrated tokens themselves.
-        steps = (self.args.seed, self.state.global_step, self.state.max_steps)
-        prepare = input_change(self.objective, *steps) if self.model.training else None
-        return model(**model_inputs, labels=inputs["labels"], statistics=compute, prepare=prepare)
+    def _score_batch(self, batch: dict[str, Any], fields: tuple[str, ...]) -> TokenStats:
+        """Return statistics of a micro-batch under the model as it is, before it is trained on."""
+        inputs = dict(self._prepare_inputs(batch))
+        columns = self._popped(inputs)
+        found = self.forward.score(self.model_wrapped, inputs, columns, progress=self._progress, fields=fields)
+        assert found.stats is not None
+        return found.stats
+
+    def _popped(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        """Take the columns of statistics out of a batch; what is left is the model's."""
+        inputs.pop(ROW_ENDS, None)
+        names = dict.fromkeys((*self.batch_columns(), *OF_ANSWERS, OLD, STEP_WEIGHT))
+        return {name: inputs.pop(name) for name in names if name in inputs}
+
+    @property
+    def _progress(self) -> float:
+        """The share of the training that is done."""
+        return min(self.state.global_step / max(self.state.max_steps, 1), 1.0)
 
     def _is_logged(self) -> bool:
         """Return whether the step being computed is one that is logged, whose metrics are to be of all tokens."""

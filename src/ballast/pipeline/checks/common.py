@@ -20,7 +20,7 @@ from ballast.pipeline.checks import groups as group_checks
 from ballast.pipeline.checks import half as half_checks
 from ballast.pipeline.run_folder import LOCK, is_trained
 from ballast.records.runs import read_record
-from ballast.stats import PAIR_FIELDS
+from ballast.statistics import check_statistics, is_pair
 
 FIXED: dict[str, tuple[str, ...]] = dict.fromkeys(("model", "data", "objective", "reference", "groups", "seed"), ())
 """Sections that a resumed run may not change; training settings, evaluation and output may."""
@@ -100,7 +100,7 @@ def check_reference(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]
             ("reference",),
             "adapter-off needs an adapter to switch off, or the model would be its own reference; set model.lora",
         )
-    if reference.model and (problem := models.check_folder(_path(reference.model))):
+    if reference.model and (problem := _reference_problem(section, reference.model)):
         yield Problem(("reference", "model"), problem)
     yield from _check_needs(recipe)
     training = recipe.training
@@ -111,17 +111,47 @@ def check_reference(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]
         )
 
 
+def _reference_problem(section: ModelSection | None, name: str) -> str | None:
+    """Return why a model cannot be the reference of another: it is not there, or its tokens are others; None if not."""
+    problem = models.check_folder(_path(name))
+    if problem or section is None:
+        return problem
+    try:
+        own = models.load_tokenizer(models.resolve(section)).get_vocab()
+        other = models.load_tokenizer(models.resolve(models.section_of(name, section))).get_vocab()
+    except BallastError:
+        # What cannot be read is told of the model, and a reference need not have a tokenizer.
+        return None
+    differing = [token for token in own if other.get(token) != own[token]]
+    if not differing:
+        return None
+    place = other.get(differing[0], "none")
+    return (
+        f"{name}: has another vocabulary: {len(differing):,} of the model's tokens, such as {differing[0]!r} (id "
+        f"{own[differing[0]]} here, {place} there): probabilities of different tokens would be compared; name a model "
+        "with the same tokenizer"
+    )
+
+
 def _check_needs(recipe: Recipe) -> Iterable[Problem]:
-    if recipe.objective is None or recipe.objective.problems():
+    if recipe.objective is None or recipe.model is None or recipe.objective.problems():
         return
     objective = recipe.objective.build()
-    full = [name for name in objective.needs if name in PAIR_FIELDS]
+    full = list(filter(is_pair, objective.needs))
     if recipe.reference.cache and full:
         yield Problem(
             ("reference", "cache"),
             f"objective {objective.name} needs {full[0]!r}, a divergence over the whole vocabulary, which one number "
             "per token cannot give; use reference: model, or adapter-off under model.lora",
         )
+    try:
+        vocabulary = models.load_config(models.resolve(recipe.model)).get_text_config().vocab_size
+    except BallastError:
+        return  # told of the model
+    try:
+        check_statistics(objective.needs, vocabulary)
+    except BallastError as error:
+        yield Problem(("objective",), str(error))
 
 
 def check_score(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:

@@ -1,0 +1,126 @@
+"""Columns of numbers that come with the data: for each row, turn or token, laid out over the tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ballast.errors import BallastError, suggest
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+PLACE = "place"
+"""Column of a row's place in the data, while it is prepared."""
+
+
+def check_columns(columns: Sequence[str], dataset: Dataset, name: str) -> None:
+    """Refuse data without these columns.
+
+    Raises:
+        BallastError: naming the first one that is missing.
+    """
+    for column in columns:
+        if column not in dataset.column_names:
+            have = ", ".join(dataset.column_names)
+            raise BallastError(
+                f"{name}: no column {column!r}, which the objective reads; there are: {have}"
+                f"{suggest(column, dataset.column_names)}"
+            )
+
+
+def lay_out(rows: Dataset, source: Dataset, columns: Sequence[str], numbers: Sequence[int], name: str) -> Dataset:
+    """Return tokenised rows with these columns of their source as lists of floats, one for each token id.
+
+    Args:
+        rows: with ``labels`` and ``place``, untruncated.
+        source: the rows that `place` counts.
+        columns: names of the columns.
+        numbers: what the rows of `source` are called.
+        name: what the data are called.
+
+    Raises:
+        BallastError: naming the first row whose value is missing, no number or a list of another length.
+    """
+    from datasets import Features, List, Value
+
+    values = {column: list(source[column]) for column in columns}
+
+    def join(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        made: dict[str, list[Any]] = {column: [] for column in columns}
+        for place, labels in zip(batch[PLACE], batch["labels"], strict=True):
+            for column in columns:
+                try:
+                    made[column].append(spread(values[column][place], labels))
+                except BallastError as error:
+                    raise BallastError(f"{name}: row {numbers[place]}: {column!r} {error}") from None
+        return made
+
+    kept = rows.remove_columns([column for column in columns if column in rows.column_names])
+    features = Features({**kept.features, **{column: List(Value("float32")) for column in columns}})
+    # The function closes over all values, which are slow to hash, so the result is not looked for.
+    return kept.map(join, batched=True, features=features, new_fingerprint=_fresh(), load_from_cache_file=False)
+
+
+def spread(value: Any, labels_T: Sequence[int]) -> np.ndarray:
+    """Return a row's value as float32 ``[T]``, NaN where nothing is trained.
+
+    Args:
+        value: a number, or a list with one for each turn that is trained (tokens without an untrained one between), for
+            each trained token, or for each token.
+        labels_T: the row's labels, before truncation.
+
+    Raises:
+        BallastError: what is wrong with the value, to be read after its name.
+    """
+    trained = np.asarray(labels_T) != -100
+    trained[:1] = False
+    places = np.flatnonzero(trained)
+    column = np.full(len(trained), np.nan, dtype=np.float32)
+    if not isinstance(value, list):
+        column[places] = _number(value)
+        return column
+    starts = [place for place, gap in enumerate(np.diff(places, prepend=-1)) if gap > 1 or not place]
+    if len(value) == len(trained):
+        column[places] = [_number(value[place]) for place in places]
+    elif len(value) == len(places):
+        column[places] = [_number(one) for one in value]
+    elif len(value) == len(starts):
+        sizes = np.diff([*starts, len(places)])
+        column[places] = np.repeat([_number(one) for one in value], sizes)
+    else:
+        raise BallastError(
+            f"has {len(value)} values; the row has {len(starts)} trained turns, {len(places)} trained tokens and "
+            f"{len(trained)} tokens: give a number, or a list of one of these lengths"
+        )
+    return column
+
+
+def renamed(dataset: Dataset, columns: Mapping[str, str]) -> Dataset:
+    """Return prepared rows with these columns, ``{name: column}``, under the names that an objective gives them."""
+    return dataset.rename_columns({column: name for name, column in columns.items() if name != column})
+
+
+def cut(values: Sequence[float], length: int, from_end: bool) -> Sequence[float]:
+    """Return the values of a row's tokens that are left of it, at its start or at its end."""
+    return values[len(values) - length :] if from_end else values[:length]
+
+
+def _number(value: Any) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value):
+        raise BallastError(f"is {_shown(value)}; it must be a finite number, or a list of them")
+    return float(value)
+
+
+def _shown(value: Any) -> str:
+    return "missing" if value is None else repr(value) if not isinstance(value, str | Mapping) else f"{value!r:.40}"
+
+
+def _fresh() -> str:
+    import uuid
+
+    return uuid.uuid4().hex[:16]
