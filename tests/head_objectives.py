@@ -86,6 +86,7 @@ def columns_of(built, targets, dtype=torch.float64):
     given = {name: advantages(targets, dtype) for name in ("advantage", *built.columns)}
     given |= {
         "origin": origin,
+        "group": torch.zeros(len(targets), dtype=dtype),
         "reward": torch.tensor([float(place % 6 == 1) for place in count], dtype=dtype),
         "share": origin.new_tensor([1.5, 0.3, 0.8])[origin.long()],
         "old_logprob": -advantages(targets, dtype).abs(),

@@ -1,7 +1,5 @@
 """Losses of wider scope: the two-phase pass gives the loss and gradient of full logits, and projects little twice."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -9,7 +7,7 @@ from ballast import objective, token_stats
 from ballast.head import two_phase
 from head_inputs import SETTINGS, inputs, leaves
 from head_meter import Meter
-from head_objectives import Anchored, advantages, assert_same, gradients, ordinary
+from head_objectives import Anchored, assert_same, columns_of, gradients, ordinary
 from oracles.cases import CASES, IDS
 
 TOLERANCE = {"rtol": 1e-10, "atol": 1e-12}
@@ -21,7 +19,7 @@ def _layout(targets):
 
 
 def _columns(built, targets):
-    return _layout(targets) | ({"advantage": advantages(targets)} if "advantage" in built.needs else {})
+    return _layout(targets) | columns_of(built, targets)
 
 
 def _two_phase(given_inputs, per_token_loss, fields, columns, upstream=1.0, **options):
@@ -40,7 +38,8 @@ def test_every_objective_equals_full_logits(name, options, chunk):
     given_inputs = inputs(11, bias=True)
     columns = _columns(built, given_inputs[2])
     fields = tuple(field for field in built.needs if field not in columns)
-    ours = _two_phase(given_inputs, built.per_token_loss, fields, columns, upstream=-1.5, denominator=9, chunk=chunk)
+    options = {"denominator": 9, "chunk": chunk, "declared": built.columns}
+    ours = _two_phase(given_inputs, built.per_token_loss, fields, columns, upstream=-1.5, **options)
     expected = ordinary(given_inputs, built.per_token_loss, built.needs, columns, denominator=9, upstream=-1.5)
     assert_same(ours, expected, **TOLERANCE)
 
@@ -161,7 +160,7 @@ def test_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ours = _two_phase((states, head, targets, reference), built.per_token_loss, built.needs, columns, chunk=9)
         stats = token_stats(states, head, targets, fields=built.needs, reference=reference, backend="chunked", chunk=9)
-    expected = built.per_token_loss(replace(stats, **columns)).mean()
+    expected = built.per_token_loss(stats.changed(columns)).mean()
     torch.testing.assert_close(ours[0], expected, rtol=1e-5, atol=1e-5)
     for mine, theirs in zip(ours[1], gradients(expected, states, head), strict=True):
         assert (mine - theirs).abs().max() < 0.02 * theirs.abs().max()

@@ -27,10 +27,10 @@ class Collator:
 
     pad_token_id: int
     columns: tuple[str, ...] = ()
-    own: tuple[str, ...] = ()
     padding_free: bool = False
     pad_to_multiple_of: int | None = None
     return_position_ids: bool = False
+    own: tuple[str, ...] = ()
 
     @cached_property
     def _base(self) -> Any:

@@ -194,6 +194,7 @@ def _distribution(advice: Advice) -> Table:
 def _kept(advice: Advice) -> Table:
     headings = ("mean\nweight", "weight\n0", "end of\nturn", "effective\ntokens", "contra-\ndicted\nloss", "holds")
     table = _table("objective", *headings)
+    table.columns[-1].min_width = max((len(word) for one in advice.kept for word in one.known.split()), default=1)
     for one in advice.kept:
         shares = (one.weight_mean, one.zero_share, one.end_weight, one.effective_tokens, one.contradicted_share)
         formats = ("{:.3f}", "{:.1%}", "{:.3f}", "{:,.0f}", "{:.1%}")

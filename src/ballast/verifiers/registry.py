@@ -84,17 +84,13 @@ def verifier(
     """
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
         raise BallastError(f"verifier {name!r}: seconds = {seconds!r}: must be a finite number above 0")
-    if name == PROGRAM:
-        return _program(seconds, tolerance, allow_code_execution)
-    if name == "math":
-        return replace(
-            VERIFIERS[name], score=partial(_math, seconds=seconds), read=partial(_read_math, seconds=seconds)
-        )
+    if name in WITH_SETTINGS:
+        return WITH_SETTINGS[name](seconds, tolerance, allow_code_execution)
     if name in VERIFIERS:
         return VERIFIERS[name]
     module_name, colon, attribute = name.partition(":")
     if not colon or not module_name or not attribute:
-        hint = suggest(name, [*VERIFIERS, PROGRAM])
+        hint = suggest(name, list(dict.fromkeys((*VERIFIERS, *WITH_SETTINGS))))
         raise BallastError(f"unknown verifier {name!r}{hint}; or give one of your own as package.module:function")
     if module_name == "__main__":
         raise BallastError(
@@ -267,6 +263,10 @@ def _shown(value: float | Fraction | None) -> str | None:
     return str(int(value)) if value % 1 == 0 else str(value) if isinstance(value, Fraction) else f"{value:.12g}"
 
 
+def _timed_math(seconds: float, tolerance: float, allow_code_execution: bool) -> Verifier:
+    return replace(VERIFIERS["math"], score=partial(_math, seconds=seconds), read=partial(_read_math, seconds=seconds))
+
+
 def _program(seconds: float, tolerance: float, allow_code_execution: bool) -> Verifier:
     if allow_code_execution is not True:
         raise BallastError(
@@ -304,3 +304,5 @@ VERIFIERS: dict[str, Verifier] = {
         Verifier("math", _math, _needs_text, _read_math),
     )
 }
+WITH_SETTINGS: dict[str, Callable[[float, float, bool], Verifier]] = {"math": _timed_math, PROGRAM: _program}
+"""Verifiers that a recipe's settings change: seconds, tolerance, permission to run code."""
