@@ -118,6 +118,10 @@ def test_with_nothing_right_training_on_the_rows_is_sft(folder):
         (("rows=there.jsonl",), "rows.file: there.jsonl: is there already and would be overwritten"),
         (("rows=folder",), "rows.file: folder: is a folder; name a file"),
         (("rows=there.jsonl/rows.jsonl",), "rows.file: there.jsonl: is a file; name a folder"),
+        (
+            ("rows=new.jsonl", "objective=irft", "reference=round", "groups.verifier=null"),
+            "rows: needs groups.verifier: without one no answer is right",
+        ),
         (("rows.most=3",), "rows.file: is required and missing"),
         (("rows={file: new.jsonl, most: 0}",), "rows.most: should be greater than or equal to 1; got 0"),
         (("rows={file: new.jsonl, mots: 3}",), "rows.mots: unknown key; did you mean 'most'?"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -26,7 +27,7 @@ def small(monkeypatch):
 def test_every_objective_has_a_row_and_the_base_comes_first(small, tmp_path):
     shown = Console(file=StringIO(), width=200)
     output = tmp_path / "runs"
-    results = quickstart.run_quickstart(output=output, seed=3, say=shown.print, objectives=("prift-mass", "eksft"))
+    results = quickstart.run_quickstart(output=output, seed=3, say=shown.print, rows=("prift-mass", "eksft"))
     assert [row["name"] for row in results["rows"]] == ["base", "prift-mass", "eksft"]
     for row in results["rows"]:
         for column in quickstart.COLUMNS:
@@ -53,7 +54,7 @@ def test_runs_go_unasked_into_the_first_free_folder(small, monkeypatch, tmp_path
     (tmp_path / "runs" / "quickstart").mkdir(parents=True)
     for name in ("runs/quickstart", "runs/quickstart-2"):
         said = []
-        quickstart.run_quickstart(say=said.append, objectives=("sft",))
+        quickstart.run_quickstart(say=said.append, rows=("sft",))
         assert said[-1] == f"report: {name}/report.html"
         assert (tmp_path / name / "report.html").is_file()
         assert (tmp_path / name / quickstart.RESULTS).is_file()
@@ -66,16 +67,21 @@ def test_a_folder_in_use_is_refused(tmp_path):
     assert (tmp_path / "mine.txt").read_text() == "keep"
 
 
-def test_all_seven_objectives_are_compared():
-    assert quickstart.OBJECTIVES == ("sft", "dft", "prift-prob", "prift-mass", "eksft", "ift", "gft")
+def test_every_system_has_its_row_or_its_line():
+    expected = ["sft", "dft", "prift-prob", "prift-mass", "eksft", "ift", "gft", "self-train", "irft", "sft-half"]
+    assert list(quickstart.ROWS) == expected
+    for name in ("Self-Refine", "SEFT", "SPIN", "RFT", "ReFT", "code tasks"):
+        assert name in quickstart.MORE
+    for page in re.findall(r"docs/\S+\.md", quickstart.MORE):
+        assert (Path(__file__).parent.parent / page).is_file(), page
 
 
 def test_groups_are_judged_by_the_labs_own_verifier(small, monkeypatch, tmp_path):
-    own = json.loads(json.dumps(quickstart.OWN))
+    own = json.loads(json.dumps(quickstart.ROWS))
     own["gft"]["training"] |= {"max_steps": 1, "warmup_steps": 0, "per_device_train_batch_size": 8}
-    monkeypatch.setattr(quickstart, "OWN", own)
+    monkeypatch.setattr(quickstart, "ROWS", own)
     output = tmp_path / "runs"
-    results = quickstart.run_quickstart(output=output, say=lambda _: None, objectives=("gft",))
+    results = quickstart.run_quickstart(output=output, say=lambda _: None, rows=("gft",))
     assert [row["name"] for row in results["rows"]] == ["base", "gft"]
     logged = json.loads((output / "gft" / "metrics.jsonl").read_text().splitlines()[0])
     assert logged["expert/reward"] == 1

@@ -18,6 +18,17 @@ class PerRow(Objective):
     reduction = "sequences"
 
 
+@dataclass(frozen=True)
+class Reads(Objective):
+    """Changes what the model reads."""
+
+    name = "reads"
+    source = "a test"
+
+    def prepare_inputs(self, embeddings, arg_max, labels, *, progress=0.0, noise=0.0):
+        return embeddings
+
+
 NAMES = [
     "asft", "chord-phi", "deft", "dft", "eaft", "eksft", "gem", "gft", "gift", "hpt", "idft", "ift", "irft", "iw-sft",
     "kl-sft", "luffy", "p-alpha", "pear", "prift-mass", "prift-prob", "product", "profit", "psft", "reweight", "rift",
@@ -129,7 +140,12 @@ WRONG = {
     "a factor's option": (lambda: objective("product", of=[{"name": "dft", "x": 1}]), "entry 1: unknown option 'x'"),
     "a number as a factor": (lambda: objective("product", of=[0.5]), "entry 1: expected a name .* got float"),
     "no factor": (lambda: objective("product", of=["sft", "ift"]), "product: ift is no factor: its loss is more than"),
+    "inputs are no factor": (lambda: objective("product", of=["sft", Reads()]), "product: reads is no factor"),
     "pairs are no factor": (lambda: objective("product", of=["irft"]), "product: irft is no factor"),
+    "a wide further term beside a step": (
+        lambda: objective("product", of=["talr", "eksft"]),
+        "product: eksft has a further term that looks beyond a token",
+    ),
     "two divisors": (
         lambda: objective("product", of=[objective("gft", aggregation="sequence"), PerRow()]),
         "product: the factors divide by groups and by sequences",
@@ -243,6 +259,13 @@ def test_a_product_has_the_widest_scope_and_the_divisor_that_a_factor_asks_for()
     assert objective("product", of=["dft", "sft"]).reduction == "tokens"
     assert objective("product", of=["dft", "hpt"]).origins == objective("hpt").origins == ("expert", "own")
     assert objective("product", of=["dft", {"name": "gft", "aggregation": "sequence"}]).reduction == "groups"
+
+
+def test_a_product_reads_the_columns_of_its_factors():
+    built = objective("product", of=["prift-mass", {"name": "weighted-sft", "column": "trust"}])
+    assert built.columns == {"weight": "trust"}
+    assert set(built.needs) == {"logprob", "ref_mass", "weight"}
+    assert objective("product", of=["talr", "kl-sft"]).scope == "step"
 
 
 def test_a_factor_may_be_given_in_any_way():

@@ -206,7 +206,8 @@ def test_own_outcomes_are_those_of_a_group_of_own_answers(dtype):
     draw = random.Random(3)
     sizes = (1, 1, 2, 3, 5, 8, 8, 4)
     rewards = [[draw.choice((0.0, 0.1, 1.0)) for _ in range(size)] for size in sizes]
-    rewards[4], rewards[5] = [0.1] * 5, [1.0] * 8
+    # Equal rewards whose mean is not one of them, rounded.
+    rewards[3:6] = [0.7] * 3, [0.1] * 6, [0.1] * 3
     columns = {"reward": [], "sequence": [], "group": [], "expected": []}
     for group, found in enumerate(rewards):
         for place, (reward, advantage) in enumerate(zip(found, advantages(found), strict=True)):

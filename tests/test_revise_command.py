@@ -450,3 +450,41 @@ def test_the_recipes_pass_every_check(name, monkeypatch):
     without = ["revise.reviser=null"] if name == "seft" else []
     recipe = load_recipe(f"recipes/revise/{name}.yaml", without, checks=pipeline.REVISE_CHECKS)
     assert "{draft} {prompt}" in load_templates(recipe.revise).texts.values()
+
+
+def test_a_sampled_draft_keeps_its_ids_for_its_own_tokenizer_alone(revised):
+    from ballast.revise.rows import RevisionFolder, Settings, read_settings
+
+    settings = read_settings("rows")
+    folder = RevisionFolder("rows", Settings(**{**settings, "ends": tuple(settings["ends"])}))
+    rows, counts = next(folder.read())
+    folder.write(0, [{**row, "draft_ids": [5, 6, 1]} for row in rows], counts)
+    drafts = [group.members[0] for group in read_groups("rows", lab_tokenizer())][:3]
+    assert [draft.ids[draft.start :] for draft in drafts] == [(5, 6, 1)] * 3
+    manifest = json.loads(Path("rows/manifest.json").read_text())
+    manifest["settings"]["tokenizer"] = "another"
+    Path("rows/manifest.json").write_text(json.dumps(manifest))
+    drafts = [group.members[0] for group in read_groups("rows", lab_tokenizer())][:3]
+    assert [lab_tokenizer().decode(draft.ids[draft.start : -1]) for draft in drafts] == [draft.text for draft in drafts]
+
+
+def test_the_reviser_that_a_task_names_revises(monkeypatch):
+    from ballast.config.recipe import ModelSection
+    from ballast.evaluation import evaluate
+    from ballast.lab import base_path
+    from ballast.models import load_model
+
+    model, tokenizer = load_model(ModelSection(path=str(base_path()))), lab_tokenizer()
+    other, asked = load_model(ModelSection(path=str(base_path()))), []
+    monkeypatch.setattr(
+        revising.Writer,
+        "__call__",
+        lambda self, rows, step: asked.append(self.model) or [revising.Completion("no", 2, True, ()) for _ in rows],
+    )
+    task = {"data": split("test")[:2], "name": "t", "verifier": VERIFIER, "max_new_tokens": 64}
+    loop = {"how": "reviser", "reviser": "r", "templates": "reviser.yaml"}
+    (found,) = evaluate(model, tokenizer, [{**task, "revise": loop}], revisers={"r": (other, tokenizer)})
+    assert asked == [other]
+    assert found.counts["label_no"] == 2
+    with pytest.raises(BallastError, match=r"revise\.reviser r is not given"):
+        evaluate(model, tokenizer, [{**task, "revise": loop}])

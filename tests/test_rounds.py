@@ -100,6 +100,48 @@ def test_iterations_of_spin_read_the_answers_of_the_round_before_too(folder):
     assert same("hand", "out/round-2/train")
 
 
+def test_rounds_of_rejection_sampling_train_on_the_right_answers(folder):
+    given = ("model=start", "data.train=rows.jsonl", "objective=sft", TRAINING, GROUPS)
+    works("rounds", *given, "rounds={steps: [sample, train], count: 2}", "output=out")
+    works("sample", *given, "groups.file=hand", "rows=hand.jsonl")
+    assert Path("out/round-1/right.jsonl").read_bytes() == Path("hand.jsonl").read_bytes()
+    works("train", *given, "groups=null", "data.train=hand.jsonl", "output=first")
+    assert same("out/round-1/train", "first")
+    # Stopped as the first command of round 2 ended: its rows are there and not yet known to be through.
+    plan = json.loads(Path("out/rounds.json").read_text())
+    Path("out/rounds.json").write_text(json.dumps({**plan, "done": [["sample", "train"]]}))
+    shutil.rmtree("out/round-2/train")
+    works("rounds", *given, "rounds={steps: [sample, train], count: 2}", "output=out")
+
+
+def test_rounds_of_revising_train_on_the_revised_rows(folder):
+    Path("texts.yaml").write_text(json.dumps({"refine": "{prompt}"}))
+    loop = "rounds: 1, feedback: none, stop: verifier, verifier: exact, max_new_tokens: 4, templates: texts.yaml"
+    given = ("model=start", "data.train=rows.jsonl", "objective=sft", TRAINING, f"revise={{{loop}}}")
+    works("rounds", *given, "rounds={steps: [revise, train], count: 2, previous: 1}", "output=out")
+    works("revise", *given, "revise.file=hand")
+    works("train", *given, "data.train=hand", "output=first")
+    assert same("out/round-1/train", "first")
+    record = json.loads(Path("out/round-2/train/run.json").read_text())["recipe"]
+    assert record["data"]["train"] == ["out/round-2/revise", "out/round-1/revise"]
+    works("rounds", *given, GROUPS, "rounds={steps: [sample, revise, train], count: 1}", "output=drafts")
+    record = json.loads(Path("drafts/round-1/train/run.json").read_text())["recipe"]
+    assert record["data"]["train"] == ["drafts/round-1/revise"]
+
+
+def test_rounds_of_a_learnt_reward_and_rl(folder):
+    rl = "rl={steps: 2, prompts: 2, group: 4, max_new_tokens: 4, learning_rate: 1e-2}"
+    reward = "reward={steps: 2, pairs: 2, learning_rate: 1e-2, held_out: 0}"
+    given = ("model=start", "data.train=rows.jsonl", "groups={verifier: exact, own: 2, max_new_tokens: 4}", reward, rl)
+    works("rounds", *given, "rounds={steps: [sample, reward, rl], count: 2}", "output=out")
+    for number in (1, 2):
+        record = json.loads(Path(f"out/round-{number}/rl/run.json").read_text())
+        assert record["recipe"]["rl"]["reward_model"] == f"out/round-{number}/reward"
+    assert record["recipe"]["model"]["path"] == "out/round-1/rl"
+    learnt = json.loads(Path("out/round-2/reward/run.json").read_text())
+    assert learnt["recipe"]["model"]["path"] == "out/round-1/rl"
+
+
 def test_one_round_of_training_is_train_and_rl_starts_from_it(folder):
     rl = "rl={verifier: exact, steps: 2, prompts: 2, group: 4, max_new_tokens: 4, learning_rate: 1e-2}"
     given = ("model=start", "data.train=rows.jsonl", "objective=sft", TRAINING, rl)
@@ -204,8 +246,11 @@ def test_a_half_is_drawn_anew_in_every_round(folder):
     [
         (("rounds.steps=[smaple, train]",), "rounds.steps.0: 'smaple' is not allowed; did you mean 'sample'?"),
         (("rounds.steps=[]",), "rounds.steps: nothing trains, so every round would be the first one again"),
-        (("rounds.steps=[sample, evaluate]",), "rounds.steps: nothing after sample reads what it writes; let train"),
-        (("rounds.steps=[train, sample]",), "rounds.steps: nothing after sample reads what it writes; let train"),
+        (
+            ("rounds.steps=[sample, evaluate]",),
+            "rounds.steps: nothing after sample reads what it writes; let revise or",
+        ),
+        (("rounds.steps=[train, sample]",), "rounds.steps: nothing after sample reads what it writes; let revise or"),
         (("rounds.steps=[sample, train, train]",), "rounds.steps: train comes twice"),
         (("rounds.steps=[evaluate, sample, train]",), "rounds.steps: sample after evaluate would not be measured"),
         (("rounds.count=0",), "rounds.count: should be greater than or equal to 1"),
@@ -219,8 +264,31 @@ def test_a_half_is_drawn_anew_in_every_round(folder):
         (("rounds.steps=[sample, train, rl, evaluate]",), "rl: is required and missing: rounds.steps has rl"),
         (("rounds.steps=[sample, train]",), "evaluation.tasks: would be ignored: rounds.steps lacks evaluate"),
         (("evaluation.tasks=[]",), "evaluation.tasks: is empty, so there is nothing to measure"),
-        (("groups.file=there",), "groups.file: would be ignored: each round samples into a folder of its own"),
-        (("objective=sft",), "objective sft trains on demonstrations"),
+        (("groups.file=there",), "groups.file: would be ignored: each round has a folder of its own for that"),
+        (("objective=sft", "groups.verifier=null"), "rows: needs groups.verifier: without one no answer is right"),
+        (("rows=there/right.jsonl",), "rows.file: would be written over by the next round"),
+        (
+            ("rounds.steps=[sample, reward, train, evaluate]",),
+            "rounds.steps: nothing after reward reads what it writes",
+        ),
+        (("rounds.steps=[revise, train, evaluate]",), "revise: is required and missing: rounds.steps has revise"),
+        (
+            (
+                "rounds.steps=[revise, train, evaluate]",
+                "objective=sft",
+                "groups=null",
+                "revise={verifier: exact, file: there}",
+            ),
+            "revise.file: would be ignored: each round has a folder of its own for that",
+        ),
+        (
+            ("rounds.steps=[sample, revise, train, evaluate]", "revise={verifier: exact, draft: completion}"),
+            "revise.draft: would be ignored: sample comes before",
+        ),
+        (
+            ("rounds.steps=[sample, reward, rl, evaluate]", "rl={verifier: exact, reward: reft}"),
+            "rl.reward: would be ignored: reward comes before",
+        ),
         (("groups.verifier=nobody",), "groups.verifier"),
         (("model=nowhere/at/all",), "model: nowhere/at/all: no such folder"),
         (("data.train=gone.jsonl",), "data.train: gone.jsonl"),

@@ -17,7 +17,6 @@ from ballast.records.write import write_json
 if TYPE_CHECKING:
     from rich.text import Text
 
-OBJECTIVES = ("sft", "dft", "prift-prob", "prift-mass", "eksft", "ift", "gft")
 RESULTS = "results.json"
 OUTPUT = Path("runs", "quickstart")
 """Where runs go unasked, with a number behind it where there are some already."""
@@ -54,14 +53,25 @@ RECIPE: Mapping[str, Any] = {
     },
 }
 
-OWN: Mapping[str, Mapping[str, Any]] = {
-    # A step of GFT trains on five answers for each prompt, so an epoch of it is work for five.
+VERIFIER = "ballast.lab.arithmetic:verify"
+ROWS: Mapping[str, Mapping[str, Any]] = {
+    **{name: {} for name in ("sft", "dft", "prift-prob", "prift-mass", "eksft", "ift")},
+    # A step of GFT trains on five answers for each prompt, so an epoch of it is work for five; of the two below, two.
     "gft": {
         "training": {"num_train_epochs": 1, "logging_steps": 1},
-        "groups": {"verifier": "ballast.lab.arithmetic:verify", "own": 4, "max_new_tokens": 64},
+        "groups": {"verifier": VERIFIER, "own": 4, "max_new_tokens": 64},
     },
+    "self-train": {
+        "training": {"num_train_epochs": 3, "logging_steps": 4},
+        "groups": {"verifier": VERIFIER, "own": 1, "max_new_tokens": 64},
+    },
+    "irft": {
+        "training": {"num_train_epochs": 3, "logging_steps": 4},
+        "groups": {"own": 1, "refresh": 8, "max_new_tokens": 64},
+    },
+    "sft-half": {"name": "sft", "training": {"half": 0.5}},
 }
-"""What is laid over the recipe for one objective."""
+"""The rows of the table: what is laid over the recipe for each, and its objective where the row is called otherwise."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +98,13 @@ LEGEND = """\
 Beside a figure: its 95 % interval over the problems, for this one seed; another seed moves every row.
 entropy: nats per token on the model's own samples.   KL to base: nats per token, same samples.
 forgetting: nats per token on the pretraining text's other styles; lower is better, the base's row is before training.
-gft: one epoch with five answers for each prompt, four of them the model's own; the others: six epochs of one.
+gft: one epoch with five answers for each prompt, four of them the model's own; self-train (of ReFT) and irft: three
+epochs with two, one of them the model's own; the others: six epochs of one. sft-half trains half of the weights (HFT).
 Nothing here is after reinforcement learning, which is what eksft is for."""
+
+MORE = """\
+Not in the table, since each is more than one run: revised answers (Self-Refine, SEFT: docs/revise.md), rounds (SPIN:
+docs/rounds.md), a learnt reward (RFT: docs/reward.md), RL (ReFT: docs/rl.md), code tasks (docs/lab-code.md)."""
 
 
 def run_quickstart(
@@ -97,7 +112,7 @@ def run_quickstart(
     output: Path | None = None,
     seed: int = 42,
     say: Callable[[Any], Any] = print,
-    objectives: tuple[str, ...] = OBJECTIVES,
+    rows: tuple[str, ...] = tuple(ROWS),
 ) -> dict[str, Any]:
     """Score the lab's demonstrations, fine-tune the base with each objective, measure, and print a table.
 
@@ -105,7 +120,7 @@ def run_quickstart(
         output: new or empty folder for checkpoints, run records, `RESULTS` and the report; by default `OUTPUT`.
         seed: of the order of the rows and of the samples.
         say: what prints lines and the table.
-        objectives: names of the objectives to train with.
+        rows: of `ROWS`.
 
     Returns:
         What `RESULTS` holds: per row of the table its metrics with intervals and its seconds.
@@ -121,13 +136,14 @@ def run_quickstart(
         raise BallastError(f"--output {folder}: is not an empty folder, two runs would mix; name a new one")
     configure_process(threads=1)
     started = time.monotonic()
-    rows = _rows(folder, objectives, seed, say)
-    results = {"seed": seed, "recipe": dict(RECIPE), "rows": rows, "seconds": round(time.monotonic() - started, 1)}
+    found = _rows(folder, rows, seed, say)
+    results = {"seed": seed, "recipe": dict(RECIPE), "rows": found, "seconds": round(time.monotonic() - started, 1)}
     write_json(folder / RESULTS, results)
-    _write_tokens(folder, objectives, seed)
+    _write_tokens(folder, rows, seed)
     page, _ = write_report([folder])
-    say(table(rows))
+    say(table(found))
     say(LEGEND)
+    say(MORE)
     say(f"{results['seconds']:.0f} s in all. Recipes of your own: docs/recipe.md; rates, seeds, RL: docs/compare.md.")
     say(f"report: {page}")
     return results
@@ -143,15 +159,16 @@ def _has_content(folder: Path) -> bool:
     return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
-def _write_tokens(folder: Path, objectives: tuple[str, ...], seed: int) -> None:
+def _write_tokens(folder: Path, rows: tuple[str, ...], seed: int) -> None:
     """Let the report show some rows token by token; the first of them has a wrong result in it."""
     from ballast.objectives import objective
     from ballast.pipeline.inspect import write_tokens
 
-    write_tokens(_recipe(seed), [objective(name) for name in objectives], folder)
+    names = dict.fromkeys(ROWS[row].get("name", row) for row in rows)
+    write_tokens(_recipe(seed), [objective(name) for name in names], folder)
 
 
-def _rows(folder: Path, objectives: tuple[str, ...], seed: int, say: Callable[[Any], Any]) -> list[dict[str, Any]]:
+def _rows(folder: Path, wanted: tuple[str, ...], seed: int, say: Callable[[Any], Any]) -> list[dict[str, Any]]:
     from ballast.compare.plan import method_recipe
     from ballast.config.sections import MethodSection
     from ballast.pipeline import run_score, run_train
@@ -162,10 +179,10 @@ def _rows(folder: Path, objectives: tuple[str, ...], seed: int, say: Callable[[A
     run_score(recipe.model_copy(update={"reference": ReferenceSection(cache=cache)}), say=lambda _: None)
     say(f"scored the demonstrations under the base, once ({time.monotonic() - started:.1f} s)")
     rows: list[dict[str, Any]] = []
-    for name in objectives:
+    for name in wanted:
         started = time.monotonic()
         own = {"output": str(folder / name), "evaluation": recipe.evaluation.model_copy(update={"base": not rows})}
-        method = method_recipe(recipe, MethodSection(name=name, **OWN.get(name, {})), cache=cache)
+        method = method_recipe(recipe, MethodSection(**{"name": name, **ROWS[name]}), cache=cache)
         outcome = run_train(method.model_copy(update=own), say=lambda _: None, progress=False)
         seconds = round(time.monotonic() - started, 1)
         say(f"trained and measured {name} ({seconds:.0f} s)")

@@ -98,6 +98,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("product", {"of": ["sft", {"name": "asft", "lambda_kl": 0.4}, "prift-prob", "kl-sft"]}),
     ("product", {"of": [{"name": "eksft", "scope": "batch", "lambda_h": 0, "lambda_kl": 0}, "iw-sft"]}),
     ("product", {"of": [{"name": "gft", "aggregation": "sequence"}, "luffy"]}),
+    ("product", {"of": ["weighted-sft", "dft", {"name": "kl-sft", "lambda_kl": 0.3}]}),
+    ("product", {"of": ["talr", "prift-prob"]}),
     *(("profit", options) for options in ({}, {"keep": "lower", "threshold": 0.3})),
     ("profit", {"keep": "middle", "threshold": 0.1, "upper": 0.5}),
     *(("rift", options) for options in ({}, {"wrong": 0}, {"right": 0.8, "wrong": -0.5})),

@@ -20,7 +20,7 @@ def quickstart(
     output: Annotated[Path | None, place("--output", "Keep the runs in this folder.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of data order and samples.")] = 42,
 ) -> None:
-    """Fine-tune with seven objectives on the embedded lab and compare them: minutes on two cores, no download."""
+    """Fine-tune in ten ways on the embedded lab and compare them: minutes on two cores, no download."""
     from ballast.pipeline import quiet
     from ballast.quickstart import run_quickstart
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -12,7 +12,7 @@ from ballast.files import expanded
 from ballast.objectives import Objective
 from ballast.objectives import objective as build_objective
 from ballast.objectives import problems as objective_problems
-from ballast.options import Options, OptionsError, Text, Where
+from ballast.options import Options, OptionsError, Sources, Text, Where
 
 
 def _listed_rates(value: Any) -> Any:
@@ -70,6 +70,8 @@ class MethodSection(ObjectiveSection):
 
     label: str = ""
     """What the row is called in results and folders; the objective's name where absent."""
+    data: Sources = ()
+    """Training rows of this row of the table, in place of the recipe's `data.train`: a source, or a list of them."""
     rates: Rates = ()
     """Learning rates of this row; those of all rows where absent."""
     groups: dict[str, Any] = Field(default_factory=dict)
@@ -152,9 +154,11 @@ class CompareSection(Options):
         return value
 
 
-Verb = Literal["sample", "train", "rl", "evaluate"]
-READERS: dict[str, tuple[str, ...]] = {"sample": ("train",)}
+Verb = Literal["sample", "revise", "reward", "train", "rl", "evaluate"]
+READERS = {"sample": ("revise", "reward", "train"), "revise": ("train",), "reward": ("rl",)}
 """Commands whose output is nothing by itself, and those that read it."""
+MAKERS = ("sample", "revise")
+"""Commands that make what `train` reads."""
 TRAINERS = ("train", "rl")
 """Commands that end with another model."""
 
@@ -165,11 +169,11 @@ class RoundsSection(Options):
     owner: ClassVar[str] = "rounds."
 
     steps: tuple[Verb, ...] = Field(strict=False)
-    """Commands of a round, in their order: `sample`, `train`, `rl`, and `evaluate` last."""
+    """Commands of a round, in their order: `sample`, `revise`, `reward`, `train`, `rl`, and `evaluate` last."""
     count: int = Field(3, ge=1, le=1000)
     """Rounds in all; raise it to go on."""
     previous: int = Field(0, ge=0)
-    """Earlier rounds whose answers `train` reads beside those of its own round's `sample`; SPIN's is 1."""
+    """Earlier rounds whose answers or rows `train` reads beside those of its own; SPIN's is 1."""
 
     @model_validator(mode="after")
     def _goes_together(self) -> RoundsSection:
@@ -177,17 +181,22 @@ class RoundsSection(Options):
             raise OptionsError(problems)
         return self
 
+    def before(self, verb: str, wanted: Sequence[str]) -> list[str]:
+        """Return those of some commands that a command comes after; none where it is no step."""
+        place = self.steps.index(verb) if verb in self.steps else 0
+        return [one for one in self.steps[:place] if one in wanted]
+
     def _conflicts(self) -> Iterator[tuple[Where, str]]:
         for place, verb in enumerate(self.steps):
             later = self.steps[place + 1 :]
             if verb in later:
                 yield ("steps",), f"{verb} comes twice, and its second output would take the place of the first"
-            readers = READERS.get(verb, ())
+            readers: tuple[str, ...] = READERS.get(verb, ())
             if readers and not set(readers) & set(later):
                 yield ("steps",), f"nothing after {verb} reads what it writes; let {' or '.join(readers)} follow it"
             if verb == "evaluate" and later:
                 yield ("steps",), f"{later[0]} after evaluate would not be measured; put evaluate last"
         if not set(TRAINERS) & set(self.steps):
             yield ("steps",), "nothing trains, so every round would be the first one again; add train or rl"
-        if self.previous and not {"sample", "train"} <= set(self.steps):
-            yield ("previous",), "would be ignored: no train follows a sample; set it to 0"
+        if self.previous and not self.before("train", MAKERS):
+            yield ("previous",), "would be ignored: no train reads what a sample or revise made; set it to 0"

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ballast import checkpoints, models
-from ballast.config.recipe import EvaluationSection, ModelSection, Recipe
-from ballast.config.sections import TRAINERS, RoundsSection
+from ballast import models
+from ballast.config.recipe import Recipe
+from ballast.config.sections import TRAINERS
 from ballast.errors import BallastError, Interrupted
 from ballast.pipeline.digests import inputs_of
 from ballast.pipeline.evaluate import BASE, READINESS, base_model, measure, table_of
+from ballast.pipeline.revise import run_revise
+from ballast.pipeline.reward import run_reward
 from ballast.pipeline.rl import run_rl
+from ballast.pipeline.round_recipes import Round
 from ballast.pipeline.run_folder import alone, write_evals
 from ballast.pipeline.sample import run_sample
 from ballast.pipeline.stopping import INTERRUPTED
@@ -33,71 +35,21 @@ SHRINK = ("entropy", "pass@", "mixed@", "distinct@")
 Step = Callable[["Round"], Any]
 
 
-@dataclass(frozen=True)
-class Round:
-    """One round of a recipe.
-
-    Attributes:
-        number: from 1.
-        model: what the next command starts from.
-    """
-
-    recipe: Recipe
-    number: int
-    model: ModelSection
-    say: Say
-    progress: bool = True
-
-    @property
-    def rounds(self) -> RoundsSection:
-        """The recipe's section."""
-        assert self.recipe.rounds is not None
-        return self.recipe.rounds
-
-    def folder(self, verb: str, number: int | None = None) -> Path:
-        """Return where a command of this round, or of another, leaves what it makes."""
-        return Path(str(self.recipe.output)) / f"round-{number or self.number}" / verb
-
-    def part(self, verb: str, **changes: Any) -> Recipe:
-        """Return the recipe of a command: of round 1 what the command by itself would run, but for its output."""
-        own = {
-            "model": self.model,
-            "rounds": None,
-            "compare": None,
-            "output": str(self.folder(verb)),
-            "seed": self.recipe.seed + self.number - 1,
-            "evaluation": EvaluationSection(),
-        }
-        return self.recipe.model_copy(update={**own, **changes})
-
-    def sampling(self) -> Recipe:
-        """Return the recipe of `sample`."""
-        assert self.recipe.groups is not None
-        return self.part("sample", groups=self.recipe.groups.changed({"file": str(self.folder("sample"))}))
-
-    def training(self) -> Recipe:
-        """Return the recipe of `train`: on the answers of this round and of earlier ones, where the rounds sample."""
-        if "sample" not in self.rounds.steps:
-            return self.part("train")
-        assert self.recipe.groups is not None
-        first = max(1, self.number - self.rounds.previous)
-        files = [str(self.folder("sample", number)) for number in range(self.number, first - 1, -1)]
-        return self.part("train", groups=self.recipe.groups.changed({"file": files}))
-
-    def resumes(self, verb: str) -> bool:
-        """Return whether a run goes on in its folder; what has no checkpoint to go on from is removed."""
-        folder = self.folder(verb)
-        record, weights_only = read_record(folder), bool(self.recipe.training.get("save_only_model"))
-        if record is not None and record.status in ("trained", "finished"):
-            return True
-        if record is not None and checkpoints.last_whole(folder, weights_only=weights_only).path is not None:
-            return True
-        discard(folder)
-        return False
-
-
 def _sample(one: Round) -> None:
+    # A sample that was stopped as it ended may have left them; they are made of the folder, and the same again.
+    one.folder(one.right).unlink(missing_ok=True)
     run_sample(one.sampling(), say=one.say)
+
+
+def _revise(one: Round) -> None:
+    run_revise(one.revising(), say=one.say)
+
+
+def _reward(one: Round) -> None:
+    record = read_record(one.folder("reward"))
+    if record is None or record.status != "finished":
+        discard(one.folder("reward"))
+        run_reward(one.learning_reward(), say=one.say, progress=one.progress)
 
 
 def _train(one: Round) -> None:
@@ -105,14 +57,21 @@ def _train(one: Round) -> None:
 
 
 def _rl(one: Round) -> None:
-    run_rl(one.part("rl"), resume=one.resumes("rl"), say=one.say, progress=one.progress)
+    run_rl(one.reinforcing(), resume=one.resumes("rl"), say=one.say, progress=one.progress)
 
 
 def _evaluate(one: Round) -> None:
     _measure(one, f"round {one.number}", one.number)
 
 
-STEPS: dict[str, Step] = {"sample": _sample, "train": _train, "rl": _rl, "evaluate": _evaluate}
+STEPS: dict[str, Step] = {
+    "sample": _sample,
+    "revise": _revise,
+    "reward": _reward,
+    "train": _train,
+    "rl": _rl,
+    "evaluate": _evaluate,
+}
 
 
 def run_rounds(recipe: Recipe, *, say: Say = print, progress: bool = True) -> list[EvalRecord]:

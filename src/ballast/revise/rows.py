@@ -20,7 +20,17 @@ if TYPE_CHECKING:
 VERSION = 1
 LEFT_OUT = "left-out"
 """Folder of the rows that are not trained on, part by part."""
-NOT_STORED = ("batch_tokens", "seconds", "file", "pairs", "label", "reviser", "templates", "draft")
+NOT_STORED = (
+    "batch_tokens",
+    "seconds",
+    "allow_code_execution",
+    "file",
+    "pairs",
+    "label",
+    "reviser",
+    "templates",
+    "draft",
+)
 """Options that leave the rows alone, or stand in the settings by their content."""
 OTHER_FORMATS = ("messages", "conversations", "text", "input_ids", "labels", "completion_mask", "assistant_masks")
 """Columns that would make a second training format of a row with prompt and completion."""

@@ -1,24 +1,70 @@
-"""What is wrong with rounds: the commands' own checks, on what the first round gives them."""
+"""What is wrong with rounds: the commands' own checks, on what a first round has before any of them has run."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 from ballast.config.recipe import Check, Recipe
 from ballast.config.source import Problem
 from ballast.files import place_problem
-from ballast.pipeline.checks import common, rl
+from ballast.options import Options, Where
+from ballast.pipeline.checks import common, revise, reward, rl
 from ballast.pipeline.inputs import silent
-from ballast.pipeline.rounds import Round, problem_with
+from ballast.pipeline.round_recipes import Round, on_groups
+from ballast.pipeline.rounds import problem_with
 
-SECTIONS = {"sample": "groups", "train": "objective", "rl": "rl"}
+SECTIONS = {"sample": "groups", "revise": "revise", "train": "objective", "rl": "rl"}
 """What a command cannot do without."""
-CHECKS: dict[str, tuple[Check, ...]] = {
-    "sample": common.SAMPLE_CHECKS,
-    "train": common.RESUME_CHECKS[:-1],
-    "rl": rl.RL_RESUME_CHECKS[:-1],
-    "evaluate": common.TASK_CHECKS,
+
+
+@dataclass(frozen=True)
+class Command:
+    """How a command is checked.
+
+    Attributes:
+        checks: its own, but for the place of its output.
+        stub: the recipe that they see: what earlier commands are to make is not there.
+        unseen: sections that are not looked at, since they will name such things.
+    """
+
+    checks: tuple[Check, ...]
+    stub: Callable[[Round], Recipe] = lambda one: one.recipe
+    unseen: Callable[[Round], frozenset[str]] = lambda one: frozenset()
+
+
+def _revising(one: Round) -> Recipe:
+    assert one.recipe.revise is not None
+    changed = one.recipe.revise.changed({"file": str(one.folder("revise"))})
+    return one.recipe.model_copy(update={"revise": changed})
+
+
+def _training(one: Round) -> Recipe:
+    rows = one.source is not None and not on_groups(one.recipe)
+    return one.recipe.model_copy(update={"groups": None}) if rows else one.recipe
+
+
+def _reinforcing(one: Round) -> Recipe:
+    options = one.recipe.rl
+    assert options is not None
+    judged = options.verifier is not None or not one.rounds.before("rl", ("reward",))
+    # The reward that will be learnt needs no verifier.
+    return one.recipe if judged else one.recipe.model_copy(update={"rl": options.changed({"verifier": "exact"})})
+
+
+COMMANDS = {
+    "sample": Command(common.SAMPLE_CHECKS, Round.sampling),
+    "revise": Command(revise.REVISE_CHECKS, _revising),
+    "reward": Command(reward.REWARD_CHECKS[1:], unseen=lambda one: frozenset({"groups"})),
+    "train": Command(
+        common.RESUME_CHECKS[:-1],
+        _training,
+        lambda one: frozenset({"groups"} if one.source == "revise" and on_groups(one.recipe) else ()),
+    ),
+    "rl": Command(rl.RL_RESUME_CHECKS[:-1], _reinforcing),
+    "evaluate": Command(common.TASK_CHECKS),
 }
 
 
@@ -36,19 +82,49 @@ def check_rounds(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     lacking = [verb for verb in steps if (key := SECTIONS.get(verb)) and key not in broken and not getattr(recipe, key)]
     for verb in lacking:
         yield Problem((SECTIONS[verb],), f"is required and missing: rounds.steps has {verb}")
-    if recipe.evaluation.tasks and "evaluate" not in steps and "evaluation" not in broken:
+    needed = {SECTIONS.get(verb, "rounds") for verb in steps} | {"model", "output", "objective"}
+    if recipe.model is None or recipe.output is None or broken & needed:
+        return
+    if recipe.objective is not None and recipe.objective.problems():  # reported with the recipe
+        return
+    # Of a round whose folder is never there.
+    one = Round(recipe, 0, recipe.model, silent)
+    ignored = list(_ignored(one))
+    yield from ignored
+    for verb in (verb for verb in steps if not lacking and not ignored):
+        command = COMMANDS[verb]
+        for check in command.checks:
+            yield from check(command.stub(one), broken | command.unseen(one))
+
+
+def _ignored(one: Round) -> Iterator[Problem]:
+    """What a recipe sets and the rounds decide."""
+    recipe, before = one.recipe, one.rounds.before
+    own = "would be ignored: each round has a folder of its own for that; leave it out"
+    if recipe.evaluation.tasks and "evaluate" not in one.rounds.steps:
         yield Problem(("evaluation", "tasks"), "would be ignored: rounds.steps lacks evaluate; add it as the last step")
-    if "sample" in steps and "groups" not in broken and recipe.groups is not None and recipe.groups.file:
-        message = "would be ignored: each round samples into a folder of its own; leave it out"
-        yield Problem(("groups", "file"), message)
-        return
-    if recipe.model is None or recipe.output is None or broken & {"model", "output"}:
-        return
-    one = Round(recipe, 1, recipe.model, silent)
-    for verb in (verb for verb in steps if verb not in lacking):
-        part = one.sampling() if verb == "sample" else recipe
-        for check in CHECKS[verb]:
-            yield from check(part, broken)
+    found: list[tuple[Where, Options | None, bool, str]] = [
+        (("groups", "file"), recipe.groups, "sample" in one.rounds.steps, own),
+        (("revise", "file"), recipe.revise, "revise" in one.rounds.steps, own),
+        (("revise", "pairs"), recipe.revise, "revise" in one.rounds.steps, "makes pairs, not rows; leave it out"),
+        (("revise", "draft"), recipe.revise, bool(before("revise", ("sample",))), _by("sample")),
+        (("rl", "reward"), recipe.rl, bool(before("rl", ("reward",))), _by("reward")),
+        (("rl", "reward_model"), recipe.rl, bool(before("rl", ("reward",))), _by("reward")),
+    ]
+    for where, section, decided, message in found:
+        if (
+            decided
+            and section is not None
+            and getattr(section, str(where[-1]))
+            and where[-1] in section.model_fields_set
+        ):
+            yield Problem(where, message)
+    if recipe.rows is not None and Path(recipe.rows.file).name != recipe.rows.file:
+        yield Problem(("rows", "file"), "would be written over by the next round; give a name without a folder")
+
+
+def _by(verb: str) -> str:
+    return f"would be ignored: {verb} comes before, and what it makes is read; leave it out"
 
 
 def check_place(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
