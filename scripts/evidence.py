@@ -26,7 +26,8 @@ PAGE = EVIDENCE / "README.md"
 START, END = "<!-- tables: scripts/evidence.py -->", "<!-- end of tables -->"
 BEFORE, AFTER = "before_rl", "after_rl"
 STAGES = {BEFORE: "", AFTER: ", after RL"}
-GREEDY, SAMPLED, ENTROPY = ("greedy", "accuracy"), ("ready", "pass@1"), ("ready", "entropy")
+GREEDY, SAMPLED = ("greedy", "accuracy"), ("ready", "pass@1")
+ENTROPY, FORGETTING = ("ready", "entropy"), ("ready", "forgetting")
 LEVEL = 0.05
 STYLES = ("steps", "words", "answer")
 OPENINGS = {"s": "words", "#": "answer"}
@@ -59,6 +60,12 @@ CLAIMS = (
     Claim("GFT beats GRPO from the base (GFT)", SAMPLED, ("gft", BEFORE), ("base", AFTER)),
     Claim("IFT beats SFT (IFT)", GREEDY, ("ift", BEFORE), ("sft", BEFORE)),
     Claim("IFT beats SFT (IFT)", SAMPLED, ("ift", BEFORE), ("sft", BEFORE)),
+    Claim("half fine-tuning beats full (HFT)", GREEDY, ("sft-half", BEFORE), ("sft", BEFORE)),
+    Claim("half fine-tuning beats full (HFT)", SAMPLED, ("sft-half", BEFORE), ("sft", BEFORE)),
+    Claim("half fine-tuning beats full (HFT)", GREEDY, ("dft-half", BEFORE), ("dft", BEFORE)),
+    Claim("half fine-tuning beats full (HFT)", SAMPLED, ("dft-half", BEFORE), ("dft", BEFORE)),
+    Claim("full fine-tuning forgets more (HFT)", FORGETTING, ("sft", BEFORE), ("sft-half", BEFORE)),
+    Claim("full fine-tuning forgets more (HFT)", FORGETTING, ("dft", BEFORE), ("dft-half", BEFORE)),
 )
 
 
@@ -73,7 +80,7 @@ def judge(difference: Mapping[str, Any]) -> str:
     return word if sure else f"{word}, on these items"
 
 
-def claims(output: Path, summary: Summary) -> list[dict[str, Any]]:
+def claims(output: Path, summary: Summary, made: Sequence[Claim] = CLAIMS) -> list[dict[str, Any]]:
     """Return the claims with their paired differences; p is adjusted by Holm over all claims of a comparison."""
     from ballast.compare.results import difference
     from ballast.compare.statistics import holm
@@ -83,7 +90,7 @@ def claims(output: Path, summary: Summary) -> list[dict[str, Any]]:
     runs = {run.path: run for run in read_comparison(Store(output))}
     stages = {(row.label, stage): there for row in summary.rows for stage, there in row.stages.items()}
     found = []
-    for claim in CLAIMS:
+    for claim in made:
         if claim.higher in stages and claim.lower in stages:
             higher, lower = ([runs[path] for path in stages[side].runs] for side in (claim.higher, claim.lower))
             apart = difference(higher, lower, *claim.metric)
@@ -155,19 +162,19 @@ def keep(output: Path) -> Path:
     for page in write_report([output]):
         assert page.name in (HTML, MARKDOWN)
         shutil.copy(page, folder / page.name)
-    (folder / "summary.json").write_text(json.dumps(_rounded(summary.plain()), separators=(",", ":")) + "\n")
+    (folder / "summary.json").write_text(json.dumps(rounded(summary.plain()), separators=(",", ":")) + "\n")
     write_json(folder / "claims.json", claims(output, summary))
-    write_json(folder / "styles.json", _rounded(styles(output, summary)))
+    write_json(folder / "styles.json", rounded(styles(output, summary)))
     return folder
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Return a record with numbers of eight digits: what is beyond them differs between machines."""
     if isinstance(value, float):
         return float(f"{value:.8g}")
     if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
-    return [_rounded(one) for one in value] if isinstance(value, list) else value
+        return {key: rounded(one) for key, one in value.items()}
+    return [rounded(one) for one in value] if isinstance(value, list) else value
 
 
 def tables() -> str:
@@ -219,12 +226,12 @@ def overview(summary: Summary) -> str:
     lines = ["| | rate | " + " | ".join(name for name, *_ in COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
     for row in summary.rows:
         rate = "–" if row.rate is None else f"{row.rate:g}" + ("" if row.edge is None else f" ({row.edge})")
-        cells = [_cell(row.result(stage, task, metric)) for _, stage, task, metric in COLUMNS]
+        cells = [cell(row.result(stage, task, metric)) for _, stage, task, metric in COLUMNS]
         lines.append(f"| {row.label} | {rate} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _cell(result: Result | None) -> str:
+def cell(result: Result | None) -> str:
     if result is None:
         return "–"
     one: Estimate = result.over_seeds if len(result.values) > 1 else result.over_items or result.over_seeds

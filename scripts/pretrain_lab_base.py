@@ -10,7 +10,7 @@ import json
 import math
 import string
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from random import Random
 
@@ -28,11 +28,11 @@ PROMPT_WEIGHT = 0.1
 CONTEXT = 256
 
 
-def character_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per character, no beginning token, so that a prompt is always a prefix of prompt plus completion."""
-    vocabulary = {token: index for index, token in enumerate([PAD, EOS, UNK, *CHARACTERS])}
+def closed_tokenizer(tokens: Iterable[str], pattern: str) -> PreTrainedTokenizerFast:
+    """Each match of a pattern is a token, or unknown. No beginning token, so that a prompt is always a prefix."""
+    vocabulary = {token: index for index, token in enumerate([PAD, EOS, UNK, *tokens])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([PAD, EOS, UNK])
     return PreTrainedTokenizerFast(
@@ -69,11 +69,13 @@ def fresh_model(tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int, he
     return model
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, options: argparse.Namespace) -> Iterator[list[torch.Tensor]]:
+def batches(
+    tokenizer: PreTrainedTokenizerFast, draw: Callable[[Random], str], options: argparse.Namespace
+) -> Iterator[list[torch.Tensor]]:
     """Yield each step's rows as ``parts`` padded id matrices [rows/parts, T], sorted by length to save padding."""
-    rng, exclude = Random(f"pretraining {options.seed}"), held_out()
+    rng = Random(f"pretraining {options.seed}")
     for _ in range(options.steps):
-        texts = [draw_text(rng, list(STYLES), LENGTHS, exclude) + EOS for _ in range(options.rows)]
+        texts = [draw(rng) + EOS for _ in range(options.rows)]
         ids = sorted(tokenizer(texts)["input_ids"], key=len)
         size = math.ceil(options.rows / options.parts)
         yield [_pad(ids[start : start + size], tokenizer.pad_token_id) for start in range(0, options.rows, size)]
@@ -85,7 +87,7 @@ def _pad(ids: list[list[int]], pad: int) -> torch.Tensor:
 
 
 def token_weights(ids_BT: torch.Tensor, pad: int, mark: int) -> torch.Tensor:
-    """Weights of the targets [B, T-1]: `PROMPT_WEIGHT` up to the question mark, 1 after it, 0 on padding."""
+    """Weights of the targets [B, T-1]: `PROMPT_WEIGHT` up to the mark that ends a prompt, 1 after it, 0 on padding."""
     targets_BT = ids_BT[:, 1:]
     is_mark_BT = targets_BT == mark
     in_prompt_BT = is_mark_BT.cumsum(1) - is_mark_BT.long() == 0
@@ -100,28 +102,43 @@ def summed_loss(model: LlamaForCausalLM, ids_BT: torch.Tensor, weights_BT: torch
 
 
 def rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over 150 steps, then cosine to 2 % of the peak."""
-    if step < 150:
-        return peak * (step + 1) / 150
-    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - 150) / max(1, steps - 150))))
+    """Linear warm-up over a sixth of the steps, at most 150, then cosine to 2 % of the peak."""
+    warmup = min(150, max(1, steps // 6))
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))))
 
 
-def pretrain(options: argparse.Namespace) -> None:
-    """Train, save the model (bfloat16) and tokenizer to ``options.out``, and the log to ``options.log``."""
+def pretrain(
+    options: argparse.Namespace,
+    tokenizer: PreTrainedTokenizerFast,
+    draw: Callable[[Random], str],
+    mark: str,
+    text: dict[str, object],
+) -> None:
+    """Train, save the model (bfloat16) and tokenizer to ``options.out``, and the log to ``options.log``.
+
+    Args:
+        draw: one row of text, prompt and completion.
+        mark: the token that ends a prompt.
+        text: what the log says of the text.
+    """
     torch.manual_seed(options.seed)
     torch.set_num_threads(options.threads)
-    tokenizer = character_tokenizer()
-    model = fresh_model(tokenizer, options.hidden, options.layers, options.heads)
+    if options.start is None:
+        model = fresh_model(tokenizer, options.hidden, options.layers, options.heads)
+    else:
+        model = LlamaForCausalLM.from_pretrained(options.start, dtype=torch.float32)
     decay = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim == 1]
     optimizer = torch.optim.AdamW(
         [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], lr=0.0, betas=(0.9, 0.98)
     )
-    pad, mark = tokenizer.pad_token_id, tokenizer.convert_tokens_to_ids("?")
+    pad, end = tokenizer.pad_token_id, tokenizer.convert_tokens_to_ids(mark)
     curve: list[dict] = []
     started, window, counted = time.monotonic(), 0.0, 0.0
-    for step, parts in enumerate(batches(tokenizer, options)):
-        weights = [token_weights(part, pad, mark) for part in parts]
+    for step, parts in enumerate(batches(tokenizer, draw, options)):
+        weights = [token_weights(part, pad, end) for part in parts]
         total = sum(part.sum().item() for part in weights)
         for part, weights_BT in zip(parts, weights, strict=True):
             loss = summed_loss(model, part, weights_BT)
@@ -141,7 +158,7 @@ def pretrain(options: argparse.Namespace) -> None:
         if options.save_every and (step + 1) % options.save_every == 0:
             save(model, tokenizer, options.out)
     save(model, tokenizer, options.out)
-    write_log(options, model, curve)
+    write_log(options, model, curve, text)
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
@@ -155,11 +172,11 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
     tokenizer.save_pretrained(out)
 
 
-def write_log(options: argparse.Namespace, model: LlamaForCausalLM, curve: list[dict]) -> None:
+def write_log(options: argparse.Namespace, model: LlamaForCausalLM, curve: list[dict], text: dict[str, object]) -> None:
     """Write settings, size and loss curve (weighted mean nats per token over 100 steps) as JSON."""
-    settings = {key: value for key, value in vars(options).items() if key not in ("out", "log", "save_every")}
+    settings = {key: value for key, value in vars(options).items() if key not in ("out", "log", "save_every", "start")}
     log = {
-        "settings": settings | {"lengths": LENGTHS, "prompt_weight": PROMPT_WEIGHT, "styles": list(STYLES)},
+        "settings": settings | {"prompt_weight": PROMPT_WEIGHT} | text,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "torch": torch.__version__,
     }
@@ -168,22 +185,36 @@ def write_log(options: argparse.Namespace, model: LlamaForCausalLM, curve: list[
     options.log.write_text(f'{head},\n "curve": [\n  {points}\n ]\n}}\n')
 
 
+def parser(about: str, out: str, log: str) -> argparse.ArgumentParser:
+    """Return the command line; the defaults are those of the arithmetic base."""
+    found = argparse.ArgumentParser(description=about)
+    found.add_argument("--out", type=Path, default=Path(out))
+    found.add_argument("--log", type=Path, default=Path(log))
+    found.add_argument("--start", type=Path, default=None, help="folder of a model to go on from; none: random weights")
+    found.add_argument("--seed", type=int, default=0)
+    found.add_argument("--steps", type=int, default=900)
+    found.add_argument("--rows", type=int, default=64, help="rows of one step")
+    found.add_argument("--parts", type=int, default=2, help="forward passes of one step, rows sorted by length")
+    found.add_argument("--lr", type=float, default=1.5e-3)
+    found.add_argument("--hidden", type=int, default=160)
+    found.add_argument("--layers", type=int, default=4)
+    found.add_argument("--heads", type=int, default=5)
+    found.add_argument("--threads", type=int, default=2)
+    found.add_argument("--save-every", type=int, default=0, help="also save every so many steps")
+    return found
+
+
 def main() -> None:
     """Parse the command line and pretrain."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("src/ballast/lab/base"))
-    parser.add_argument("--log", type=Path, default=Path("docs/lab_base_log.json"))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=900)
-    parser.add_argument("--rows", type=int, default=64, help="rows of one step")
-    parser.add_argument("--parts", type=int, default=2, help="forward passes of one step, rows sorted by length")
-    parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--hidden", type=int, default=160)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--heads", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--save-every", type=int, default=0, help="also save every so many steps")
-    pretrain(parser.parse_args())
+    options = parser(__doc__.splitlines()[0], "src/ballast/lab/base", "docs/lab_base_log.json").parse_args()
+    styles, exclude = list(STYLES), held_out()
+    pretrain(
+        options,
+        closed_tokenizer(CHARACTERS, r"[\s\S]"),
+        lambda rng: draw_text(rng, styles, LENGTHS, exclude),
+        "?",
+        {"lengths": LENGTHS, "styles": styles},
+    )
 
 
 if __name__ == "__main__":

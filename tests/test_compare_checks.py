@@ -9,6 +9,7 @@ from ballast.compare import COMPARE_CHECKS
 from ballast.compare.checks import check_choice, check_place, check_rows, check_section, check_then
 from ballast.config.recipe import load_recipe
 from ballast.config.source import RecipeError
+from ballast.pipeline.checks import common
 
 BASE = """\
 model: lab
@@ -71,6 +72,12 @@ def test_the_recipe_of_these_tests_is_fine(recipe):
             "compare.objectives.1.training.learning_rate: would be",
         ),
         ("compare.objectives.1.rates=[1e-4, 1e-4]", "compare.objectives.1.rates: 0.0001 is listed twice"),
+        ("compare.objectives.1.data=none.jsonl", "compare.objectives.1.data: none.jsonl: no such file or folder"),
+        (
+            "compare.objectives.1.data=[lab:train, lab:tain]",
+            "compare.objectives.1.data.1: lab:tain: the lab has no such",
+        ),
+        ("compare.objectives.1.data={train: lab:train}", "compare.objectives.1.data: "),
         ("compare.objectives.1.label=a/b", "compare.objectives.1.label: label 'a/b' cannot name a folder"),
         ("compare.objectives.1.label=a\\b", "cannot name a folder; use up to 100 letters, digits and . _ -"),
         (f"compare.objectives.1.label={'a' * 101}", "cannot name a folder; use up to 100 letters"),
@@ -106,6 +113,15 @@ def test_the_recipe_of_these_tests_is_fine(recipe):
 )
 def test_a_bad_value_is_one_line_with_its_key(recipe, override, said):
     assert said in only(recipe, override)
+
+
+def test_a_row_of_other_data_shares_no_budget_of_tokens_and_no_demonstrations(recipe):
+    own = "compare.objectives.1.data=lab:train-few"
+    assert "compare.objectives.1.data: compare.budget.tokens counts" in only(recipe, own, "compare.budget={tokens: 99}")
+    ready = "{name: ready, kind: readiness, data: lab:test, verifier: exact, limit: 4, demonstrations: data.train}"
+    said = only(recipe, own, f"evaluation.tasks.1={ready}")
+    assert "compare.objectives.1.data: task 'ready' asks each row its own demonstrations" in said
+    assert problems(recipe, f"evaluation.tasks.1={ready}") == []
 
 
 def test_what_has_no_better_end_chooses_nothing(recipe):
@@ -191,14 +207,17 @@ def test_an_output_of_something_else_is_left_alone(recipe):
     assert "is a file" in only(recipe, "output=recipe.yaml", checks=(check_place,))
 
 
-LAB = [
-    path
-    for path in sorted((Path(__file__).parent.parent / "recipes" / "lab").glob("*.yaml"))
-    if path.stem != "eksft-scale"  # variants of one objective, no setting of the data
-]
+LAB = sorted((Path(__file__).parent.parent / "recipes" / "lab").glob("*.yaml"))
+SETTINGS = [path for path in LAB if path.stem in ("few", "many", "quick") or "-prior-" in path.stem]
 
 
-@pytest.mark.parametrize("path", LAB, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in LAB if path not in SETTINGS], ids=lambda path: path.stem)
+def test_the_labs_other_comparisons_are_fine(path):
+    made = load_recipe(path, checks=(*CHEAP, common.check_data, common.check_tasks))
+    assert made.output == f"runs/lab-{path.stem}"
+
+
+@pytest.mark.parametrize("path", SETTINGS, ids=lambda path: path.stem)
 def test_the_labs_settings_are_fine(path):
     """And differ in their data alone; one of them is looked at in full."""
     made = load_recipe(path, checks=CHEAP if path.stem == "quick" else (check_section, check_choice, check_then))

@@ -11,7 +11,7 @@ from ballast.errors import BallastError
 from ballast.records.folder import BEFORE
 from ballast.records.schema import InputRecord
 from ballast.report.source import load
-from compare_tools import cell, one_rate, run_quietly, stored_run, task_record, write_inputs
+from compare_tools import THEN, cell, one_rate, run_quietly, stored_run, task_record, write_inputs
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,26 @@ def test_what_is_unchanged_goes_on_and_the_plan_says_what_it_was_made_of(copied)
     assert {task["name"]: task["rows"] for task in base["tasks"]} == {
         name: inputs[f"task {name}"]["digest"] for name in ("validation", "test", "text")
     }
+
+
+def test_a_row_with_rows_of_its_own_is_made_of_them_and_refused_when_they_change(done, tmp_path):
+    (done / "few.jsonl").write_text("".join((done / "rows.jsonl").read_text().splitlines(keepends=True)[:4]))
+    few = {"label": "few", "name": "sft", "data": str(done / "few.jsonl")}
+    then = {"rl": {**THEN["rl"], "steps": 1}}
+    recipe = one_rate(done, tmp_path / "own", objectives=["sft", few], seeds=1, then=then)
+    assert run_quietly(recipe)["complete"]
+    plan = json.loads((tmp_path / "own" / "compare.json").read_text())["inputs"]
+    assert plan["data.train"]["digest"] != plan["data.train of few"]["digest"]
+    for label, key in (("sft", "data.train"), ("few", "data.train of few")):
+        [path] = (tmp_path / "own" / "cells").glob(f"{label}-*/run.json")
+        assert json.loads(path.read_text())["inputs"]["data.train"] == plan[key]
+        # What follows asks the recipe's rows, whatever the row was trained on.
+        after = json.loads((path.parent / "rl" / "run.json").read_text())
+        assert after["inputs"]["data.train"] == plan["data.train"]
+    assert run_quietly(recipe)["complete"]
+    change_rows(done / "few.jsonl")
+    with pytest.raises(BallastError, match=r"few-.*data.train \(.*few.jsonl\) has changed since this run"):
+        run_compare(recipe, say=lambda _: None)
 
 
 def test_records_of_earlier_versions_have_no_digests_and_are_taken(copied):

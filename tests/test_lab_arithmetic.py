@@ -183,8 +183,8 @@ def prompts_of(name):
 
 
 def test_splits_are_fixed_and_what_is_held_out_is_nowhere_else():
-    assert {name: len(lab.split(name)) for name in lab.SPLITS} == HELD_OUT | TAUGHT
-    assert all(lab.split(name) == lab.split(name) for name in lab.SPLITS)
+    assert {name: len(lab.split(name)) for name in arithmetic.SPLITS} == HELD_OUT | TAUGHT
+    assert all(lab.split(name) == lab.split(name) for name in arithmetic.SPLITS)
     held = [prompt for name in HELD_OUT for prompt in prompts_of(name)]
     assert len(held) == len(set(held))
     assert set(held) == lab.held_out()

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ballast import lab
 from ballast.errors import BallastError
+from ballast.lab import arithmetic
 
 # Measured: 0.475 on these rows. Greedy answers open in the style that happens to be ahead, often the answer alone.
 GREEDY_FLOOR = 0.35
@@ -60,7 +61,7 @@ def test_end_and_padding_agree_between_tokenizer_config_and_generation(model, to
     assert model.config.bos_token_id is None
 
 
-@pytest.mark.parametrize("name", lab.SPLITS)
+@pytest.mark.parametrize("name", arithmetic.SPLITS)
 def test_every_row_goes_through_the_tokenizer_and_back(tokenizer, name):
     texts = [row.get("text") or row["prompt"] + row.get("completion", "") for row in lab.split(name)]
     for text, ids in zip(texts, tokenizer(texts)["input_ids"], strict=True):

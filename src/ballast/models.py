@@ -18,17 +18,16 @@ if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-LAB = "lab"
 ADAPTER_CONFIG = "adapter_config.json"
 
 
 def resolve(section: ModelSection) -> ModelSection:
-    """Return the section with ``lab`` replaced by the folder of the embedded base."""
-    if section.path != LAB:
-        return section
-    from ballast.lab import base_path
+    """Return the section with ``lab`` or ``lab-code`` replaced by the folder of that embedded base."""
+    from ballast.lab import BASES, base_path
 
-    return section.model_copy(update={"path": str(base_path())})
+    if section.path not in BASES:
+        return section
+    return section.model_copy(update={"path": str(base_path(section.path))})
 
 
 def section_of(path: str, like: ModelSection | None = None) -> ModelSection:

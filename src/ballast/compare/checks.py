@@ -8,7 +8,17 @@ from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
-from ballast.compare.plan import LENGTH, PROMPTS, Plan, direction, has_length, label_of, method_recipe, on_groups
+from ballast.compare.plan import (
+    LENGTH,
+    PROMPTS,
+    Plan,
+    direction,
+    has_length,
+    label_of,
+    method_recipe,
+    on_groups,
+    row_data,
+)
 from ballast.config import training as settings
 from ballast.config.recipe import Check, Recipe
 from ballast.config.sections import ChooseSection, CompareSection, MethodSection
@@ -22,6 +32,7 @@ from ballast.pipeline.checks import common as checks
 from ballast.pipeline.checks import groups as group_checks
 from ballast.pipeline.checks import half as half_checks
 from ballast.pipeline.checks import rl as rl_checks
+from ballast.pipeline.sources import TRAIN
 from ballast.records.folder import BASE, CACHE, CELLS, JOBS_LOG, PLAN, REPORT, RESERVED, SUMMARY, TUNING
 from ballast.verifiers.options import judge
 
@@ -92,6 +103,7 @@ def check_rows(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
             one = method_recipe(recipe, row, steps=_any_steps(section), cache=str(Path(recipe.output or ".") / CACHE))
         except BallastError:  # reported with the recipe
             continue
+        yield from _check_data(recipe, row, index, broken)
         for check in ROW_CHECKS:
             yield from (_relocated(problem, index, row, recipe) for problem in check(one, broken))
     if recipe.groups is not None and not any(map(on_groups, built.values())):
@@ -109,6 +121,22 @@ def _check_groups(row: MethodSection, index: int, objective: Objective, section:
             f"objective {row.name} reads answers that are not sampled yet, so compare.budget.tokens does not give its "
             "steps; add training: {max_steps: N} to the row",
         )
+
+
+def _check_data(recipe: Recipe, row: MethodSection, index: int, broken: frozenset[str]) -> Iterable[Problem]:
+    """The row's own training rows, and what would no longer be the same for all rows."""
+    if not row.data:
+        return
+    here: Where = (*ROWS, index, "data")
+    for problem in checks.check_data(recipe.model_copy(update={"data": row_data(recipe, row)}), broken):
+        if problem.where[:2] == ("data", "train"):
+            yield Problem((*here, *problem.where[2:]), problem.message)
+    if recipe.compare and recipe.compare.budget and recipe.compare.budget.tokens:
+        yield Problem(here, "compare.budget.tokens counts the tokens of one set of rows; give compare.budget.steps")
+    for task in recipe.evaluation.tasks:
+        if task.sources().get("demonstrations") == TRAIN:
+            message = f"task {task.name!r} asks each row its own demonstrations, which do not compare; name a source"
+            yield Problem(here, message)
 
 
 def _any_steps(section: CompareSection) -> int | None:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from ballast.compare.plan import Plan
+from ballast.compare.plan import Plan, row_data
 from ballast.errors import BallastError
 from ballast.records.folder import RANDOM
 from ballast.records.runs import Run
 from ballast.records.schema import InputRecord
 
 Inputs = Mapping[str, InputRecord]
-"""By key: ``model``, ``data.train``, ``rl.data``, ``task NAME``. Runs of earlier versions have none: they are taken."""
+"""By key: ``model``, ``data.train`` (``data.train of LABEL`` for a row's own), ``rl.data``, ``task NAME``. Runs of
+earlier versions have none: they are taken."""
 
 
 def current_inputs(plan: Plan) -> dict[str, InputRecord]:
     """Return what lies under the names of a recipe now."""
-    from ballast.pipeline.digests import inputs_of, task_digest
+    from ballast.pipeline.digests import TRAIN, inputs_of, task_digest
     from ballast.pipeline.tasks import load_task
 
     found = inputs_of(plan.recipe.model_copy(update={"rl": None}))
+    for row in plan.methods:
+        if row.section.data:
+            own = inputs_of(plan.recipe.model_copy(update={"rl": None, "data": row_data(plan.recipe, row.section)}))
+            found[_of(TRAIN, row.label)] = own[TRAIN]
     if plan.compare.then is not None:
         found |= inputs_of(plan.recipe.model_copy(update={"rl": plan.recipe.rl_of(plan.compare.then)}))
     for task in plan.recipe.evaluation.tasks:
@@ -37,7 +42,9 @@ def check_current(runs: Iterable[Run], current: Inputs) -> None:
     """
     for run in runs:
         for key, made_of in _inputs(run):
-            now = current.get(key)
+            named = [current[name] for name in (_of(key, run.label), key) if name in current]
+            # RL after a row that has rows of its own may read the recipe's.
+            now = next((one for one in named if one.source == made_of.source), current.get(key))
             if run.done and now is not None and now.digest != made_of.digest:
                 raise BallastError(
                     f"{run.folder}: {key} ({now.source}) has changed since this run, whose results would be mixed with "
@@ -61,6 +68,10 @@ def check_alike(runs: Sequence[Run]) -> None:
                     f"{run.folder}: {key} ({made_of.source}) had other content than for {other.folder}, so the two do "
                     "not compare; run one of them again, or leave it out"
                 )
+
+
+def _of(key: str, label: str | None) -> str:
+    return f"{key} of {label}"
 
 
 def _inputs(run: Run) -> Iterator[tuple[str, InputRecord]]:

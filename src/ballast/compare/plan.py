@@ -13,7 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ballast.config.recipe import EvaluationSection, ModelSection, Recipe, ReferenceSection
+from ballast.config.recipe import DataSection, EvaluationSection, ModelSection, Recipe, ReferenceSection
 from ballast.config.sections import CompareSection, MethodSection, ObjectiveSection
 from ballast.errors import BallastError
 from ballast.evaluation.tasks import SampledTask, Task
@@ -240,10 +240,16 @@ def method_recipe(
             "training": _training(recipe, section, steps),
             "reference": _reference(recipe.reference, objective, None if start else cache),
             "model": recipe.model if start is None else _random_start(recipe.model, start),
+            "data": row_data(recipe, section),
             "compare": None,
             "rl": None,
         }
     )
+
+
+def row_data(recipe: Recipe, section: MethodSection) -> DataSection:
+    """Return the data of a row: the recipe's, with the row's own training rows where it has some."""
+    return recipe.data.model_copy(update={"train": section.data}) if section.data else recipe.data
 
 
 def _random_start(model: ModelSection, start: Path) -> ModelSection:

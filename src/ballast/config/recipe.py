@@ -33,7 +33,7 @@ class ModelSection(Options):
     """The model that fine-tuning starts from; a bare string is its ``path``."""
 
     path: PathText
-    """A folder in transformers format, a hub id, or `lab` for the embedded model."""
+    """A folder in transformers format, a hub id, or `lab` or `lab-code` for an embedded model."""
     revision: Text | None = None
     """Branch, tag or commit on the hub."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
@@ -60,8 +60,7 @@ class DataSection(Options):
 
     train: Sources = ()
     """A source, or a list of them (a mixture): `.jsonl`, `.jsonl.gz`, `.json`, `.parquet`, a folder of such files or
-    one saved by `datasets`, a hub id, or a split of the lab (`lab:train`, `lab:validation`, `lab:test`,
-    `lab:test-hard`, `lab:forgetting`)."""
+    one saved by `datasets`, a hub id, or a split of the lab (`lab:train`, `lab:test`, `lab:code-atoms`, …)."""
     eval: Sources = ()
     """The same, held out for `eval_loss` during training."""
     split: Text | None = None

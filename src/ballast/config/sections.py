@@ -12,7 +12,7 @@ from ballast.files import expanded
 from ballast.objectives import Objective
 from ballast.objectives import objective as build_objective
 from ballast.objectives import problems as objective_problems
-from ballast.options import Options, OptionsError, Text, Where
+from ballast.options import Options, OptionsError, Sources, Text, Where
 
 
 def _listed_rates(value: Any) -> Any:
@@ -70,6 +70,8 @@ class MethodSection(ObjectiveSection):
 
     label: str = ""
     """What the row is called in results and folders; the objective's name where absent."""
+    data: Sources = ()
+    """Training rows of this row of the table, in place of the recipe's `data.train`: a source, or a list of them."""
     rates: Rates = ()
     """Learning rates of this row; those of all rows where absent."""
     groups: dict[str, Any] = Field(default_factory=dict)
