@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from ballast.cli import app
 from ballast.config.recipe import load_recipe
 from ballast.errors import BallastError, Interrupted
-from ballast.pipeline import rounds, run_rounds
+from ballast.pipeline import rounds, run_rounds, sources
 from ballast.records import write as records
 from rl_tools import ROWS, tiny_policy, tiny_tokenizer
 
@@ -321,6 +321,19 @@ def test_another_recipe_another_model_and_a_foreign_folder_are_refused(folder, m
     assert "out/rounds.json: " in invoke("rounds", *SAMPLED, "output=out").stderr
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "rounds: go in one process" in invoke("rounds", *SAMPLED, "output=new").stderr
+
+
+def test_the_inputs_on_record_are_those_that_the_rounds_began_with(folder, monkeypatch):
+    def train(one):
+        sources.forget()  # as training does
+        records.write_jsonl("rows.jsonl", [{"prompt": "ab", "completion": "b", "answer": "b"}] * 4)
+
+    monkeypatch.setitem(rounds.STEPS, "train", train)
+    given = ("model=start", "data.train=rows.jsonl", "objective=sft", TRAINING, "rounds.steps=[train]", "output=out")
+    monkeypatch.setattr(rounds.models, "section_of", lambda path, like: like)
+    works("rounds", *given, "rounds.count=1")
+    done = invoke("rounds", *given, "rounds.count=2")
+    assert "data.train: rows.jsonl is another than when the rounds in out began" in done.stderr, done.output
 
 
 def test_a_dry_run_prints_the_recipe_and_writes_nothing(folder):

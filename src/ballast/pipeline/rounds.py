@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from ballast.records import write as records
 from ballast.records.folder import differing_key, discard
 from ballast.records.read import read, read_lines
 from ballast.records.runs import read_record
-from ballast.records.schema import SCHEMA, EvalRecord, RoundsRecord
+from ballast.records.schema import SCHEMA, EvalRecord, InputRecord, RoundsRecord
 
 ROUNDS = "rounds.json"
 SHRINK = ("entropy", "pass@", "mixed@", "distinct@")
@@ -88,7 +88,8 @@ def run_rounds(recipe: Recipe, *, say: Say = print, progress: bool = True) -> li
     assert recipe.model is not None
     root = Path(str(recipe.output))
     with _going_on(root), alone(root, resume=True), records.disk_full_as_error(root):
-        done = [list(verbs) for verbs in _begin(recipe, root).done]
+        begun = _begin(recipe, root)
+        done = [list(verbs) for verbs in begun.done]
         one = Round(recipe, 1, models.resolve(recipe.model), say, progress)
         if "evaluate" in recipe.rounds.steps and recipe.evaluation.base and not _measured(root):
             _measure(one, BASE, 0)
@@ -100,7 +101,7 @@ def run_rounds(recipe: Recipe, *, say: Say = print, progress: bool = True) -> li
                     say(f"round {number} of {recipe.rounds.count}: {verb}")
                     STEPS[verb](one)
                     done[number - 1].append(verb)
-                    _write(recipe, root, done)
+                    _write(recipe, root, done, begun.inputs)
                 if verb in TRAINERS:
                     section = models.section_of(str(one.folder(verb)), recipe.model)
                     one = Round(recipe, number, models.resolve(section), say, progress)
@@ -141,7 +142,7 @@ def _begin(recipe: Recipe, root: Path) -> RoundsRecord:
         raise BallastError(f"output: {problem}")
     inputs = inputs_of(recipe)
     if not (root / ROUNDS).exists():
-        return _write(recipe, root, [])
+        return _write(recipe, root, [], inputs)
     record = read(root / ROUNDS, RoundsRecord, remedy="name the output of `ballast rounds`")
     for key, found in record.inputs.items():
         if key in inputs and inputs[key].digest != found.digest:
@@ -152,13 +153,16 @@ def _begin(recipe: Recipe, root: Path) -> RoundsRecord:
     return record
 
 
-def _write(recipe: Recipe, root: Path, done: Sequence[Sequence[str]]) -> RoundsRecord:
+def _write(
+    recipe: Recipe, root: Path, done: Sequence[Sequence[str]], inputs: Mapping[str, InputRecord]
+) -> RoundsRecord:
+    """Write what is through; the inputs stay those that the rounds began with."""
     record = RoundsRecord(
         schema=SCHEMA,
         recipe=recipe.resolved(),
         versions=records.versions(),
         commit=records.git_commit(),
-        inputs=inputs_of(recipe),
+        inputs=dict(inputs),
         done=tuple(tuple(verbs) for verbs in done),
     )
     records.write_json(root / ROUNDS, record.plain())
