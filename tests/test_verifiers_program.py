@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from ballast.errors import BallastError
+from ballast.evaluation import Completion, kinds
 from ballast.evaluation.tasks import Task
 from ballast.groups import GroupOptions
 from ballast.rl import RLOptions
@@ -116,6 +117,20 @@ def test_a_program_is_run_once_for_its_score_and_its_answer(monkeypatch):
         assert (verify("    return 12.5", ROW), verify("    return 3 + 9.5", ROW)) == (1.0, 1.0)
         assert verify.read("    return 12.5", ROW) == "12.5"
     assert len(runs) == 2
+
+
+def test_a_task_runs_each_program_once_for_accuracy_and_vote(monkeypatch):
+    runs = []
+    monkeypatch.setattr(
+        program, "run_program", lambda text, *_, **__: runs.append(text) or ProgramResult("passed", "12.5")
+    )
+    answer = Completion("    return 12.5", 3, True, ())
+    monkeypatch.setattr(kinds, "_answers", lambda *_: ([[answer] * 2], {}, {}))
+    monkeypatch.setattr(registry.os, "cpu_count", lambda: 1)
+    sampled = {"samples": 2, "temperature": 1.0, "allow_code_execution": True}
+    task = Task(name="sums", kind="generate", data=[ROW], verifier="program", **sampled)
+    measured, _, items = kinds.KINDS["generate"].measure(task, [ROW], None)
+    assert (measured["maj@2"].value, items[0]["read"], len(runs)) == (1.0, ["12.5"] * 2, 1)
 
 
 def test_programs_are_run_side_by_side(monkeypatch):

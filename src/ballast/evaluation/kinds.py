@@ -91,8 +91,8 @@ def _are_demonstrations(rows: Rows) -> bool:
 
 
 def _measure_generate(task: JudgedTask, rows: Rows, context: Context) -> Measured:
-    measured, counts, items = _measure_judged(task, rows, context)
     verify, ks = _verifier(task), [k for k in task.k if k > 1]
+    measured, counts, items = _measure_judged(task, rows, context, verify)
     if verify.read is None or not ks:
         return measured, counts, items
     answers = [(one["text"], row) for row, item in zip(rows, items, strict=True) for one in item["completions"]]
@@ -106,10 +106,10 @@ def _voted(items: Sequence[Mapping[str, Any]], k: int, seed: int) -> metrics.Est
     return metrics.mean([metrics.maj_at_k(item["read"], item["scores"], k) for item in items], seed=seed)
 
 
-def _measure_judged(task: JudgedTask, rows: Rows, context: Context) -> Measured:
+def _measure_judged(task: JudgedTask, rows: Rows, context: Context, verify: verifiers.Verifier) -> Measured:
     completions, measured, counts = _answers(task, rows, context)
     flat = [(one.text, row) for row, answers in zip(rows, completions, strict=True) for one in answers]
-    scored = verifiers.score_answers(_verifier(task), flat)
+    scored = verifiers.score_answers(verify, flat)
     counts |= {"verifier_errors": scored.errors, "verifier_timeouts": scored.timeouts}
     scores = [scored.scores[i : i + task.samples] for i in range(0, len(flat), task.samples)]
     items = [_item(row, answers, list(given)) for row, answers, given in zip(rows, completions, scores, strict=True)]
@@ -132,7 +132,7 @@ def _measure_revised(task: GenerateTask, rows: Rows, context: Context) -> Measur
 
 
 def _measure_readiness(task: ReadinessTask, rows: Rows, context: Context) -> Measured:
-    measured, counts, items = _measure_judged(task, rows, context)
+    measured, counts, items = _measure_judged(task, rows, context, _verifier(task))
     budget = {"budget_tokens": len(items) * task.samples * task.max_new_tokens}
     measured |= readiness.groups(items, task.group, seed=task.seed)
     beside, rows_beside = readiness.beside(task, context.model, context.tokenizer, context.base, context.beside)
