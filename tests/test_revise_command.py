@@ -452,6 +452,18 @@ def test_the_recipes_pass_every_check(name, monkeypatch):
     assert "{draft} {prompt}" in load_templates(recipe.revise).texts.values()
 
 
+def test_rows_left_out_by_a_run_of_other_settings_are_gone(revised):
+    from ballast.revise.rows import LEFT_OUT, RevisionFolder, Settings, read_settings
+
+    settings = read_settings("rows")
+    folder = RevisionFolder("rows", Settings(**{**settings, "ends": tuple(settings["ends"])}))
+    rows, counts = next(folder.read())
+    folder.write(0, [{**row, "kept": False} for row in rows], counts)
+    folder.write(0, [{**row, "kept": True} for row in rows], counts)
+    assert not (folder.path / LEFT_OUT / folder.file(0).name).exists()
+    assert len(next(folder.read())[0]) == len(rows)
+
+
 def test_a_sampled_draft_keeps_its_ids_for_its_own_tokenizer_alone(revised):
     from ballast.revise.rows import RevisionFolder, Settings, read_settings
 

@@ -120,6 +120,8 @@ class RevisionFolder(Revisions):
         """Write the rows of `record` of a part, apart by ``kept``, and what went wrong with its answers."""
         kept, left = ([row for row in rows if row["kept"] is wanted] for wanted in (True, False))
         beside = (LEFT_OUT, _to_parquet(left, counts)) if left else None
+        # A run that was stopped between the two may have left some of other settings.
+        (self.path / LEFT_OUT / self.file(number).name).unlink(missing_ok=True)
         self.put(number, _to_parquet(kept, counts), beside)
 
     def read(self) -> Iterator[tuple[list[dict[str, Any]], dict[str, int]]]:
