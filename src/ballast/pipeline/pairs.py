@@ -98,7 +98,7 @@ def _of_groups(file: str) -> list[Pair]:
 
 def _of_preferences(recipe: Recipe, options: ReviseOptions) -> list[Pair]:
     from ballast.data.exact import as_stored
-    from ballast.data.messages import last_text
+    from ballast.data.messages import last_text, messages_problem
     from ballast.revise.pairs import Answer, Pair
     from ballast.verifiers import registry
     from ballast.verifiers.options import judge
@@ -112,6 +112,8 @@ def _of_preferences(recipe: Recipe, options: ReviseOptions) -> list[Pair]:
                     f"{where}: row {number}: no {name!r} (columns: {', '.join(row)}): pairs are made of prompt, chosen "
                     "and rejected, or of groups.file"
                 )
+            if not isinstance(row[name], str) and (problem := messages_problem(row[name], name)):
+                raise BallastError(f"{where}: row {number}: {problem}")
     texts = [[last_text(row[name]) for row in rows] for name in ("rejected", "chosen")]
     scores: list[Sequence[float | None]] = [[None] * len(rows)] * 2
     if options.verifier is not None:
