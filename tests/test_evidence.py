@@ -65,7 +65,7 @@ def test_claims_against_the_baseline_are_the_summarys_differences(folder):
                 wanted = [known[key][part] for part in ("value", "low", "high")]
                 assert [one[key][part] for part in ("value", "low", "high")] == pytest.approx(wanted, abs=1e-6)
         checked += 1
-    assert checked >= 8
+    assert checked >= (2 if folder.name in ROWS else 8)
 
 
 @pytest.mark.parametrize("folder", KEPT, ids=lambda folder: folder.name)
