@@ -26,7 +26,8 @@ PAGE = EVIDENCE / "README.md"
 START, END = "<!-- tables: scripts/evidence.py -->", "<!-- end of tables -->"
 BEFORE, AFTER = "before_rl", "after_rl"
 STAGES = {BEFORE: "", AFTER: ", after RL"}
-GREEDY, SAMPLED, ENTROPY = ("greedy", "accuracy"), ("ready", "pass@1"), ("ready", "entropy")
+GREEDY, SAMPLED = ("greedy", "accuracy"), ("ready", "pass@1")
+ENTROPY, FORGETTING = ("ready", "entropy"), ("ready", "forgetting")
 LEVEL = 0.05
 STYLES = ("steps", "words", "answer")
 OPENINGS = {"s": "words", "#": "answer"}
@@ -59,6 +60,12 @@ CLAIMS = (
     Claim("GFT beats GRPO from the base (GFT)", SAMPLED, ("gft", BEFORE), ("base", AFTER)),
     Claim("IFT beats SFT (IFT)", GREEDY, ("ift", BEFORE), ("sft", BEFORE)),
     Claim("IFT beats SFT (IFT)", SAMPLED, ("ift", BEFORE), ("sft", BEFORE)),
+    Claim("half fine-tuning beats full (HFT)", GREEDY, ("sft-half", BEFORE), ("sft", BEFORE)),
+    Claim("half fine-tuning beats full (HFT)", SAMPLED, ("sft-half", BEFORE), ("sft", BEFORE)),
+    Claim("half fine-tuning beats full (HFT)", GREEDY, ("dft-half", BEFORE), ("dft", BEFORE)),
+    Claim("half fine-tuning beats full (HFT)", SAMPLED, ("dft-half", BEFORE), ("dft", BEFORE)),
+    Claim("full fine-tuning forgets more (HFT)", FORGETTING, ("sft", BEFORE), ("sft-half", BEFORE)),
+    Claim("full fine-tuning forgets more (HFT)", FORGETTING, ("dft", BEFORE), ("dft-half", BEFORE)),
 )
 
 

@@ -13,6 +13,8 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import code_evidence  # noqa: E402
 import evidence  # noqa: E402
 
+ROWS = {"half": 5}
+"""Rows of comparisons that are not of the seven first objectives, and have no RL after them."""
 KEPT = sorted(path.parent for path in evidence.EVIDENCE.glob("*/claims.json"))
 
 
@@ -45,11 +47,12 @@ def test_a_comparison_is_whole(folder):
     assert summary["complete"]
     assert not summary["failed"]
     methods = [row for row in summary["rows"] if row["kind"] == "method"]
-    assert len(methods) == 7
+    assert len(methods) == ROWS.get(folder.name, 7)
     for row in methods:
         assert len(row["tuning"]) >= 3
         assert all(len(one["seeds"]) == 2 for one in row["tuning"])
-        assert [len(found["seeds"]) for found in row["stages"].values()] == [5, 5]
+        assert {len(found["seeds"]) for found in row["stages"].values()} == {5}
+        assert len(row["stages"]) == (1 if folder.name in ROWS else 2)
     assert all(commit is None or not commit.endswith("+") for commit in summary["provenance"]["commits"])
     for name in ("report.html", "report.md", "summary.json"):
         text = (folder / name).read_text(encoding="utf-8")

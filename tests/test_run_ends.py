@@ -31,7 +31,7 @@ COMMANDS = {
         "rl={verifier: exact, steps: 4, prompts: 2, group: 4, max_new_tokens: 4, learning_rate: 1e-2, save_steps: 100}",
     ),
 }
-STEP = {"train": "ballast.training.Trainer.training_step", "rl": "ballast.rl.trl.Reinforcer.training_step"}
+STEP = {"train": "ballast.training.Trainer.training_step", "rl": "ballast.rl.trl.GroupRelative.training_step"}
 UNSAVED = {"train": "training.save_strategy=no", "rl": "rl.save_steps=null"}
 LENGTH = {"train": "training.max_steps", "rl": "rl.steps"}
 TASK = "evaluation.tasks=[{name: held out, data: rows.jsonl, max_new_tokens: 4}]"

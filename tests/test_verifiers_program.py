@@ -1,6 +1,7 @@
 """Answers that are programs: what counts as a program, what it may answer, and that nothing else is an answer."""
 
 import os
+import threading
 
 import pytest
 
@@ -115,6 +116,20 @@ def test_a_program_is_run_once_for_its_score_and_its_answer(monkeypatch):
         assert (verify("    return 12.5", ROW), verify("    return 3 + 9.5", ROW)) == (1.0, 1.0)
         assert verify.read("    return 12.5", ROW) == "12.5"
     assert len(runs) == 2
+
+
+def test_programs_are_run_side_by_side(monkeypatch):
+    together = threading.Barrier(2, timeout=20)
+
+    def run(*_, **__):
+        together.wait()
+        return ProgramResult("passed", "12.5")
+
+    monkeypatch.setattr(registry.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(program, "run_program", run)
+    scored = score_answers(verifier("program", **ALLOWED), [("    return 1", ROW), ("    return 2", ROW)])
+    assert scored.scores == (1.0, 1.0)
+    assert score_answers(verifier("program", **ALLOWED), []).scores == ()
 
 
 def test_what_the_program_says_of_itself_is_not_its_answer():

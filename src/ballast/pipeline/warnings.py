@@ -34,7 +34,7 @@ def of_groups(lines: Lines) -> list[str]:
     equal = _values(lines, "groups/zero_advantage")
     own, cut_off = (sum(_values(lines, f"groups/{name}")) for name in ("own", "cut_off"))
     if own and cut_off >= own:
-        lost = "got no reward" if any("own/reward" in line for line in lines) else "have no end"
+        lost = "got no reward" if equal else "have no end"
         found.append(
             f"all {own:,.0f} own answers were cut off and {lost}: raise groups.max_new_tokens, or start from a model "
             "that ends its answers"

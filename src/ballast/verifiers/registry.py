@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache, partial
@@ -39,12 +41,14 @@ class Verifier:
         check: raises `BallastError` for a row that cannot be judged, so that it is found before generating; or None.
         read: ``read(completion, row) -> str | None``, the answer that is read off a completion, right or wrong, in one
             notation, so that equal texts are equal answers; None where the verifier does not say.
+        prepare: called with all answers before they are scored one by one, for what can be done side by side; or None.
     """
 
     name: str
     score: Callable[[str, Row], float]
     check: Callable[[Row], None] | None = None
     read: Callable[[str, Row], str | None] | None = None
+    prepare: Callable[[Sequence[tuple[str, Row]]], None] | None = None
 
     def __call__(self, completion: str, row: Row) -> float:
         return self.score(completion, row)
@@ -141,6 +145,9 @@ def score_answers(verify: Verifier, answers: Iterable[tuple[str, Row]]) -> Score
     Raises:
         BallastError: if the verifier has never started, so that every score would be 0.
     """
+    answers = list(answers)
+    if verify.prepare is not None:
+        verify.prepare(answers)
     scores: list[float] = []
     errors = timeouts = 0
     first_error = None
@@ -290,7 +297,11 @@ def _program(seconds: float, tolerance: float, allow_code_execution: bool) -> Ve
         found = value(completion, row)
         return float(found is not None and abs(found - _number(row)) <= tolerance)
 
-    return Verifier(PROGRAM, score, _needs_number, lambda completion, row: _shown(value(completion, row)))
+    def prepare(answers: Sequence[tuple[str, Row]]) -> None:
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            list(pool.map(value, *zip(*answers, strict=True)) if answers else ())
+
+    return Verifier(PROGRAM, score, _needs_number, lambda text, row: _shown(value(text, row)), prepare)
 
 
 VERIFIERS: dict[str, Verifier] = {
