@@ -264,7 +264,7 @@ def test_home_is_meant_in_every_path(workspace):
     task = recipe.evaluation.tasks[0]
     found = [
         recipe.model.path, recipe.model.adapter, recipe.data.train[0], *recipe.data.eval, recipe.reference.cache,
-        recipe.output, recipe.groups.file, *recipe.rl.data, task.data, task.demonstrations, task.forgetting,
+        recipe.output, *recipe.groups.file, *recipe.rl.data, task.data, task.demonstrations, task.forgetting,
     ]  # fmt: skip
     assert found == [f"{home}/{name}" for name in "matecogrdnf"]
     assert recipe.data.train[1] == "u"

@@ -32,7 +32,12 @@ def run(*arguments: str) -> str:
 def workspace(real_data, tmp_path, monkeypatch) -> Path:
     """Word problems with the equation as the completion, some to train on and others to judge by evaluating it."""
     rows = [
-        {"prompt": f"{row['Body']} {row['Question']}\n", "completion": row["Equation"], "answer": row["Answer"]}
+        {
+            "prompt": f"{row['Body']} {row['Question']}\n",
+            "completion": row["Equation"],
+            "answer": row["Answer"],
+            "weight": 1,
+        }
         for row in json.loads((real_data / "data" / "svamp" / "SVAMP.json").read_text())[:40]
     ]
     for name, part in (("svamp", rows[:24]), ("held", rows[24:])):

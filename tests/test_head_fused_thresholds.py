@@ -30,6 +30,8 @@ class Gate:
     at: dict[str, float]
     keeps: tuple[int, ...]
     step: float | None = None
+    beside: tuple[str, ...] = ()
+    """Columns that the weight reads and the gate does not."""
 
     def columns(self, sides, dtype):
         moved, *others = self.at
@@ -41,6 +43,10 @@ class Gate:
         if self.step is not None:
             return exact + side * self.step
         return torch.nextafter(exact, exact.new_tensor(side * math.inf)) if side else exact
+
+    def read(self, sides, dtype):
+        """Return all columns that the objective reads."""
+        return self.columns(sides, dtype) | {name: torch.zeros(len(sides), dtype=dtype) for name in self.beside}
 
     def kept(self, sides):
         return torch.tensor([side in self.keeps for side in sides])
@@ -70,6 +76,8 @@ GATES = {
     "entropy": Gate(_reweight("entropy", max_entropy=1.1), {"ref_entropy": 1.1}, (BELOW, AT)),
     "no entropy": Gate(_reweight("entropy", max_entropy=0), {"ref_entropy": 0.0}, (BELOW, AT)),
     "advantage": Gate(objective("gft"), {"advantage": 0.0}, (BELOW, ABOVE)),
+    "advantage beside an origin": Gate(objective("luffy"), {"advantage": 0.0}, (BELOW, ABOVE), beside=("origin",)),
+    "mass in a product": Gate(objective("product", of=["dft", "prift-mass"]), {"ref_mass": 0.5}, (AT, ABOVE)),
     "advantage, never bounded": Gate(objective("gft", tau=0), {"advantage": 0.0}, (BELOW, ABOVE), step=1e-3),
 }
 every_gate = pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
@@ -99,7 +107,7 @@ def test_without_all_columns_of_the_gate_nothing_is_known(gate):
 @settings(max_examples=10, deadline=None)
 @given(live=st.lists(st.floats(-1e4, 0) | st.just(0.0) | st.just(-1e-30), min_size=len(SIDES), max_size=len(SIDES)))
 def test_a_dropped_token_has_no_weight_whatever_the_live_model_says(gate, dtype, live):
-    columns, kept = gate.columns(SIDES, dtype), gate.kept(SIDES)
+    columns, kept = gate.read(SIDES, dtype), gate.kept(SIDES)
     assert torch.equal(gate.built.active(columns), kept)
     logprob = torch.tensor(live, dtype=dtype, requires_grad=True)
     stats = TokenStats(logprob=logprob, **columns)
@@ -126,7 +134,7 @@ def test_skipping_changes_neither_loss_nor_gradient(gate, sides, dtype, chunk, s
     states, head, targets, _ = inputs(len(sides), seed=seed, dtype=dtype, bias=True)
     with torch.no_grad():
         states.mul_(steep)
-    columns = gate.columns(sides, dtype) if sides else {name: states.new_empty(0) for name in gate.at}
+    columns = gate.read(sides, dtype) if sides else {name: states.new_empty(0) for name in (*gate.at, *gate.beside)}
     kept = gate.kept(sides) if sides else torch.zeros(0, dtype=torch.bool)
     skipped, whole = (
         fused_pass(states, head, targets, gate.built, columns=columns, chunk=chunk, whole=whole)

@@ -178,7 +178,7 @@ def test_models_may_be_given_or_loaded(tmp_path):
     [
         ("modle", "did you mean 'model'"),
         ("no/such/folder", "neither a folder nor a name"),
-        ({"path": "x"}, r"\{cache: path\} or \{model: path\}"),
+        ({"path": "x"}, r"give \{cache: path\}, \{model: path\}, or both"),
         ({"model": "no/such/model"}, "cannot be loaded"),
         ("adapter-off", "needs a model with a PEFT adapter"),
         (3, "reference of type int"),

@@ -38,7 +38,7 @@ def test_a_round_ends_with_the_iterator_of_its_prompts():
         drawn.append((list(rows), step))
         return SampledGroups(tuple(group(row, "own", "own") for row in rows))
 
-    queue = GroupBatches(draw, 2, pad_token_id=0)
+    queue = GroupBatches(draw, 2, ("advantage",), pad_token_id=0)
     stopped, following = (iter({"row": torch.tensor([row])} for row in rows) for rows in ((0, 1), (2, 3)))
     queue.take(stopped, 1, 0)
     _, groups = queue.take(following, 1, 1)
