@@ -114,3 +114,11 @@ def made(p, seeds, both):
 )
 def test_judging(difference, verdict):
     assert evidence.judge(difference) == verdict
+
+
+def test_the_tables_of_revising_are_those_of_its_records():
+    import revise_evidence
+
+    page = revise_evidence.PAGE.read_text(encoding="utf-8")
+    found = json.loads(revise_evidence.KEPT.read_text(encoding="utf-8"))
+    assert page == revise_evidence.page_with(revise_evidence.tables(found), page)
