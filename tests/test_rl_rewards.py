@@ -114,7 +114,8 @@ def test_rewards_are_what_evaluation_gives_the_same_samples():
     cut = next(answer for answer in flat if not answer.ended)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert Rewards(Verifier("all", lambda text, row: 1.0), rows, rewards.read).judge([0], [cut.ids]).rewards == (0.0,)
+        kind = Verifier("kind", lambda text, row: 1.0)
+        assert Rewards(kind, rows, rewards.read).judge([0], [cut.ids]).rewards == (0.0,)
     assert rewards.answers == 32
     assert rewards.counts == {"cut_off": judged.cut_off, "errors": 0, "timeouts": 0}
 
