@@ -25,9 +25,12 @@ A, B, DEEP, SEEN = (("a-test", "accuracy"), ("b-test", "accuracy"), ("deep", "ac
 SAMPLED, FORGETTING = ("ready", "pass@8"), ("ready", "forgetting")
 
 
+WHERE = {A: "on A", B: "on B", DEEP: "on three steps", SAMPLED: "sampled, on B"}
+
+
 def before(says: str, metric: tuple[str, str], higher: str, lower: str) -> Claim:
     """Return a claim about two rows before RL."""
-    return Claim(says, metric, (higher, BEFORE), (lower, BEFORE))
+    return Claim(f"{says}, {WHERE[metric]}", metric, (higher, BEFORE), (lower, BEFORE))
 
 
 CLAIMS: dict[str, tuple[Claim, ...]] = {
@@ -38,7 +41,7 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
         before("8 composites help", B, "few-8", "atoms"),
         before("32 composites help", B, "few-32", "atoms"),
         before("all composites are better than 32", B, "both", "few-32"),
-        before("composites of two teach composites of three", DEEP, "both", "atoms"),
+        before("composites of two teach chains", DEEP, "both", "atoms"),
     ),
     "code-rl": tuple(
         Claim(
@@ -47,9 +50,9 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
         for one in (A, B, SAMPLED)
     ),
     "code-scratch": (
-        Claim("RL from the base is ahead of fine-tuning on the other half", B, ("base", AFTER), ("composites", BEFORE)),
-        Claim("… and of RL after fine-tuning", B, ("base", AFTER), ("composites", AFTER)),
-        Claim("fine-tuning is ahead on its own half", A, ("composites", BEFORE), ("base", AFTER)),
+        Claim("RL from the base is ahead of fine-tuning, on B", B, ("base", AFTER), ("composites", BEFORE)),
+        Claim("… and of RL after fine-tuning, on B", B, ("base", AFTER), ("composites", AFTER)),
+        Claim("fine-tuning is ahead of RL from the base, on A", A, ("composites", BEFORE), ("base", AFTER)),
         Claim("fine-tuning forgets more", FORGETTING, ("composites", BEFORE), ("base", AFTER)),
     ),
 }

@@ -14,15 +14,20 @@ import torch
 from tiny import tiny_model
 from training_tools import dataset, run, weights
 
+UNEVEN = {"padded": 9, "accumulated": 13, "padding_free": 9}
+"""Layouts of the last step, and how many rows there are: of 13, the last step has a full and a filled-up batch."""
+
 
 def uneven(folder: str, name: str) -> dict[str, tuple[dict[str, torch.Tensor], list[float]]]:
-    """Train two epochs on 9 rows, which leave one for the last batch of all ranks, padded and padding-free."""
+    """Train two epochs on rows that do not fill the last batch of all ranks, padded, accumulated and padding-free."""
     found = {}
-    for layout in ("padded", "padding_free"):
+    for layout, rows in UNEVEN.items():
+        size = 2 if layout == "accumulated" else 4
         changes: dict[str, Any] = {"padding_free": layout == "padding_free", "max_length": None}
-        changes |= {"max_steps": -1, "num_train_epochs": 2, "per_device_train_batch_size": 4}
+        changes |= {"max_steps": -1, "num_train_epochs": 2, "per_device_train_batch_size": size}
+        changes |= {"gradient_accumulation_steps": 4 // size}
         model, place = tiny_model(dtype=torch.float64), Path(folder) / f"uneven-{layout}"
-        trainer = run(place, name, model=model, data=dataset(9), **changes)
+        trainer = run(place, name, model=model, data=dataset(rows), **changes)
         found[layout] = (weights(trainer), [log["num_tokens"] for log in trainer.state.log_history if "loss" in log])
     return found
 

@@ -447,7 +447,7 @@ def test_the_recipes_pass_every_check(name, monkeypatch):
 
     root = Path(__file__).parent.parent
     monkeypatch.chdir(root)
-    without = ["revise.reviser=null"] if name == "seft" else []
+    without = ["revise.reviser=null", "revise.file=runs/rows"] if name == "seft" else []
     recipe = load_recipe(f"recipes/revise/{name}.yaml", without, checks=pipeline.REVISE_CHECKS)
     assert "{draft} {prompt}" in load_templates(recipe.revise).texts.values()
 
@@ -491,12 +491,16 @@ def test_the_reviser_that_a_task_names_revises(monkeypatch):
     monkeypatch.setattr(
         revising.Writer,
         "__call__",
-        lambda self, rows, step: asked.append(self.model) or [revising.Completion("no", 2, True, ()) for _ in rows],
+        lambda self, rows, step: (
+            asked.append((self.model, self.options.temperature))
+            or [revising.Completion("no", 2, True, ()) for _ in rows]
+        ),
     )
-    task = {"data": split("test")[:2], "name": "t", "verifier": VERIFIER, "max_new_tokens": 64}
+    task = {"data": split("test")[:2], "name": "t", "verifier": VERIFIER, "max_new_tokens": 64, "temperature": 1.0}
     loop = {"how": "reviser", "reviser": "r", "templates": "reviser.yaml"}
     (found,) = evaluate(model, tokenizer, [{**task, "revise": loop}], revisers={"r": (other, tokenizer)})
-    assert asked == [other]
+    # A reviser is greedy, whatever its drafts are.
+    assert asked == [(other, 0.0)]
     assert found.counts["label_no"] == 2
     with pytest.raises(BallastError, match=r"revise\.reviser r is not given"):
         evaluate(model, tokenizer, [{**task, "revise": loop}])

@@ -208,5 +208,5 @@ def test_what_asks_the_verifier():
         "only_correct",
     )
     assert ReviseOptions(how="reviser", pairs="a.jsonl").asks_verifier == ("label",)
-    assert (ReviseOptions().heat, ReviseOptions(how="reviser").heat) == (1.0, 0.0)
-    assert ReviseOptions(how="reviser", revision_temperature=0.5).heat == 0.5
+    assert (ReviseOptions().heat(1.0), ReviseOptions(how="reviser").heat(1.0)) == (1.0, 0.0)
+    assert ReviseOptions(how="reviser", revision_temperature=0.5).heat(1.0) == 0.5

@@ -8,7 +8,7 @@ from ballast.errors import BallastError
 from ballast.evaluation import GenerationOptions, generate, verifier
 from ballast.evaluation.generation import end_ids, read_completion
 from ballast.rl.rewards import WRONG, Rewards, reward_verifier
-from ballast.verifiers.registry import score_answers
+from ballast.verifiers.registry import Verifier, score_answers
 from rl_tools import tiny_run
 from tiny import char_tokenizer, tiny_model
 
@@ -114,7 +114,8 @@ def test_rewards_are_what_evaluation_gives_the_same_samples():
     cut = next(answer for answer in flat if not answer.ended)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert Rewards(lambda text, row: 1.0, rows, rewards.read).judge([0], [cut.ids]).rewards == (0.0,)
+        kind = Verifier("kind", lambda text, row: 1.0)
+        assert Rewards(kind, rows, rewards.read).judge([0], [cut.ids]).rewards == (0.0,)
     assert rewards.answers == 32
     assert rewards.counts == {"cut_off": judged.cut_off, "errors": 0, "timeouts": 0}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from distributed_run import UNEVEN
 from tiny import tiny_model
 from training_tools import OBJECTIVES, dataset, largest_difference, run, weights
 
@@ -63,13 +64,15 @@ def test_two_ranks_train_the_same_half(tmp_path, two_ranks):
     assert len(two_ranks["half"]) == len(alone.half.trained)
 
 
-@pytest.mark.parametrize("layout", ["padded", "padding_free"])
+@pytest.mark.parametrize("layout", UNEVEN)
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_rows_that_fill_up_the_last_batch_train_nothing(tmp_path, two_ranks, name, layout):
     end, tokens = two_ranks[name][3][layout]
     given = {"per_device_train_batch_size": 8, "max_steps": -1, "num_train_epochs": 2, "max_length": None}
     model = tiny_model(dtype=torch.float64)
-    alone = run(tmp_path, name, model=model, data=dataset(9), padding_free=layout == "padding_free", **given)
+    alone = run(
+        tmp_path, name, model=model, data=dataset(UNEVEN[layout]), padding_free=layout == "padding_free", **given
+    )
     assert alone.state.global_step == 4
     assert largest_difference(weights(alone), end) < 1e-10
     assert tokens == [log["num_tokens"] for log in alone.state.log_history if "loss" in log]

@@ -301,7 +301,7 @@ def test_micro_batches_are_laid_out_in_the_order_of_their_prompts():
         drawn.append((list(rows), step))
         return SampledGroups(tuple(group(row, 1.0, 0.0) for row in rows), cut_off=len(rows))
 
-    queue = GroupBatches(draw, 2, ("advantage", "group"), pad_token_id=0)
+    queue = GroupBatches(draw, 2, ("origin", "group"), pad_token_id=0)
     source = iter({"row": torch.tensor(rows)} for rows in ([3, 1], [0, 3], [2, 4]))
     first, groups = queue.take(source, 1, 7)
     assert drawn == [([3, 1, 0], 7)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ballast.evaluation import metrics
@@ -86,7 +86,8 @@ def revise_drafts(
     """
     assert task.revise is not None
     # Of five numbers, the last but one not 0: no draft's stream, (seed, row, sample), is among these.
-    write = Writer(*writer, task.generation(), stream=lambda place, step: (place, step, 1))
+    options = replace(task.generation(), temperature=task.revise.heat(task.temperature))
+    write = Writer(*writer, options, stream=lambda place, step: (place, step, 1))
     templates = load_templates(task.revise)
     return revise(rows, [sampled(one) for one in drafts], task.revise, templates, write=write, judge=judging)
 

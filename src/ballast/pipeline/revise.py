@@ -122,7 +122,11 @@ class _Work:
         from ballast.revise.loop import revise
 
         options, rows = self.options, [self.rows[place] for place in places]
-        write = self.writer(self.reviser or self.model, options.heat) if options.rounds else _write_nothing
+        write = (
+            self.writer(self.reviser or self.model, options.heat(options.temperature))
+            if options.rounds
+            else _write_nothing
+        )
         drafts = self._drafts(places)
         return revise(rows, drafts, options, self.templates, write=write, judge=judging, places=places)
 

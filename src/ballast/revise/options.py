@@ -37,6 +37,8 @@ class LoopOptions(Options):
     `stop_words`. `never`: all `rounds`."""
     stop_words: Texts = ("[correct]",)
     """Looked for in the critique alone, never in an answer."""
+    revision_temperature: float | None = Field(None, ge=0)
+    """Of critiques and revisions; none given is that of drafts, and 0 for a reviser."""
     templates: Path | None = None
     """YAML file of texts with `{prompt}`, `{draft}`, `{feedback}` and `{history}`; those it lacks are ballast's own."""
 
@@ -64,6 +66,12 @@ class LoopOptions(Options):
             yield ("stop_words",), f"would be ignored with stop: {self.stop}; set stop: words, or leave them out"
         if self.stop == "words" and not self.stop_words:
             yield ("stop_words",), "is empty, so no critique could end the loop; list a text, or set stop: never"
+
+    def heat(self, drafts: float) -> float:
+        """Return the temperature of critiques and revisions, `drafts` being that of drafts."""
+        if self.revision_temperature is not None:
+            return self.revision_temperature
+        return 0.0 if self.how == "reviser" else drafts
 
     @property
     def signals(self) -> tuple[str, ...]:
@@ -94,8 +102,6 @@ class ReviseOptions(LoopOptions):
     Needed where `feedback`, `stop`, `accept`, `only_correct` or `label` ask it; else it only logs."""
     temperature: float = Field(1.0, ge=0)
     """Of drafts; 0 is greedy."""
-    revision_temperature: float | None = Field(None, ge=0)
-    """Of critiques and revisions; none given is that of drafts, and 0 for a reviser."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Samples come from the most likely tokens up to this mass."""
     max_new_tokens: int = Field(256, ge=1)
@@ -139,13 +145,6 @@ class ReviseOptions(LoopOptions):
             return ("label",) if self.label == "verifier" else ()
         kept = ("accept",) if self.accept == "verifier" else ()
         return (*self.signals, *kept, *(("only_correct",) if self.only_correct else ()))
-
-    @property
-    def heat(self) -> float:
-        """Return the temperature of critiques and revisions."""
-        if self.revision_temperature is not None:
-            return self.revision_temperature
-        return 0.0 if self.how == "reviser" else self.temperature
 
 
 class TaskLoopOptions(LoopOptions):

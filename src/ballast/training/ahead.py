@@ -120,11 +120,12 @@ class Ahead:
         Args:
             objective: what is trained.
             score: these statistics of a micro-batch, and its layout, under the model as it is.
-            fields: what the objective needs to be computed.
+            fields: what is computed of a micro-batch; those that the objective needs are scored.
             accelerator: of the run.
         """
         self._objective, self._accelerator = objective, accelerator
-        self._score: Score = lambda batch: score(batch, fields)
+        needed = tuple(name for name in fields if name in objective.needs)
+        self._score: Score = lambda batch: score(batch, needed)
         refresh: int = getattr(objective, "refresh", 1)
         old = OldModel(refresh, lambda batch: score(batch, ("logprob",)))
         self._old = old if OLD in objective.needs else None

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from ballast.head import Backend
     from ballast.objectives import Objective
     from ballast.training.inputs import Prepare
     from ballast.training.reference import RunReference
@@ -72,7 +73,9 @@ class Forward:
     ) -> StatisticsOutput:
         """Return the statistics of all trained tokens, those for the log unless others are named."""
         asked = self.reference.fields if fields is None else fields
-        compute = partial(measured, **self._given(inputs, columns, asked, progress))
+        # What is scored is not differentiated: chunks cost no second product and leave the logits in the cache.
+        backend: Backend = "auto" if fields is None else "chunked"
+        compute = partial(measured, **self._given(inputs, columns, asked, progress), backend=backend)
         return self._run(model, inputs, compute, None)
 
     def score(

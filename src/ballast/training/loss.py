@@ -10,7 +10,7 @@ from ballast.head import Formed, fused_pass, token_stats, two_phase
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ballast.head import LMHead
+    from ballast.head import Backend, LMHead
     from ballast.objectives import Objective
     from ballast.training.reference import RunReference
 
@@ -25,9 +25,18 @@ def measured(
     run: RunReference,
     states: States | None,
     fields: tuple[str, ...],
+    backend: Backend = "auto",
 ) -> Formed:
     """Return the mean negative log-likelihood and these statistics of all tokens, without an objective."""
-    found = token_stats(hidden_NH, head, targets_N, fields=fields, reference=states, vocab_size=run.vocab_size)
+    found = token_stats(
+        hidden_NH,
+        head,
+        targets_N,
+        fields=fields,
+        reference=states,
+        backend=backend,
+        vocab_size=run.vocab_size,
+    )
     loss = -found.require("logprob").sum() / max(len(targets_N), 1)
     return Formed(loss, found.changed(given), None)
 
