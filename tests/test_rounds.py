@@ -268,6 +268,10 @@ def test_a_half_is_drawn_anew_in_every_round(folder):
         (("objective=sft", "groups.verifier=null"), "rows: needs groups.verifier: without one no answer is right"),
         (("rows=there/right.jsonl",), "rows.file: would be written over by the next round"),
         (
+            ("rounds.steps=[revise, train, evaluate]", "rows=null", "revise={verifier: exact}"),
+            "groups: would be ignored: revise makes what train reads",
+        ),
+        (
             ("rounds.steps=[sample, reward, train, evaluate]",),
             "rounds.steps: nothing after reward reads what it writes",
         ),

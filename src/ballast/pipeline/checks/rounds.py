@@ -103,6 +103,10 @@ def _ignored(one: Round) -> Iterator[Problem]:
     own = "would be ignored: each round has a folder of its own for that; leave it out"
     if recipe.evaluation.tasks and "evaluate" not in one.rounds.steps:
         yield Problem(("evaluation", "tasks"), "would be ignored: rounds.steps lacks evaluate; add it as the last step")
+    steps = set(one.rounds.steps)
+    if recipe.groups is not None and "revise" in steps and not steps & {"sample", "reward"}:
+        message = "would be ignored: revise makes what train reads, and no step samples; leave it out, or add sample"
+        yield Problem(("groups",), message)
     found: list[tuple[Where, Options | None, bool, str]] = [
         (("groups", "file"), recipe.groups, "sample" in one.rounds.steps, own),
         (("revise", "file"), recipe.revise, "revise" in one.rounds.steps, own),
