@@ -97,6 +97,8 @@ WRONG = {
     "clip": (lambda: objective("psft", clip=-0.1), r"clip must lie in \[0, ∞\]"),
     "no refresh": (lambda: objective("psft", refresh=0), r"refresh must lie in \[1, ∞\]"),
     "half a step": (lambda: objective("psft", refresh=1.5), "refresh must be a whole number .*got 1.5"),
+    "steps as a float": (lambda: objective("psft", refresh=8.0), "refresh must be a whole number .*got 8.0"),
+    "low above high": (lambda: objective("idft", low=3.0), "low 3 is above high 2, so every exponent would be high"),
     "exponent": (lambda: objective("deft", exponent="entropy"), "must be one of renyi, cayley, fixed"),
     "fixed without exponent": (
         lambda: objective("deft", exponent="fixed"),
@@ -149,6 +151,10 @@ WRONG = {
     "two divisors": (
         lambda: objective("product", of=[objective("gft", aggregation="sequence"), PerRow()]),
         "product: the factors divide by groups and by sequences",
+    ),
+    "a column beside groups": (
+        lambda: objective("product", of=["luffy", "weighted-sft"]),
+        "product: reads 'weight' from a column of the data, which groups of answers do not bring",
     ),
     "two columns of one name": (
         lambda: objective("product", of=["weighted-sft", {"name": "weighted-sft", "column": "other"}]),

@@ -231,7 +231,10 @@ def test_no_statistic_is_in_a_cache_key():
         ("top_mass@2.5", "must be a whole number; got 2.5"),
         ("tempered_ce@0", r"must lie in \[0.01, ∞\]"),
         ("skew_kl@1", r"must lie in \[0, 0.999\]"),
-        ("skew_kl@nan", "must lie in"),
+        ("skew_kl@nan", "must be finite; got nan"),
+        ("top_mass@nan", "must be finite; got nan"),
+        ("top_mass@inf", "must be finite; got inf"),
+        ("tempered_ce@inf", "must be finite; got inf"),
         ("top_mass@8", "exceeds the vocabulary of 7 tokens"),
     ],
 )

@@ -206,6 +206,11 @@ def test_sequences_of_different_micro_batches_stay_apart():
     assert ahead._joined(parts)["sequence"].tolist() == [0, 0, 1, 2, 4, 5]
 
 
+def test_groups_of_different_micro_batches_stay_apart():
+    parts = [{"sequence": torch.tensor([0, 1]), "group": torch.tensor([0.0, 1.0])}] * 2
+    assert ahead._joined(parts)["group"].tolist() == [0, 1, 2, 3]
+
+
 def test_a_loss_of_its_own_is_refused_with_this_scope():
     with pytest.raises(BallastError, match="per_token_loss of its own, which would see single micro-batches"):
         objective(f"{__name__}:OwnLoss")

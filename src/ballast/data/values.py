@@ -17,13 +17,25 @@ PLACE = "place"
 """Column of a row's place in the data, while it is prepared."""
 
 
+OWN = frozenset(
+    "input_ids labels digest seq_lengths completion_mask prompt_is_prefix assistant_masks left_out by_role _tokens "
+    f"_trained {PLACE}".split()
+)
+"""Columns that preparation writes itself."""
+
+
 def check_columns(columns: Sequence[str], dataset: Dataset, name: str) -> None:
-    """Refuse data without these columns.
+    """Refuse data without these columns, and columns that preparation would write over.
 
     Raises:
         BallastError: naming the first one that is missing.
     """
     for column in columns:
+        if column in OWN:
+            raise BallastError(
+                f"{name}: the column {column!r}, which the objective reads, has a name that preparation uses itself, so "
+                "its values would be lost; rename it"
+            )
         if column not in dataset.column_names:
             have = ", ".join(dataset.column_names)
             raise BallastError(

@@ -145,6 +145,8 @@ def _needs_problems(made: Objective) -> Iterator[str]:
         yield f"takes two values from one column ({', '.join(made.columns.values())}); give each its own"
     if set(OLD_FIELDS) & set(made.needs) and set(GROUP_FIELDS) & set(made.needs):
         yield "needs 'old_logprob' of groups of answers, which are not scored ahead"
+    if made.columns and set(GROUP_FIELDS) & set(made.needs):
+        yield f"reads {next(iter(made.columns))!r} from a column of the data, which groups of answers do not bring"
     for name, column in made.columns.items():
         if name in FIELDS or is_live(name) or is_pair(name):
             yield f"takes {name!r} from the column {column!r}, but it is a statistic of its own; give it another name"

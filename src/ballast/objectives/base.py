@@ -223,7 +223,7 @@ def _problem(
         return None if value in choices else f"must be one of {', '.join(choices)}; got {value!r}"
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return f"must be a finite number ({doc}); got {value!r}"
-    if whole and value != int(value):
+    if whole and not isinstance(value, int):
         return f"must be a whole number ({doc}); got {value!r}"
     if (minimum is not None and value < minimum) or (maximum is not None and value > maximum):
         low = "-∞" if minimum is None else f"{minimum:g}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ballast.objectives.base import Objective, option
+from ballast.objectives.base import Objective, OptionError, option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +33,12 @@ class IDFT(Objective):
     warmup: float = option(0.0, "share of the training with exponent 1", minimum=0, maximum=1)
     transition: float = option(0.0, "share of the training over which the exponent sets in", minimum=0, maximum=1)
     gradient: str = option("detached", "whether the weight carries gradient", choices=("detached", "attached"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.low > self.high:
+            message = f"low {self.low:g} is above high {self.high:g}, so every exponent would be high"
+            raise OptionError(self.name, "low", message)
 
     @property
     def needs(self) -> tuple[str, ...]:

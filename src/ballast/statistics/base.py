@@ -55,6 +55,8 @@ class Statistic:
     @classmethod
     def problem(cls, parameter: float, vocabulary: int | None = None) -> str | None:
         """Return what is wrong with a parameter, for a vocabulary of this size where it is known; None for nothing."""
+        if not math.isfinite(parameter):
+            return f"must be finite; got {parameter:g}"
         if cls.whole and parameter != int(parameter):
             return f"must be a whole number; got {parameter:g}"
         if not cls.minimum <= parameter <= cls.maximum:

@@ -27,6 +27,8 @@ Score = Callable[[Batch], TokenStats]
 """Returns statistics of a micro-batch under the model as it is."""
 
 OLD = "old_logprob"
+NUMBERED = {"sequence", "group"}
+"""What a micro-batch numbers from 0."""
 STEP_WEIGHT = "step_weight"
 """Column of the weights that an objective of scope ``step`` has given a micro-batch's tokens."""
 
@@ -223,13 +225,15 @@ def with_step_weights(
 
 
 def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return vectors one after the other, the sequences of each part numbered on from those before."""
-    first, numbered = 0, []
-    for part in parts:
-        sequence = part["sequence"]
-        numbered.append({**part, "sequence": sequence + first})
-        first += int(sequence.max()) + 1 if len(sequence) else 0
-    return {name: torch.cat([part[name] for part in numbered]) for name in parts[0]}
+    """Return vectors one after the other, sequences and groups of each part numbered on from those before."""
+    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    for name in NUMBERED & joined.keys():
+        first, numbered = 0, []
+        for part in parts:
+            numbered.append(part[name] + first)
+            first += int(part[name].max()) + 1 if len(part[name]) else 0
+        joined[name] = torch.cat(numbered)
+    return joined
 
 
 def gathered(values_N: Tensor, accelerator: Any) -> list[Tensor]:

@@ -215,6 +215,7 @@ class Trainer(AdaptedTrainer):
                 taken = self.groups.take(batches, count, self.state.global_step)
         else:
             taken = self.ahead.take(batches, count)
+        fill_shares(taken, self.objective, self._summed, self.args.device)
         return self.ahead.weighed(taken)
 
     def checkpoint_state(self) -> dict[str, Any]:
@@ -238,7 +239,6 @@ class Trainer(AdaptedTrainer):
     def step_count(self, batches: list[dict[str, Any]], device: torch.device) -> Tensor:
         """Count what the objective's reduction names over the micro-batches of all ranks."""
         self._steps_summed += 1
-        fill_shares(batches, self.objective, self._summed, device)
         local = count(self.objective.reduction, batches).to(device)
         return self.accelerator.reduce(local, "sum")
 
