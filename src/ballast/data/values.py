@@ -33,8 +33,8 @@ def check_columns(columns: Sequence[str], dataset: Dataset, name: str) -> None:
     for column in columns:
         if column in OWN:
             raise BallastError(
-                f"{name}: the column {column!r}, which the objective reads, has a name that preparation uses itself, so "
-                "its values would be lost; rename it"
+                f"{name}: the column {column!r}, which the objective reads, has a name that preparation uses itself, "
+                "so its values would be lost; rename it"
             )
         if column not in dataset.column_names:
             have = ", ".join(dataset.column_names)
