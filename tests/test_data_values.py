@@ -44,6 +44,8 @@ def test_a_label_at_the_first_place_is_not_trained():
         ("high", "is 'high'"),
         (True, "is True"),
         (NAN, "is nan"),
+        (1e39, "is 1e.39"),
+        (-(10**400), "is -1000"),
         ([1.0, float("inf")], "is inf"),
         ([1.0, None], "is missing"),
         ([], "has 0 values; the row has 2 trained turns, 5 trained tokens and 8 tokens"),

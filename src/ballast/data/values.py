@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from ballast.errors import BallastError, suggest
 if TYPE_CHECKING:
     from datasets import Dataset
 
+LARGEST = float(np.finfo(np.float32).max)
 PLACE = "place"
 """Column of a row's place in the data, while it is prepared."""
 
@@ -123,7 +123,7 @@ def cut(values: Sequence[float], length: int, from_end: bool) -> Sequence[float]
 
 def _number(value: Any) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value):
+    if not number or not abs(value) <= LARGEST:
         raise BallastError(f"is {_shown(value)}; it must be a finite number, or a list of them")
     return float(value)
 
