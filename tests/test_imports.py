@@ -40,6 +40,7 @@ LAYERS = (
     ("revise",),
     ("reference", "advise"),
     ("evaluation",),
+    ("engines",),
     ("groups",),
     ("half",),
     ("loop",),
@@ -77,6 +78,7 @@ ONLY: dict[str, set[str]] = {
     "verifiers": {"errors", "files", "protocols", "options"},
     "advise": {"errors", "stats", "objectives"},
     "evaluation": {"errors", "options", "files", "stats", "protocols", "limits", "head", "verifiers", "data", "revise"},
+    "engines": {"errors", "options", "packages", "protocols", "limits", "data", "evaluation"},
     "groups": {
         *("errors", "options", "files", "parts", "protocols", "limits", "stats", "verifiers", "data", "revise"),
         *("reference", "evaluation"),
@@ -85,7 +87,7 @@ ONLY: dict[str, set[str]] = {
     "loop": {"errors", "files", "checkpoints", "reference", "half"},
     "rl": {"errors", "options", "protocols", "limits", "verifiers", "data", "evaluation", "half", "loop"},
     "reward": {"errors", "options", "protocols", "evaluation", "groups", "loop"},
-    "records": {"errors", "files", "protocols", "evaluation", "rl"},
+    "records": {"errors", "files", "protocols", "evaluation", "engines", "rl"},
 }
 FREE = {"cli", "__init__"}
 EVERYWHERE = {"__init__", "__version__", "lazy"}

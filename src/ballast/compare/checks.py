@@ -29,6 +29,7 @@ from ballast.files import place_problem
 from ballast.objectives import Objective
 from ballast.options import Where
 from ballast.pipeline.checks import common as checks
+from ballast.pipeline.checks import engine as engine_checks
 from ballast.pipeline.checks import groups as group_checks
 from ballast.pipeline.checks import half as half_checks
 from ballast.pipeline.checks import rl as rl_checks
@@ -308,6 +309,7 @@ COMPARE_CHECKS: tuple[Check, ...] = (
     check_rows,
     checks.check_evaluate,
     checks.check_tasks,
+    *engine_checks.TRAINING,
     check_choice,
     check_then,
 )

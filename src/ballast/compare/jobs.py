@@ -167,7 +167,7 @@ def measure_base(context: JobContext, say: Say, *, progress: bool) -> None:
     """Measure the base model on all tasks, unless that is done: answers first, the results last."""
     from ballast import models
     from ballast.pipeline.digests import inputs_of
-    from ballast.pipeline.evaluate import check_prompts, measure
+    from ballast.pipeline.evaluate import Sampled, check_prompts, measure
     from ballast.pipeline.tasks import load_tasks
 
     folder, recipe = context.store.base, base_recipe(context.plan)
@@ -183,7 +183,8 @@ def measure_base(context: JobContext, say: Say, *, progress: bool) -> None:
     model = models.load_model(section, device=models.default_device())
     for line in check_prompts(tasks, model, tokenizer):
         say(line)
-    measured = measure(tasks, model, tokenizer, name=BASE, base=model, progress=progress)
+    sampled = Sampled(recipe.engine, section)
+    measured = measure(tasks, model, tokenizer, name=BASE, base=model, sampled=sampled, progress=progress)
     measured.write_items(folder / "evals")
     made = {"versions": versions(), "commit": git_commit(), "device": str(model.device)}
     made_of = inputs_of(recipe)

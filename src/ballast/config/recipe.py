@@ -17,6 +17,7 @@ from ballast.config.sections import (
     Training,
 )
 from ballast.config.source import SHORTHANDS, Problem, RecipeError, load_source
+from ballast.engines.options import AnyEngine, Engine, TransformersEngine, is_local
 from ballast.evaluation.tasks import SOURCES, AnyTask, Task
 from ballast.groups.options import GroupOptions, RowsOptions
 from ballast.options import Columns, Options, OptionsError, Sources, Text, Where, shown
@@ -135,6 +136,8 @@ class Recipe(Options):
     revise: ReviseOptions | None = None
     training: Training = Field(default_factory=dict)
     evaluation: EvaluationSection = EvaluationSection()
+    engine: AnyEngine = TransformersEngine()
+    """What samples answers, but those of the model in training; a bare string is its `kind`."""
     reward: RewardOptions | None = None
     rl: RLOptions | None = None
     compare: CompareSection | None = None
@@ -148,6 +151,11 @@ class Recipe(Options):
     @classmethod
     def _longhand(cls, value: Any, info: ValidationInfo) -> Any:
         return {SHORTHANDS[str(info.field_name)]: value} if isinstance(value, str) else value
+
+    @field_serializer("engine")
+    def _written_engine(self, engine: Engine) -> dict[str, Any] | None:
+        # Recipes of versions without other engines are recipes of our own loop.
+        return None if is_local(engine) else {"kind": engine.kind, **engine.model_dump(mode="json", exclude_unset=True)}
 
     @field_serializer("groups")
     def _written_groups(self, groups: GroupOptions | None) -> dict[str, Any] | None:

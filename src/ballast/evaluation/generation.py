@@ -97,6 +97,21 @@ class Completion:
     ids: tuple[int, ...] = field(repr=False)
 
 
+class Sampler(Protocol):
+    """What generates answers: `generate`, or an engine in its place."""
+
+    def __call__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        prompts: Sequence[Prompt],
+        options: GenerationOptions | None = None,
+        *,
+        streams: Sequence[Sequence[int]] | None = None,
+        progress: Progress | None = None,
+    ) -> list[list[Completion]]: ...
+
+
 def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> tuple[int, ...]:
     """Return the ids of a prompt exactly as fine-tuning sees them, see `ballast.data.render`.
 
@@ -198,7 +213,7 @@ def generate(
     """
     options = options or GenerationOptions()
     streams = [(row,) for row in range(len(prompts))] if streams is None else streams
-    _check_streams(streams, len(prompts))
+    check_streams(streams, len(prompts))
     check_stop(tokenizer, options.stop)
     encoded = encode_prompts(model, tokenizer, prompts, options.max_new_tokens)
     rows = [(row, sample) for row in range(len(encoded)) for sample in range(options.samples)]
@@ -221,7 +236,8 @@ def generate(
     return results
 
 
-def _check_streams(streams: Sequence[Sequence[int]], prompts: int) -> None:
+def check_streams(streams: Sequence[Sequence[int]], prompts: int) -> None:
+    """Refuse streams that do not fit the prompts; raises ValueError."""
     if len(streams) != prompts:
         raise ValueError(f"{len(streams)} streams for {prompts} prompts")
     # Numbers are padded with zeros into a seed: streams of two lengths could draw the same samples unnoticed.

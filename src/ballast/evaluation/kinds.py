@@ -8,7 +8,7 @@ from typing import Any
 
 from ballast.errors import BallastError
 from ballast.evaluation import choice, likelihood, metrics, readiness, revising
-from ballast.evaluation.generation import Completion, encode_prompts, generate, own_sequences
+from ballast.evaluation.generation import Completion, Sampler, encode_prompts, generate, own_sequences
 from ballast.evaluation.results import estimates
 from ballast.evaluation.scoring import sequence_statistics
 from ballast.evaluation.tasks import ChoiceTask, CodeTask, GenerateTask, JudgedTask, NllTask, ReadinessTask, SampledTask
@@ -33,6 +33,7 @@ class Context:
     progress: Progress | None
     beside: Mapping[str, Rows] = field(default_factory=dict)
     revisers: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    generate: Sampler = generate
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def _measure_revised(task: GenerateTask, rows: Rows, context: Context) -> Measur
     if task.revise.reviser is not None:
         writer = context.revisers[task.revise.reviser]
     judging = revising.Judging(_verifier(task), cut_off=True)
-    revised = revising.revise_drafts(task, rows, drafts, writer, judging)
+    revised = revising.revise_drafts(task, rows, drafts, writer, judging, generate=context.generate)
     counts = revising.revision_counts(task, revised)
     counts |= {"verifier_errors": judging.errors, "verifier_timeouts": judging.timeouts}
     items = [revising.revision_item(row, one) for row, one in zip(rows, revised, strict=True)]
@@ -161,7 +162,8 @@ def _answers(
     task: SampledTask, rows: Rows, context: Context
 ) -> tuple[list[list[Completion]], dict[str, metrics.Estimate], dict[str, int]]:
     """Return completions, metrics of the answers as text (length, entropy, KL to base), and counts."""
-    completions = generate(context.model, context.tokenizer, rows, task.generation(), progress=context.progress)
+    generation = task.generation()
+    completions = context.generate(context.model, context.tokenizer, rows, generation, progress=context.progress)
     flat = [one for answers in completions for one in answers]
     measured = {
         "answer_tokens": metrics.mean([_mean(one.tokens for one in some) for some in completions], seed=task.seed)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ballast.evaluation import metrics
-from ballast.evaluation.generation import Completion, GenerationOptions, encode_rows, generate
+from ballast.evaluation.generation import Completion, GenerationOptions, Sampler, encode_rows, generate
 from ballast.limits import context_length
 from ballast.protocols import Model, Tokenizer
 from ballast.revise.loop import Asked, Revised, Version, revise, sampled
@@ -38,6 +38,7 @@ class Writer:
     tokenizer: Tokenizer
     options: GenerationOptions
     stream: Callable[[int, int], tuple[int, ...]] = lambda place, step: (step, place)
+    generate: Sampler = generate
 
     def __call__(self, asked: Asked, step: int) -> list[Completion | None]:
         """Return what the model writes of each row, None where the context has no room for prompt and answer."""
@@ -47,7 +48,9 @@ class Writer:
         some = [one for one, fit in zip(asked, fits, strict=True) if fit]
         streams = [self.stream(place, step) for place, _ in some]
         prompts = [row for _, row in some]
-        written = iter(generate(self.model, self.tokenizer, prompts, self.options, streams=streams) if some else ())
+        written = iter(
+            self.generate(self.model, self.tokenizer, prompts, self.options, streams=streams) if some else ()
+        )
         return [next(written)[0] if fit else None for fit in fits]
 
 
@@ -77,17 +80,24 @@ class Judging:
 
 
 def revise_drafts(
-    task: GenerateTask, rows: Rows, drafts: Sequence[Completion], writer: tuple[Model, Tokenizer], judging: Judging
+    task: GenerateTask,
+    rows: Rows,
+    drafts: Sequence[Completion],
+    writer: tuple[Model, Tokenizer],
+    judging: Judging,
+    *,
+    generate: Sampler = generate,
 ) -> list[Revised]:
     """Return what becomes of a task's drafts by its ``revise``.
 
     Args:
         writer: the model that is measured, or the reviser, with its tokenizer.
+        generate: what samples.
     """
     assert task.revise is not None
     # Of five numbers, the last but one not 0: no draft's stream, (seed, row, sample), is among these.
     options = replace(task.generation(), temperature=task.revise.heat(task.temperature))
-    write = Writer(*writer, options, stream=lambda place, step: (place, step, 1))
+    write = Writer(*writer, options, stream=lambda place, step: (place, step, 1), generate=generate)
     templates = load_templates(task.revise)
     return revise(rows, [sampled(one) for one in drafts], task.revise, templates, write=write, judge=judging)
 

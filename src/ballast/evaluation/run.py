@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ballast.errors import BallastError
+from ballast.evaluation.generation import Sampler, generate
 from ballast.evaluation.kinds import KINDS, Context, Rows
 from ballast.evaluation.readiness import check_beside
 from ballast.evaluation.results import TaskResult, write_items, write_results
@@ -33,6 +34,7 @@ def evaluate(
     items: str | Path | None = None,
     extra: Mapping[str, Any] | None = None,
     revisers: Mapping[str, tuple[Any, Any]] | None = None,
+    sampler: Sampler = generate,
     progress: TaskProgress | None = None,
 ) -> list[TaskResult]:
     """Return one result per task.
@@ -48,6 +50,7 @@ def evaluate(
         items: folder for one JSONL file per task, with every prompt, answer and score.
         extra: JSON-able values to keep beside the results.
         revisers: model and tokenizer of every ``revise.reviser`` that tasks name.
+        sampler: what generates answers, with the signature of `generate`.
         progress: called with (task name, done, total).
 
     Raises:
@@ -58,7 +61,7 @@ def evaluate(
     check_tokenizer(type(model).__name__, model.config, tokenizer)
     loaded = [(task, _checked_rows(task, base, revisers or {})) for task in resolved]
     results = [
-        _run(task, rows, Context(model, tokenizer, base, _told(progress, task), beside, revisers or {}))
+        _run(task, rows, Context(model, tokenizer, base, _told(progress, task), beside, revisers or {}, sampler))
         for task, (rows, beside) in loaded
     ]
     if items is not None:

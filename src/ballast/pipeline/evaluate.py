@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from ballast import models
 from ballast.config.recipe import ModelSection, Recipe
+from ballast.engines.options import Engine, TransformersEngine
 from ballast.errors import BallastError
 from ballast.evaluation.tasks import GenerateTask, NllTask, ReadinessTask, SampledTask, Task
 from ballast.files import check_place, file_name, same_file
 from ballast.limits import check_tokenizer
-from ballast.pipeline import sources
+from ballast.pipeline import engines, sources
 from ballast.pipeline.tasks import Tasks, load_tasks
 from ballast.progress import on_stderr
 from ballast.protocols import Model, Say, Tokenizer
-from ballast.records.schema import Estimate, EvalRecord, TaskRecord
+from ballast.records.schema import EngineRecord, Estimate, EvalRecord, TaskRecord
 from ballast.records.write import EVALS, append_jsonl
 
 if TYPE_CHECKING:
@@ -42,10 +43,12 @@ class Measured:
     results: tuple[TaskResult, ...]
     sources: Mapping[str, Mapping[str, str]]
     digests: Mapping[str, str]
+    engine: EngineRecord | None = None
 
     def record(self, **beside: Any) -> EvalRecord:
         """Return the results without the single answers, and other fields of the record."""
-        return EvalRecord(model=self.name, tasks=tuple(map(self._task, self.results)), **beside)
+        sampled: dict[str, Any] = {} if self.engine is None else {"engine": self.engine}
+        return EvalRecord(model=self.name, tasks=tuple(map(self._task, self.results)), **sampled, **beside)
 
     def _task(self, result: TaskResult) -> TaskRecord:
         return TaskRecord(
@@ -64,6 +67,19 @@ class Measured:
 
         for result in self.results:
             write_items(folder / file_name(self.name) / f"{file_name(result.name)}.jsonl", result)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What samples a model's answers.
+
+    Attributes:
+        engine: by the recipe.
+        section: where the model lies on disk, as it is in memory.
+    """
+
+    engine: Engine
+    section: ModelSection
 
 
 @sources.read_once()
@@ -90,7 +106,9 @@ def run_evaluate(
             say(f"{name}: {line}")
         if base is None:
             base = model if name == BASE else base_model(tasks, recipe.model, model)
-        measured.append(measure(tasks, model, tokenizer, name=name, base=base))
+        measured.append(measure(tasks, model, tokenizer, name=name, base=base, sampled=Sampled(recipe.engine, section)))
+        if (asked := measured[-1].engine) is not None and (told := engines.line(asked)):
+            say(f"{name}: {told}")
         if name == TRAINED:
             append_jsonl(Path(str(recipe.output)) / EVALS, [measured[-1].record().plain()])
         if items is not None:
@@ -125,26 +143,40 @@ def check_measurement(
 
 
 def measure(
-    tasks: Tasks, model: Model, tokenizer: Tokenizer, *, name: str, base: Model | None, progress: bool = True
+    tasks: Tasks,
+    model: Model,
+    tokenizer: Tokenizer,
+    *,
+    name: str,
+    base: Model | None,
+    sampled: Sampled,
+    progress: bool = True,
 ) -> Measured:
     """Return one model's results.
 
     Args:
         base: the model before training, where `tasks` measure divergences from it.
+        sampled: by what, where `tasks` sample answers.
         progress: show bars on a terminal.
     """
     from ballast.evaluation import evaluate
 
-    with on_stderr("rows", show=progress, lines=False) as tell:
+    options = sampled.engine if tasks.sample else TransformersEngine()
+    with (
+        on_stderr("rows", show=progress, lines=False) as tell,
+        engines.opened(options, model, tokenizer, sampled.section) as engine,
+    ):
         results = evaluate(
             model,
             tokenizer,
             tasks.loaded,
             base=base,
             revisers=revisers(tasks, model),
+            sampler=engine.generate,
             progress=lambda task, done, total: tell(f"{name}: {task}", done, total),
         )
-    return Measured(name, tuple(results), tasks.sources, tasks.digests)
+        record = engine.record() if tasks.sample else None
+    return Measured(name, tuple(results), tasks.sources, tasks.digests, record)
 
 
 def revisers(tasks: Tasks, like: Model) -> dict[str, tuple[Model, Tokenizer]]:

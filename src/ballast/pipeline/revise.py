@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ballast import models
 from ballast.config import training as settings
 from ballast.config.recipe import ModelSection, Recipe
+from ballast.engines.options import TransformersEngine
 from ballast.errors import BallastError
-from ballast.pipeline import sources
+from ballast.pipeline import engines, sources
 from ballast.pipeline.drafts import check_room, drafting, given_drafts, read_rows
+from ballast.pipeline.engines import Opened
 from ballast.pipeline.pairs import write_pairs
 from ballast.progress import on_stderr
 from ballast.protocols import Model, Say, Tokenizer
@@ -22,6 +25,7 @@ from ballast.revise.summary import lines, summary
 from ballast.revise.templates import Templates, load_templates
 
 if TYPE_CHECKING:
+    from ballast.evaluation.generation import Sampler
     from ballast.evaluation.revising import Judging, Writer
     from ballast.revise.loop import Revised, Version
     from ballast.revise.rows import RevisionFolder, Settings
@@ -50,9 +54,13 @@ def run_revise(recipe: Recipe, *, say: Say = print) -> dict[str, Any]:
     assert options.file is not None
     started = time.monotonic()
     work = _ready(recipe, options, say)
-    folder = RevisionFolder(options.file, work.settings())
+    with _asked(work, options.file) as engine:
+        folder = RevisionFolder(options.file, work.settings(engine.identity))
+        with disk_full_as_error(folder.path), folder.filling():
+            _fill(folder, replace(work, sampler=engine.generate))
+        if told := engines.line(engine.record()):
+            say(told)
     with disk_full_as_error(folder.path), folder.filling():
-        _fill(folder, work)
         parts = list(folder.read())
     found = summary([row for rows, _ in parts for row in rows], [counts for _, counts in parts])
     found["seconds"] = round(time.monotonic() - started, 3)
@@ -74,8 +82,9 @@ class _Work:
     verify: Verifier | None
     model: tuple[Model, Tokenizer] | None
     reviser: tuple[Model, Tokenizer] | None
+    sampler: Sampler | None = None
 
-    def settings(self) -> Settings:
+    def settings(self, engine: str) -> Settings:
         """Return what the rows depend on."""
         from ballast.evaluation.generation import end_ids
         from ballast.groups.store import data_digest
@@ -97,6 +106,7 @@ class _Work:
             seed=self.recipe.seed,
             templates=self.templates.texts,
             options=stored_options(self.options),
+            engine=engine,
         )
 
     def writer(self, model: tuple[Model, Tokenizer] | None, temperature: float) -> Writer:
@@ -105,6 +115,7 @@ class _Work:
         from ballast.evaluation.revising import Writer
 
         assert model is not None
+        assert self.sampler is not None
         options = self.options
         return Writer(
             *model,
@@ -115,6 +126,7 @@ class _Work:
                 seed=self.recipe.seed,
                 batch_tokens=options.batch_tokens,
             ),
+            generate=self.sampler,
         )
 
     def revised(self, places: Sequence[int], judging: Judging) -> list[Revised]:
@@ -138,6 +150,19 @@ class _Work:
         write = self.writer(self.model, self.options.temperature)
         written = write([(place, drafting(self.rows[place], self.templates)) for place in places], 0)
         return [sampled(one) for one in written if one is not None]
+
+
+@contextmanager
+def _asked(work: _Work, file: str) -> Iterator[Opened]:
+    """Give what samples, the recipe's engine where the model itself writes."""
+    from ballast.revise.rows import stored_engine
+
+    section = None if work.recipe.model is None else models.resolve(work.recipe.model)
+    # A reviser is asked by our own loop, which needs no model of its own.
+    options, model = (TransformersEngine(), work.reviser) if work.model is None else (work.recipe.engine, work.model)
+    assert model is not None
+    with engines.filling(options, *model, section, stored_engine(file, len(work.rows))) as engine:
+        yield engine
 
 
 def _write_nothing(asked: Sequence[tuple[int, Row]], step: int) -> list[None]:

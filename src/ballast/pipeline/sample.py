@@ -12,13 +12,14 @@ from ballast import models
 from ballast.config.recipe import Recipe
 from ballast.errors import BallastError
 from ballast.groups.options import GroupOptions, RowsOptions
-from ballast.pipeline import sources
+from ballast.pipeline import engines, sources
 from ballast.pipeline.inputs import Ready, ready
 from ballast.progress import on_stderr
 from ballast.protocols import Model, Say
 from ballast.records.write import disk_full_as_error
 
 if TYPE_CHECKING:
+    from ballast.evaluation.generation import Sampler
     from ballast.groups import GroupRows, SampledGroups
     from ballast.groups.store import GroupFolder, Part, StoreSettings
 
@@ -38,7 +39,7 @@ def run_sample(recipe: Recipe, *, say: Say = print) -> dict[str, Any]:
     from ballast.data import PrepareOptions
     from ballast.evaluation.generation import end_ids
     from ballast.groups import GroupRows
-    from ballast.groups.store import GroupFolder
+    from ballast.groups.store import GroupFolder, stored_engine
     from ballast.limits import context_length
 
     options = recipe.groups
@@ -55,9 +56,14 @@ def run_sample(recipe: Recipe, *, say: Say = print) -> dict[str, Any]:
     rows.check_ends(end_ids(model, rows.tokenizer))
     for line in rows.lines():
         say(line)
-    folder = GroupFolder(options.file[0], _settings(made, model, rows, options))
+    there = stored_engine(options.file[0], len(rows))
+    with engines.filling(recipe.engine, model, rows.tokenizer, made.model, there) as engine:
+        folder = GroupFolder(options.file[0], _settings(made, model, rows, options, engine.identity))
+        with disk_full_as_error(folder.path), folder.filling():
+            seconds = _fill(folder, made, model, rows, engine.generate)
+        if told := engines.line(engine.record()):
+            say(told)
     with disk_full_as_error(folder.path), folder.filling():
-        seconds = _fill(folder, made, model, rows)
         parts = list(folder.read())
         found = _summary(parts, rows) | _rows(recipe.rows, parts, rows, say)
     found |= {**seconds, "seconds": round(time.monotonic() - started, 3)}
@@ -71,7 +77,7 @@ def _without_file(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"groups": groups, "data": recipe.data.model_copy(update={"eval": ()})})
 
 
-def _settings(made: Ready, model: Model, rows: GroupRows, options: GroupOptions) -> StoreSettings:
+def _settings(made: Ready, model: Model, rows: GroupRows, options: GroupOptions, engine: str) -> StoreSettings:
     from ballast.evaluation.generation import end_ids
     from ballast.groups.store import StoreSettings, data_digest, stored_options
     from ballast.reference import CacheKey
@@ -88,10 +94,11 @@ def _settings(made: Ready, model: Model, rows: GroupRows, options: GroupOptions)
         seed=made.recipe.seed,
         max_length=made.args.max_length,
         groups=stored_options(options),
+        engine=engine,
     )
 
 
-def _fill(folder: GroupFolder, made: Ready, model: Model, rows: GroupRows) -> dict[str, float]:
+def _fill(folder: GroupFolder, made: Ready, model: Model, rows: GroupRows, sampler: Sampler) -> dict[str, float]:
     """Sample the parts that are missing; return the seconds that took."""
     from ballast.groups import sample_groups
     from ballast.groups.sampler import scored_groups
@@ -102,7 +109,7 @@ def _fill(folder: GroupFolder, made: Ready, model: Model, rows: GroupRows) -> di
     done, total = 0, sum(map(len, missing.values()))
     with on_stderr("prompts") as tell, _autocast(made):
         for part, places in missing.items():
-            sampled: SampledGroups = sample_groups(model, rows, places, seed=made.recipe.seed, step=0)
+            sampled: SampledGroups = sample_groups(model, rows, places, seed=made.recipe.seed, step=0, sampler=sampler)
             sampled = scored_groups(model, sampled, batch_tokens=rows.options.batch_tokens)
             prompts = tuple(rows.rows[row]["prompt"] for row in places)
             folder.write(part, Part(sampled.groups, prompts, {name: getattr(sampled, name) for name in COUNTS}))

@@ -10,12 +10,14 @@ from ballast import checkpoints, models
 from ballast.config import training as settings
 from ballast.config.recipe import Check, ModelSection, Recipe
 from ballast.config.source import Problem
+from ballast.engines.options import TECHNICAL
 from ballast.errors import BallastError
 from ballast.files import LEAST_FREE, place_problem, same_file
 from ballast.groups.options import ROUND, round_problem
 from ballast.limits import check_tokenizer
 from ballast.pipeline import sources
 from ballast.pipeline.advise import check_has_demonstrations, check_reference_is_start
+from ballast.pipeline.checks import engine as engine_checks
 from ballast.pipeline.checks import groups as group_checks
 from ballast.pipeline.checks import half as half_checks
 from ballast.pipeline.run_folder import LOCK, is_trained
@@ -23,6 +25,7 @@ from ballast.records.runs import read_record
 from ballast.statistics import check_statistics, is_pair
 
 FIXED: dict[str, tuple[str, ...]] = dict.fromkeys(("model", "data", "objective", "reference", "groups", "seed"), ())
+FIXED |= {"engine": TECHNICAL}
 """Sections that a resumed run may not change; training settings, evaluation and output may."""
 
 
@@ -301,7 +304,7 @@ _COMMON = (
     half_checks.check_half,
     check_cache_place,
 )
-_TRAIN = (check_required("model", "objective", "output"), *_COMMON, check_tasks)
+_TRAIN = (check_required("model", "objective", "output"), *_COMMON, check_tasks, *engine_checks.TRAINING)
 
 SCORE_CHECKS: tuple[Check, ...] = (check_required("model"), *_COMMON, check_score)
 SAMPLE_CHECKS: tuple[Check, ...] = (
@@ -310,6 +313,8 @@ SAMPLE_CHECKS: tuple[Check, ...] = (
     check_data,
     group_checks.check_sampling,
     settings.check_training,
+    engine_checks.check_engine,
+    engine_checks.check_sampling,
 )
 ADVISE_CHECKS: tuple[Check, ...] = (
     check_required("model"),
@@ -324,5 +329,5 @@ ADVISE_CHECKS: tuple[Check, ...] = (
 # The output first: in a run of several processes none can have made it before all have met to set up training.
 TRAIN_CHECKS: tuple[Check, ...] = (check_output, *_TRAIN)
 RESUME_CHECKS: tuple[Check, ...] = (*_TRAIN, check_resume(FIXED))
-TASK_CHECKS: tuple[Check, ...] = (check_evaluate, check_tasks)
+TASK_CHECKS: tuple[Check, ...] = (check_evaluate, check_tasks, *engine_checks.MEASURING)
 EVALUATE_CHECKS: tuple[Check, ...] = (check_model, *TASK_CHECKS)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from ballast.config.recipe import Check, Recipe
 from ballast.config.source import Problem
+from ballast.engines.options import TransformersEngine
 from ballast.files import place_problem
 from ballast.options import Options, Where
-from ballast.pipeline.checks import common, revise, reward, rl
+from ballast.pipeline.checks import common, engine, revise, reward, rl
 from ballast.pipeline.inputs import silent
 from ballast.pipeline.round_recipes import Round, on_groups
 from ballast.pipeline.rounds import problem_with
@@ -42,8 +43,11 @@ def _revising(one: Round) -> Recipe:
 
 
 def _training(one: Round) -> Recipe:
-    rows = one.source is not None and not on_groups(one.recipe)
-    return one.recipe.model_copy(update={"groups": None}) if rows else one.recipe
+    if one.source is None:
+        return one.recipe
+    # What trains reads what was made before it, and samples nothing.
+    changes = {"engine": TransformersEngine(), **({} if on_groups(one.recipe) else {"groups": None})}
+    return one.recipe.model_copy(update=changes)
 
 
 def _reinforcing(one: Round) -> Recipe:
@@ -64,7 +68,7 @@ COMMANDS = {
         lambda one: frozenset({"groups"} if one.source == "revise" and on_groups(one.recipe) else ()),
     ),
     "rl": Command(rl.RL_RESUME_CHECKS[:-1], _reinforcing),
-    "evaluate": Command(common.TASK_CHECKS),
+    "evaluate": Command((*common.TASK_CHECKS, engine.check_one_model)),
 }
 
 
