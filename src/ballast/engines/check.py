@@ -49,7 +49,7 @@ def check_logprobs(
     if not apart <= bound:
         raise BallastError(
             f"engine: {engine.model} gives sampled tokens a mean log-probability of {_mean(theirs):.3f} nats, the "
-            f"model here {_mean(own):.3f}; by token they differ by {apart:.3f}, and engine.bound is {bound:g}: {_REMEDY}"
+            f"model here {_mean(own):.3f}; by token they differ by {apart:.3f}, engine.bound is {bound:g}: {_REMEDY}"
         )
     return apart
 

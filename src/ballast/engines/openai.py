@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ballast.data.render import prompt_columns
+from ballast.data.render import TEMPLATE_OPTIONS, prompt_columns
 from ballast.engines.base import Reply, Request, Usage
 from ballast.engines.client import Client, Counts, Read
 from ballast.engines.options import OpenAIEngine
@@ -83,11 +83,15 @@ class OpenAI:
         return [reply for reply, _ in self.client.each(ask, requests, told)]
 
     def _prompt(self, request: Request) -> dict[str, Any]:
-        row = request.row if isinstance(request.row, Mapping) else {"prompt": request.row}
-        prompt = prompt_columns(row)["prompt"]
+        row = prompt_columns(request.row if isinstance(request.row, Mapping) else {"prompt": request.row})
+        prompt = row["prompt"]
         if self.options.api == "chat":
-            messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-            return {"messages": messages}
+            if beside := [name for name in TEMPLATE_OPTIONS if name in row]:
+                raise BallastError(
+                    f"engine.api: chat has no {beside[0]!r}, which a row brings, so its prompt would be another; take "
+                    "engine.api=completions, where the chat template of the tokenizer here writes it"
+                )
+            return {"messages": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)}
         # The server puts its own begin-of-text token before a text.
         if isinstance(prompt, str):
             return {"prompt": prompt}

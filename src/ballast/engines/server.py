@@ -82,7 +82,8 @@ class Server:
         code = self._process.poll()
         if code is None:
             return None
-        return f"engine.command: the server ended with exit code {code} ({self._tail()}); the same command by hand says more"
+        said = f"the server ended with exit code {code} ({self._tail()})"
+        return f"engine.command: {said}; the same command by hand says more"
 
     def stop(self) -> None:
         """End it, and everything that it has started."""

@@ -105,13 +105,13 @@ def _reply(place: str, found: Completion, request: Request, model: str) -> Reply
         )
     if one.prompt_token_ids != list(request.ids):
         raise BallastError(
-            f"{place}: read a prompt of {len(request.ids)} tokens as {len(one.prompt_token_ids)} others, so its answers "
-            "would be to something else; serve without truncation and without other tokenizers"
+            f"{place}: read a prompt of {len(request.ids)} tokens as {len(one.prompt_token_ids)} others, so it would "
+            "answer something else; serve without truncation"
         )
     if one.finish_reason not in ("stop", "length") or len(one.logprobs.token_logprobs) != len(one.token_ids):
         raise BallastError(
-            f"{place}: ended an answer of {len(one.token_ids)} tokens by {one.finish_reason!r}, which is no answer; see "
-            "the server's own log"
+            f"{place}: ended an answer of {len(one.token_ids)} tokens by {one.finish_reason!r}, so it is none; see the "
+            "server's own log"
         )
     return Reply(
         text=one.text,

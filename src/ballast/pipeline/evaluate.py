@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ballast import models
 from ballast.config.recipe import ModelSection, Recipe
-from ballast.engines.options import Engine, TransformersEngine
+from ballast.engines.options import Engine, TransformersEngine, is_fixed
 from ballast.errors import BallastError
 from ballast.evaluation.tasks import GenerateTask, NllTask, ReadinessTask, SampledTask, Task
 from ballast.files import check_place, file_name, same_file
@@ -133,6 +133,14 @@ def check_measurement(
         raise BallastError(
             f"models {clash[1]} and {chosen[clash[0]][0]}: their answers would go to one folder, the first one's lost; "
             "measure them one at a time"
+        )
+    sampled = any(isinstance(task, SampledTask) for task in recipe.evaluation.tasks)
+    if len(chosen) > 1 and sampled and is_fixed(recipe.engine):
+        names = ", ".join(name for name, _ in chosen)
+        raise BallastError(
+            f"engine: serves one model, and {len(chosen)} are measured ({names}): the same answers would count as "
+            "those of each; name one with --model, or take engine.kind=vllm without base_url, which starts a server "
+            "for each"
         )
     check_place("--items", items)
     for name, section in chosen:
