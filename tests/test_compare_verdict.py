@@ -278,6 +278,9 @@ def test_no_difference_says_what_to_use_first():
         "After fine-tuning, no objective differs from sft in test accuracy: use sft. The best of the others, dft, "
         "differs by +0.033 (−0.346 to +0.413) over 3 seeds: within noise (adjusted p = 0.742)."
     )
+    assert "If the difference is what was seen, 167 seeds would show it with a chance of 80%: 164 more" in text
+    assert "If the difference" not in said({"sft": LOW, "dft": LOW})
+    assert "If the difference" not in said(FIRST)
     assert "use sft. The best of the others, dft, is equal to it on each of 3 seeds" in said({"sft": LOW, "dft": LOW})
     assert said({"sft": HIGH, "dft": LOW}).startswith(
         "After fine-tuning, no objective is better than sft in test accuracy: use sft. The best of the others, dft, "
