@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -225,6 +226,13 @@ def test_try_ends_with_a_decision_and_goes_on_where_it_was_stopped(small):
     assert done.exit_code == 0, done.output
     assert "After fine-tuning," in done.stdout
     assert Path("out/runs/report.html").is_file()
+    command = next(line for line in done.stdout.splitlines() if line.startswith("train it: ballast "))
+    words = shlex.split(command.removeprefix("train it: ballast "))
+    trained = cli(*words, "training.max_steps=2", "evaluation.tasks=[]")
+    assert trained.exit_code == 0, trained.output
+    assert Path("runs/final/model.safetensors").is_file()
+    taken = next(line for line in done.stdout.splitlines() if line.startswith("or take a run as it is: "))
+    assert Path(taken.rpartition(" ")[2], "model.safetensors").is_file()
     before = Path("out/runs/summary.json").read_bytes()
     again = cli("try", "lab", "rows.jsonl", "--yes", "--output", "out", "--minutes", "5")
     assert again.exit_code == 0
