@@ -24,7 +24,7 @@ MADE = {"smollm2": Path("models", "smollm2")}
 
 
 def resolve(section: ModelSection) -> ModelSection:
-    """Return the section with ``lab`` or ``lab-code`` replaced by the folder of that embedded base, and names of `MADE`."""
+    """Return the section with the name of an embedded base, or one of `MADE`, replaced by its folder."""
     from ballast.lab import BASES, base_path
 
     if section.path in MADE:
