@@ -64,7 +64,8 @@ def write(server, model, tokenizer):
         given = {"base_url": server.base_url, "model": "tiny", "check": 0, **FAST, **settings}
         engine = OpenAIEngine(**given)
         with openai.opened(engine, tokenizer) as found:
-            sampling = Sampling(found, model, check.check_greedy if engine.check else None, engine.check)
+            looks = (check.check_greedy, check.check_draws) if engine.check else (None, None)
+            sampling = Sampling(found, model, looks[0], engine.check, looks[1])
             return sampling.generate(model, tokenizer, prompts, options), found
 
     return sample
@@ -335,6 +336,17 @@ def test_a_server_of_text_is_checked_by_its_greedy_answers(write, server):
     with pytest.raises(BallastError, match=r"to \d of 4 prompts tiny answers something else than the model here"):
         write(check=4)
     write(check=0)
+
+
+def test_a_server_that_does_not_sample_is_found(write, server):
+    """As `transformers serve` of a model whose generation defaults are greedy."""
+    server.trouble = lambda number, body: body.update(temperature=0.0)
+    write(check=2)
+    with pytest.raises(BallastError, match="answers the same from two seeds at temperature 2"):
+        write(options=SAMPLED, check=2)
+    server.trouble = lambda number, body: None
+    answers, _ = write(options=SAMPLED, check=2)
+    assert all(len({one.text for one in some}) > 1 for some in answers)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ SAMPLES = {"samples": 2, "temperature": 1.0}
 def prototype(tmp_path_factory):
     folder = tmp_path_factory.mktemp("engines")
     write_inputs(folder)
+    shutil.copytree(folder / "model", folder / "other")
     return folder
 
 
@@ -297,7 +298,7 @@ BAD = {
         "is a second model, and an engine serves one",
     ),
     "reviser": ((*REVISE, "revise.how=reviser", "revise.reviser=model", FIXED), "is a second model"),
-    "several models": ((*EVALUATE, FIXED, "--model", "model", "--model", "."), "serves one model"),
+    "several models": ((*EVALUATE, FIXED, "--model", "model", "--model", "other"), "serves one model"),
 }
 
 

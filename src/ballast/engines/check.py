@@ -82,6 +82,26 @@ def check_greedy(engine: Engine, model: Model, tokenizer: Tokenizer, requests: S
     return 1 - len(differing) / max(1, len(asked))
 
 
+def check_draws(engine: Engine, requests: Sequence[Request], ends: Sequence[int]) -> None:
+    """Refuse a server that draws nothing: at temperature 2 two seeds have the same answer to every prompt.
+
+    Raises:
+        BallastError: saying so.
+    """
+    options = GenerationOptions(max_new_tokens=8, temperature=2.0)
+    asked = _distinct(requests)
+    first, second = (
+        [one.text for one in engine.sample([replace(one, seed=seed) for one in asked], options, ends)]
+        for seed in (SEED, SEED + 1)
+    )
+    if first == second:
+        raise BallastError(
+            f"engine: {engine.model} answers the same from two seeds at temperature 2, so samples would all be one; "
+            "let the server sample (transformers serve: do_sample in the model's generation_config.json), or ask at "
+            "temperature 0"
+        )
+
+
 _OTHER = (
     "another model, or another chat template, whose answers would count as this model's; serve the model's own folder, "
     "or set engine.check=0 for a model that is not here"

@@ -10,7 +10,6 @@ from ballast.data.render import TEMPLATE_OPTIONS, prompt_columns
 from ballast.engines.base import Reply, Request, Usage
 from ballast.engines.client import Client, Counts, Read
 from ballast.engines.options import OpenAIEngine
-from ballast.engines.vllm import model_name
 from ballast.errors import BallastError
 from ballast.evaluation.generation import GenerationOptions
 from ballast.protocols import Tokenizer
@@ -123,14 +122,13 @@ def _reply(place: str, found: Completion) -> Reply:
 
 @contextmanager
 def opened(options: OpenAIEngine, tokenizer: Tokenizer) -> Iterator[OpenAI]:
-    """Give the server at ``base_url``.
+    """Give the server at ``base_url``; whether it has the model, its first answer says: not every one lists its own.
 
     Raises:
-        BallastError: it cannot be reached, or has no such model.
+        BallastError: the client is not installed, or the key not set.
     """
     client = Client(options.base_url, options)
     try:
-        model_name(client, options.model)
         yield OpenAI(client, options, tokenizer)
     finally:
         client.close()

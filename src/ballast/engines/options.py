@@ -69,6 +69,7 @@ class VllmEngine(ServerOptions):
     """vLLM, asked in token ids."""
 
     kind: Literal["vllm"] = "vllm"
+    """A vLLM server, started for each model or at `base_url`."""
     base_url: Text | None = None
     """Address of a server that runs already, such as `http://localhost:8000/v1`; none given starts one for each model
     that samples, on a free port of this machine, and stops it afterwards."""
@@ -126,6 +127,7 @@ class OpenAIEngine(ServerOptions):
     """Any server that speaks OpenAI's API, asked in text."""
 
     kind: Literal["openai"] = "openai"
+    """Any server that speaks OpenAI's API."""
     base_url: Text
     """Address of the server, with the version: `http://localhost:8000/v1`."""
     model: Text
@@ -136,7 +138,9 @@ class OpenAIEngine(ServerOptions):
     price: PriceOptions | None = None
     """What the server charges; the cost is then told and recorded."""
     timeout: float = Field(120.0, gt=0)
+    """Seconds that one answer may take."""
     concurrency: int = Field(8, ge=1)
+    """Requests under way at a time."""
 
 
 Engine = TransformersEngine | VllmEngine | OpenAIEngine

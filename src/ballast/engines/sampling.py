@@ -23,6 +23,7 @@ from ballast.protocols import Model, Progress, Tokenizer
 
 Check = Callable[[Engine, Model, Tokenizer, Sequence[Request]], float]
 """Refuses a server of another model, by some requests; returns what it found."""
+Draws = Callable[[Engine, Sequence[Request], Sequence[int]], None]
 
 
 class Sampling:
@@ -33,6 +34,7 @@ class Sampling:
         model: that it serves, here: its context, its end tokens, and what the server is checked against.
         check: looks at the server by its first prompts; None trusts it.
         prompts: how many of them.
+        draws: refuses a server that does not sample, by the same; None trusts it.
 
     Attributes:
         checked: what the check found; None as long as there was none.
@@ -40,9 +42,11 @@ class Sampling:
 
     checked: float | None
 
-    def __init__(self, engine: Engine, model: Model, check: Check | None, prompts: int) -> None:
+    def __init__(
+        self, engine: Engine, model: Model, check: Check | None, prompts: int, draws: Draws | None = None
+    ) -> None:
         self.engine, self.checked = engine, None
-        self._model, self._check, self._prompts = model, check, prompts
+        self._model, self._check, self._prompts, self._draws = model, check, prompts, draws
 
     def generate(
         self,
@@ -74,8 +78,8 @@ class Sampling:
             for ids, prompt, stream in zip(encoded, prompts, streams, strict=True)
             for sample in range(options.samples)
         ]
-        self._look(model, tokenizer, requests)
         ends = end_ids(model, tokenizer)
+        self._look(model, tokenizer, requests, sorted(ends) if options.temperature else None)
 
         def done(number: int) -> None:
             if progress is not None:
@@ -88,11 +92,16 @@ class Sampling:
         )
         return [list(islice(answers, options.samples)) for _ in prompts]
 
-    def _look(self, model: Model, tokenizer: Tokenizer, requests: Sequence[Request]) -> None:
-        if self._check is None or not requests:
-            return
+    def _look(
+        self, model: Model, tokenizer: Tokenizer, requests: Sequence[Request], drawn: Sequence[int] | None
+    ) -> None:
+        """Check the server once, and once more where samples are drawn, `drawn` being the end tokens then."""
         some = list({one.ids: one for one in requests}.values())[: self._prompts]
-        self.checked, self._check = self._check(self.engine, model, tokenizer, some), None
+        if self._check is not None and some:
+            self.checked, self._check = self._check(self.engine, model, tokenizer, some), None
+        if self._draws is not None and some and drawn is not None:
+            self._draws(self.engine, some, drawn)
+            self._draws = None
 
 
 def seed_of(stream: Sequence[int]) -> int:

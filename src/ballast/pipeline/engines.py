@@ -21,6 +21,7 @@ from ballast.records.write import disk_full_as_error
 
 if TYPE_CHECKING:
     from ballast.engines import base
+    from ballast.engines.sampling import Check, Draws
     from ballast.evaluation.generation import Sampler
 
 
@@ -79,7 +80,7 @@ def _vllm(options: VllmEngine, model: Model, tokenizer: Tokenizer, section: Mode
     assert section is not None
     with _folder(section) as folder, vllm.opened(options, folder, dtype) as engine:
         # The name that it was served under is of this start alone.
-        yield _sampling(engine, model, look, options.check, model_name=None)
+        yield _sampling(engine, model, look, options.check, named=False)
 
 
 @contextmanager
@@ -89,7 +90,7 @@ def _openai(
     from ballast.engines import check, openai
 
     with openai.opened(options, tokenizer) as engine:
-        found = _sampling(engine, model, check.check_greedy, options.check)
+        found = _sampling(engine, model, check.check_greedy, options.check, draws=check.check_draws)
         yield Opened(found.generate, lambda: found.record().model_copy(update={"cost": engine.cost}))
 
 
@@ -121,17 +122,19 @@ OPENERS: dict[type[Any], Callable[[Any, Model, Tokenizer, ModelSection | None], 
 }
 
 
-def _sampling(engine: base.Engine, model: Model, look: Any, prompts: int, **named: Any) -> Opened:
+def _sampling(
+    engine: base.Engine, model: Model, look: Check, prompts: int, *, draws: Draws | None = None, named: bool = True
+) -> Opened:
     from ballast.engines.sampling import Sampling
 
-    sampling = Sampling(engine, model, look if prompts else None, prompts)
+    sampling = Sampling(engine, model, look if prompts else None, prompts, draws if prompts else None)
 
     def record() -> EngineRecord:
         used = engine.usage
         return EngineRecord(
             kind=engine.kind,
             version=engine.version,
-            model=named.get("model_name", engine.model),
+            model=engine.model if named else None,
             requests=used.requests,
             prompt_tokens=used.prompt_tokens,
             answer_tokens=used.answer_tokens,
