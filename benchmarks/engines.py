@@ -2,8 +2,8 @@
 
     python benchmarks/engines.py MODEL --command /path/to/vllm-env/bin/vllm serve --rounds 3
 
-The server's processor time is that of all its processes. Prints medians over the rounds, and how many of the answers are
-the same at temperature 0 and, of the engine alone, from the same seeds in two rounds.
+The server's processor time is that of all its processes. Prints medians over the rounds, and how many of the answers
+are the same at temperature 0 and, of the engine alone, from the same seeds in two rounds.
 """
 
 from __future__ import annotations
