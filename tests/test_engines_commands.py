@@ -298,6 +298,13 @@ BAD = {
         "is a second model, and an engine serves one",
     ),
     "reviser": ((*REVISE, "revise.how=reviser", "revise.reviser=model", FIXED), "is a second model"),
+    "rounds": (
+        (
+            *("rounds", "model=model", "data.train=rows.jsonl", "output=run", GFT, GROUPS, FIXED),
+            "rounds={steps: [sample, train], count: 2}",
+        ),
+        "sample asks each round's own",
+    ),
     "several models": ((*EVALUATE, FIXED, "--model", "model", "--model", "other"), "serves one model"),
 }
 
@@ -309,6 +316,22 @@ def test_what_cannot_be_sampled_is_refused_in_a_line(case):
     assert any(words in line for line in lines), lines
     assert not Path("run").exists()
     assert not Path("groups", "part-00000.parquet").exists()
+
+
+def test_of_several_processes_each_would_ask(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert any("each of the 2 processes would have a server" in line for line in refused([*EVALUATE, FIXED]))
+
+
+def test_rounds_sample_by_the_engine_and_train_without_it(managed):
+    """What training refuses, with the remedy that it names."""
+    settings = "training={max_steps: 1, per_device_train_batch_size: 2, report_to: none, save_strategy: 'no'}"
+    rounds = ("data.limit=4", "rounds={steps: [sample, train], count: 2}", "output=rounds", settings, "engine=vllm")
+    ballast("rounds", "model=model", "data.train=rows.jsonl", GFT, GROUPS, *rounds)
+    assert managed == ["model", "rounds/round-1/train"]
+    for number in (1, 2):
+        manifest = json.loads(Path(f"rounds/round-{number}/sample/manifest.json").read_text())
+        assert manifest["settings"]["engine"] == "vllm 9.9"
 
 
 def test_without_the_client_the_extra_is_named(monkeypatch):

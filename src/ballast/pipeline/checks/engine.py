@@ -29,6 +29,12 @@ def check_engine(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
         refuse_without("openai", "engine", "a server", "engine=transformers")
     except BallastError as error:
         yield Problem(("engine",), str(error))
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        yield Problem(
+            ("engine",),
+            f"each of the {processes} processes would have a server give it the same answers; train with "
+            "engine=transformers or without evaluation.tasks, and measure with `ballast evaluate` in one process",
+        )
     variable = engine.key_variable
     if variable is not None and not os.environ.get(variable, "").strip():
         yield Problem(("engine", "key_variable"), key_problem(variable).removeprefix("engine.key_variable: "))
@@ -68,6 +74,18 @@ def check_one_model(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]
             ("engine",),
             "serves one model, and several are measured here: the same answers would count as those of each; take "
             "engine.kind=vllm without base_url, which starts a server for each",
+        )
+
+
+def check_rounds(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+    """Whether the engine can follow the model from round to round."""
+    if broken & {"engine", "rounds"} or recipe.rounds is None or not is_fixed(recipe.engine):
+        return
+    if sampling := [verb for verb in recipe.rounds.steps if verb in ("sample", "revise")]:
+        yield Problem(
+            ("engine",),
+            f"serves one model, and {sampling[0]} asks each round's own; take engine.kind=vllm without base_url, which "
+            "starts a server for each",
         )
 
 

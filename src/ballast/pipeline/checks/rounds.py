@@ -144,4 +144,9 @@ def check_place(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
         yield Problem(("output",), problem)
 
 
-ROUNDS_CHECKS: tuple[Check, ...] = (common.check_required("model", "output"), check_rounds, check_place)
+ROUNDS_CHECKS: tuple[Check, ...] = (
+    common.check_required("model", "output"),
+    check_rounds,
+    engine.check_rounds,
+    check_place,
+)
