@@ -355,9 +355,9 @@ def _provenance(runs: Iterable[Run]) -> Provenance:
     for record in records:
         if record.versions and record.versions not in versions:
             versions.append(record.versions)
-    return Provenance(
+    made = Provenance(
         versions=tuple(versions),
         commits=tuple(dict.fromkeys(record.commit for record in records if record.commit is not None)),
         devices=tuple(dict.fromkeys(record.device for record in records if record.device is not None)),
-        engines=tuple(dict.fromkeys(engines)),
     )
+    return made.model_copy(update={"engines": tuple(dict.fromkeys(engines))}) if engines else made
