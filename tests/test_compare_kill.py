@@ -28,7 +28,6 @@ def work(folder: Path, output: Path, log: Path, changes: dict, moment: tuple[str
     """
     import torch
 
-    from ballast import pipeline
     from ballast.compare import run
     from ballast.compare.jobs import JobContext
 
@@ -53,10 +52,9 @@ def work(folder: Path, output: Path, log: Path, changes: dict, moment: tuple[str
 
         return wrapped
 
-    pipeline.run_score = noted(lambda *_: "scoring", pipeline.run_score)
-    run.measure_base = noted(lambda *_: "base", run.measure_base)
+    stages = {"score": "scoring", "base": "base", "rl": "rl"}
     run.write_summary = noted(lambda *_: "summary", run.write_summary)
-    JobContext.run = noted(lambda _, job: "rl" if job.kind == "rl" else job.cell.role, JobContext.run)
+    JobContext.run = noted(lambda _, job, say: stages.get(job.kind, job.cell.role), JobContext.run)
     run_quietly(matrix(folder, output, **changes))
 
 

@@ -69,9 +69,15 @@ class Board:
         """A job begins."""
         with self._lock:
             self.running[job] = self._clock()
+        if job.kind == "base":
+            self._say("base: is being measured")
 
     def ended(self, job: Job) -> None:
         """A job is done."""
+        if job.shared:
+            with self._lock:
+                self._close(job)
+            return
         score = self._score(job)
         with self._lock:
             took = self._close(job)
@@ -91,6 +97,10 @@ class Board:
             self.last[job.label] = f"failed: {error}"
             self._print(f"{job.name}: failed: {error}")
 
+    def said(self, line: object) -> None:
+        """There is something to say of what all runs share."""
+        self._say(line)
+
     def chose(self, label: str, rate: float, why: str) -> None:
         """A row has its rate."""
         with self._lock:
@@ -105,7 +115,8 @@ class Board:
         if not self._times():
             return None
         with self._lock:
-            since = [(slot_of(job), self._clock() - began) for job, began in self.running.items()]
+            runs = [(job, began) for job, began in self.running.items() if not job.shared]
+            since = [(slot_of(job), self._clock() - began) for job, began in runs]
             running = [max(self._expected(slot) - spent, 0.0) for slot, spent in since]
             waiting = Counter({slot: self._open(slot) for slot in self.totals}) - Counter(slot for slot, _ in since)
             left = sum(running) + sum(self._expected(slot) * number for slot, number in waiting.items())
