@@ -140,6 +140,9 @@ class Listed:
     def __init__(self, jobs: Any) -> None:
         self.waiting, self.ends = list(jobs), {}
 
+    def __len__(self) -> int:
+        return len(self.waiting)
+
     def next(self) -> Any:
         return self.waiting.pop(0) if self.waiting else None
 

@@ -1,6 +1,7 @@
 """A matrix of objectives, learning rates and seeds: run, resumed, summed up; importing it imports no torch."""
 
 from ballast.compare.checks import COMPARE_CHECKS
+from ballast.compare.cluster import RayOptions, ray_options
 from ballast.compare.plan import Part, Plan
 from ballast.compare.run import load_plan, run_compare, write_summary
 from ballast.compare.summary import summarise
@@ -10,8 +11,10 @@ __all__ = [
     "COMPARE_CHECKS",
     "Part",
     "Plan",
+    "RayOptions",
     "load_plan",
     "markdown",
+    "ray_options",
     "run_compare",
     "show",
     "summarise",

@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
 from threading import Lock
@@ -40,6 +42,8 @@ class Watcher(Protocol):
 
     def failed(self, job: Job, error: str) -> None: ...
 
+    def again(self, job: Job, why: str) -> None: ...
+
     def said(self, line: object) -> None: ...
 
 
@@ -69,6 +73,44 @@ def passed_on(reply: Reply, job: Job, watcher: Watcher) -> bool:
         return False
     watcher.ended(job)
     return True
+
+
+class Place(Protocol):
+    """Where jobs are done."""
+
+    @property
+    def count(self) -> int:
+        """Return how many go at a time."""
+
+    def runner(self, context: JobContext) -> AbstractContextManager[Runner]:
+        """Yield what does the jobs; leaving the block ends it."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """This machine.
+
+    Attributes:
+        count: runs at a time.
+        threads: of each; None leaves that to torch.
+    """
+
+    count: int
+    threads: int | None
+
+    @contextmanager
+    def runner(self, context: JobContext) -> Iterator[Runner]:
+        """Yield what does the jobs; leaving the block ends it."""
+        gpus = visible_gpus()
+        # One run goes on one device: in this process it would see all of them.
+        if self.count == 1 and len(gpus) <= 1:
+            yield Serial(context)
+            return
+        processes = Processes(context, self.count, self.threads, gpus)
+        try:
+            yield processes
+        finally:
+            processes.close()
 
 
 class Serial:

@@ -97,6 +97,13 @@ class Board:
             self.last[job.label] = f"failed: {error}"
             self._print(f"{job.name}: failed: {error}")
 
+    def again(self, job: Job, why: str) -> None:
+        """Nothing came of a job, which is to begin once more."""
+        with self._lock:
+            self._close(job)
+            self.last[job.label] = f"is done again: {why}"
+            self._print(f"{job.name}: is done again: {why}")
+
     def said(self, line: object) -> None:
         """There is something to say of what all runs share."""
         self._say(line)

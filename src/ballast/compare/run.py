@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ballast.compare.cluster import RayOptions, connected
 from ballast.compare.inputs import check_current, current_inputs
 from ballast.compare.jobs import Job, JobContext, base_rl, row_recipes
 from ballast.compare.plan import Part, Plan
-from ballast.compare.pool import Processes, Runner, Serial, visible_gpus
+from ballast.compare.pool import Machine, Place, visible_gpus
 from ballast.compare.progress import Board, Slot, slot_of
 from ballast.compare.schedule import Schedule
 from ballast.compare.summary import chosen_rates, is_planned, summarise, sweep
@@ -44,6 +45,7 @@ def run_compare(
     *,
     part: Part | None = None,
     jobs: int | None = 1,
+    ray: RayOptions | None = None,
     say: Say = print,
     console: Console | None = None,
 ) -> Summary:
@@ -54,6 +56,7 @@ def run_compare(
         jobs: how many run at a time, each in a process of its own that sees one GPU where there are any; 1 stays in
             this process unless there are several GPUs. None takes one for each GPU; without any one for each core, up
             to `MOST_JOBS`, where the model is so small that it uses a single core.
+        ray: a cluster that does the runs, as many at a time as it has room for unless `jobs` says how many.
         say: what prints lines.
         console: on a terminal it shows a live table instead of lines.
 
@@ -64,16 +67,15 @@ def run_compare(
     part.check(plan)
     store = Store(Path(str(recipe.output)))
     threads = 1 if _is_small(plan) else None
-    jobs = _jobs(threads) if jobs is None else jobs
     configure_process(threads)
-    with _locked(store):
+    with _locked(store), _place(ray, jobs, threads, say) as place:
         context = JobContext(plan, store, _budget_steps(plan), current_inputs(plan))
         there = [run for run in read_comparison(store) if is_planned(plan, {}, run)]
         check_current(there, context.inputs)
-        board = _board(context, part, say, jobs)
+        board = _board(context, part, say, place.count)
         # Only now: a recipe that the runs refuse leaves the plan as it was.
         choice = Choice(context, board)
-        with board.shown(console), _runner(context, jobs, threads) as runner:
+        with board.shown(console), place.runner(context) as runner:
             runner.each(Schedule(context, part, choice), board)
         return write_summary(store, plan)
 
@@ -239,18 +241,13 @@ def _jobs(threads: int | None) -> int:
 
 
 @contextmanager
-def _runner(context: JobContext, jobs: int, threads: int | None) -> Iterator[Runner]:
-    """Yield what does the jobs, so many at a time."""
-    gpus = visible_gpus()
-    # One run goes on one device: in this process it would see all of them.
-    if jobs == 1 and len(gpus) <= 1:
-        yield Serial(context)
+def _place(ray: RayOptions | None, jobs: int | None, threads: int | None, say: Say) -> Iterator[Place]:
+    """Yield where the jobs are done."""
+    if ray is None:
+        yield Machine(_jobs(threads) if jobs is None else jobs, threads)
         return
-    processes = Processes(context, jobs, threads, gpus)
-    try:
-        yield processes
-    finally:
-        processes.close()
+    with connected(ray, jobs, threads, say) as cluster:
+        yield cluster
 
 
 def _is_small(plan: Plan) -> bool:

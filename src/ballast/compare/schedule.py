@@ -15,6 +15,9 @@ from ballast.records.schema import CellRecord
 class Jobs(Protocol):
     """What hands out jobs, one at a time; a single thread asks and tells it."""
 
+    def __len__(self) -> int:
+        """Return how many are known that were not handed out."""
+
     def next(self) -> Job | None:
         """Return a job that can begin now; None where every one that is left waits for one that runs."""
 
@@ -51,6 +54,10 @@ class Schedule:
         for seed in self._plan.seeds if self._plan.rl else ():
             if part.takes_base(self._plan, seed):
                 self._add(base_rl(seed))
+
+    def __len__(self) -> int:
+        """Return how many are known that were not handed out."""
+        return len(self._waiting)
 
     def next(self) -> Job | None:
         """Return a job that can begin now; None where every one that is left waits for one that runs."""
