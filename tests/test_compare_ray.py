@@ -169,7 +169,7 @@ def asked(tmp_path, monkeypatch):
     source = remote.source_digest(Path(remote.__file__).parent.parent)
     return {
         "folder": str(tmp_path), "path": [], "source": source, "output": "out", "probe": "probe", "patience": 0.1,
-        "log": "out/jobs.log", "order": "{}",
+        "gpus": 0.0, "log": "out/jobs.log", "order": "{}",
     }  # fmt: skip
 
 
@@ -180,6 +180,13 @@ def problem(asked):
 def test_a_node_like_this_one_has_no_problem_but_with_the_order(asked):
     assert remote._problem(asked) is None
     assert problem({**asked, "order": "{", "log": "none/jobs.log"}).startswith("cannot begin (FileNotFoundError: ")
+
+
+@pytest.mark.parametrize(("gpus", "seen"), [(0.0, ""), (0.5, "3")])
+def test_a_run_without_a_gpu_sees_none(asked, monkeypatch, gpus, seen):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    assert problem({**asked, "gpus": gpus, "log": "none/jobs.log"}) is not None
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
 
 
 @pytest.mark.parametrize(
@@ -229,7 +236,7 @@ def test_libraries_of_this_machine_are_not_forced_on_a_node(tmp_path, monkeypatc
 
 
 class Stub:
-    """Does by seed what the order says: ``done``, ``dies``, ``dies once``, ``hangs``, or replies with what it says."""
+    """Does by seed what the order says: ``done``, ``dies``, ``dies once``, ``hangs``, tells its ``gpu``, or a reply."""
 
     def prepare(self, text):
         asked = json.loads(text)
@@ -245,6 +252,11 @@ class Stub:
         how, again = self.how[seed], self.folder / f"again-{seed}"
         if how == "hangs":
             time.sleep(600)
+        if how == "gpu":
+            (self.folder / f"gpu-{seed}").touch()
+            while len(list(self.folder.glob("gpu-*"))) < 2:
+                time.sleep(0.05)
+            return json.dumps({"said": [os.environ.get("CUDA_VISIBLE_DEVICES", "")]})
         if how == "dies" or (how == "dies once" and not again.exists()):
             again.touch()
             os._exit(3)
@@ -280,9 +292,10 @@ def two_places():
     with pytest.MonkeyPatch.context() as patch:
         for name, value in RAY.items():
             patch.setenv(name, value)
-        patch.delenv("RAY_ADDRESS", raising=False)
+        for name in ("RAY_ADDRESS", "CUDA_VISIBLE_DEVICES"):
+            patch.delenv(name, raising=False)
         settings = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
-        ray.init(address="local", num_cpus=2, object_store_memory=STORE, **settings)
+        ray.init(address="local", num_cpus=2, num_gpus=2, object_store_memory=STORE, **settings)
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
         yield ray
         ray.shutdown()
@@ -296,9 +309,9 @@ def stubs(two_places, folder, tmp_path, monkeypatch):
     cells = {cell.seed: cell for cell in context.plan.report({"sft": 1e-3})}
     monkeypatch.setattr(remote, "RemoteWorker", Stub)
 
-    def make(how, count=2, room=True):
+    def make(how, count=2, room=True, gpus=0.0):
         monkeypatch.setattr(actors, "order", lambda *_: json.dumps({str(key): value for key, value in how.items()}))
-        takes = {"num_cpus": 1, "num_gpus": 0.0}
+        takes = {"num_cpus": 1, "num_gpus": gpus}
         made = Actors(context, count, None, takes, probe="probe", has_room=lambda: room)
         monkeypatch.setattr(made, "_check_seen", lambda job: None)
         return made, Listed([Job(kind="train", cell=cells[seed]) for seed in how if isinstance(seed, int)])
@@ -341,6 +354,13 @@ def test_a_worker_that_dies_costs_its_run_alone_which_is_done_once_more(stubs):
     record = read_record(lost.folder(made.context.store))
     assert (record.status, record.error) == ("failed", told.ends[7])
     assert all_end(pids(made))
+
+
+def test_every_run_has_a_gpu_of_its_own(stubs):
+    made, jobs = stubs({5: "gpu", 6: "gpu"}, gpus=1.0)
+    told = Told()
+    made.each(jobs, told)
+    assert sorted(told.lines) == ["0", "1"]
 
 
 def test_no_more_actors_than_jobs(stubs):

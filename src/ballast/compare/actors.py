@@ -61,6 +61,7 @@ class Actors:
                 "output": str(context.store.root),
                 "probe": probe,
                 "patience": PATIENCE_FOR_PROBE,
+                "gpus": takes["num_gpus"],
                 "log": str(context.store.jobs_log),
                 "order": order(context, threads),
             }

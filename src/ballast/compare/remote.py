@@ -30,7 +30,8 @@ class RemoteWorker:
         Args:
             text: JSON. ``folder``: where the command runs; ``path``: where it imports from; ``source``: digest of its
                 ballast; ``output`` and ``probe``: the folder of the runs and a file in it, to be seen within
-                ``patience`` seconds; ``log``: what libraries print goes there; ``order``: what is compared.
+                ``patience`` seconds; ``gpus``: how many each run takes; ``log``: what libraries print goes there;
+                ``order``: what is compared.
         """
         asked: dict[str, Any] = json.loads(text)
         return json.dumps({"host": socket.gethostname(), "problem": _problem(asked) or self._ready(asked)})
@@ -44,6 +45,9 @@ class RemoteWorker:
 
     def _ready(self, asked: dict[str, Any]) -> str | None:
         try:
+            if not asked["gpus"]:
+                # Without a share of its own it would see all of them.
+                os.environ["CUDA_VISIBLE_DEVICES"] = ""
             from ballast.compare.worker import take_order
 
             log = os.open(asked["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
