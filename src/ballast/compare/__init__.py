@@ -2,6 +2,7 @@
 
 from ballast.compare.checks import COMPARE_CHECKS
 from ballast.compare.cluster import RayOptions, ray_options
+from ballast.compare.next_steps import next_steps
 from ballast.compare.plan import Part, Plan
 from ballast.compare.run import load_plan, run_compare, write_summary
 from ballast.compare.summary import summarise
@@ -14,6 +15,7 @@ __all__ = [
     "RayOptions",
     "load_plan",
     "markdown",
+    "next_steps",
     "ray_options",
     "run_compare",
     "show",
