@@ -82,7 +82,7 @@ def test_one_after_the_other_goes_stage_by_stage(folder):
     context = context_of(folder, "order")
     jobs = in_order(schedule_of(context))
     stages = [stage(job) for job in jobs]
-    assert stages == ["base", "score", *[TUNING] * 18, *["report"] * 6, *["rl"] * 8]
+    assert stages == ["score", "base", *[TUNING] * 18, *["report"] * 6, *["rl"] * 8]
     assert len(set(jobs)) == len(jobs)
     rows = ["sft", "eksft", "prift-mass"]
     assert [job.label for job in jobs[2:20]] == [row for row in rows for _ in range(6)]
@@ -136,14 +136,14 @@ def test_a_live_reference_does_not_wait_for_the_cache(folder):
     begun = [schedule.next() for _ in range(8)]
     # Of sft nothing, until the rows are scored; then all of it.
     assert [(one.kind, one.label) for one in begun if one] == [
+        ("score", "base"),
         ("base", "base"),
         ("train", "eksft"),
-        ("score", "base"),
         ("train", "eksft"),
         ("rl", "base"),
         ("rl", "base"),
     ]
-    schedule.settle(begun[2], done=True)
+    schedule.settle(begun[0], done=True)
     assert [schedule.next().label for _ in range(2)] == ["sft", "sft"]
     assert schedule.next() is None
 
@@ -187,8 +187,8 @@ def test_what_is_done_is_skipped_and_what_follows_it_is_not(folder, monkeypatch)
 def test_a_job_that_is_handed_back_comes_again_in_its_place(folder):
     context = context_of(folder, "again")
     schedule = schedule_of(context)
-    base, score = schedule.next(), schedule.next()
-    assert (base.kind, score.kind) == ("base", "score")
+    score, base = schedule.next(), schedule.next()
+    assert (score.kind, base.kind) == ("score", "base")
     schedule.again(score)
     assert schedule.next() == score
     first, second = schedule.next(), schedule.next()

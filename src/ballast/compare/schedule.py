@@ -61,13 +61,12 @@ class Schedule:
 
     def next(self) -> Job | None:
         """Return a job that can begin now; None where every one that is left waits for one that runs."""
-        for place, job in enumerate(self._waiting):
-            if self._scored or not self._reads_cache(job):
-                return self._waiting.pop(place)
-            if self._scored is None:
-                self._scored = False
-                return scoring(self._plan)
-        return None
+        if self._scored is None and any(map(self._reads_cache, self._waiting)):
+            self._scored = False
+            return scoring(self._plan)
+        ready = (place for place, job in enumerate(self._waiting) if self._scored or not self._reads_cache(job))
+        place = next(ready, None)
+        return None if place is None else self._waiting.pop(place)
 
     def settle(self, job: Job, *, done: bool) -> None:
         """Take note that a job is over: done, or broken off."""
