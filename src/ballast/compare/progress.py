@@ -19,6 +19,7 @@ Slot = tuple[str, str]
 """A row's label, and what is counted of it: ``tuning``, ``runs`` or ``rl``."""
 
 HEADINGS = {"tuning": "choose rate", "runs": "runs", "rl": "RL"}
+BEGINS = {"base": "base: is being measured", "score": "reference: is being scored"}
 NOUNS = {"tuning": "tuning", "runs": "runs", "rl": "RL"}
 
 
@@ -69,8 +70,8 @@ class Board:
         """A job begins."""
         with self._lock:
             self.running[job] = self._clock()
-        if job.kind == "base":
-            self._say("base: is being measured")
+        if job.shared:
+            self._say(BEGINS[job.kind])
 
     def ended(self, job: Job) -> None:
         """A job is done."""
