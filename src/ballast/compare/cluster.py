@@ -174,10 +174,7 @@ def places(nodes: Sequence[Mapping[str, Any]], cpus: int, gpus: float) -> int:
         nodes: as `ray.nodes` returns them.
         cpus, gpus: what each run takes.
     """
-    # A third of a GPU fits three times, whatever floats make of it.
-    return sum(
-        min(int(_has(node, name) / of + 1e-6) for name, of in (("CPU", cpus), ("GPU", gpus)) if of) for node in nodes
-    )
+    return sum(min(int(_has(node, name) / of) for name, of in (("CPU", cpus), ("GPU", gpus)) if of) for node in nodes)
 
 
 def _share(cpus: int, gpus: float) -> str:
