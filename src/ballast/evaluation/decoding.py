@@ -33,9 +33,10 @@ class Reader:
     """A model that reads prompts, then one more token of every row at a time, with a cache of its own."""
 
     def __init__(self, model: Model, pad: int) -> None:
-        self.model: Any = unwrapped(model)
+        causal: Any = unwrapped(model)
+        self.model = causal
         self.pad = pad
-        accepted = inspect.signature(self.model.forward).parameters
+        accepted = inspect.signature(causal.forward).parameters
         self._last_logits = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self._positioned = "position_ids" in accepted
         self._cache: dict[str, Any] = {}
@@ -172,9 +173,10 @@ def _needs_generate(model: Model) -> bool:
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
     from transformers.integrations.fsdp import is_fsdp_managed_module
 
+    causal: Any = unwrapped(model)
     adapters = getattr(model, "peft_config", {}).values()
     by_token = any(getattr(one, "alora_invocation_tokens", None) for one in adapters)
-    return by_token or is_deepspeed_zero3_enabled() or is_fsdp_managed_module(unwrapped(model))
+    return by_token or is_deepspeed_zero3_enabled() or is_fsdp_managed_module(causal)
 
 
 def _agrees(model: Any, prompt: tuple[int, ...], pad: int) -> bool:
@@ -190,7 +192,7 @@ def _agrees(model: Any, prompt: tuple[int, ...], pad: int) -> bool:
         found_RV = reader.step(torch.tensor([two, two], device=model.device)).float()
         whole = [(*ids, one, two) for ids in (second, first)]
         expected = [model(torch.tensor([ids], device=model.device)).logits[0, -1].float() for ids in whole]
-    except Exception:  # noqa: BLE001 - what a model cannot do here, `generate` may know how to do without
+    except Exception:
         return False
     # The two rows end alike: what tells them apart is the state of each. Rounding is far below that.
     apart = (expected[0] - expected[1]).abs().max()

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 class RoomyLayer(DynamicLayer):
     """Keys and values that are written into room that is already there."""
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, layer: Any, rows_R: Tensor, room: int) -> None:
         """Take the rows of a layer that has read the prompts, each as often as `rows_R` names it.
 
@@ -27,7 +30,7 @@ class RoomyLayer(DynamicLayer):
             rows_R: which of its rows become ours.
             room: positions that will follow.
         """
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.dtype, self.device = layer.dtype, layer.device
         self.is_initialized = True
         self._start, self._end = 0, layer.keys.shape[-2]
@@ -79,7 +82,7 @@ class RoomySlidingLayer(RoomyLayer):
     get_max_length = DynamicSlidingWindowLayer.get_max_length
 
 
-ROOMY = {DynamicLayer: RoomyLayer, DynamicSlidingWindowLayer: RoomySlidingLayer}
+ROOMY: dict[Any, type[RoomyLayer]] = {DynamicLayer: RoomyLayer, DynamicSlidingWindowLayer: RoomySlidingLayer}
 
 
 def _with_room(states_RHTD: Tensor, rows_R: Tensor, room: int) -> Tensor:

@@ -1,0 +1,143 @@
+"""Sampling several answers of a prompt: ours against `generate` and `generate_batch`, and bare forwards.
+
+Answers are of a fixed length in the first table. In the second they end by themselves: the same answers, drawn with the
+same numbers, by our loop and inside of `generate`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness import interleaved, ratios, record, spread, table
+
+Cases = dict[str, Callable[[], Any]]
+
+PROMPTS = [
+    "Once upon a time, there was a little girl",
+    "One day, Tom and his dog went to the park. They saw",
+    "Lily had a red ball. She",
+    "The sun was hot, and the cat was",
+]
+
+
+def load(path: str) -> tuple[Any, Any]:
+    """Return a model in float32 and its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(path)
+
+
+def fixed_cases(
+    model: Any, prompt: tuple[int, ...], new: int, samples: int, batch: bool
+) -> dict[str, Callable[[], Any]]:
+    """Return the cases: answers of `new` tokens, whatever they hold."""
+    from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig
+
+    from ballast.evaluation.decoding import Reader, write
+    from ballast.evaluation.drawing import Draw
+
+    ids = torch.tensor([prompt])
+    sampled = {"max_new_tokens": new, "do_sample": True, "top_k": 0, "num_return_sequences": samples, "pad_token_id": 0}
+    # What it would take otherwise is most of the machine's memory.
+    paged = ContinuousBatchingConfig(
+        num_blocks=samples * (len(prompt) + new) // 32 + 8, page_size=32, max_batch_tokens=max(256, len(prompt))
+    )
+
+    def generate() -> None:
+        model.generation_config = GenerationConfig(**sampled)
+        assert model.generate(input_ids=ids, attention_mask=torch.ones_like(ids)).shape[1] == len(prompt) + new
+
+    def generate_batch() -> None:
+        found = model.generate_batch(
+            [list(prompt)],
+            generation_config=GenerationConfig(**sampled, eos_token_id=-1),
+            continuous_batching_config=paged,
+        )
+        assert sum(len(one.generated_tokens) for one in found.values()) == samples * new
+
+    def ours() -> None:
+        draw = Draw([(0, sample) for sample in range(samples)], new, 1.0, 1.0)
+        with torch.no_grad():
+            found = write(Reader(model, 0), [prompt] * samples, new, draw, lambda row, token: False)
+        assert sum(map(len, found)) == samples * new
+
+    def forwards() -> None:
+        cache = DynamicCache(config=model.config)
+        with torch.no_grad():
+            model(ids, past_key_values=cache, logits_to_keep=1)
+            cache.batch_repeat_interleave(samples)
+            for _ in range(new - 1):
+                model(ids[:, :1].expand(samples, 1), past_key_values=cache)
+
+    cases = {"generate": generate, "ours": ours, "forwards": forwards}
+    return {**cases, "generate_batch": generate_batch} if batch else cases
+
+
+def free_cases(model: Any, tokenizer: Any, new: int, samples: int) -> tuple[Cases, int]:
+    """Return the cases where answers end by themselves, and their tokens in all."""
+    from unittest import mock
+
+    from ballast.evaluation import GenerationOptions, decoding, generate
+
+    options = GenerationOptions(max_new_tokens=new, samples=samples, temperature=1.0 if samples > 1 else 0.0)
+
+    def ours() -> list[list[tuple[int, ...]]]:
+        return [[one.ids for one in some] for some in generate(model, tokenizer, PROMPTS, options)]
+
+    def theirs() -> list[list[tuple[int, ...]]]:
+        with mock.patch.object(decoding, "spreads", return_value=False):
+            return ours()
+
+    answers = ours()
+    assert answers == theirs(), "our loop and `generate` give different answers"
+    return {"generate": theirs, "ours": ours}, sum(len(ids) for some in answers for ids in some)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", help="a folder with a model and its tokenizer")
+    parser.add_argument("--lengths", type=int, nargs="*", default=[32, 128, 512], help="tokens of the prompt")
+    parser.add_argument("--samples", type=int, nargs="+", default=[1, 8, 16])
+    parser.add_argument("--new", type=int, default=64, help="tokens of an answer, at most in the second table")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch", action="store_true", help="with `generate_batch`")
+    parser.add_argument("--no-free", action="store_true", help="without the second table")
+    parser.add_argument("--out", type=Path, help="write the record here, as JSON")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    model, tokenizer = load(arguments.model)
+    draw, results, lines = torch.Generator().manual_seed(0), {}, []
+    others = ["generate", "forwards", *(["generate_batch"] if arguments.batch else [])]
+    for length in arguments.lengths:
+        prompt = tuple(torch.randint(10, model.config.vocab_size - 10, (length,), generator=draw).tolist())
+        for samples in arguments.samples:
+            cases = fixed_cases(model, prompt, arguments.new, samples, arguments.batch)
+            times = interleaved(cases, arguments.rounds, warmup=0)
+            against = {name: ratios(times[name], times["ours"])["processor"] for name in others}
+            results[f"{length}, {samples}"] = {"seconds": times, "against": against}
+            milliseconds = 1000 * statistics.median(times["ours"].processor)
+            lines.append([length, samples, f"{milliseconds:.0f}", *(spread(against[name]) for name in others)])
+            print(lines[-1], flush=True)
+    header = ["prompt, tokens", "samples", "ours, ms", *(f"{name} / ours" for name in others)]
+    print(f"\n{table(header, lines)}\n", flush=True)
+    lines = []
+    for samples in [] if arguments.no_free else arguments.samples:
+        cases, tokens = free_cases(model, tokenizer, arguments.new, samples)
+        times = interleaved(cases, arguments.rounds, warmup=0)
+        against = ratios(times["generate"], times["ours"])["processor"]
+        results[f"free, {samples}"] = {"seconds": times, "tokens": tokens, "against": against}
+        lines.append([samples, tokens, f"{1000 * statistics.median(times['ours'].processor):.0f}", spread(against)])
+        print(lines[-1], flush=True)
+    if lines:
+        print("\n" + table([f"samples of {len(PROMPTS)} prompts", "tokens", "ours, ms", "generate / ours"], lines))
+    record("sampling", vars(arguments), results, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
