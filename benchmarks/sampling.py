@@ -1,7 +1,7 @@
 """Sampling several answers of a prompt: ours against `generate` and `generate_batch`, and bare forwards.
 
-Answers are of a fixed length in the first table. In the second they end by themselves: the same answers, drawn with the
-same numbers, by our loop and inside of `generate`.
+First answers of a fixed length, of any model. Then the lab's base on its problems, where answers end by themselves: the
+same answers, drawn with the same numbers, by our loop and inside of `generate`.
 """
 
 from __future__ import annotations
@@ -17,20 +17,6 @@ import torch
 from harness import interleaved, ratios, record, spread, table
 
 Cases = dict[str, Callable[[], Any]]
-
-PROMPTS = [
-    "Once upon a time, there was a little girl",
-    "One day, Tom and his dog went to the park. They saw",
-    "Lily had a red ball. She",
-    "The sun was hot, and the cat was",
-]
-
-
-def load(path: str) -> tuple[Any, Any]:
-    """Return a model in float32 and its tokenizer."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(path)
 
 
 def fixed_cases(
@@ -79,63 +65,84 @@ def fixed_cases(
     return {**cases, "generate_batch": generate_batch} if batch else cases
 
 
-def free_cases(model: Any, tokenizer: Any, new: int, samples: int) -> tuple[Cases, int]:
+def lab_cases(rows: int, samples: int) -> tuple[Cases, int]:
     """Return the cases where answers end by themselves, and their tokens in all."""
     from unittest import mock
 
-    from ballast.evaluation import GenerationOptions, decoding, generate
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    options = GenerationOptions(max_new_tokens=new, samples=samples, temperature=1.0 if samples > 1 else 0.0)
+    from ballast.evaluation import GenerationOptions, decoding, generate
+    from ballast.lab import base_path, problems
+
+    model = AutoModelForCausalLM.from_pretrained(base_path(), dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(base_path())
+    prompts = [row["prompt"] for row in problems(0, rows, terms=(2, 3, 4, 5, 6))]
+    options = GenerationOptions(max_new_tokens=128, samples=samples, temperature=1.0 if samples > 1 else 0.0)
 
     def ours() -> list[list[tuple[int, ...]]]:
-        return [[one.ids for one in some] for some in generate(model, tokenizer, PROMPTS, options)]
+        return [[one.ids for one in some] for some in generate(model, tokenizer, prompts, options)]
 
     def theirs() -> list[list[tuple[int, ...]]]:
         with mock.patch.object(decoding, "spreads", return_value=False):
             return ours()
 
     answers = ours()
-    assert answers == theirs(), "our loop and `generate` give different answers"
+    if answers != theirs():
+        raise SystemExit("our loop and `generate` give different answers")
     return {"generate": theirs, "ours": ours}, sum(len(ids) for some in answers for ids in some)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", help="a folder with a model and its tokenizer")
-    parser.add_argument("--lengths", type=int, nargs="*", default=[32, 128, 512], help="tokens of the prompt")
-    parser.add_argument("--samples", type=int, nargs="+", default=[1, 8, 16])
-    parser.add_argument("--new", type=int, default=64, help="tokens of an answer, at most in the second table")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch", action="store_true", help="with `generate_batch`")
-    parser.add_argument("--no-free", action="store_true", help="without the second table")
-    parser.add_argument("--out", type=Path, help="write the record here, as JSON")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    model, tokenizer = load(arguments.model)
-    draw, results, lines = torch.Generator().manual_seed(0), {}, []
+def fixed_table(model: Any, arguments: argparse.Namespace, results: dict[str, Any]) -> str:
+    """Return the table of answers of a fixed length; every time goes into `results`."""
     others = ["generate", "forwards", *(["generate_batch"] if arguments.batch else [])]
+    draw, lines = torch.Generator().manual_seed(0), []
     for length in arguments.lengths:
         prompt = tuple(torch.randint(10, model.config.vocab_size - 10, (length,), generator=draw).tolist())
         for samples in arguments.samples:
             cases = fixed_cases(model, prompt, arguments.new, samples, arguments.batch)
-            times = interleaved(cases, arguments.rounds, warmup=0)
+            times = interleaved(cases, arguments.rounds, warmup=arguments.warmup)
             against = {name: ratios(times[name], times["ours"])["processor"] for name in others}
             results[f"{length}, {samples}"] = {"seconds": times, "against": against}
             milliseconds = 1000 * statistics.median(times["ours"].processor)
             lines.append([length, samples, f"{milliseconds:.0f}", *(spread(against[name]) for name in others)])
             print(lines[-1], flush=True)
-    header = ["prompt, tokens", "samples", "ours, ms", *(f"{name} / ours" for name in others)]
-    print(f"\n{table(header, lines)}\n", flush=True)
+    return table(["prompt, tokens", "samples", "ours, ms", *(f"{name} / ours" for name in others)], lines)
+
+
+def lab_table(arguments: argparse.Namespace, results: dict[str, Any]) -> str:
+    """Return the table of the lab's base; every time goes into `results`."""
     lines = []
-    for samples in [] if arguments.no_free else arguments.samples:
-        cases, tokens = free_cases(model, tokenizer, arguments.new, samples)
-        times = interleaved(cases, arguments.rounds, warmup=0)
+    for samples in arguments.samples:
+        cases, tokens = lab_cases(arguments.rows, samples)
+        times = interleaved(cases, arguments.rounds, warmup=arguments.warmup)
         against = ratios(times["generate"], times["ours"])["processor"]
-        results[f"free, {samples}"] = {"seconds": times, "tokens": tokens, "against": against}
+        results[f"lab, {samples}"] = {"seconds": times, "tokens": tokens, "against": against}
         lines.append([samples, tokens, f"{1000 * statistics.median(times['ours'].processor):.0f}", spread(against)])
         print(lines[-1], flush=True)
-    if lines:
-        print("\n" + table([f"samples of {len(PROMPTS)} prompts", "tokens", "ours, ms", "generate / ours"], lines))
+    return table([f"samples of {arguments.rows} problems", "tokens", "ours, ms", "generate / ours"], lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", nargs="?", help="folder of a model; none: the lab alone")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[32, 128, 512], help="tokens of the prompt")
+    parser.add_argument("--samples", type=int, nargs="+", default=[1, 8, 16])
+    parser.add_argument("--new", type=int, default=32, help="tokens of an answer")
+    parser.add_argument("--rows", type=int, default=32, help="problems of the lab")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--warmup", type=int, default=0)
+    parser.add_argument("--batch", action="store_true", help="with `generate_batch`")
+    parser.add_argument("--out", type=Path, help="write the record here, as JSON")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    results: dict[str, Any] = {}
+    if arguments.model is None:
+        print(f"\n{lab_table(arguments, results)}")
+    else:
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
+        print(f"\n{fixed_table(model, arguments, results)}")
     record("sampling", vars(arguments), results, arguments.out)
 
 
