@@ -65,6 +65,33 @@ def fixed_cases(
     return {**cases, "generate_batch": generate_batch} if batch else cases
 
 
+def step_cases(model: Any, prompt: tuple[int, ...], samples: int, room: int) -> Cases:
+    """Return the cases: one more token of every row, with a cache of each kind; `room` calls of each at most."""
+    from transformers import DynamicCache, StaticCache
+
+    from ballast.evaluation.decoding import Reader
+
+    ids, tokens = torch.tensor([prompt]), torch.full((samples,), 17)
+    grown, fixed = DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=len(prompt) + room)
+    reader = Reader(model, 0)
+    with torch.no_grad():
+        model(ids, past_key_values=grown, logits_to_keep=1)
+        grown.batch_repeat_interleave(samples)
+        model(ids.expand(samples, -1), past_key_values=fixed, logits_to_keep=1)
+        reader.read([prompt])
+        reader.spread(torch.zeros(samples, dtype=torch.long), room)
+
+    def step(cache: Any) -> None:
+        with torch.no_grad():
+            model(tokens[:, None], past_key_values=cache)
+
+    def ours() -> None:
+        with torch.no_grad():
+            reader.step(tokens)
+
+    return {"dynamic": lambda: step(grown), "static": lambda: step(fixed), "ours": ours}
+
+
 def lab_cases(rows: int, samples: int) -> tuple[Cases, int]:
     """Return the cases where answers end by themselves, and their tokens in all."""
     from unittest import mock
@@ -109,6 +136,21 @@ def fixed_table(model: Any, arguments: argparse.Namespace, results: dict[str, An
     return table(["prompt, tokens", "samples", "ours, ms", *(f"{name} / ours" for name in others)], lines)
 
 
+def step_table(model: Any, arguments: argparse.Namespace, results: dict[str, Any]) -> str:
+    """Return the table of single steps; every time goes into `results`."""
+    lines = []
+    for length in arguments.lengths:
+        prompt = tuple(range(10, 110)) * (length // 100 + 1)
+        for samples in arguments.samples:
+            cases = step_cases(model, prompt[:length], samples, arguments.rounds + arguments.warmup)
+            times = interleaved(cases, arguments.rounds, warmup=arguments.warmup)
+            against = [spread(ratios(times[name], times["ours"])["processor"]) for name in ("dynamic", "static")]
+            results[f"step {length}, {samples}"] = times
+            lines.append([length, samples, f"{1000 * statistics.median(times['ours'].processor):.1f}", *against])
+            print(lines[-1], flush=True)
+    return table(["positions", "rows", "ours, ms", "dynamic / ours", "static / ours"], lines)
+
+
 def lab_table(arguments: argparse.Namespace, results: dict[str, Any]) -> str:
     """Return the table of the lab's base; every time goes into `results`."""
     lines = []
@@ -131,6 +173,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=32, help="problems of the lab")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warmup", type=int, default=0)
+    parser.add_argument("--steps", action="store_true", help="single steps with caches of three kinds, instead")
     parser.add_argument("--batch", action="store_true", help="with `generate_batch`")
     parser.add_argument("--out", type=Path, help="write the record here, as JSON")
     arguments = parser.parse_args()
@@ -142,7 +185,8 @@ def main() -> None:
         from transformers import AutoModelForCausalLM
 
         model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
-        print(f"\n{fixed_table(model, arguments, results)}")
+        made = step_table if arguments.steps else fixed_table
+        print(f"\n{made(model, arguments, results)}")
     record("sampling", vars(arguments), results, arguments.out)
 
 

@@ -7,7 +7,7 @@ import torch
 
 from ballast.evaluation import decoding
 from ballast.evaluation.decoding import Reader, closed_up, spreads, write
-from ballast.evaluation.drawing import Draw, invert, uniforms
+from ballast.evaluation.drawing import LIKELY, Draw, Nucleus, invert, uniforms
 from ballast.evaluation.generation import GenerationOptions, generate
 from ballast.evaluation.row_cache import RoomyLayer, RoomySlidingLayer
 from tiny import char_tokenizer, tiny_model
@@ -282,3 +282,29 @@ def test_ours_and_generate_give_the_same_answers(monkeypatch, stop):
     ours = generate(model, tokenizer, prompts, options)
     monkeypatch.setattr(decoding, "spreads", lambda *_: False)
     assert generate(model, tokenizer, prompts, options) == ours
+
+
+@pytest.mark.parametrize("size", [5, LIKELY, 3 * LIKELY])
+@pytest.mark.parametrize("spread", [0.01, 1.0, 6.0])
+def test_the_nucleus_is_that_of_doubles(size, spread):
+    draw = torch.Generator().manual_seed(size)
+    scores = torch.randn(6, size, generator=draw) * spread
+    likely, order = scores.double().softmax(-1).sort(descending=True)
+    before = torch.zeros_like(likely).scatter(-1, order, likely.cumsum(-1) - likely)
+    for top_p in (0.05, 0.5, 0.95, 0.9999):
+        found = Nucleus(top_p)(None, scores)
+        # Of the token at the very edge rounding may tell otherwise.
+        sure = (before - top_p).abs() > 1e-5
+        assert sure.float().mean() > 0.9 or top_p > 0.99
+        assert torch.equal(found.isinf()[sure], (before >= top_p)[sure])
+        assert torch.equal(found[~found.isinf()], scores[~found.isinf()])
+        assert (~found.isinf()).any(-1).all()
+
+
+def test_the_vocabulary_is_sorted_only_where_it_must(monkeypatch):
+    scores, sort, calls = torch.randn(2, 3 * LIKELY), torch.sort, []
+    monkeypatch.setattr(torch, "sort", lambda *args, **kwargs: calls.append(1) or sort(*args, **kwargs))
+    Nucleus(0.9)(None, scores * 6)
+    assert not calls
+    Nucleus(0.9)(None, scores * 0.01)
+    assert calls

@@ -25,9 +25,6 @@ Prompts = Sequence[tuple[int, ...]]
 CACHE_NAMES = ("past_key_values", "cache_params")
 """What models call their cache: the second those that are Mamba's kin."""
 
-LEAVE = 8
-"""Rows leave when one in so many has ended: each departure costs some calls for every layer."""
-
 
 class Reader:
     """A model that reads prompts, then one more token of every row at a time, with a cache of its own."""
@@ -128,13 +125,12 @@ def write(
         for step in range(count):
             tokens_R = draw(logits_RV, rows, step)
             for row, token in zip(rows, tokens_R.tolist(), strict=True):
-                if row in unfinished:
-                    answers[row].append(token)
-                    if ends(row, token):
-                        unfinished.remove(row)
+                answers[row].append(token)
+                if ends(row, token):
+                    unfinished.remove(row)
             if not unfinished or step + 1 == count:
                 break
-            if (len(rows) - len(unfinished)) * LEAVE >= len(rows):
+            if len(unfinished) < len(rows):
                 kept = closed_up([row in unfinished for row in rows])
                 kept_R = torch.tensor(kept, device=tokens_R.device)
                 reader.keep(kept_R)

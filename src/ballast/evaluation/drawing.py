@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+LIKELY = 1024
+"""Tokens among which the most likely ones up to a mass are looked for, before the whole vocabulary is sorted."""
+
+
 def uniforms(seeds: Sequence[tuple[int, ...]], count: int) -> np.ndarray:
     """Return the uniform numbers of every row's own stream, ``[R, N]``."""
     return np.stack([np.random.default_rng(seed).random(count) for seed in seeds])
@@ -27,7 +31,7 @@ def warpers(temperature: float, top_p: float) -> list[LogitsProcessor]:
     if temperature != 1:
         found.append(TemperatureLogitsWarper(float(temperature)))
     if top_p < 1:
-        found.append(TopPLogitsWarper(top_p))
+        found.append(Nucleus(top_p))
     return found
 
 
@@ -41,6 +45,22 @@ def invert(scores_RV: Tensor, uniform_R: np.ndarray) -> Tensor:
     # Rounding can put the product at the very end of the distribution, past the last token.
     beyond = chosen_R1 >= scores_RV.shape[-1]
     return torch.where(beyond, scores_RV.argmax(-1, keepdim=True), chosen_R1)[:, 0]
+
+
+class Nucleus(TopPLogitsWarper):
+    """Keeps the most likely tokens up to a mass; sorts the vocabulary only where its likeliest part has less."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return scores of which those outside are minus infinity, ``[R, V]``."""
+        likely_RK, places_RK = scores.softmax(-1).topk(min(LIKELY, scores.shape[-1]))
+        mass_RK = likely_RK.cumsum(-1)
+        # With a margin far above rounding.
+        if (mass_RK[:, -1] < self.top_p + 1e-3).any() and scores.shape[-1] > LIKELY:
+            sorted_RV: Tensor = super().__call__(input_ids, scores)
+            return sorted_RV
+        kept_RV = torch.zeros_like(scores, dtype=torch.bool)
+        kept_RV.scatter_(-1, places_RK, mass_RK - likely_RK < self.top_p)
+        return scores.masked_fill(~kept_RV, -torch.inf)
 
 
 class Draw:
