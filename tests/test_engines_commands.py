@@ -58,7 +58,7 @@ def managed(monkeypatch):
         def wait(self):
             pass
 
-        def ended(self):
+        def ended(self, patience=0.0):
             return None
 
     @contextlib.contextmanager

@@ -77,10 +77,11 @@ class Server:
             f"({self._tail()}); raise engine.start_seconds"
         )
 
-    def ended(self) -> str | None:
-        """Return what to say where the process has ended, None while it runs."""
-        code = self._process.poll()
-        if code is None:
+    def ended(self, patience: float = 0.0) -> str | None:
+        """Return what to say where the process has ended, None where it still runs after so many seconds."""
+        try:
+            code = self._process.wait(patience)
+        except subprocess.TimeoutExpired:
             return None
         said = f"the server ended with exit code {code} ({self._tail()})"
         return f"engine.command: {said}; the same command by hand says more"

@@ -15,6 +15,7 @@ from ballast.engines.server import Server, served
 from ballast.errors import BallastError
 from ballast.evaluation.generation import GenerationOptions
 
+LAST_SECONDS = 2.0
 PLAIN = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 """What a server could take from the model's generation defaults, or its own, if it were left open."""
 
@@ -148,7 +149,8 @@ def _connected(base_url: str, options: VllmEngine, model: str | None, server: Se
         name = model_name(client, model)
         yield Vllm(client, name, client.get(client.root("/version"), Version).version)
     except BallastError as error:
-        if server is not None and (ended := server.ended()):
+        # A server that has just died takes a moment to be gone.
+        if server is not None and (ended := server.ended(LAST_SECONDS)):
             raise BallastError(f"{ended} ({error})") from error
         raise
     finally:
