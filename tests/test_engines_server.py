@@ -84,13 +84,15 @@ with vllm.opened(VllmEngine(command=sys.argv[1:3]), sys.argv[3], "float32"):
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_server_ends_when_ballast_is_killed(tmp_path, how):
     arguments = [sys.executable, "-c", STARTS, *COMMAND, str(tmp_path)]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    places = {**os.environ, "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=places)
     assert process.stdout.readline() == "ready\n"
     found = seen(tmp_path)
     assert lives(found["child"])
     os.kill(process.pid, how)
     process.wait()
     assert gone(found["pid"], found["child"])
+    assert not list(tmp_path.glob("ballast-engine-*"))
 
 
 def test_a_server_that_ends_says_its_code_and_last_line(tmp_path):

@@ -48,7 +48,7 @@ class Server:
         command = [*options.command, folder, *named, "--generation-config", "vllm", *options.arguments]
         with log.open("wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", str(KEEPER), str(STOP_SECONDS), *command],
+                [sys.executable, "-I", str(KEEPER), str(STOP_SECONDS), str(log.parent), *command],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -16,6 +16,7 @@ from ballast.errors import BallastError
 from ballast.evaluation.generation import GenerationOptions
 
 LAST_SECONDS = 2.0
+"""Seconds in which a server that no longer answers is waited for to have ended."""
 PLAIN = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 """What a server could take from the model's generation defaults, or its own, if it were left open."""
 
