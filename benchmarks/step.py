@@ -51,6 +51,10 @@ CASES: dict[str, dict[str, Any]] = {
     "eksft, live": {"objective": "eksft", "reference": "model"},
     "prift-mass, second model and all logits": {"plain": "prift-mass"},
     "eksft, second model and all logits": {"plain": "eksft"},
+    "eaft": {"objective": "eaft"},
+    "eaft, all logits": {"plain": "eaft"},
+    "gem": {"objective": "gem"},
+    "gem, all logits": {"plain": "gem"},
     "ift": {"objective": "ift"},
     "TRL nll, LoRA": {"loss_type": "nll", "lora": True},
     "eksft, adapter off, LoRA": {"objective": "eksft", "reference": "adapter-off", "lora": True},
@@ -65,6 +69,10 @@ MEMORY_CASES = (
     "prift-mass, second model and all logits",
     "eksft, live",
     "eksft, second model and all logits",
+    "eaft",
+    "eaft, all logits",
+    "gem",
+    "gem, all logits",
     "ift",
 )
 
@@ -238,7 +246,7 @@ def report_times(names: list[str], times: dict[str, Times]) -> tuple[str, dict[s
 
 def report_memory(arguments: argparse.Namespace, size_name: str) -> tuple[str, dict[str, Any]]:
     lines, results = [], {}
-    for name in MEMORY_CASES:
+    for name in filter(arguments.cases.__contains__, MEMORY_CASES):
         options = ["--size", size_name, "--threads", str(arguments.threads), "--trained", str(arguments.trained)]
         runs = [child(__file__, *options, "--memory-of", name) for _ in range(arguments.memory_runs)]
         best = min(runs, key=lambda run: run["peak"])
