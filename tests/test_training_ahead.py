@@ -145,6 +145,7 @@ class AboveTheMean(Objective):
 STEP = {
     "talr": objective("talr"),
     "deft": objective("deft", exponent="cayley"),
+    "tail-sft": objective("tail-sft"),
     "with terms of its own": AboveTheMean(),
 }
 
@@ -175,6 +176,7 @@ def by_hand(built):
     stats = TokenStats(
         logprob=logp.gather(1, labels[labels != -100][:, None]).squeeze(1),
         entropy=-(logp.exp() * logp).sum(-1),
+        ref_logprob=logp.gather(1, labels[labels != -100][:, None]).squeeze(1).detach(),
         sequence=(labels != -100).nonzero()[:, 0],
     )
     loss = (-stats.logprob * built.weight(stats).detach() + built.extra(stats)).sum() / len(logp)
