@@ -10,6 +10,7 @@ from ballast.files import check_place
 from ballast.half import check_arguments, half_options
 from ballast.loop import refuse_strangers
 from ballast.packages import lacking, refuse_lacking
+from ballast.quantised import NO_ADAPTER
 
 if TYPE_CHECKING:
     from ballast.training.config import TrainingConfig
@@ -57,12 +58,21 @@ def refuse_arguments(args: TrainingConfig) -> None:
     refuse_no_steps(args)
 
 
-def refuse_half(args: TrainingConfig, peft_config: Any, quantization_config: Any) -> None:
-    """Refuse to train half of what is no model's own, or not there to train, before weights are loaded.
+def refuse_together(model: Any, args: TrainingConfig, peft_config: Any, quantization_config: Any) -> None:
+    """Refuse what does not go together before weights are loaded: half, adapters, weights in few bits.
+
+    Half trains weights of the model's own, which an adapter or a quantisation keeps from training.
 
     Raises:
-        BallastError: naming what does not go with half.
+        BallastError: naming what does not go with what.
     """
+    if quantization_config is not None and not isinstance(model, str):
+        raise BallastError(
+            "quantization_config would be ignored: the model is loaded already; load it with this configuration, or "
+            "give its path"
+        )
+    if quantization_config is not None and peft_config is None:
+        raise BallastError(f"quantization_config: {NO_ADAPTER}; give peft_config")
     for name, value in (("peft_config", peft_config), ("quantization_config", quantization_config)):
         if args.half is not None and value is not None:
             raise BallastError(
