@@ -42,6 +42,10 @@ def refuse_arguments(args: TrainingConfig) -> None:
             parallel is not None and max(parallel.tp_size, parallel.cp_size, parallel.sp_size) > 1,
             "tensor, context and sequence parallelism split the head or the sequence; use DDP or FSDP",
         ),
+        "neftune_noise_alpha": (
+            args.neftune_noise_alpha is not None and hasattr(args.build_objective(), "prepare_inputs"),
+            "the objective changes the embeddings itself, and its two passes would read different noise; leave it out",
+        ),
         "deepspeed": (
             args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3,
             "ZeRO-3 partitions the head again before the backward reads it; use ZeRO-2 or FSDP2",

@@ -92,18 +92,29 @@ def add_statistics(model: Model) -> None:
         labels_BT = kwargs.pop("labels")
         kwargs["use_cache"] = False
         if prepare is not None:
-            kwargs = changed_inputs(self, kwargs, labels_BT, prepare)
+            kwargs = _changed_inputs(self, kwargs, labels_BT, prepare)
         outputs = backbone(self)(*args, **kwargs)
-        mask, targets_N = trained_positions(labels_BT)
-        hidden_NH = outputs.last_hidden_state[:, :-1][mask]
-        found = statistics(hidden_NH, lm_head(self), targets_N)
         router_logits = outputs.router_logits if kwargs.get("output_router_logits") else None
         aux_loss = _router_loss(self, router_logits, kwargs.get("attention_mask"))
-        return StatisticsOutput(loss=found.loss, stats=found.stats, computed=found.computed, aux_loss=aux_loss)
+        return _read(self, outputs.last_hidden_state, labels_BT, statistics, aux_loss)
 
     causal.forward = types.MethodType(forward, causal)
 
 
+# How many tokens are trained differs from batch to batch: torch.compile is to end before, at the hidden states.
+@torch.compiler.disable
+def _read(
+    causal: Model, hidden_BTH: Tensor, labels_BT: Tensor, statistics: Statistics, aux_loss: Any
+) -> StatisticsOutput:
+    mask, targets_N = trained_positions(labels_BT)
+    found = statistics(hidden_BTH[:, :-1][mask], lm_head(causal), targets_N)
+    return StatisticsOutput(loss=found.loss, stats=found.stats, computed=found.computed, aux_loss=aux_loss)
+
+
+_changed_inputs = torch.compiler.disable(changed_inputs)
+
+
+@torch.compiler.disable
 def _router_loss(model: Model, router_logits: Any, attention_mask: Tensor | None) -> Tensor | int | None:
     if not router_logits:
         # A family that can be a mixture, none of whose layers is one here, has an empty tuple of them.
