@@ -43,6 +43,17 @@ EXCLUDED: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"), MAMBA),
 }
 """Linear layers that an adapter cannot sit on; ballast or PEFT names them."""
+UNTRIED = {
+    "blt": "its patcher, encoders and decoder do not fit each other at a tiny size",
+    "dots3_note": "its vision tower does not fit its text model at a tiny size",
+    "dots3_note_text": "more weights than are tried, however small",
+    "gemma3n": "its vision tower needs the package timm; its text model is `gemma3n_text`",
+    "gemma4_assistant": "drafts for a Gemma 4 beside it, and is no model by itself",
+    "gemma4_unified_assistant": "drafts for a Gemma 4 beside it, and is no model by itself",
+    "musicgen": "writes audio codes; transformers cannot build its decoder from its own configuration",
+    "musicgen_melody": "writes audio codes; transformers cannot build its decoder from its own configuration",
+}
+"""Families that were not tried, and why."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +95,8 @@ def measure(family: str) -> Found:
     from ballast.errors import BallastError
 
     found: dict[str, Any] = {"family": family, "cls": families()[family]}
+    if family in UNTRIED:
+        return Found(**found, failed=f"not tried: {UNTRIED[family]}")
     try:
         model = tiny_model(family)
     except Exception as error:
@@ -230,7 +243,8 @@ def tables(found: Sequence[Found]) -> dict[str, str]:
             + [f"| `{one.family}` | `{one.cls}` | {one.refused or one.failed or 'other gradients'} |" for one in others]
         ),
         "count": f"{len(works)} of {len(found)} families have the gradient of their own logits to {SAME:g}, with all "
-        f"weights and with LoRA; {len([one for one in others if one.refused])} are refused.",
+        f"weights and with LoRA; {len([one for one in others if one.refused])} are refused, "
+        f"{len(UNTRIED)} were not tried.",
     }
 
 

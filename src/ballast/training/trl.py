@@ -102,7 +102,7 @@ def add_statistics(model: Model) -> None:
 
 
 # How many tokens are trained differs from batch to batch: torch.compile is to end before, at the hidden states.
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch says no type
 def _read(
     causal: Model, hidden_BTH: Tensor, labels_BT: Tensor, statistics: Statistics, aux_loss: Any
 ) -> StatisticsOutput:
@@ -114,7 +114,7 @@ def _read(
 _changed_inputs = torch.compiler.disable(changed_inputs)
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch says no type
 def _router_loss(model: Model, router_logits: Any, attention_mask: Tensor | None) -> Tensor | int | None:
     if not router_logits:
         # A family that can be a mixture, none of whose layers is one here, has an empty tuple of them.
