@@ -85,7 +85,7 @@ ONLY: dict[str, set[str]] = {
     },
     "half": {"errors", "options", "protocols"},
     "loop": {"errors", "files", "checkpoints", "reference", "half"},
-    "rl": {"errors", "options", "protocols", "limits", "verifiers", "data", "evaluation", "half", "loop"},
+    "rl": {"quantised", "errors", "options", "protocols", "limits", "verifiers", "data", "evaluation", "half", "loop"},
     "reward": {"errors", "options", "protocols", "evaluation", "groups", "loop"},
     "records": {"errors", "files", "protocols", "evaluation", "rl"},
 }
