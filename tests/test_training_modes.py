@@ -9,6 +9,8 @@ from trl import SFTConfig, SFTTrainer
 
 import ballast
 from ballast.errors import BallastError
+from ballast.head import Formed
+from ballast.training.trl import add_statistics
 from tiny import char_tokenizer, tiny_model
 from training_tools import config, dataset, largest_difference, run, weights
 
@@ -122,6 +124,20 @@ def test_a_compiled_model_trains_the_same(tmp_path):
         )
         < 1e-6
     )
+
+
+def test_statistics_are_not_traced():
+    """A number of tokens that changes made Dynamo fail now and then."""
+    model, seen, ids = tiny_model(layers=1), [], torch.arange(3, 12)[None]
+    add_statistics(model)
+
+    def statistics(hidden, head, targets):
+        seen.append(torch.compiler.is_compiling())
+        return Formed(head.logits(hidden).logsumexp(-1).sum(), None, None)
+
+    torch._dynamo.reset()
+    torch.compile(model, backend="eager")(input_ids=ids, labels=ids, statistics=statistics)
+    assert seen == [False]
 
 
 @pytest.mark.slow
