@@ -68,6 +68,9 @@ def rounds(words: Words = None, dry_run: DryRun = False) -> None:
 def merge(
     path: Annotated[str, typer.Argument(metavar="FOLDER", help="Output of a run with LoRA, or a PEFT adapter.")],
     output: Annotated[Path, place("--output", "New folder for the merged model.")],
+    base: Annotated[
+        str | None, typer.Option("--base", help="Model to add to, in full precision.", show_default="the adapter's own")
+    ] = None,
     dtype: Annotated[
         DType | None, typer.Option("--dtype", help="What to store weights in.", show_default="the base's")
     ] = None,
@@ -77,4 +80,4 @@ def merge(
     from ballast.pipeline.merge import run_merge
 
     quiet()
-    run_merge(path, output, dtype=dtype and dtype.value, say=console().print)
+    run_merge(path, output, base=base, dtype=dtype and dtype.value, say=console().print)

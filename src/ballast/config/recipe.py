@@ -12,6 +12,7 @@ from ballast.config.sections import (
     CompareSection,
     MethodSection,
     ObjectiveSection,
+    Quantization,
     RoundsSection,
     ThenSection,
     Training,
@@ -48,6 +49,8 @@ class ModelSection(Options):
     """Folder of a PEFT adapter that training continues from."""
     lora: dict[str, Any] | None = None
     """Fields of `peft.LoraConfig`: train a new adapter."""
+    quantization: Quantization | None = None
+    """Hold the frozen weights in few bits, under an adapter; see below."""
 
     @model_validator(mode="after")
     def _one_adapter(self) -> ModelSection:

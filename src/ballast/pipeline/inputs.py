@@ -246,6 +246,8 @@ def quiet() -> None:
 
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\.")
     transformers.utils.logging.set_verbosity(logging.ERROR)
+    # It says with every product that its input is rounded to 16 bits, which is what 8-bit weights are.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # Each failed attempt to reach the hub is a warning; the failure itself is what the user is told.
     huggingface_hub.utils.logging.set_verbosity(logging.ERROR)
     if not sys.stderr.isatty():

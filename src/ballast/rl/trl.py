@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from ballast.loop import CheckedLoop, numbers, refuse_strangers, rows_of_examples
+from ballast.quantised import keep_differentiable, trained_weights_kept
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -227,7 +228,8 @@ def trainer(
         log_metric("seconds/scoring", judged.seconds)
         return [*judged.rewards]
 
-    with _without_notices():
+    keep_differentiable(model)
+    with _without_notices(), trained_weights_kept(model):
         kind: Any = next(one.trainer for one in ALGORITHMS.values() if isinstance(args, one.config))
         made: Reinforcer = kind(
             model,

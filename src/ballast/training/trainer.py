@@ -14,6 +14,7 @@ from ballast.half import freeze, half_options
 from ballast.limits import check_tokenizer
 from ballast.loop import numbers
 from ballast.objectives import objective as build_objective
+from ballast.quantised import trained_weights_kept
 from ballast.records.model_card import append_objective
 from ballast.training.ahead import OLD, STEP_WEIGHT, Ahead, Weighed
 from ballast.training.config import TrainingConfig, autocast_dtype
@@ -25,10 +26,10 @@ from ballast.training.metrics import MetricSums
 from ballast.training.ranks import ROW_ENDS, tokens_seen, without_repeats
 from ballast.training.reduction import count
 from ballast.training.reference import check_needs, run_reference, score_missing
-from ballast.training.refusals import refuse_half, refuse_no_steps, refuse_parts, refuse_surroundings
+from ballast.training.refusals import refuse_no_steps, refuse_parts, refuse_surroundings, refuse_together
 from ballast.training.rows import rows_in
 from ballast.training.shares import fill_shares
-from ballast.training.trl import AdaptedTrainer, add_statistics, check_head, load_model, with_adapter
+from ballast.training.trl import AdaptedTrainer, add_statistics, check_model, load_model, with_adapter
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -116,7 +117,7 @@ class Trainer(AdaptedTrainer):
             compute_metrics=compute_metrics,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
-        refuse_half(args, peft_config, quantization_config)
+        refuse_together(model, args, peft_config, quantization_config)
         check_needs(self.objective, spec)
         self.groups = run_groups(self.objective, groups if groups is not None else args.groups, args, spec)
         args.groups = None if self.groups is None else self.groups.options.to_dict()
@@ -130,7 +131,7 @@ class Trainer(AdaptedTrainer):
             train_dataset = check_data(train_dataset, tokenizer, options, columns=own)
         if peft_config is not None:
             model = with_adapter(model, peft_config, args.seed)
-        check_head(model)
+        check_model(model)
         settle_inputs(model, self.objective)
         self.half = freeze(model, None if args.half is None else half_options(args.half), args.seed)
         # Before TRL patches the forward: a copy made later would follow the weights in training.
@@ -140,17 +141,18 @@ class Trainer(AdaptedTrainer):
         self._rows: Dataset | None = None
         self._sums = {"train": MetricSums(), "eval": MetricSums()}
         self._steps_summed = 0
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=train_dataset if self.groups is None else self.groups.source(train_dataset),
-            eval_dataset=eval_dataset,
-            processing_class=tokenizer,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
-            formatting_func=formatting_func,
-        )
+        with trained_weights_kept(model):
+            super().__init__(
+                model=model,
+                args=args,
+                train_dataset=train_dataset if self.groups is None else self.groups.source(train_dataset),
+                eval_dataset=eval_dataset,
+                processing_class=tokenizer,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+                formatting_func=formatting_func,
+            )
         rows: Any = self.train_dataset
         refuse_no_steps(args, None if rows is None else len(rows))
         own_columns = tuple(self.objective.columns)

@@ -18,6 +18,7 @@ from ballast.pipeline import sources
 from ballast.pipeline.advise import check_has_demonstrations, check_reference_is_start
 from ballast.pipeline.checks import groups as group_checks
 from ballast.pipeline.checks import half as half_checks
+from ballast.pipeline.checks import quantised as quantised_checks
 from ballast.pipeline.run_folder import LOCK, is_trained
 from ballast.records.runs import read_record
 from ballast.statistics import check_statistics, is_pair
@@ -59,6 +60,7 @@ def check_model(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     except BallastError as error:
         yield Problem(("model",), str(error))
         return
+    yield from quantised_checks.check_loading(section, config)
     try:
         given = {} if "training" in broken else recipe.training
         models.load_tokenizer(section, {key: value for key, value in given.items() if isinstance(value, str)})
@@ -301,7 +303,7 @@ _COMMON = (
     half_checks.check_half,
     check_cache_place,
 )
-_TRAIN = (check_required("model", "objective", "output"), *_COMMON, check_tasks)
+_TRAIN = (check_required("model", "objective", "output"), *_COMMON, quantised_checks.check_training, check_tasks)
 
 SCORE_CHECKS: tuple[Check, ...] = (check_required("model"), *_COMMON, check_score)
 SAMPLE_CHECKS: tuple[Check, ...] = (
