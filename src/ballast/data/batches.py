@@ -24,6 +24,15 @@ BATCH = 256
 
 
 @dataclass(frozen=True)
+class Made:
+    """Prepared rows, the place of the raw row that each was, and what became of all raw ones."""
+
+    rows: list[dict[str, Any]]
+    places: list[int]
+    counts: Counts
+
+
+@dataclass(frozen=True)
 class Preparer:
     """Turns raw rows into token ids, labels, digests and the columns asked for.
 
@@ -46,7 +55,7 @@ class Preparer:
     columns: tuple[str, ...]
     from_end: bool
 
-    def __call__(self, rows: Sequence[Row], called: Sequence[str]) -> tuple[list[dict[str, Any]], Counts]:
+    def __call__(self, rows: Sequence[Row], called: Sequence[str]) -> Made:
         """Return prepared rows, those without a trained token left out, and what became of all.
 
         Args:
@@ -59,7 +68,7 @@ class Preparer:
         counts = Counts(read=len(rows))
         tokenised = self._tokenised(rows, called)
         labelled = _run(self.label, [one.columns for one in tokenised])
-        made = []
+        made = Made([], [], counts)
         for one, row in zip(tokenised, labelled, strict=True):
             counts.whole += 1
             counts.prompt_not_prefix += not one.prompt_is_prefix
@@ -70,9 +79,10 @@ class Preparer:
             if not kept:
                 first = next((place for place, label in enumerate(row["labels"]) if place and label != -100), None)
                 counts.earliest = min(filter(None, (first, counts.earliest)), default=None)
-            made += kept
-        counts.kept = len(made)
-        return made, counts
+            made.rows.extend(kept)
+            made.places.extend([one.place] * len(kept))
+        counts.kept = len(made.rows)
+        return made
 
     def _tokenised(self, rows: Sequence[Row], called: Sequence[str]) -> list[Tokenised]:
         if self.tokenise is not None:

@@ -77,8 +77,8 @@ def prepare(
         made = make(None)
     kept, counts = _counted(made)
     if not len(kept):
-        raise BallastError(_nothing_left(counts, options, name))
-    notes = (*raw.rules.notes, *_context_note(counts.truncated > 0 or counts.whole < counts.pieces, options))
+        raise BallastError(nothing_left(counts, options, name))
+    notes = (*raw.rules.notes, *context_note(counts, options))
     report = counts.report(name, notes, dropped_nulls(raw.dataset))
     return Prepared(kept, report, options, tuple(columns), place)
 
@@ -185,12 +185,12 @@ class _Batch:
 
     def __call__(self, batch: Mapping[str, list[Any]], places: Sequence[int]) -> dict[str, list[Any]]:
         rows = [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
-        made, counts = self.how(rows, [f"row {self.numbers[place]}" for place in places])
+        found = self.how(rows, [f"row {self.numbers[place]}" for place in places])
         # Where no row is left, one without tokens carries the counts.
         lists = ("input_ids", "labels", *self.how.columns)
-        made = made or [{"digest": None, **dict.fromkeys(lists, ())}]
+        made = found.rows or [{"digest": None, **dict.fromkeys(lists, ())}]
         out: dict[str, list[Any]] = {name: [row[name] for row in made] for name in (*lists, "digest")}
-        return {**out, COUNTS: [counts.to_json(), *[None] * (len(made) - 1)]}
+        return {**out, COUNTS: [found.counts.to_json(), *[None] * (len(made) - 1)]}
 
 
 def _counted(made: Dataset) -> tuple[Dataset, Counts]:
@@ -207,16 +207,16 @@ def _counted(made: Dataset) -> tuple[Dataset, Counts]:
     return kept, counts
 
 
-def _context_note(cut: bool, options: PrepareOptions) -> tuple[str, ...]:
-    """Say once that it was the model and not `max_length` that rows were cut by."""
-    if not cut or options.limit == options.max_length:
+def context_note(counts: Counts, options: PrepareOptions) -> tuple[str, ...]:
+    """Return a line that says that it was the model and not `max_length` that rows were cut by; else none."""
+    if not (counts.truncated or counts.whole < counts.pieces) or options.limit == options.max_length:
         return ()
     asked = "without max_length" if options.max_length is None else f"for max_length={options.max_length}"
     return (f"rows are cut at {options.context} tokens {asked}: the model's context ends there",)
 
 
-def _nothing_left(counts: Counts, options: PrepareOptions, name: str) -> str:
-    """Why no row has a trained token."""
+def nothing_left(counts: Counts, options: PrepareOptions, name: str) -> str:
+    """Return why no row has a trained token."""
     if options.assistant_only_loss and not counts.whole:
         return f"{name}: assistant_only_loss=True, but no row has a message of the assistant"
     if counts.earliest is not None and options.limit is not None:

@@ -200,4 +200,6 @@ class Tokeniser:
         found |= {} if mask is None else unmarked(chat, tokens.encoded, mask)
         trains_all = prompt is None and mask is None
         by_role = tokens_by_role(chat, tokens.encoded) if trains_all else {}
-        return Tokenised(one.place, columns, prefix, {what: f"{one.called}: {text}" for what, text in found.items()}, by_role)
+        return Tokenised(
+            one.place, columns, prefix, {what: f"{one.called}: {text}" for what, text in found.items()}, by_role
+        )

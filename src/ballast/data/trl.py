@@ -185,9 +185,10 @@ def trl_steps(
         max_length=max_length, truncation_mode=options.truncation_mode, shuffle_dataset=False
     )
     recorder: Any = _Recorder(column_names)
+    unread: Any = None
     # Nothing is done to a row here, so no process has to wait for another, which may have its rows already.
     with patch.object(sft_trainer, "global_then_local_main_first", nullcontext):
-        sft_trainer.SFTTrainer._prepare_dataset(trainer, recorder, None, arguments, False, None, "rows")
+        sft_trainer.SFTTrainer._prepare_dataset(trainer, recorder, unread, arguments, False, None, "rows")
     return tuple(recorder.steps)
 
 

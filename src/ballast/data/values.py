@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 LARGEST = float(np.finfo(np.float32).max)
 
-OWN = frozenset("input_ids labels digest seq_lengths completion_mask assistant_masks counts".split())
+OWN = frozenset(["input_ids", "labels", "digest", "seq_lengths", "completion_mask", "assistant_masks", "counts"])
 """Columns that preparation writes itself."""
 
 
@@ -77,7 +77,7 @@ def renamed(dataset: Dataset, columns: Mapping[str, str]) -> Dataset:
     return dataset.rename_columns({column: name for name, column in columns.items() if name != column})
 
 
-def cut(values: Sequence[float], length: int, from_end: bool) -> Sequence[float]:
+def cut(values: np.ndarray, length: int, from_end: bool) -> np.ndarray:
     """Return the values of a row's tokens that are left of it, at its start or at its end."""
     return values[len(values) - length :] if from_end else values[:length]
 
@@ -91,4 +91,3 @@ def _number(value: Any) -> float:
 
 def _shown(value: Any) -> str:
     return "missing" if value is None else repr(value) if not isinstance(value, str | Mapping) else f"{value!r:.40}"
-

@@ -57,6 +57,24 @@ def score(made: Ready, model: Model, say: Say) -> ReferenceCache:
     return cache
 
 
+def opened(made: Ready, model: Model, say: Say) -> ReferenceCache:
+    """Return the recipe's cache as it stands: rows that it lacks are found missing when they are read.
+
+    Raises:
+        BallastError: there is none, or it is another model's.
+    """
+    from ballast.reference import ReferenceCache
+
+    reference = made.recipe.reference
+    assert reference.cache is not None
+    if reference.model is not None:
+        model = _teacher(made, reference.model, model)
+    cache = ReferenceCache.open(reference.cache, cache_key(made, model))
+    if made.args.process_index == 0:
+        say(f"{reference.cache}: holds {len(cache):,} rows, {cache.tokens:,} tokens")
+    return cache
+
+
 def _teacher(made: Ready, name: str, model: Model) -> Model:
     from ballast.reference.providers import AsItStands, check_vocabulary
 
