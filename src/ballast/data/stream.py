@@ -177,7 +177,7 @@ class _Rows:
                 raise BallastError(nothing_left(self.read.counts, self.options, self.name))
 
     def _prepared(self, loaded: Loaded) -> Made:
-        if loaded.dataset.column_names != self.named and self._layout(loaded).name != self.layout.name:
+        if not set(self.layout.required) <= set(loaded.dataset.column_names):
             raise BallastError(f"{self.name}: {loaded.place(0)}: from here on the rows have another format")
         self.read.nulls |= dict.fromkeys(dropped_nulls(loaded.dataset))
         rows, called = self._rows(loaded), [loaded.place(index) for index in range(len(loaded.dataset))]
@@ -188,6 +188,8 @@ class _Rows:
             made = self.how(rows, called)
         except BallastError as error:
             raise BallastError(f"{self.name}: {error}") from error
+        # After the rows, which tell more exactly which of them is of another format.
+        self._layout(loaded)
         for row, place in zip(made.rows, made.places, strict=True):
             self.read.remember(row["digest"], called[place])
         return made
