@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from ballast.data.options import PrepareOptions
 
+STREAMED = 32
+"""Rows of a stream that are looked up at once."""
 Lookup = Callable[[str], Mapping[str, np.ndarray]]
 
 
@@ -70,7 +72,7 @@ def attach(dataset: Rows, lookup: Lookup, fields: Sequence[str]) -> Rows:
 
     features = Features({**dataset.features, **{field: List(Value("float32")) for field in fields}})
     if isinstance(dataset, IterableDataset):
-        return dataset.map(join, batched=True, with_indices=True, features=features)
+        return dataset.map(join, batched=True, batch_size=STREAMED, with_indices=True, features=features)
     # The function closes over an open cache, which has no stable hash: name the result afresh and keep no copy of it.
     return dataset.map(
         join,

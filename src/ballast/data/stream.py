@@ -117,7 +117,8 @@ def prepare_stream(
     rows = _Rows(chunks, tokenizer, options, name, tuple(columns), _Read(REMEMBERED + buffer))
     report = rows.look()
     dataset = _dataset(rows)
-    if buffer:
+    # Of few rows it would be filled by going over them again and again.
+    if buffer := min(buffer, buffer if rows.more else report.rows_in):
         dataset = dataset.shuffle(seed=options.seed, buffer_size=buffer)
     return Streamed(dataset, report, options, tuple(columns), rows.read)
 
@@ -135,6 +136,7 @@ class _Rows:
         read: _Read,
     ) -> None:
         self.chunks, self.options, self.name, self.columns, self.read = chunks, options, name, columns, read
+        self.more = False
         first = next(chunks(), None)
         if first is None:
             raise BallastError(f"{name}: no rows")
@@ -152,17 +154,18 @@ class _Rows:
 
     def look(self) -> PrepareReport:
         """Return what became of the first rows."""
-        counts, more = Counts(), False
+        counts = Counts()
         for loaded in self.chunks():
-            if more := counts.read >= FIRST_ROWS:
+            if counts.read >= FIRST_ROWS:
+                self.more = True
                 break
             counts.add(self._prepared(loaded).counts)
         if not counts.kept:
-            where = f"{self.name}: the first {counts.read:,} rows of a stream" if more else self.name
+            where = f"{self.name}: the first {counts.read:,} rows of a stream" if self.more else self.name
             raise BallastError(nothing_left(counts, self.options, where))
         self.read.counts = counts
         part = "the first rows of a stream: others are read, and counted, as they are trained on"
-        return counts.report(self.name, (*self.read.notes(self.options), *([part] if more else [])))
+        return counts.report(self.name, (*self.read.notes(self.options), *([part] if self.more else [])))
 
     def __call__(self) -> Iterator[dict[str, Any]]:
         """Yield prepared rows, from the first again after the last."""
