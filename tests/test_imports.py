@@ -52,6 +52,7 @@ LAYERS = (
     ("pipeline",),
     ("compare",),
     ("report",),
+    ("start",),
     ("quickstart",),
     ("cli",),
 )
