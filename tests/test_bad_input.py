@@ -251,12 +251,16 @@ CASES = [
         (*STREAM, "data.train=rows.json"),
         data(json.dumps(ROWS), "rows.json"),
     ),
-    Case("stream to be measured", "which is a stream", (*STREAM, task(kind="readiness", demonstrations="data.train"))),
+    Case(
+        "stream to be measured",
+        "all training rows are needed here",
+        (*STREAM, task(kind="readiness", demonstrations="data.train")),
+    ),
     Case("stream to be scored", "all training rows are needed here", (*STREAM, *CACHED), command="score"),
     Case("stream without its cache", "no such folder: run `ballast score`", (*STREAM, "reference.cache=absent")),
     Case(
         "stream of rows that were not scored",
-        "no values for row",
+        "has no values for 1 of the first 1 rows",
         (*STREAM, *CACHED),
         rows({"prompt": "9+9=", "completion": "18"}),
     ),

@@ -49,6 +49,7 @@ class Streamed:
     options: PrepareOptions
     columns: tuple[str, ...]
     read: _Read
+    first: tuple[str, ...] = ()
 
     def seen(self) -> PrepareReport:
         """Return what became of the rows that this process has read."""
@@ -116,11 +117,11 @@ def prepare_stream(
         )
     rows = _Rows(chunks, tokenizer, options, name, tuple(columns), _Read(REMEMBERED + buffer))
     report = rows.look()
-    dataset = _dataset(rows)
+    dataset, first = _dataset(rows), tuple(rows.read.places)
     # Of few rows it would be filled by going over them again and again.
     if buffer := min(buffer, buffer if rows.more else report.rows_in):
         dataset = dataset.shuffle(seed=options.seed, buffer_size=buffer)
-    return Streamed(dataset, report, options, tuple(columns), rows.read)
+    return Streamed(dataset, report, options, tuple(columns), rows.read, first)
 
 
 class _Rows:

@@ -98,13 +98,6 @@ def check_streaming(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]
         yield Problem(
             ("data", "streaming"), "answers are sampled for prompts by their number, so all are read; set it to false"
         )
-    if "evaluation" not in broken:
-        for index, task in enumerate(recipe.evaluation.tasks):
-            if sources.TRAIN in task.sources().values():
-                yield Problem(
-                    ("evaluation", "tasks", index),
-                    f"task {task.name!r} reads {sources.TRAIN}, which is a stream; name rows of its own",
-                )
     for index, source in enumerate(recipe.data.train):
         if source.endswith((".json", ".json.gz")):
             yield Problem(
