@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -157,14 +158,22 @@ def test_few_rows_and_rows_with_numbers_of_their_own_are_not_kept(place):
     assert not place.exists()
 
 
-def _prepare(results):
+def _prepare(results, start):
+    start.wait()
     results.put(str(made().cached))
 
 
-def test_of_several_processes_one_prepares_and_the_others_wait_for_it(place):
+def test_of_several_processes_one_prepares_and_the_others_wait_for_it(place, monkeypatch):
+    fill = cache._filled
+
+    def slowly(*given):
+        time.sleep(0.3)
+        return fill(*given)
+
+    monkeypatch.setattr(cache, "_filled", slowly)
     context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    processes = [context.Process(target=_prepare, args=(results,)) for _ in range(3)]
+    results, start = context.Queue(), context.Barrier(3)
+    processes = [context.Process(target=_prepare, args=(results, start)) for _ in range(3)]
     for process in processes:
         process.start()
     found = sorted(results.get(timeout=60) for _ in processes)
