@@ -156,7 +156,7 @@ def test_errors_name_the_row_and_the_column():
         prepare(dataset(), char_tokenizer(), PrepareOptions(), columns=("v",))
 
 
-@pytest.mark.parametrize("column", ["place", "digest", "labels", "by_role"])
+@pytest.mark.parametrize("column", ["digest", "labels", "seq_lengths", "counts"])
 def test_a_column_that_preparation_would_write_over_is_refused(column):
     named = dataset(2).add_column(column, [0.5, 1.0])
     with pytest.raises(BallastError, match=f"column '{column}', which the objective reads, has a name .*; rename it"):

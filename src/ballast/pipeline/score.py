@@ -57,6 +57,31 @@ def score(made: Ready, model: Model, say: Say) -> ReferenceCache:
     return cache
 
 
+def opened(made: Ready, model: Model, say: Say) -> ReferenceCache:
+    """Return the recipe's cache as it stands: later rows that it lacks are found missing when they are read.
+
+    Raises:
+        BallastError: there is none, it is another model's, or it lacks one of the first rows.
+    """
+    from ballast.data import Streamed
+    from ballast.reference import ReferenceCache
+
+    reference = made.recipe.reference
+    assert reference.cache is not None
+    if reference.model is not None:
+        model = _teacher(made, reference.model, model)
+    cache = ReferenceCache.open(reference.cache, cache_key(made, model))
+    first = made.train.first if isinstance(made.train, Streamed) else ()
+    if missing := cache.missing(first):
+        raise BallastError(
+            f"reference.cache: {reference.cache}: has no values for {len(missing):,} of the first {len(first):,} rows, "
+            "and those of a stream are not scored as they come; fill it with `ballast score` and data.streaming=false"
+        )
+    if made.args.process_index == 0:
+        say(f"{reference.cache}: holds {len(cache):,} rows, {cache.tokens:,} tokens")
+    return cache
+
+
 def _teacher(made: Ready, name: str, model: Model) -> Model:
     from ballast.reference.providers import AsItStands, check_vocabulary
 

@@ -10,6 +10,7 @@ from ballast import checkpoints, models
 from ballast.config import training as settings
 from ballast.config.recipe import Check, ModelSection, Recipe
 from ballast.config.source import Problem
+from ballast.data.refusals import streaming_problem
 from ballast.errors import BallastError
 from ballast.files import LEAST_FREE, place_problem, same_file
 from ballast.groups.options import ROUND, round_problem
@@ -86,6 +87,26 @@ def check_data(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
         for index, source in enumerate(listed):
             if problem := sources.check_source(source):
                 yield Problem(("data", key, *([index] if len(listed) > 1 else [])), problem)
+
+
+def check_streaming(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+    """Whether all that trains can do without knowing how many rows there are."""
+    if "data" in broken or not recipe.data.streaming:
+        return
+    if "training" not in broken and (problem := streaming_problem(recipe.training)):
+        key, why = problem
+        yield Problem(("data", "streaming") if key == "max_steps" else ("training", key), why)
+    if "groups" not in broken and recipe.groups is not None:
+        yield Problem(
+            ("data", "streaming"), "answers are sampled for prompts by their number, so all are read; set it to false"
+        )
+    for index, source in enumerate(recipe.data.train):
+        if source.endswith((".json", ".json.gz")):
+            yield Problem(
+                ("data", "train", *([index] if len(recipe.data.train) > 1 else [])),
+                f"{source}: an array ends only with its file, so it cannot be read in pieces; write it as .jsonl, a "
+                "row a line, or leave data.streaming out",
+            )
 
 
 def check_reference(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
@@ -303,7 +324,13 @@ _COMMON = (
     half_checks.check_half,
     check_cache_place,
 )
-_TRAIN = (check_required("model", "objective", "output"), *_COMMON, quantised_checks.check_training, check_tasks)
+_TRAIN = (
+    check_required("model", "objective", "output"),
+    *_COMMON,
+    quantised_checks.check_training,
+    check_streaming,
+    check_tasks,
+)
 
 SCORE_CHECKS: tuple[Check, ...] = (check_required("model"), *_COMMON, check_score)
 SAMPLE_CHECKS: tuple[Check, ...] = (
