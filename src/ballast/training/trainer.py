@@ -142,8 +142,7 @@ class Trainer(AdaptedTrainer):
         self.prepare_reports: dict[str, PrepareReport] = {}
         self._scorer, self._device = model, args.device
         self._train: Prepared | Streamed | None = None
-        self._sums = {"train": MetricSums(), "eval": MetricSums()}
-        self._steps_summed = 0
+        self._sums, self._steps_summed = {"train": MetricSums(), "eval": MetricSums()}, 0
         with trained_weights_kept(model):
             super().__init__(
                 model=model,
@@ -385,8 +384,7 @@ class Trainer(AdaptedTrainer):
 
     def _read(self, mode: str, steps: int) -> dict[str, float]:
         metrics = self._sums[mode].read(self._summed, steps)
-        seen = int(metrics.pop("seen", 0))
-        metrics.pop("tokens", None)
+        seen, _ = int(metrics.pop("seen", 0)), metrics.pop("tokens", None)
         if mode == "train" and metrics:
             # A resumed run goes on counting where its log ends.
             before = next((int(log["num_tokens"]) for log in self.state.log_history[::-1] if "num_tokens" in log), 0)
