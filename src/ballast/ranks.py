@@ -196,6 +196,11 @@ def has_the_word() -> bool:
         return True
 
 
+def is_loss(error: RuntimeError) -> bool:
+    """Return whether an error is that of a rank which was left waiting by one that has ended, anywhere in a library."""
+    return started() > 1 and ("closed by peer" in str(error) or "reset by peer" in str(error))
+
+
 @contextmanager
 def _in_touch() -> Iterator[None]:
     try:

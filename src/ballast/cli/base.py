@@ -45,9 +45,11 @@ class CommandGroup(TyperGroup):
         except KeyboardInterrupt:
             _say_once("interrupted")
             raise typer.Exit(INTERRUPTED) from None
-        except Lost as lost:
+        except (Lost, RuntimeError) as error:
+            if not isinstance(error, Lost) and not ranks.is_loss(error):
+                raise
             time.sleep(SECONDS_TO_BE_ENDED)
-            raise typer.Exit(lost.code) from None
+            raise typer.Exit(Lost.code) from None
         finally:
             ranks.leave()
 
