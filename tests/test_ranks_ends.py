@@ -51,12 +51,9 @@ def parts(folder):
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != ".lock"}
 
 
-@pytest.mark.parametrize(("which", "again"), [(1, 1), (1, 3), (0, 1)])
-def test_a_killed_rank_ends_the_command_and_another_number_goes_on(folder, which, again):
-    died = ballast(folder, "sample", "sample.yaml", "--nproc", "2", KILL=str(which), **({"ROW": "0"} if False else {}))
-    if which == 0:  # the second part, of which the row is, belongs to rank 1
-        assert died.returncode == 0
-        return
+@pytest.mark.parametrize("again", [1, 3])
+def test_a_killed_rank_ends_the_command_and_another_number_goes_on(folder, again):
+    died = ballast(folder, "sample", "sample.yaml", "--nproc", "2", KILL="1")
     assert died.returncode == 137
     (line,) = [line for line in died.stderr.splitlines() if not line.startswith("sampling:")]
     assert line.startswith("rank 1 was ended by SIGKILL")
@@ -70,7 +67,7 @@ def test_a_killed_rank_ends_the_command_and_another_number_goes_on(folder, which
 def test_what_all_ranks_come_upon_is_one_line(folder):
     done = ballast(folder, "sample", "sample.yaml", "--nproc", "2", "groups.owm=2")
     assert done.returncode == 2
-    assert done.stderr == "command line: groups.owm: unknown option 'owm'; did you mean 'own'?\n"
+    assert done.stderr == "command line: groups.owm: unknown key; did you mean 'own'?\n"
     assert done.stdout == ""
 
 
@@ -87,10 +84,7 @@ def test_what_one_rank_comes_upon_is_one_line(folder):
 @pytest.mark.parametrize("launcher", ["nproc", "torchrun"])
 def test_training_starts_its_ranks(folder, launcher):
     words = ["train", "train.yaml", "training.max_steps=3", "training.use_cpu=true"]
-    if launcher == "nproc":
-        done = ballast(folder, *words, "--nproc", "2")
-    else:
-        done = ballast(folder, *words, processes=2)
+    done = ballast(folder, *words, "--nproc", "2") if launcher == "nproc" else ballast(folder, *words, processes=2)
     assert done.returncode == 0, done.stderr
     record = json.loads((folder / "out" / "run.json").read_text())
     assert (record["processes"], record["status"]) == (2, "finished")
@@ -102,16 +96,21 @@ def test_sigterm_reaches_the_ranks_which_save_a_last_checkpoint(folder):
     paths = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
     running = subprocess.Popen(
         [sys.executable, *words],
-        **{"cwd": folder, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
     )
     deadline = time.monotonic() + 200
-    while not Path(folder / "out" / "metrics.jsonl").exists() and time.monotonic() < deadline:
+    log = folder / "out" / "metrics.jsonl"
+    while not (log.exists() and log.read_text().count("\n") > 1) and time.monotonic() < deadline:
         time.sleep(0.1)
     running.send_signal(signal.SIGTERM)
     _, said = running.communicate(timeout=200)
-    assert running.returncode == 143
-    assert said.count("with --resume goes on from out/checkpoint-") == 1
+    assert running.returncode == 143, said
+    (line,) = [line for line in said.splitlines() if not line.startswith("scoring:")]
+    assert "with --resume goes on from out/checkpoint-" in line
     assert [*Path(folder / "out").glob("checkpoint-*")]
 
 
@@ -121,7 +120,10 @@ def test_ctrl_c_is_said_once(folder):
     words = ["-m", "ballast.cli", "sample", "sample.yaml", "--nproc", "2", "data.train=long.jsonl"]
     running = subprocess.Popen(
         [sys.executable, *words],
-        **{"cwd": folder, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
     )
     deadline = time.monotonic() + 200

@@ -6,7 +6,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -142,16 +143,26 @@ def _ended(start: Any, *arguments: Any) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    # What goes wrong the ranks have said, or is said below.
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     os.environ.setdefault("TORCHELASTIC_SHUTDOWN_TIMEOUT", SECONDS_TO_SAVE)
     try:
-        start(*arguments)
+        with _silent():
+            start(*arguments)
     except ChildFailedError as failed:
         return _code(failed)
     except SignalException as stopped:
         return 128 + int(stopped.sigval)
     return 0
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Leave out what the launcher logs: what goes wrong the ranks have said, or is said here."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _code(failed: ChildFailedError) -> int:
