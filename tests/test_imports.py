@@ -53,6 +53,7 @@ LAYERS = (
     ("pipeline",),
     ("compare",),
     ("report",),
+    ("start",),
     ("quickstart",),
     ("cli",),
 )

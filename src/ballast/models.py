@@ -19,12 +19,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ADAPTER_CONFIG = "adapter_config.json"
+MADE = {"smollm2": Path("models", "smollm2")}
+"""By the name of a model in a recipe: the folder that ``make real-model`` writes it to."""
 
 
 def resolve(section: ModelSection) -> ModelSection:
-    """Return the section with ``lab`` or ``lab-code`` replaced by the folder of that embedded base."""
+    """Return the section with the name of an embedded base, or one of `MADE`, replaced by its folder."""
     from ballast.lab import BASES, base_path
 
+    if section.path in MADE:
+        return section.model_copy(update={"path": str(MADE[section.path])})
     if section.path not in BASES:
         return section
     return section.model_copy(update={"path": str(base_path(section.path))})
@@ -57,6 +61,8 @@ def check_folder(path: str) -> str | None:
     folder = Path(path).expanduser()
     if folder.is_file():
         return f"{path}: is a file; name the folder that holds config.json and the weights"
+    if folder in MADE.values() and not folder.is_dir():
+        return f"{path}: no such folder; `make real-model` writes it (python scripts/smollm2.py)"
     if not folder.is_dir():
         looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
         return f"{path}: no such folder" if looks_local and "/" in path else None

@@ -91,6 +91,8 @@ def compare(
             terminal.print(f"the report has no token views: {why}", soft_wrap=True)
         page, _ = write_report([recipe.output])
         terminal.print(f"report: {page}", soft_wrap=True)
+    for line in matrix.next_steps(summary, recipe, words or ()):
+        terminal.print(line, soft_wrap=True)
     if summary.failed:
         raise typer.Exit(1)
 

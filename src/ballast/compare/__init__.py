@@ -1,6 +1,7 @@
 """A matrix of objectives, learning rates and seeds: run, resumed, summed up; importing it imports no torch."""
 
 from ballast.compare.checks import COMPARE_CHECKS
+from ballast.compare.next_steps import next_steps
 from ballast.compare.plan import Part, Plan
 from ballast.compare.run import load_plan, run_compare, write_summary
 from ballast.compare.summary import summarise
@@ -12,6 +13,7 @@ __all__ = [
     "Plan",
     "load_plan",
     "markdown",
+    "next_steps",
     "run_compare",
     "show",
     "summarise",
