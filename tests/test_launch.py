@@ -18,7 +18,7 @@ from ballast.errors import BallastError, Lost
 
 SHARED = {"score", "advise", "sample", "revise", "train", "rl", "evaluate"}
 """Commands that train on ranks, or split their work over them."""
-ALONE = {"objectives", "reward", "rounds", "merge", "compare", "report", "inspect", "quickstart", "lab"}
+ALONE = {"init", "try", "objectives", "reward", "rounds", "merge", "compare", "report", "inspect", "quickstart", "lab"}
 WORDS = {"merge": ["folder", "--output", "merged"], "report": ["folder"], "lab": ["frozen-lake"]}
 
 
