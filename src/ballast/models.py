@@ -111,6 +111,22 @@ def load_config(section: ModelSection) -> Any:
     return config
 
 
+def licence(section: ModelSection) -> str | None:
+    """Return the licence that the card in a local model's folder names, None where it names none."""
+    from huggingface_hub import metadata_load
+
+    from ballast.lab import BASES
+
+    card = Path(section.path) / "README.md"
+    if section.path in {str(resolve(ModelSection(path=name)).path) for name in BASES}:
+        return "apache-2.0"
+    try:
+        found = (metadata_load(card) or {}).get("license") if card.is_file() else None
+    except (ValueError, OSError):
+        return None
+    return found if isinstance(found, str) else None
+
+
 def attention_problem(section: ModelSection) -> str | None:
     """Return what makes a way to compute attention impossible here, or None."""
     wanted = section.attn_implementation

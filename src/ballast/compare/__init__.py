@@ -1,6 +1,7 @@
 """A matrix of objectives, learning rates and seeds: run, resumed, summed up; importing it imports no torch."""
 
 from ballast.compare.checks import COMPARE_CHECKS
+from ballast.compare.cluster import RayOptions, ray_options
 from ballast.compare.next_steps import next_steps
 from ballast.compare.plan import Part, Plan
 from ballast.compare.run import load_plan, run_compare, write_summary
@@ -11,9 +12,11 @@ __all__ = [
     "COMPARE_CHECKS",
     "Part",
     "Plan",
+    "RayOptions",
     "load_plan",
     "markdown",
     "next_steps",
+    "ray_options",
     "run_compare",
     "show",
     "summarise",
