@@ -193,6 +193,7 @@ CASES = [
     Case(
         "psft without refresh", "objective.refresh: refresh must lie in [1, ∞]", ("objective={name: psft, refresh: 0}",)
     ),
+    Case("psft that never refreshes", "refresh must be a finite number", ("objective={name: psft, refresh: null}",)),
     Case("half a step", "objective.refresh: refresh must be a whole number", ("objective={name: psft, refresh: 2.5}",)),
     Case("more likely tokens than there are", "exceeds the vocabulary of", ("objective={name: eaft, k: 100000}",)),
     Case("temperature 0", "objective.beta: beta must lie in [0.01, 100]", ("objective={name: gem, beta: 0}",)),

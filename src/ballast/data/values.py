@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -123,13 +124,17 @@ def cut(values: Sequence[float], length: int, from_end: bool) -> Sequence[float]
 
 def _number(value: Any) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not abs(value) <= LARGEST:
+    if not number or not abs(value) < math.inf:
         raise BallastError(f"is {_shown(value)}; it must be a finite number, or a list of them")
+    if abs(value) > LARGEST:
+        raise BallastError(
+            f"is {_shown(value)}; it would be infinite in float32, whose largest number is {LARGEST:.2g}: scale it down"
+        )
     return float(value)
 
 
 def _shown(value: Any) -> str:
-    return "missing" if value is None else repr(value) if not isinstance(value, str | Mapping) else f"{value!r:.40}"
+    return "missing" if value is None else f"{value!r:.40}"
 
 
 def _fresh() -> str:
