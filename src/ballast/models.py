@@ -344,3 +344,10 @@ def default_device() -> torch.device:
 
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return accelerator or torch.device("cpu")
+
+
+def on_rank_0_alone() -> bool:
+    """Return whether models are loaded with weights on rank 0 and without content elsewhere, to be sharded by FSDP."""
+    from transformers.integrations import is_fsdp_enabled
+
+    return bool(is_fsdp_enabled())

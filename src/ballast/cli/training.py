@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ballast.cli.base import DryRun, Words, app, place, recipe_of
+from ballast.cli.launch import LaunchConfig, NProc, share
 from ballast.terminal import console
 
 
@@ -25,10 +26,13 @@ def train(
     words: Words = None,
     dry_run: DryRun = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the output.")] = False,
+    nproc: NProc = None,
+    launch_config: LaunchConfig = None,
 ) -> None:
     """Fine-tune with the recipe's objective; the checkpoint and the run record go to [cyan]output[/cyan]."""
     from ballast import pipeline
 
+    share(nproc, launch_config, trains=True)
     with recipe_of(words, pipeline.RESUME_CHECKS if resume else pipeline.TRAIN_CHECKS, dry_run) as recipe:
         pipeline.run_train(recipe, resume=resume, say=console().print)
 
@@ -47,10 +51,13 @@ def rl(
     words: Words = None,
     dry_run: DryRun = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the output.")] = False,
+    nproc: NProc = None,
+    launch_config: LaunchConfig = None,
 ) -> None:
     """Go on with reinforcement learning (GRPO or RLOO) from [cyan]model=CHECKPOINT[/cyan], rewarded by a verifier."""
     from ballast import pipeline
 
+    share(nproc, launch_config, trains=True)
     with recipe_of(words, pipeline.RL_RESUME_CHECKS if resume else pipeline.RL_CHECKS, dry_run) as recipe:
         pipeline.run_rl(recipe, resume=resume, say=console().print)
 

@@ -15,6 +15,7 @@ from ballast.errors import BallastError
 from ballast.groups.options import GroupOptions
 from ballast.pipeline import sources
 from ballast.protocols import Model, Say
+from ballast.ranks import speaks
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -70,7 +71,7 @@ def ready(recipe: Recipe, say: Say, *, streams: bool = False) -> Ready:
     assert recipe.model is not None
     section = models.resolve(recipe.model)
     args = settings.training_config(recipe)
-    say = say if args.process_index == 0 else silent
+    say = say if speaks() else silent
     tokenizer, context = _tokenizer_and_context(recipe, section)
     held_out = sources.load_eval(recipe.data)
     train = prompts = groups = evaluation = None
@@ -248,7 +249,10 @@ def _check_stored(recipe: Recipe, file: str, stored: StoreSettings, max_length: 
 
 
 def quiet() -> None:
-    """Leave stderr to what is wrong: no notices of the libraries below, and no progress bars off a terminal."""
+    """Leave stderr to what is wrong: no notices of the libraries below, no progress bars off a terminal.
+
+    Of several ranks the first shows bars and warnings.
+    """
     import logging
     import sys
     import warnings
@@ -258,11 +262,13 @@ def quiet() -> None:
     import transformers
 
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\.")
+    if not speaks():
+        warnings.simplefilter("ignore")
     transformers.utils.logging.set_verbosity(logging.ERROR)
     # It says with every product that its input is rounded to 16 bits, which is what 8-bit weights are.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # Each failed attempt to reach the hub is a warning; the failure itself is what the user is told.
     huggingface_hub.utils.logging.set_verbosity(logging.ERROR)
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or not speaks():
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()

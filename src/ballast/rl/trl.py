@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from ballast.loop import CheckedLoop, numbers, refuse_strangers, rows_of_examples
+from ballast.loop import CheckedLoop, numbers, refuse_data_parallel, refuse_strangers, rows_of_examples
 from ballast.quantised import keep_differentiable, trained_weights_kept
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def _processes(use_cpu: bool) -> int:
 
     args = TrainingArguments(output_dir=".", use_cpu=use_cpu, report_to="none")
     refuse_strangers(args, use_cpu="rl.trainer.use_cpu")
+    refuse_data_parallel(args)
     return args.world_size
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ballast.errors import BallastError
 from ballast.files import check_place
 from ballast.half import check_arguments, half_options
-from ballast.loop import refuse_strangers
+from ballast.loop import refuse_data_parallel, refuse_strangers
 from ballast.packages import lacking, refuse_lacking
 from ballast.quantised import NO_ADAPTER
 
@@ -134,6 +134,7 @@ def refuse_surroundings(args: TrainingConfig, quantization_config: Any) -> None:
         BallastError: naming argument, folder or package.
     """
     refuse_arguments(args)
+    refuse_data_parallel(args)
     if args.save_strategy != "no":
         check_place("output_dir", args.output_dir)
     method = getattr(quantization_config, "quant_method", None)

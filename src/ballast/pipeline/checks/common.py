@@ -295,6 +295,20 @@ def check_resume(fixed: Mapping[str, Sequence[str]]) -> Check:
     return check
 
 
+def check_devices(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+    """One process that sees several GPUs, which transformers would spread each batch over."""
+    from ballast.loop import data_parallel_problem
+
+    if "training" in broken:
+        return
+    try:
+        args = settings.training_config(recipe)
+    except (ValueError, TypeError, ImportError, NotImplementedError):  # reported by `check_training`
+        return
+    if problem := data_parallel_problem(args):
+        yield Problem(("training",), problem)
+
+
 def _begun(recipe: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
     """Return the sections of a recipe as this version resolves them."""
     resolved = Recipe.from_dict({key: recipe[key] for key in keys if key in recipe}).resolved()
@@ -351,7 +365,7 @@ ADVISE_CHECKS: tuple[Check, ...] = (
     check_cache_place,
 )
 # The output first: in a run of several processes none can have made it before all have met to set up training.
-TRAIN_CHECKS: tuple[Check, ...] = (check_output, *_TRAIN)
-RESUME_CHECKS: tuple[Check, ...] = (*_TRAIN, check_resume(FIXED))
+TRAIN_CHECKS: tuple[Check, ...] = (check_output, *_TRAIN, check_devices)
+RESUME_CHECKS: tuple[Check, ...] = (*_TRAIN, check_devices, check_resume(FIXED))
 TASK_CHECKS: tuple[Check, ...] = (check_evaluate, check_tasks)
 EVALUATE_CHECKS: tuple[Check, ...] = (check_model, *TASK_CHECKS)
