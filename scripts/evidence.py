@@ -275,10 +275,10 @@ def _interval(one: Mapping[str, Any] | None) -> str:
     return f"{one['value']:+.3f}{bounds}"
 
 
-def page_with(made: str, page: str) -> str:
-    """Return a page with its tables replaced."""
-    head, _, rest = page.partition(START)
-    return f"{head}{START}\n\n{made}\n{END}{rest.partition(END)[2]}"
+def page_with(made: str, page: str, start: str = START) -> str:
+    """Return a page with its tables replaced, which stand between `start` and `END`."""
+    head, _, rest = page.partition(start)
+    return f"{head}{start}\n\n{made}\n{END}{rest.partition(END)[2]}"
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 import code_evidence  # noqa: E402
 import evidence  # noqa: E402
+import published_evidence  # noqa: E402
 
 ROWS = {"half": 5}
 """Rows of comparisons that are not of the seven first objectives, and have no RL after them."""
@@ -34,6 +35,16 @@ def test_the_tables_of_the_code_study_are_those_of_the_records():
         assert summary["complete"]
         assert len(found) == len(code_evidence.CLAIMS[folder.name])
         assert all(one["verdict"] == evidence.judge(one) for one in found)
+
+
+def test_the_tables_of_the_published_objectives_are_those_of_the_records():
+    page = published_evidence.PAGE.read_text(encoding="utf-8")
+    assert page == evidence.page_with(published_evidence.tables(), page, published_evidence.START)
+    summary, found = (read(published_evidence.KEPT, f"{name}.json") for name in ("summary", "differences"))
+    assert summary["complete"]
+    assert {row["label"] for row in summary["rows"]} >= {*published_evidence.PAPERS, "sft"}
+    assert all(one["verdict"] == evidence.judge(one) for one in found)
+    assert [one["says"] for one in found] == [one.says for one in published_evidence.CLAIMS]
 
 
 def test_the_tables_are_those_of_the_records():

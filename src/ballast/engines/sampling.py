@@ -20,6 +20,7 @@ from ballast.evaluation.generation import (
 )
 from ballast.evaluation.stopping import before_stop, check_stop
 from ballast.protocols import Model, Progress, Tokenizer
+from ballast.ranks import ALONE, Ranks
 
 Check = Callable[[Engine, Model, Tokenizer, Sequence[Request]], float]
 """Refuses a server of another model, by some requests; returns what it found."""
@@ -57,12 +58,16 @@ class Sampling:
         *,
         streams: Sequence[Sequence[int]] | None = None,
         progress: Progress | None = None,
+        ranks: Ranks = ALONE,
     ) -> list[list[Completion]]:
         """As `ballast.evaluation.generation.generate`, the answers being the engine's.
 
         Raises:
-            BallastError: as there, or what the engine raises; `model` is not the one that is served.
+            BallastError: as there, or what the engine raises; `model` is not the one that is served, or several
+                processes ask.
         """
+        if ranks.size > 1:
+            raise BallastError(f"engine: {ranks.size} processes would each ask for the same answers; start one process")
         if model is not self._model:
             raise BallastError(
                 "engine: serves one model, and a second one writes here (revise.reviser), whose texts would be the "

@@ -15,9 +15,11 @@ from ballast.evaluation.tasks import GenerateTask, NllTask, ReadinessTask, Sampl
 from ballast.files import check_place, file_name, same_file
 from ballast.limits import check_tokenizer
 from ballast.pipeline import engines, sources
+from ballast.pipeline.inputs import silent
 from ballast.pipeline.tasks import Tasks, load_tasks
 from ballast.progress import on_stderr
 from ballast.protocols import Model, Say, Tokenizer
+from ballast.ranks import ALONE, Ranks, join
 from ballast.records.schema import EngineRecord, Estimate, EvalRecord, TaskRecord
 from ballast.records.write import EVALS, append_jsonl
 
@@ -88,6 +90,8 @@ def run_evaluate(
 ) -> list[Measured]:
     """Measure models on the recipe's tasks, and return one entry per model.
 
+    Ranks that a launcher started share the work; each returns all, and the first says and writes it.
+
     Args:
         paths: models to measure; by default the recipe's model (as ``base``), then the checkpoint in its output.
         items: folder for every prompt, answer and score.
@@ -96,7 +100,8 @@ def run_evaluate(
         BallastError: a model or a task cannot be used.
     """
     chosen = check_measurement(recipe, paths=paths, items=items)
-    tasks, measured = load_tasks(recipe), list[Measured]()
+    tasks, measured, ranks = load_tasks(recipe), list[Measured](), join()
+    say = say if ranks.main else silent
     base: Model | None = None
     for name, section in chosen:
         say(f"{name}: {section.adapter or section.path}")
@@ -106,7 +111,10 @@ def run_evaluate(
             say(f"{name}: {line}")
         if base is None:
             base = model if name == BASE else base_model(tasks, recipe.model, model)
-        measured.append(measure(tasks, model, tokenizer, name=name, base=base, sampled=Sampled(recipe.engine, section)))
+        sampled = Sampled(recipe.engine, section)
+        measured.append(measure(tasks, model, tokenizer, name=name, base=base, sampled=sampled, ranks=ranks))
+        if not ranks.main:
+            continue
         if (asked := measured[-1].engine) is not None and (told := engines.line(asked)):
             say(f"{name}: {told}")
         if name == TRAINED:
@@ -159,6 +167,7 @@ def measure(
     base: Model | None,
     sampled: Sampled,
     progress: bool = True,
+    ranks: Ranks = ALONE,
 ) -> Measured:
     """Return one model's results.
 
@@ -166,6 +175,7 @@ def measure(
         base: the model before training, where `tasks` measure divergences from it.
         sampled: by what, where `tasks` sample answers.
         progress: show bars on a terminal.
+        ranks: who shares the work.
     """
     from ballast.evaluation import evaluate
 
@@ -182,6 +192,7 @@ def measure(
             revisers=revisers(tasks, model),
             sampler=engine.generate,
             progress=lambda task, done, total: tell(f"{name}: {task}", done, total),
+            ranks=ranks,
         )
         record = engine.record() if tasks.sample else None
     return Measured(name, tuple(results), tasks.sources, tasks.digests, record)
