@@ -7,7 +7,6 @@ python scripts/published_evidence.py tables                    # tables of docs/
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -62,7 +61,7 @@ COLUMNS = {
 }
 
 
-def keep(output: Path) -> None:
+def keep(output: Path) -> Path:
     """Put the comparison's summary and differences into docs/evidence/published."""
     from ballast.compare import load_plan, write_summary
     from ballast.records.folder import Store
@@ -73,6 +72,7 @@ def keep(output: Path) -> None:
     text = json.dumps(evidence.rounded(summary.plain()), separators=(",", ":"))
     (KEPT / "summary.json").write_text(text + "\n")
     write_json(KEPT / "differences.json", evidence.rounded(evidence.claims(output, summary, CLAIMS)))
+    return KEPT
 
 
 def tables() -> str:
@@ -118,17 +118,5 @@ def seen(found: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Run what the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, dest="command")
-    commands.add_parser("keep").add_argument("output", type=Path)
-    commands.add_parser("tables")
-    args = parser.parse_args()
-    if args.command == "keep":
-        keep(args.output)
-    PAGE.write_text(evidence.page_with(tables(), PAGE.read_text(encoding="utf-8"), START), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    evidence.run(__doc__, keep, tables, PAGE, START)

@@ -29,7 +29,7 @@ def test_both_priors_are_kept():
 
 def test_the_tables_of_the_code_study_are_those_of_the_records():
     page = code_evidence.PAGE.read_text(encoding="utf-8")
-    assert page == code_evidence.page_with(code_evidence.tables(), page)
+    assert page == evidence.page_with(code_evidence.tables(), page, code_evidence.START)
     for folder in code_evidence.KEPT.iterdir():
         summary, found = read(folder, "summary.json"), read(folder, "claims.json")
         assert summary["complete"]
@@ -132,4 +132,4 @@ def test_the_tables_of_revising_are_those_of_its_records():
 
     page = revise_evidence.PAGE.read_text(encoding="utf-8")
     found = json.loads(revise_evidence.KEPT.read_text(encoding="utf-8"))
-    assert page == revise_evidence.page_with(revise_evidence.tables(found), page)
+    assert page == evidence.page_with(revise_evidence.tables(found) + "\n", page, revise_evidence.START)
