@@ -39,7 +39,7 @@ class Context:
     progress: Progress | None
     beside: Mapping[str, Rows] = field(default_factory=dict)
     revisers: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
-    generate: Sampler = generate
+    generate: Sampler | None = None
     ranks: Ranks = ALONE
 
 
@@ -178,7 +178,7 @@ def _answers(
 ) -> tuple[list[list[Completion]], dict[str, metrics.Estimate], dict[str, int]]:
     """Return completions, metrics of the answers as text (length, entropy, KL to base), and counts."""
     given: dict[str, Any] = {"progress": context.progress, "ranks": context.ranks}
-    completions = context.generate(context.model, context.tokenizer, rows, task.generation(), **given)
+    completions = (context.generate or generate)(context.model, context.tokenizer, rows, task.generation(), **given)
     flat = [one for answers in completions for one in answers]
     measured = {
         "answer_tokens": metrics.mean([_mean(one.tokens for one in some) for some in completions], seed=task.seed)

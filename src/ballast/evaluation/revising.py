@@ -40,7 +40,7 @@ class Writer:
     tokenizer: Tokenizer
     options: GenerationOptions
     stream: Callable[[int, int], tuple[int, ...]] = lambda place, step: (step, place)
-    generate: Sampler = generate
+    generate: Sampler | None = None
     ranks: Ranks = ALONE
 
     def __call__(self, asked: Asked, step: int) -> list[Completion | None]:
@@ -52,7 +52,8 @@ class Writer:
         streams = [self.stream(place, step) for place, _ in some]
         prompts = [row for _, row in some]
         given: dict[str, Any] = {"streams": streams, "ranks": self.ranks}
-        written = iter(self.generate(self.model, self.tokenizer, prompts, self.options, **given) if some else ())
+        write = self.generate or generate
+        written = iter(write(self.model, self.tokenizer, prompts, self.options, **given) if some else ())
         return [next(written)[0] if fit else None for fit in fits]
 
 
@@ -90,13 +91,13 @@ def revise_drafts(
     writer: tuple[Model, Tokenizer],
     judging: Judging,
     *,
-    generate: Sampler = generate,
+    generate: Sampler | None = None,
 ) -> list[Revised]:
     """Return what becomes of a task's drafts by its ``revise``.
 
     Args:
         writer: the model that is measured, or the reviser, with its tokenizer; the ranks are those of `judging`.
-        generate: what samples.
+        generate: what samples; None is our own loop.
     """
     assert task.revise is not None
     # Of five numbers, the last but one not 0: no draft's stream, (seed, row, sample), is among these.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ballast.errors import BallastError
-from ballast.evaluation.generation import Sampler, generate
+from ballast.evaluation.generation import Sampler
 from ballast.evaluation.kinds import KINDS, Context, Rows
 from ballast.evaluation.readiness import check_beside
 from ballast.evaluation.results import TaskResult, write_items, write_results
@@ -35,7 +35,7 @@ def evaluate(
     items: str | Path | None = None,
     extra: Mapping[str, Any] | None = None,
     revisers: Mapping[str, tuple[Any, Any]] | None = None,
-    sampler: Sampler = generate,
+    sampler: Sampler | None = None,
     progress: TaskProgress | None = None,
     ranks: Ranks = ALONE,
 ) -> list[TaskResult]:
@@ -52,7 +52,7 @@ def evaluate(
         items: folder for one JSONL file per task, with every prompt, answer and score.
         extra: JSON-able values to keep beside the results.
         revisers: model and tokenizer of every ``revise.reviser`` that tasks name.
-        sampler: what generates answers, with the signature of `generate`.
+        sampler: what generates answers in place of `ballast.evaluation.generate`, with its signature.
         progress: called with (task name, done, total).
         ranks: who shares the work (`ballast.ranks.join`); all get the results, and the first writes them.
 

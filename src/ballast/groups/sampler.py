@@ -43,7 +43,7 @@ class SampledGroups:
 
 
 def sample_groups(
-    model: Model, rows: GroupRows, indices: Sequence[int], *, seed: int, step: int, sampler: Sampler = generate
+    model: Model, rows: GroupRows, indices: Sequence[int], *, seed: int, step: int, sampler: Sampler | None = None
 ) -> SampledGroups:
     """Return the groups of these rows, their own part sampled by the model as it is.
 
@@ -64,7 +64,7 @@ def sample_groups(
     started = time.monotonic()
     prompts = [rows.rows[row] for row in indices]
     streams = [(step, row) for row in indices]
-    sampled = sampler(model, rows.tokenizer, prompts, generation, streams=streams)
+    sampled = (sampler or generate)(model, rows.tokenizer, prompts, generation, streams=streams)
     ended = time.monotonic()
     answers = [(row, answer) for row, found in zip(indices, sampled, strict=True) for answer in found]
     judged = [(row, answer) for row, answer in answers if answer.ended or options.judge_cut_off]

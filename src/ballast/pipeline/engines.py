@@ -30,11 +30,11 @@ class Opened:
     """An engine at work.
 
     Attributes:
-        generate: what samples.
+        generate: what samples; None is our own loop.
         record: returns which engine that is, and what it was asked so far.
     """
 
-    generate: Sampler
+    generate: Sampler | None
     record: Callable[[], EngineRecord]
 
     @property
@@ -62,9 +62,7 @@ def opened(options: Engine, model: Model, tokenizer: Tokenizer, section: ModelSe
 def _transformers(
     options: TransformersEngine, model: Model, tokenizer: Tokenizer, section: ModelSection | None
 ) -> Iterator[Opened]:
-    from ballast.evaluation.generation import generate
-
-    yield Opened(generate, lambda: EngineRecord(kind=options.kind, version=metadata.version("transformers")))
+    yield Opened(None, lambda: EngineRecord(kind=options.kind, version=metadata.version("transformers")))
 
 
 @contextmanager

@@ -124,7 +124,6 @@ class _Work:
         from ballast.evaluation.revising import Writer
 
         assert model is not None
-        assert self.sampler is not None
         options = self.options
         return Writer(
             *model,

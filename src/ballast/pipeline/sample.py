@@ -109,7 +109,7 @@ def _longest(seconds: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _fill(
-    folder: GroupFolder, numbers: Sequence[int], made: Ready, model: Model, rows: GroupRows, sampler: Sampler
+    folder: GroupFolder, numbers: Sequence[int], made: Ready, model: Model, rows: GroupRows, sampler: Sampler | None
 ) -> dict[str, float]:
     """Sample parts; return the seconds that took."""
     from ballast.groups import sample_groups
