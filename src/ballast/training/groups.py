@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +27,7 @@ from ballast.groups.members import refuse_preparation
 from ballast.groups.options import ROUND
 from ballast.groups.read import Wanted
 from ballast.groups.sampler import scored_groups
+from ballast.sharding import fsdp_version, shards_weights
 from ballast.stats import GROUP_FIELDS, JUDGED_FIELDS
 from ballast.training.group_metrics import GroupSums
 
@@ -277,17 +277,12 @@ def run_groups(
     wanted = wanted_of(objective, reference)
     if problem := options.lacking(objective.name, wanted.origins, judged=wanted.judged):
         raise BallastError(f"groups.{problem[0]}: {problem[1]}")
-    if not options.file and options.own and _is_sharded(args):
+    if not options.file and options.own and shards_weights(args):
         raise BallastError(
-            "groups.own: a model sharded by FSDP cannot sample while it trains: sample beforehand with "
+            f"groups.own: a model sharded by {'FSDP' if fsdp_version(args) else 'ZeRO-3'} cannot sample while it trains: sample beforehand with "
             "`ballast sample`, and train with groups.file"
         )
     return RunGroups(options, seed=args.seed, stored=stored, wanted=wanted)
-
-
-def _is_sharded(args: TrainingConfig) -> bool:
-    # `accelerate launch --use_fsdp` says so in the environment alone.
-    return bool(getattr(args, "fsdp", None)) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
 
 
 def _refuse_ignored(options: GroupOptions) -> None:

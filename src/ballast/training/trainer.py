@@ -15,6 +15,7 @@ from ballast.limits import check_tokenizer
 from ballast.loop import numbers
 from ballast.objectives import objective as build_objective
 from ballast.records.model_card import append_objective
+from ballast.training import refusals
 from ballast.training.ahead import OLD, STEP_WEIGHT, Ahead, Weighed
 from ballast.training.config import TrainingConfig, autocast_dtype
 from ballast.training.forward import Forward
@@ -25,7 +26,6 @@ from ballast.training.metrics import MetricSums
 from ballast.training.ranks import ROW_ENDS, tokens_seen, without_repeats
 from ballast.training.reduction import count
 from ballast.training.reference import check_needs, run_reference, score_missing
-from ballast.training.refusals import refuse_half, refuse_no_steps, refuse_parts, refuse_surroundings
 from ballast.training.rows import rows_in
 from ballast.training.shares import fill_shares
 from ballast.training.trl import AdaptedTrainer, add_statistics, check_head, load_model, with_adapter
@@ -109,19 +109,20 @@ class Trainer(AdaptedTrainer):
         self.objective: Objective = build_objective(objective) if objective is not None else args.build_objective()
         args.objective = self.objective.to_dict()
         spec = reference if reference is not None else args.reference
-        refuse_surroundings(args, quantization_config)
-        refuse_parts(
+        refusals.refuse_surroundings(args, quantization_config)
+        refusals.refuse_parts(
             data_collator=data_collator,
             compute_loss_func=compute_loss_func,
             compute_metrics=compute_metrics,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
-        refuse_half(args, peft_config, quantization_config)
+        refusals.refuse_half(args, peft_config, quantization_config)
         check_needs(self.objective, spec)
         self.groups = run_groups(self.objective, groups if groups is not None else args.groups, args, spec)
         args.groups = None if self.groups is None else self.groups.options.to_dict()
         if isinstance(model, str):
             model = load_model(model, args, quantization_config)
+        refusals.refuse_partitioned(model)
         tokenizer = processing_class if processing_class is not None else tokenizer_of(model, args)
         check_tokenizer(type(model).__name__, model.config, tokenizer)
         if train_dataset is not None and self.groups is None and formatting_func is None:
@@ -151,8 +152,9 @@ class Trainer(AdaptedTrainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             formatting_func=formatting_func,
         )
+        refusals.refuse_unsharded(args, fsdp=self.is_fsdp_enabled, deepspeed=self.is_deepspeed_enabled)
         rows: Any = self.train_dataset
-        refuse_no_steps(args, None if rows is None else len(rows))
+        refusals.refuse_no_steps(args, None if rows is None else len(rows))
         own_columns = tuple(self.objective.columns)
         self.data_collator = Collator(columns=self.reference.columns, own=own_columns, **self.collation)
         add_statistics(self.model)
@@ -168,7 +170,7 @@ class Trainer(AdaptedTrainer):
         if self.groups is not None:
             self.data_collator = RowCollator(self.data_collator)
             self.groups.attach(self.model, self.collation)
-        self.reference.to(self.accelerator.device)
+        self.reference.place(self.accelerator)
 
     def prepared(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: SFTConfig, packing: bool, name: str
@@ -259,7 +261,9 @@ class Trainer(AdaptedTrainer):
         seen = tokens_seen(inputs)
         found = self._forward(model, inputs, denominator)
         self._measure(found, seen, training)
-        loss = found.loss
+        loss = found.exact_loss
+        if training and self.is_deepspeed_enabled:
+            self.check_loss(loss, inputs)
         if training and found.aux_loss is not None:
             # A mean per micro-batch, so it is averaged over the micro-batches of the step.
             loss = loss + self.router_coefficient() * found.aux_loss / self.current_gradient_accumulation_steps

@@ -17,9 +17,19 @@ from trl import SFTConfig, SFTTrainer
 
 from ballast.errors import BallastError
 from ballast.files import expanded
-from ballast.head import backbone, backbone_hidden, check_adapted_head, lm_head, trained_positions, unwrapped
+from ballast.head import (
+    at_head,
+    backbone,
+    backbone_hidden,
+    check_adapted_head,
+    lm_head,
+    open_head,
+    trained_positions,
+    unwrapped,
+)
 from ballast.loop import CheckedLoop
 from ballast.reference.providers import evaluating
+from ballast.sharding import loaded_whole
 from ballast.training.inputs import changed_inputs
 
 if TYPE_CHECKING:
@@ -32,8 +42,9 @@ if TYPE_CHECKING:
     from ballast.protocols import Model
     from ballast.stats import TokenStats
     from ballast.training.inputs import Prepare
+    from ballast.training.reference import States
 
-    Statistics = Callable[[Tensor, LMHead, Tensor], Formed]
+    Statistics = Callable[..., Formed]
 
 __all__ = [
     "AdaptedTrainer",
@@ -46,51 +57,87 @@ __all__ = [
 ]
 
 
+class Held:
+    """What a sharded model's forward returns as it is: FSDP casts every tensor that it finds to its output dtype."""
+
+    def __init__(self, found: Formed) -> None:
+        self.loss, self.stats, self.computed = found.loss.detach(), found.stats, found.computed
+
+
 @dataclass
 class StatisticsOutput(ModelOutput):
     """What a model's forward returns when it is asked for statistics instead of logits.
 
     Attributes:
         loss: differentiable.
-        stats: statistics of the tokens that were computed, without gradient.
-        computed: which tokens these are, ``[N]`` of bool; None where all were.
+        held: the loss without gradient and the statistics, whatever hooks do to what a forward returns.
         aux_loss: the router's, of a mixture of experts.
     """
 
     loss: Tensor
-    stats: TokenStats | None = None
-    computed: Tensor | None = None
+    held: Held | None = None
     aux_loss: Tensor | int | None = None
+
+    @property
+    def stats(self) -> TokenStats | None:
+        """Statistics of the tokens that were computed, without gradient."""
+        return None if self.held is None else self.held.stats
+
+    @property
+    def computed(self) -> Tensor | None:
+        """Which tokens these are, ``[N]`` of bool; None where all were."""
+        return None if self.held is None else self.held.computed
+
+    @property
+    def exact_loss(self) -> Tensor:
+        """The loss with its gradient, in the dtype that it was summed in."""
+        if self.held is None or self.loss.dtype == self.held.loss.dtype:
+            return self.loss
+        wide = self.loss.to(self.held.loss.dtype)
+        return wide + (self.held.loss - wide).detach()
 
 
 def add_statistics(model: Model) -> None:
     """Let ``model(..., labels=labels, statistics=f)`` return ``f(hidden_NH, head, targets_N)`` instead of logits.
 
-    The backbone and the head run inside the model's own forward, so the hooks of DDP and FSDP see them. Without
-    `statistics` the forward is what it was, so that generation and evaluation by others are unchanged. With
-    ``prepare=f`` besides, the backbone reads ``f(embeddings, arg_max, labels)`` in place of its own embeddings.
+    Backbone, reference and head run inside the model's own forward, and the head inside its layer's, so that the hooks
+    of DDP, FSDP and DeepSpeed see them. Without `statistics` the forward is what it was, so that generation and
+    evaluation by others are unchanged. With ``prepare=f`` besides, the backbone reads ``f(embeddings, arg_max,
+    labels)`` in place of its own embeddings; with ``reference=g``, `statistics` takes ``states=g()`` too.
     """
     causal: Any = unwrapped(model)
     original = causal.forward
+    open_head(causal)
 
     # Keep the original signature: `generate` checks its arguments against it.
     @functools.wraps(type(causal).forward)
     def forward(
-        self: Any, *args: Any, statistics: Statistics | None = None, prepare: Prepare | None = None, **kwargs: Any
+        self: Any,
+        *args: Any,
+        statistics: Statistics | None = None,
+        prepare: Prepare | None = None,
+        reference: Callable[[], States | None] | None = None,
+        **kwargs: Any,
     ) -> Any:
         if statistics is None:
             return original(*args, **kwargs)
         labels_BT = kwargs.pop("labels")
         kwargs["use_cache"] = False
+        given = {} if reference is None else {"states": reference()}
         if prepare is not None:
             kwargs = changed_inputs(self, kwargs, labels_BT, prepare)
         outputs = backbone(self)(*args, **kwargs)
         mask, targets_N = trained_positions(labels_BT)
         hidden_NH = outputs.last_hidden_state[:, :-1][mask]
-        found = statistics(hidden_NH, lm_head(self), targets_N)
+
+        def compute(hidden_NH: Tensor, head: LMHead) -> tuple[Tensor, Held]:
+            found = statistics(hidden_NH, head, targets_N, **given)
+            return found.loss, Held(found)
+
+        loss, held = at_head(self, hidden_NH, compute)
         router_logits = outputs.router_logits if kwargs.get("output_router_logits") else None
         aux_loss = _router_loss(self, router_logits, kwargs.get("attention_mask"))
-        return StatisticsOutput(loss=found.loss, stats=found.stats, computed=found.computed, aux_loss=aux_loss)
+        return StatisticsOutput(loss=loss, held=held, aux_loss=aux_loss)
 
     causal.forward = types.MethodType(forward, causal)
 
@@ -185,7 +232,8 @@ def load_model(name: str, args: SFTConfig, quantization_config: Any = None) -> P
         options["quantization_config"] = quantization_config
     if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
         options["device_map"] = None
-    return create_model_from_path(expanded(name), **options)
+    with loaded_whole():
+        return create_model_from_path(expanded(name), **options)
 
 
 def with_adapter(model: PreTrainedModel | PeftModel, peft_config: PeftConfig, seed: int) -> PeftModel:

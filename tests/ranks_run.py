@@ -1,0 +1,79 @@
+"""One rank of runs under a setting of `sharded`; started by test_training_ranks, not by pytest.
+
+Usage: ranks_run.py FOLDER CASE...; a case is OBJECTIVE:ADAPTER:LAYOUT, and its trained model is saved into FOLDER/CASE.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sharded import shard_on_cpus
+from tiny import tiny_model
+from training_tools import dataset, run
+
+ROWS = 33
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "padded": {},
+    "packed": {"padding_free": True},
+    "accumulated": {"gradient_accumulation_steps": 2},
+}
+LORA = {"r": 2, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]}
+
+
+def lora(seed: int = 0):
+    from peft import LoraConfig
+
+    return LoraConfig(**LORA)
+
+
+def train(folder: Path, case: str, ranks: int, **changes: Any):
+    """Train a case for an epoch, with eight rows a step over all ranks, and return the trainer."""
+    name, adapter, layout = case.split(":")
+    settings = {"max_steps": -1, "num_train_epochs": 1, "max_length": None, "ddp_backend": "gloo", **LAYOUTS[layout]}
+    size = 8 // ranks // settings.get("gradient_accumulation_steps", 1)
+    settings |= {"per_device_train_batch_size": size, "use_cpu": "ACCELERATE_USE_DEEPSPEED" not in os.environ}
+    model = tiny_model(dtype=torch.float64 if settings["use_cpu"] else torch.float32)
+    peft_config = lora() if adapter == "lora" else None
+    return run(folder, name, model=model, data=dataset(ROWS), peft_config=peft_config, **{**settings, **changes})
+
+
+def check_sharded(trainer: Any) -> None:
+    """Stop the run if its weights are whole where they should be in parts."""
+    from torch.distributed.tensor import DTensor
+
+    weights = [*trainer.model.parameters()]
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        assert all(isinstance(weight, DTensor) for weight in weights)
+    if os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
+        assert all(hasattr(weight, "ds_id") for weight in weights)
+    live = trainer.reference.live
+    if live is not None and live.model is not trainer.model:
+        kept = [one for one in live.model.parameters() if isinstance(one, DTensor) or hasattr(one, "ds_id")]
+        sharded = any(isinstance(one, DTensor) for one in weights) or hasattr(weights[0], "ds_id")
+        assert bool(kept) == sharded or len(kept) in (0, len([*live.model.parameters()]))
+
+
+def main(folder: str, cases: list[str]) -> None:
+    torch.set_num_threads(1)
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        shard_on_cpus()
+    for case in cases:
+        place = Path(folder) / case.replace(":", "-")
+        trainer = train(place, case, int(os.environ["WORLD_SIZE"]))
+        assert trainer.accelerator.num_processes == int(os.environ["WORLD_SIZE"]), trainer.accelerator.num_processes
+        check_sharded(trainer)
+        trainer.save_model(str(place))
+        if trainer.is_world_process_zero():
+            print("DONE", case, type(trainer.model_wrapped).__name__, trainer.state.global_step, flush=True)
+        torch.distributed.barrier()
+    # Gloo's threads can abort an interpreter that ends in the ordinary way, long after all is saved.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])
