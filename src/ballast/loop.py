@@ -264,14 +264,23 @@ class CheckedLoop(Base):
             )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model in full, also where the checkpoints of a sharded one are kept in parts."""
+        """Save the model in full, also where checkpoints keep a sharded one in parts: all ranks gather, one writes."""
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
-        if plugin is None or self._saving or "FULL" in str(plugin.state_dict_type):
+        if plugin is None or self._saving:
             super().save_model(output_dir, _internal_call)
             return
-        # All ranks gather, the first one writes.
-        weights = self.accelerator.get_state_dict(self.model)
-        self._save(output_dir or str(self.args.output_dir), state_dict=weights)
+        kept, plugin.state_dict_type = plugin.state_dict_type, "FULL_STATE_DICT"
+        try:
+            super().save_model(output_dir, _internal_call)
+        finally:
+            plugin.state_dict_type = kept
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        # Gathered weights share no memory, so that one that is tied would be written under each of its names.
+        names = {name for name, _ in self.model.named_parameters()}
+        double = {name for name, _ in self.model.named_parameters(remove_duplicate=False)} - names
+        given = None if state_dict is None else {key: state_dict[key] for key in state_dict if key not in double}
+        super()._save(output_dir, given)  # type: ignore[no-untyped-call]  # of transformers
 
 
 def _finite(weight: Any) -> bool:

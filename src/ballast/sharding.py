@@ -87,15 +87,15 @@ def _zero_refusals(config: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
             "ZeRO-3 without stage3_gather_16bit_weights_on_model_save would end without the model's weights; set it to "
             "true (`zero3_save_16bit_model: true` for accelerate)",
         )
-    offload = (zero.get("offload_optimizer") or {}).get("device", "none")
-    if offload not in (None, "none") and zero.get("stage") in (1, 2) and (found := _installed("deepspeed")):
-        if found < LEAST_OFFLOAD:
-            numbers, least = (".".join(map(str, one)) for one in (found, LEAST_OFFLOAD))
-            yield (
-                "deepspeed",
-                f"DeepSpeed {numbers} with offload_optimizer drops the gradients of all micro-batches of a step but one "
-                f"(DeepSpeed#7967); pip install 'deepspeed>={least}', or take offload_optimizer out",
-            )
+    offload = (zero.get("offload_optimizer") or {}).get("device") or "none"
+    found = _installed("deepspeed")
+    if offload != "none" and zero.get("stage") in (1, 2) and found and found < LEAST_OFFLOAD:
+        numbers, least = (".".join(map(str, one)) for one in (found, LEAST_OFFLOAD))
+        yield (
+            "deepspeed",
+            f"DeepSpeed {numbers} with offload_optimizer drops the gradients of all micro-batches of a step but one "
+            f"(DeepSpeed#7967); pip install 'deepspeed>={least}', or take offload_optimizer out",
+        )
 
 
 def _installed(package: str) -> tuple[int, ...] | None:
@@ -150,7 +150,22 @@ def gathered(weights: Iterable[Any]) -> Iterator[None]:
     if not parts:
         yield
         return
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
-    with GatheredParameters(parts):
+    with deepspeed.zero.GatheredParameters(parts):
         yield
+
+
+LOST = ("closed by peer", "reset by peer", "broken pipe", "remote process", "timed out waiting", "watchdog")
+"""What the errors of gloo and NCCL say where another process is gone."""
+
+
+def lost_process(error: BaseException) -> str | None:
+    """Return a line on an error that another process of the run has caused by ending; None for any other error."""
+    text = str(error).lower()
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not any(sign in text for sign in LOST):
+        return None
+    return (
+        f"process {os.environ.get('RANK', '?')}: another process of this run has ended, and the others cannot go on "
+        "without it; its own output says why"
+    )

@@ -6,6 +6,7 @@ import atexit
 import gc
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,13 +36,32 @@ class CommandGroup(TyperGroup):
             if os.environ.get("BALLAST_DEBUG") == "1":
                 raise
             print_text(error, file=sys.stderr)
-            raise typer.Exit(USAGE_ERROR) from None
+            raise _end(USAGE_ERROR) from None
         except (Diverged, Interrupted) as ended:
             print_text(ended, file=sys.stderr)
-            raise typer.Exit(ended.code) from None
+            raise _end(ended.code) from None
         except KeyboardInterrupt:
             print_text("interrupted", file=sys.stderr)
-            raise typer.Exit(INTERRUPTED) from None
+            raise _end(INTERRUPTED) from None
+        except Exception:
+            if _is_one_of_several():
+                traceback.print_exc()
+                _end(1)
+            raise
+
+
+def _is_one_of_several() -> bool:
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def _end(code: int) -> typer.Exit:
+    """Return what ends a command; one of several processes ends here, or it would wait for the others for ever."""
+    if _is_one_of_several():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return typer.Exit(code)
 
 
 app = typer.Typer(

@@ -112,7 +112,5 @@ class Forward:
             with self.autocast():
                 return self.reference.states(mask, own, compute.keywords["fields"])
 
-        found: StatisticsOutput = model(
-            **inputs, **self.options, statistics=compute, prepare=prepare, reference=states
-        )
+        found: StatisticsOutput = model(**inputs, **self.options, statistics=compute, prepare=prepare, reference=states)
         return found

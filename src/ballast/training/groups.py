@@ -63,24 +63,41 @@ class RowCollator:
         return self.base(examples)
 
 
+@dataclass(frozen=True)
+class Part:
+    """The prompts of a micro-batch, and how many of them train: 0 where the only one fills up the last batch."""
+
+    rows: list[int]
+    left: int
+
+
 class GroupBatches:
     """Turns batches of prompts into micro-batches of answers, a round of sampling at a time."""
 
-    def __init__(self, draw: Draw, refresh: int, columns: tuple[str, ...], **collation: Any) -> None:
+    def __init__(
+        self,
+        draw: Draw,
+        refresh: int,
+        columns: tuple[str, ...],
+        rows_left: Callable[[int], int] = int,
+        **collation: Any,
+    ) -> None:
         """Make an empty queue.
 
         Args:
             draw: samples and judges.
             refresh: optimiser steps that one round serves.
             columns: what batches carry of the answers, from `OF_ANSWERS`.
+            rows_left: how many of the prompts of the batch at hand are there for the first time in the epoch.
             collation: arguments of the collator that lays out sequences.
         """
         self._draw = draw
         self._refresh = refresh
+        self._rows_left = rows_left
         self._collate = Collator(columns=columns, **collation)
-        self._waiting: deque[list[int]] = deque()
+        self._waiting: deque[Part] = deque()
         self._groups: dict[int, Group] = {}
-        self._resumed: list[list[int]] = []
+        self._resumed: list[Part] = []
         self._prompts: Iterator[Batch] | None = None
         self.rounds: list[SampledGroups] = []
         """Rounds that the log has not counted yet."""
@@ -98,17 +115,21 @@ class GroupBatches:
         if not self._waiting:
             self._begin_round(prompts, count, step)
         parts = [self._waiting.popleft() for _ in range(min(count, len(self._waiting)))]
-        found = [[self._groups[row] for row in rows] for rows in parts]
-        return [self._lay_out(groups) for groups in found], [group for groups in found for group in groups]
+        found = [[self._groups[row] for row in part.rows] for part in parts]
+        batches = [self._lay_out(groups, part.left) for groups, part in zip(found, parts, strict=True)]
+        return batches, [group for groups, part in zip(found, parts, strict=True) for group in groups[: part.left]]
 
     def state(self) -> dict[str, Any]:
         """Return what is left of the round, JSON-able; empty where a new round begins with the next step."""
-        rows = sorted({row for part in self._waiting for row in part})
-        return {"waiting": list(self._waiting), "groups": [asdict(self._groups[row]) for row in rows]}
+        rows = sorted({row for part in self._waiting for row in part.rows})
+        return {
+            "waiting": [[part.rows, part.left] for part in self._waiting],
+            "groups": [asdict(self._groups[row]) for row in rows],
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on with the round that `state` was taken of: the model that sampled it is gone."""
-        self._resumed = [list(rows) for rows in state["waiting"]]
+        self._resumed = [Part(list(rows), left) for rows, left in state["waiting"]]
         self._groups = {
             group["row"]: Group(group["row"], tuple(_member(member) for member in group["members"]))
             for group in state["groups"]
@@ -117,7 +138,8 @@ class GroupBatches:
     def _begin_round(self, prompts: Iterator[Batch], count: int, step: int) -> None:
         size = len(self._resumed) or count * self._refresh
         # The range first: a batch drawn beyond the round would be lost.
-        parts = [batch[ROW].tolist() for _, batch in zip(range(size), prompts, strict=False)]
+        # One at a time: only while the last is the latest that was drawn, accelerate knows it for the last.
+        parts = [self._part(batch[ROW].tolist()) for _, batch in zip(range(size), prompts, strict=False)]
         if self._resumed and parts != self._resumed:
             raise BallastError(
                 "the prompts that follow the checkpoint are not those its answers were sampled for: data, batch size, "
@@ -127,13 +149,22 @@ class GroupBatches:
         if self._resumed:
             self._resumed = []
             return
-        drawn = self._draw(list(dict.fromkeys(row for rows in parts for row in rows)), step)
+        drawn = self._draw(list(dict.fromkeys(row for part in parts for row in part.rows)), step)
         self._groups = {group.row: group for group in drawn.groups}
         self.rounds.append(drawn)
 
-    def _lay_out(self, groups: Sequence[Group]) -> Batch:
-        """Return the answers of some groups as one padded (or padding-free) micro-batch."""
-        return self._collate([one for number, group in enumerate(groups) for one in _examples(number, group)])
+    def _part(self, rows: list[int]) -> Part:
+        left = self._rows_left(len(rows))
+        # A rank without a prompt of its own takes part in the step all the same.
+        return Part(rows[: max(left, 1)], left)
+
+    def _lay_out(self, groups: Sequence[Group], left: int) -> Batch:
+        """Return the answers of some groups as one padded (or padding-free) micro-batch; `left` of the groups train."""
+        batch = self._collate([one for number, group in enumerate(groups) for one in _examples(number, group)])
+        if left == 0:
+            batch["labels"] = torch.full_like(batch["labels"], -100)
+            batch["group"] = torch.full_like(batch["group"], math.nan)
+        return batch
 
 
 @dataclass(frozen=True)
@@ -206,12 +237,12 @@ class RunGroups:
         self.prepared = True
         return Dataset.from_list([{ROW: row, "input_ids": list(prompt)} for row, prompt in ids.items()])
 
-    def attach(self, model: Model, collation: Mapping[str, Any]) -> None:
-        """Sample with this model from now on."""
+    def attach(self, model: Model, collation: Mapping[str, Any], rows_left: Callable[[int], int]) -> None:
+        """Sample with this model from now on; see `GroupBatches` for `rows_left`."""
         if self.rows is not None:
             self.rows.check_ends(end_ids(model, self.rows.tokenizer))
         self._model = model
-        self._batches = GroupBatches(self._draw, self.options.refresh, self.columns, **collation)
+        self._batches = GroupBatches(self._draw, self.options.refresh, self.columns, rows_left, **collation)
 
     def take(self, prompts: Iterator[Batch], count: int, step: int) -> list[Batch]:
         """Return the micro-batches of one optimiser step."""
@@ -278,8 +309,9 @@ def run_groups(
     if problem := options.lacking(objective.name, wanted.origins, judged=wanted.judged):
         raise BallastError(f"groups.{problem[0]}: {problem[1]}")
     if not options.file and options.own and shards_weights(args):
+        name = "FSDP" if fsdp_version(args) else "ZeRO-3"
         raise BallastError(
-            f"groups.own: a model sharded by {'FSDP' if fsdp_version(args) else 'ZeRO-3'} cannot sample while it trains: sample beforehand with "
+            f"groups.own: a model sharded by {name} cannot sample while it trains: sample beforehand with "
             "`ballast sample`, and train with groups.file"
         )
     return RunGroups(options, seed=args.seed, stored=stored, wanted=wanted)

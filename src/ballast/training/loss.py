@@ -76,9 +76,7 @@ def formed(
     with gathered(parameters_of(states)):
         if objective.scope == "token" and not hasattr(objective, "prepare_inputs"):
             return fused_pass(hidden_NH, head, targets_N, objective, whole=whole, **shared)
-        return two_phase(
-            hidden_NH, head, targets_N, objective.per_token_loss, declared=objective.columns, **shared
-        )
+        return two_phase(hidden_NH, head, targets_N, objective.per_token_loss, declared=objective.columns, **shared)
 
 
 def parameters_of(states: States | None) -> list[Any]:

@@ -23,7 +23,8 @@ def shard_frozen(model: Model, accelerator: Accelerator) -> None:
     if getattr(accelerator.state, "fsdp_plugin", None) is not None:
         from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
-        fsdp2_prepare_model(accelerator, model)
+        # Accelerate leaves the head in one piece after a forward, for a backward that does not come here.
+        fsdp2_prepare_model(accelerator, model).set_reshard_after_forward(True)
     elif plugin is not None and plugin.zero_stage == 3:
         import deepspeed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +24,7 @@ from ballast.training.given import own_config, tokenizer_of
 from ballast.training.groups import OF_ANSWERS, RowCollator, StoredGroups, run_groups
 from ballast.training.inputs import input_change, settle_inputs
 from ballast.training.metrics import MetricSums
-from ballast.training.ranks import ROW_ENDS, tokens_seen, without_repeats
+from ballast.training.ranks import ROW_ENDS, rows_left, tokens_seen, without_repeats
 from ballast.training.reduction import count
 from ballast.training.reference import check_needs, run_reference, score_missing
 from ballast.training.rows import rows_in
@@ -118,7 +119,7 @@ class Trainer(AdaptedTrainer):
         )
         refusals.refuse_half(args, peft_config, quantization_config)
         check_needs(self.objective, spec)
-        self.groups = run_groups(self.objective, groups if groups is not None else args.groups, args, spec)
+        self.groups = run_groups(self.objective, args.groups if groups is None else groups, args, spec)
         args.groups = None if self.groups is None else self.groups.options.to_dict()
         if isinstance(model, str):
             model = load_model(model, args, quantization_config)
@@ -153,10 +154,9 @@ class Trainer(AdaptedTrainer):
             formatting_func=formatting_func,
         )
         refusals.refuse_unsharded(args, fsdp=self.is_fsdp_enabled, deepspeed=self.is_deepspeed_enabled)
-        rows: Any = self.train_dataset
-        refusals.refuse_no_steps(args, None if rows is None else len(rows))
-        own_columns = tuple(self.objective.columns)
-        self.data_collator = Collator(columns=self.reference.columns, own=own_columns, **self.collation)
+        refusals.refuse_no_steps(args, None if self.train_dataset is None else len(self.train_dataset))
+        own = tuple(self.objective.columns)
+        self.data_collator = Collator(columns=self.reference.columns, own=own, **self.collation)
         add_statistics(self.model)
         self.forward = Forward(
             objective=Weighed(self.objective) if self.objective.scope == "step" else self.objective,
@@ -169,7 +169,7 @@ class Trainer(AdaptedTrainer):
         self.ahead = Ahead(self.objective, self._score_batch, self.reference.needed, self.accelerator)
         if self.groups is not None:
             self.data_collator = RowCollator(self.data_collator)
-            self.groups.attach(self.model, self.collation)
+            self.groups.attach(self.model, self.collation, partial(rows_left, self.accelerator))
         self.reference.place(self.accelerator)
 
     def prepared(
