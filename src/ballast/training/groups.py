@@ -63,14 +63,6 @@ class RowCollator:
         return self.base(examples)
 
 
-@dataclass(frozen=True)
-class Part:
-    """The prompts of a micro-batch, and how many of them train: 0 where the only one fills up the last batch."""
-
-    rows: list[int]
-    left: int
-
-
 class GroupBatches:
     """Turns batches of prompts into micro-batches of answers, a round of sampling at a time."""
 
@@ -94,10 +86,11 @@ class GroupBatches:
         self._draw = draw
         self._refresh = refresh
         self._rows_left = rows_left
+        self._columns = columns
         self._collate = Collator(columns=columns, **collation)
-        self._waiting: deque[Part] = deque()
+        self._waiting: deque[list[int]] = deque()
         self._groups: dict[int, Group] = {}
-        self._resumed: list[Part] = []
+        self._resumed: list[list[int]] = []
         self._prompts: Iterator[Batch] | None = None
         self.rounds: list[SampledGroups] = []
         """Rounds that the log has not counted yet."""
@@ -115,21 +108,17 @@ class GroupBatches:
         if not self._waiting:
             self._begin_round(prompts, count, step)
         parts = [self._waiting.popleft() for _ in range(min(count, len(self._waiting)))]
-        found = [[self._groups[row] for row in part.rows] for part in parts]
-        batches = [self._lay_out(groups, part.left) for groups, part in zip(found, parts, strict=True)]
-        return batches, [group for groups, part in zip(found, parts, strict=True) for group in groups[: part.left]]
+        found = [[self._groups[row] for row in rows] for rows in parts]
+        return [self._lay_out(groups) for groups in found], [group for groups in found for group in groups]
 
     def state(self) -> dict[str, Any]:
         """Return what is left of the round, JSON-able; empty where a new round begins with the next step."""
-        rows = sorted({row for part in self._waiting for row in part.rows})
-        return {
-            "waiting": [[part.rows, part.left] for part in self._waiting],
-            "groups": [asdict(self._groups[row]) for row in rows],
-        }
+        rows = sorted({row for part in self._waiting for row in part})
+        return {"waiting": list(self._waiting), "groups": [asdict(self._groups[row]) for row in rows]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on with the round that `state` was taken of: the model that sampled it is gone."""
-        self._resumed = [Part(list(rows), left) for rows, left in state["waiting"]]
+        self._resumed = [list(rows) for rows in state["waiting"]]
         self._groups = {
             group["row"]: Group(group["row"], tuple(_member(member) for member in group["members"]))
             for group in state["groups"]
@@ -139,7 +128,7 @@ class GroupBatches:
         size = len(self._resumed) or count * self._refresh
         # The range first: a batch drawn beyond the round would be lost.
         # One at a time: only while the last is the latest that was drawn, accelerate knows it for the last.
-        parts = [self._part(batch[ROW].tolist()) for _, batch in zip(range(size), prompts, strict=False)]
+        parts = [self._first_time(batch[ROW].tolist()) for _, batch in zip(range(size), prompts, strict=False)]
         if self._resumed and parts != self._resumed:
             raise BallastError(
                 "the prompts that follow the checkpoint are not those its answers were sampled for: data, batch size, "
@@ -149,22 +138,22 @@ class GroupBatches:
         if self._resumed:
             self._resumed = []
             return
-        drawn = self._draw(list(dict.fromkeys(row for part in parts for row in part.rows)), step)
+        rows = list(dict.fromkeys(row for part in parts for row in part))
+        drawn = self._draw(rows, step) if rows else SampledGroups(())
         self._groups = {group.row: group for group in drawn.groups}
         self.rounds.append(drawn)
 
-    def _part(self, rows: list[int]) -> Part:
-        left = self._rows_left(len(rows))
-        # A rank without a prompt of its own takes part in the step all the same.
-        return Part(rows[: max(left, 1)], left)
+    def _first_time(self, rows: list[int]) -> list[int]:
+        return rows[: self._rows_left(len(rows))]
 
-    def _lay_out(self, groups: Sequence[Group], left: int) -> Batch:
-        """Return the answers of some groups as one padded (or padding-free) micro-batch; `left` of the groups train."""
-        batch = self._collate([one for number, group in enumerate(groups) for one in _examples(number, group)])
-        if left == 0:
-            batch["labels"] = torch.full_like(batch["labels"], -100)
-            batch["group"] = torch.full_like(batch["group"], math.nan)
-        return batch
+    def _lay_out(self, groups: Sequence[Group]) -> Batch:
+        """Return the answers of some groups as one padded (or padding-free) micro-batch.
+
+        A rank whose prompts only fill up the last batch takes part in the step with two tokens that are not trained.
+        """
+        examples = [one for number, group in enumerate(groups) for one in _examples(number, group)]
+        nothing = {"input_ids": [0, 0], "labels": [-100, -100], **{name: [math.nan] * 2 for name in self._columns}}
+        return self._collate(examples or [nothing])
 
 
 @dataclass(frozen=True)
