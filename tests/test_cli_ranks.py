@@ -93,7 +93,7 @@ def test_a_process_that_dies_ends_the_others_and_leaves_nothing_half_written(fol
     assert lines[0].endswith(f"the same command with --resume goes on from {last}")
     assert checkpoints.what_is_wrong(last) is None
     left = {path.name for path in (folder / "dies").iterdir()}
-    assert left <= {"checkpoint-2", "run.json", "metrics.jsonl", "evals.jsonl", ".lock"}
+    assert left <= {"checkpoint-2", "run.json", "metrics.jsonl", "evals.jsonl", "README.md", ".lock"}
     # FSDP's parts are no other run's.
     refused = CliRunner().invoke(app, [*command(folder, "dies", 8, "training.use_cpu=true"), "--resume"])
     assert refused.exit_code == 2
@@ -221,10 +221,11 @@ def test_a_model_that_is_in_parts_already_is_refused():
 
 def test_deepspeed_that_is_absent_is_named(folder, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    monkeypatch.setattr("accelerate.utils.dataclasses.is_deepspeed_available", lambda: False)
+    monkeypatch.setattr("ballast.packages.find_spec", lambda name: None)
     done = CliRunner().invoke(app, [*command(folder, "absent", 8), "--dry-run"])
     assert done.exit_code == 2, done.exception
-    assert "DeepSpeed is not installed" in done.stderr
+    assert "training.deepspeed: not possible: True needs the package deepspeed" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -276,8 +277,9 @@ def test_ready_configurations_say_what_the_tests_run(path, monkeypatch):
     assert load_config_from_file(str(path)).num_processes == 8
     monkeypatch.setattr("accelerate.commands.launch.is_deepspeed_available", lambda: True, raising=False)
     words = ["--config_file", str(path), "-m", "ballast.cli", "train"]
-    args, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
+    args, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(words))
     zero = path.stem.startswith("zero")
+    args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
     found = prepare_deepspeed_cmd_env(args)[1] if zero else prepare_multi_gpu_env(args)
     wanted = {name: value for name, value in SETTINGS[path.stem].items() if name != "ACCELERATE_USE_CPU"}
     # Read whole whatever it says; the tests' own setting says otherwise on purpose.
