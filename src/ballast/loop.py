@@ -280,7 +280,7 @@ class CheckedLoop(Base):
         names = {name for name, _ in self.model.named_parameters()}
         double = {name for name, _ in self.model.named_parameters(remove_duplicate=False)} - names
         given = None if state_dict is None else {key: state_dict[key] for key in state_dict if key not in double}
-        super()._save(output_dir, given)  # type: ignore[no-untyped-call]  # of transformers
+        super()._save(output_dir, given)
 
 
 def _finite(weight: Any) -> bool:

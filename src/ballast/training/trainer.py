@@ -154,7 +154,8 @@ class Trainer(AdaptedTrainer):
             formatting_func=formatting_func,
         )
         refusals.refuse_unsharded(args, fsdp=self.is_fsdp_enabled, deepspeed=self.is_deepspeed_enabled)
-        refusals.refuse_no_steps(args, None if self.train_dataset is None else len(self.train_dataset))
+        rows: Any = self.train_dataset
+        refusals.refuse_no_steps(args, None if rows is None else len(rows))
         own = tuple(self.objective.columns)
         self.data_collator = Collator(columns=self.reference.columns, own=own, **self.collation)
         add_statistics(self.model)
