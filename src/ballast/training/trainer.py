@@ -259,8 +259,7 @@ class Trainer(AdaptedTrainer):
         training = self.model.training
         inputs = inputs if training else without_repeats(inputs, self.accelerator)
         denominator = self._denominator(inputs, num_items_in_batch) if training else None
-        seen = tokens_seen(inputs)
-        found = self._forward(model, inputs, denominator)
+        seen, found = tokens_seen(inputs), self._forward(model, inputs, denominator)
         self._measure(found, seen, training)
         loss = found.exact_loss
         if training and self.is_deepspeed_enabled:
