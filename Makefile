@@ -6,7 +6,7 @@ VENV ?= .venv
 PIP_ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint format types docs benchmarks real-model clean
+.PHONY: quickstart test lint format types docs site benchmarks real-model clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/ballast quickstart
@@ -28,6 +28,12 @@ format: $(VENV)/.developing
 docs: $(VENV)/.installed
 	$(BIN)/python scripts/objective_pages.py
 	$(BIN)/python scripts/recipe_page.py
+
+# The pages read the sources; ballast itself need not be installed.
+site:
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) 'mkdocs-material>=9.6' 'mkdocstrings[python]>=0.30' 'ruff>=0.14'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 benchmarks: $(VENV)/.installed
 	$(BIN)/python benchmarks/step.py

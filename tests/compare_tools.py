@@ -134,6 +134,25 @@ def job(kind: str, *of: Any) -> Any:
     return Job(kind=kind, cell=cell(*of))
 
 
+class Listed:
+    """Jobs of which none waits for another; keeps how each ended."""
+
+    def __init__(self, jobs: Any) -> None:
+        self.waiting, self.ends = list(jobs), {}
+
+    def __len__(self) -> int:
+        return len(self.waiting)
+
+    def next(self) -> Any:
+        return self.waiting.pop(0) if self.waiting else None
+
+    def settle(self, job: Any, *, done: bool) -> None:
+        self.ends[job] = done
+
+    def again(self, job: Any) -> None:
+        self.waiting.insert(0, job)
+
+
 def task_record(metrics: dict[str, Any], **facts: Any) -> Any:
     """Return what a task measured; metrics are estimates, or values without an interval."""
     from ballast.records.schema import Estimate, TaskRecord

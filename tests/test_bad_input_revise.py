@@ -141,6 +141,8 @@ CASES = [
          ("revise={pairs: pairs.jsonl, label: edit}",)),
     Case("pairs that are there", "revise.pairs: rows.jsonl: is there already",
          ("revise={how: reviser, pairs: rows.jsonl}", "groups.file=full")),
+    Case("a summary of pairs that is there", "revise.pairs: p.summary.json: is there already",
+         ("revise={how: reviser, pairs: p.jsonl, label: edit}",), break_it=lambda: Path("p.summary.json").touch()),
     Case("pairs of another kind", "let its name end in .jsonl", ("revise={how: reviser, pairs: p.csv, label: edit}",)),
     Case("difficulty without a reviser", "difficulty is what a reviser that was trained without labels finds likely",
          ("revise={how: reviser, pairs: p.jsonl, label: difficulty}",)),

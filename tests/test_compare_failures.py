@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from ballast import pipeline
-from ballast.compare import Plan, jobs, pool
+from ballast.compare import Plan, jobs, pool, worker
 from ballast.compare.jobs import Job, JobContext
 from ballast.compare.pool import Processes, Serial
 from ballast.errors import BallastError
 from ballast.records import write as records
 from ballast.records.folder import REPORT, TUNING, Store, discard
 from ballast.records.runs import read_comparison
-from compare_tools import THEN, job, matrix, one_rate, records_of, run_quietly, timeless, write_inputs
+from compare_tools import THEN, Listed, job, matrix, one_rate, records_of, run_quietly, timeless, write_inputs
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_weights_of_runs_that_choose_are_kept_where_asked(folder, tmp_path, monk
     monkeypatch.setattr(pipeline, "run_train", trains)
     context = JobContext(Plan(matrix(folder, tmp_path / "out", keep_tuning=keep)), Store(tmp_path / "out"))
     one = job("train", "sft", 1e-3, 5, role)
-    context.run(one)
+    context.run(one, print)
     assert (one.folder(context.store) / "model.safetensors").exists() == kept
 
 
@@ -270,7 +270,7 @@ def lives(pid):
 def test_several_processes_answer_for_their_own_jobs(stubs):
     processes, jobs = stubs({5: {}, 6: {"failed": "no luck"}, 7: "half", 8: {}}, 2)
     told, log = Told(), processes.context.store.root / "jobs.log"
-    processes.each(jobs, told)
+    processes.each(Listed(jobs), told)
     assert told.ends == {
         5: None,
         6: "no luck",
@@ -294,13 +294,13 @@ def test_what_stops_all_leaves_no_process_and_no_failure(stubs, how, interrupted
     processes, jobs = stubs(how, 2)
     told = Told(interrupted_at)
     with pytest.raises(error):
-        processes.each(jobs, told)
+        processes.each(Listed(jobs), told)
     assert told.ends == {}
     assert len(pids(processes)) >= 1
     assert not any(map(lives, pids(processes)))
     assert not (processes.context.store.root / "cells").exists()
     # Nothing is started after that.
-    processes.each(jobs, told)
+    processes.each(Listed(jobs), told)
     assert told.ends == {}
 
 
@@ -309,7 +309,7 @@ def test_a_process_that_does_not_start_is_no_fault_of_the_run(stubs, monkeypatch
     monkeypatch.setattr(pool, "PROGRAM", ("-c", "import sys; sys.exit('no such module')"))
     told, log = Told(), processes.context.store.root / "jobs.log"
     with pytest.raises(BallastError) as caught:
-        processes.each(jobs, told)
+        processes.each(Listed(jobs), told)
     assert str(caught.value).startswith(f"--jobs 2: a process ended with exit code 1 before its first run; see {log}")
     assert log.read_text() == "no such module\n"
     assert told.ends == {}
@@ -320,12 +320,12 @@ def test_a_log_that_cannot_be_written_is_one_line(stubs):
     processes, jobs = stubs({5: {}}, 1)
     processes.context.store.jobs_log.mkdir()
     with pytest.raises(BallastError, match=r"jobs\.log: cannot be written \("):
-        processes.each(jobs, Told())
+        processes.each(Listed(jobs), Told())
 
 
 def test_processes_are_out_of_reach_of_the_terminals_interrupt(stubs):
     processes, jobs = stubs({5: {}}, 1)
-    processes.each(jobs, Told())
+    processes.each(Listed(jobs), Told())
     assert [os.getsid(pid) for pid in pids(processes)] != [os.getsid(0)]
     processes.close()
 
@@ -338,17 +338,17 @@ def test_a_record_that_cannot_be_kept_stops_here_and_in_a_process(folder, tmp_pa
         raise RuntimeError("boom")
 
     monkeypatch.setattr(pipeline, "run_train", breaks)
-    assert pool._answer(context, one) == {"failed": "RuntimeError: boom"}
+    assert worker.attempt(context, one).plain() == {"failed": "RuntimeError: boom"}
     monkeypatch.setattr(jobs, "write_json", lambda *_: os.mkdir("/proc/none"))
     said = f"{one.folder(context.store)}: cannot be written ("
-    assert pool._answer(context, one)["unusable"].startswith(said)
+    assert worker.attempt(context, one).unusable.startswith(said)
     with pytest.raises(BallastError) as caught:
-        Serial(context).each([one], Told())
+        Serial(context).each(Listed([one]), Told())
     assert str(caught.value).startswith(said)
     monkeypatch.undo()
     refused = BallastError("no such thing")
     monkeypatch.setattr(pipeline, "run_train", lambda *_, **__: (_ for _ in ()).throw(refused))
-    assert pool._answer(context, one) == {"unusable": "no such thing"}
+    assert worker.attempt(context, one).plain() == {"unusable": "no such thing"}
 
 
 @pytest.mark.parametrize("name", ["statistics", "random", "json", "types"])
@@ -359,7 +359,7 @@ def test_files_of_the_working_directory_are_no_modules_of_a_process(name, folder
     context = JobContext(Plan(one_rate(folder, tmp_path / "out")), Store(tmp_path / "out"))
     context.store.root.mkdir()
     monkeypatch.setattr(pool, "_path", lambda: os.environ.get("PYTHONPATH", ""))
-    process = pool._Process(context, 1)
+    process = pool._Process(context, 1, {})
     try:
         assert process.wait(), context.store.jobs_log.read_text()
     finally:

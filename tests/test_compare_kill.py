@@ -28,7 +28,6 @@ def work(folder: Path, output: Path, log: Path, changes: dict, moment: tuple[str
     """
     import torch
 
-    from ballast import pipeline
     from ballast.compare import run
     from ballast.compare.jobs import JobContext
 
@@ -53,10 +52,9 @@ def work(folder: Path, output: Path, log: Path, changes: dict, moment: tuple[str
 
         return wrapped
 
-    pipeline.run_score = noted(lambda *_: "scoring", pipeline.run_score)
-    run.measure_base = noted(lambda *_: "base", run.measure_base)
+    stages = {"score": "scoring", "base": "base", "rl": "rl"}
     run.write_summary = noted(lambda *_: "summary", run.write_summary)
-    JobContext.run = noted(lambda _, job: "rl" if job.kind == "rl" else job.cell.role, JobContext.run)
+    JobContext.run = noted(lambda _, job, say: stages.get(job.kind, job.cell.role), JobContext.run)
     run_quietly(matrix(folder, output, **changes))
 
 
@@ -155,8 +153,8 @@ def test_stopped_with_several_processes(tmp_path, how):
     started = children(process.pid)
     os.kill(process.pid, how)
     _, said = process.communicate()
-    ends = {signal.SIGINT: (130, "interrupted")}
-    assert (process.returncode, said.splitlines()[-1]) == ends.get(how, (-how, said.splitlines()[-1]))
+    assert process.returncode == (130 if how == signal.SIGINT else -how)
+    assert how != signal.SIGINT or said.splitlines()[-1] == "interrupted"
     # Two that run, and one that judges answers, which looks after its parent now and then.
     assert len(started) >= 2
     until = time.monotonic() + 30

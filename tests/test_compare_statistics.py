@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import expit
 
-from ballast.compare.statistics import both_bounds, holm, over_both, over_items, over_seeds, paired_p, t_bounds
+from ballast.compare.statistics import (
+    both_bounds,
+    holm,
+    over_both,
+    over_items,
+    over_seeds,
+    paired_p,
+    seeds_needed,
+    t_bounds,
+)
 from ballast.errors import BallastError
 from ballast.evaluation.metrics import mean_pass_at_k
 
@@ -253,3 +262,25 @@ def test_pass_at_k_over_items_is_the_share_of_subsets_with_a_right_answer():
     subsets = [list(itertools.combinations([i < c for i in range(n)], k)) for c in correct]
     naive = np.mean([np.mean([any(one) for one in some]) for some in subsets])
     assert mean_pass_at_k(correct, n, k).value == pytest.approx(naive)
+
+
+@pytest.mark.parametrize("differences", [[0.01, 0.03, 0.02], [0.02, -0.01, 0.03, 0.0, 0.01], [-0.3, -0.1, 0.05]])
+def test_the_seeds_needed_find_the_difference_four_times_in_five(differences):
+    from scipy.stats import ttest_1samp
+
+    needed = seeds_needed(differences)
+    generator = np.random.default_rng(0)
+    found = []
+    for seeds in (needed, max(2, needed - 1)):
+        drawn = generator.normal(np.mean(differences), np.std(differences, ddof=1), (20_000, seeds))
+        found.append(float((ttest_1samp(drawn, 0.0, axis=1).pvalue < 0.05).mean()))
+    assert found[0] >= 0.79
+    assert found[1] < 0.81
+    assert seeds_needed(differences, power=0.95) > needed
+
+
+def test_no_number_of_seeds_finds_nothing():
+    assert seeds_needed([0.1]) is None
+    assert seeds_needed([0.1, 0.1]) is None
+    assert seeds_needed([0.1, -0.1, 0.0]) is None
+    assert seeds_needed([0.001, -0.1, 0.1], most=1000) is None

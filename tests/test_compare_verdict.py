@@ -278,6 +278,9 @@ def test_no_difference_says_what_to_use_first():
         "After fine-tuning, no objective differs from sft in test accuracy: use sft. The best of the others, dft, "
         "differs by +0.033 (−0.346 to +0.413) over 3 seeds: within noise (adjusted p = 0.742)."
     )
+    assert "If the difference is what was seen, 167 seeds would show it with a chance of 80%: 164 more" in text
+    assert "If the difference" not in said({"sft": LOW, "dft": LOW})
+    assert "If the difference" not in said(FIRST)
     assert "use sft. The best of the others, dft, is equal to it on each of 3 seeds" in said({"sft": LOW, "dft": LOW})
     assert said({"sft": HIGH, "dft": LOW}).startswith(
         "After fine-tuning, no objective is better than sft in test accuracy: use sft. The best of the others, dft, "
@@ -378,3 +381,35 @@ def test_runs_that_are_hard_to_compare_are_named():
         "cells/a/rl, cells/b/rl: no group had mixed rewards",
         "1 run that the recipe no longer has broke off (cells/old, …); remove the folders to be rid of this line.",
     ]
+
+
+def test_the_next_step_is_the_winners_own_settings():
+    from ballast.compare.next_steps import next_steps
+    from ballast.config.recipe import Recipe
+
+    compare = {
+        "objectives": [
+            "sft",
+            {
+                "name": "prift-mass",
+                "label": "dft",
+                "threshold": 0.3,
+                "training": {"max_length": 64},
+                "data": "a b.jsonl",
+            },
+            "eksft",
+        ],
+        "rates": 1e-4,
+    }
+    recipe = Recipe.model_validate({"model": {"path": "m", "lora": {"r": 4}}, "compare": compare, "output": "out"})
+    made = summary(FIRST)
+    rows = tuple(row.model_copy(update={"rate": 3e-5}) for row in made.rows)
+    made = made.model_copy(update={"verdicts": (decide(made, BEFORE, ACCURACY),), "rows": rows})
+    train, merge, serve = next_steps(made, recipe, ["my recipe.yaml"])
+    assert train == (
+        'train it: ballast train \'my recipe.yaml\' \'objective={"name": "prift-mass", "threshold": 0.3}\' '
+        "'data.train=[\"a b.jsonl\"]' training.max_length=64 training.learning_rate=3e-05 output=runs/final"
+    )
+    assert merge.endswith("ballast merge runs/final --output runs/final-merged")
+    assert serve == "serve it: transformers serve runs/final-merged, or vllm serve runs/final-merged"
+    assert next_steps(summary(FIRST), recipe, ["r.yaml"]) == []

@@ -88,3 +88,11 @@ def test_the_guides_recipe_compares(monkeypatch, tmp_path):
         == 27
     )
     load_recipe("recipe.yaml", ["objective=prift-mass", *overrides], checks=pipeline.TRAIN_CHECKS)
+
+
+def test_every_page_is_in_the_sites_navigation():
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = re.findall(r"[\w./-]+\.md", str(YAML(typ="safe").load(text)["nav"]))
+    there = {page.name for page in (ROOT / "docs").glob("*.md")} | {"index.md"}
+    beside = {page.name for page in ROOT.glob("*.md")} - {"README.md"}
+    assert sorted(pages) == sorted(there | beside)

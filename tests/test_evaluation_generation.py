@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ballast.errors import BallastError
-from ballast.evaluation.generation import GenerationOptions, _InverseSampler, encode_prompt, generate
+from ballast.evaluation.drawing import InverseSampler, invert
+from ballast.evaluation.generation import GenerationOptions, encode_prompt, generate
 from ballast.evaluation.scoring import ScoredSequence, batches, sequence_statistics
 from tiny import char_tokenizer, tiny_model
 
@@ -145,9 +146,10 @@ def test_sampled_frequencies_are_the_models(tokenizer):
 
 def test_inverse_sampler_at_the_edges_never_takes_an_impossible_token():
     scores = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).repeat(3, 1)
-    uniform = np.array([[0.0], [0.5], [1.0]])
-    chosen = _InverseSampler(uniform, 4)(torch.zeros(3, 4, dtype=torch.long), scores).argmax(-1)
-    assert chosen.tolist() == [1, 3, 1]
+    uniform = np.array([0.0, 0.5, 1.0])
+    assert invert(scores, uniform).tolist() == [1, 3, 1]
+    left = InverseSampler(uniform[:, None], 4)(torch.zeros(3, 4, dtype=torch.long), scores)
+    assert left.argmax(-1).tolist() == [1, 3, 1]
 
 
 def test_answers_end_at_the_end_token(tokenizer):

@@ -1,5 +1,6 @@
 import copy
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -267,3 +268,19 @@ def test_every_public_name_resolves():
     assert all(getattr(evaluation, name) is not None for name in evaluation.__all__)
     with pytest.raises(AttributeError):
         _ = evaluation.nothing
+
+
+def test_settings_have_one_order_in_every_process():
+    """What a set has in between comes out in another order in every process, and with it the file."""
+    code = (
+        "import json; from ballast.evaluation.tasks import Task; "
+        "task = Task('x', 'readiness', [], verifier='number', demonstrations=[], forgetting=[], group=4, seed=1); "
+        "print(json.dumps(task.settings()), json.dumps(task.changed({'limit': 3}).to_dict()))"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(found) == 1

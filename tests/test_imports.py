@@ -53,6 +53,7 @@ LAYERS = (
     ("pipeline",),
     ("compare",),
     ("report",),
+    ("start",),
     ("quickstart",),
     ("cli",),
 )
@@ -87,7 +88,7 @@ ONLY: dict[str, set[str]] = {
     "loop": {"errors", "files", "checkpoints", "sharding", "reference", "half"},
     "rl": {"errors", "options", "protocols", "limits", "verifiers", "data", "evaluation", "half", "loop"},
     "reward": {"errors", "options", "protocols", "evaluation", "groups", "loop"},
-    "records": {"errors", "files", "protocols", "evaluation", "rl"},
+    "records": {"errors", "text", "files", "protocols", "evaluation", "rl"},
 }
 FREE = {"cli", "__init__"}
 EVERYWHERE = {"__init__", "__version__", "lazy"}

@@ -52,6 +52,15 @@ def test_the_merged_model_is_the_adapted_one_and_needs_no_adapter(adapter, tmp_p
     assert {place.name for place in tmp_path.iterdir()} == {"base", "run", "whole"}
 
 
+def test_what_lies_beside_the_merged_model_is_left_alone(adapter, tmp_path):
+    kept = [tmp_path / name / "kept" for name in ("whole.unfinished", "whole.older", ".whole")]
+    for one in kept:
+        one.parent.mkdir()
+        one.touch()
+    assert merge(adapter[0], "--output", tmp_path / "whole").exit_code == 0
+    assert all(one.exists() for one in kept)
+
+
 def test_rounding_to_a_narrower_type_is_told(adapter, tmp_path):
     done = merge(adapter[0], "--output", tmp_path / "half", "--dtype", "bfloat16")
     assert "with the rounding of bfloat16" in done.stdout.replace("\n", " ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,6 +51,15 @@ def test_the_same_model_keeps_its_revision():
 def test_a_path_may_begin_at_home(monkeypatch):
     monkeypatch.setenv("HOME", "/somewhere")
     assert models.section_of("~/model").path == "/somewhere/model"
+
+
+def test_the_real_model_is_named_by_its_name_and_where_it_is_not_made_yet_that_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = models.resolve(ModelSection(path="smollm2"))
+    assert made.path == str(Path("models", "smollm2"))
+    assert "`make real-model` writes it" in str(models.check_folder(made.path))
+    tiny_model().save_pretrained("models/smollm2")
+    assert models.check_folder(made.path) is None
 
 
 def test_a_path_of_a_caller_may_begin_at_home(folder, monkeypatch):

@@ -64,7 +64,7 @@ def test_each_status_is_written_once_and_the_last_one_when_everything_is_there(f
     files = [before.replace(" ", "-"), after.replace(" ", "-")]
     assert seen == [
         ("running", [], [], []),
-        ("trained", ["model.safetensors", "README.md"], [before], files[:1]),
+        ("trained", ["model.safetensors"], [before], files[:1]),
         ("finished", ["model.safetensors", "README.md"], [before, after], sorted(files)),
     ]
 

@@ -153,7 +153,7 @@ def test_the_command_trains_and_records(tmp_path, monkeypatch):
     assert done.exit_code == 0, (done.output, done.exception)
     record = json.loads(Path("out/run.json").read_text())
     assert (record["rl"]["algorithm"], record["status"]) == ("rloo", "finished")
-    assert "trl.RLOOTrainer" in Path("out/README.md").read_text()
+    assert "`lab` after reinforcement learning (RLOO)" in Path("out/README.md").read_text()
     done = CliRunner().invoke(app, ["rl", *words, "--resume", "rl.steps=4"])
     assert done.exit_code == 0, (done.output, done.exception)
     lines = [json.loads(line) for line in Path("out/metrics.jsonl").read_text().splitlines()]

@@ -111,6 +111,15 @@ def test_weights_frozen_by_the_user_stay_so_without_half():
     assert not model.model.embed_tokens.weight.requires_grad
 
 
+def test_weights_frozen_by_the_user_are_frozen_again_behind_half():
+    model = tiny_model()
+    model.model.embed_tokens.requires_grad_(False)
+    before = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    for options in (HalfOptions(), HalfOptions(fraction=0.25), None):
+        freeze(model, options, 0)
+    assert {name for name, weight in model.named_parameters() if weight.requires_grad} == before
+
+
 def test_seeds_of_runs_draw_other_halves(tmp_path):
     halves = [run(tmp_path, "sft", max_steps=1, seed=seed, half=0.5).half for seed in (1, 2)]
     assert halves[0].trained != halves[1].trained

@@ -147,6 +147,17 @@ def test_programs_are_run_side_by_side(monkeypatch):
     assert score_answers(verifier("program", **ALLOWED), []).scores == ()
 
 
+@pytest.mark.parametrize("ask", [score_answers, read_answers])
+def test_more_programs_than_are_kept_run_once_each_and_side_by_side(ask, monkeypatch):
+    threads = []
+    done = ProgramResult("passed", "12.5")
+    monkeypatch.setattr(program, "run_program", lambda *_, **__: threads.append(threading.get_ident()) or done)
+    monkeypatch.setattr(registry, "PROGRAMS_KEPT", 4)
+    ask(verifier("program", **ALLOWED), [(f"    return {number}", ROW) for number in range(10)])
+    assert len(threads) == 10
+    assert threading.get_ident() not in threads
+
+
 def test_what_the_program_says_of_itself_is_not_its_answer():
     # It may print, leave a result and end; the number is what its own process hands over with the token.
     forged = "    global __result__\n    __result__ = b'12.5'\n    import os\n    os._exit(0)"

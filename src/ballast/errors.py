@@ -26,8 +26,9 @@ class Interrupted(KeyboardInterrupt):
 
 
 def suggest(name: str, known: "list[str] | tuple[str, ...]") -> str:
-    """Return ``"; did you mean 'x'?"`` for the nearest known name, or the list of known names when none is near."""
+    """Return ``"; did you mean 'x'?"``: names that begin so, else the nearest; all that are known if none is near."""
     from difflib import get_close_matches
 
-    near = get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
+    begins = sorted(one for one in known if len(name) > 2 and one.startswith(name))[:3]
+    near = begins or get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else f"; known: {', '.join(sorted(known))}"

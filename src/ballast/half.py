@@ -35,7 +35,7 @@ KINDS = {
 """Matrices by their path in a layer, for the level ``category``."""
 NORM = "norm"
 MARK = "_ballast_half"
-"""Attribute of a model part of whose weights is frozen by `freeze`."""
+"""Attribute of a model that `freeze` has split: the names of the weights that trained before."""
 
 
 class HalfOptions(Options):
@@ -289,12 +289,14 @@ def freeze(model: Model, options: HalfOptions | None, seed: int) -> Split | None
         BallastError: what `Split.of` raises.
     """
     if options is None:
-        if getattr(model, MARK, False):
-            model.requires_grad_(True)
-            setattr(model, MARK, False)
+        if (before := getattr(model, MARK, None)) is not None:
+            for name, weight in model.named_parameters():
+                weight.requires_grad_(name in before)
+            setattr(model, MARK, None)
         return None
     split = Split.of(model, options, seed)
+    if getattr(model, MARK, None) is None:
+        setattr(model, MARK, frozenset(name for name, weight in model.named_parameters() if weight.requires_grad))
     for name, weight in model.named_parameters():
         weight.requires_grad_(name in split.trained)
-    setattr(model, MARK, True)
     return split

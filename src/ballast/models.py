@@ -20,12 +20,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ADAPTER_CONFIG = "adapter_config.json"
+MADE = {"smollm2": Path("models", "smollm2")}
+"""By the name of a model in a recipe: the folder that ``make real-model`` writes it to."""
 
 
 def resolve(section: ModelSection) -> ModelSection:
-    """Return the section with ``lab`` or ``lab-code`` replaced by the folder of that embedded base."""
+    """Return the section with the name of an embedded base, or one of `MADE`, replaced by its folder."""
     from ballast.lab import BASES, base_path
 
+    if section.path in MADE:
+        return section.model_copy(update={"path": str(MADE[section.path])})
     if section.path not in BASES:
         return section
     return section.model_copy(update={"path": str(base_path(section.path))})
@@ -58,6 +62,8 @@ def check_folder(path: str) -> str | None:
     folder = Path(path).expanduser()
     if folder.is_file():
         return f"{path}: is a file; name the folder that holds config.json and the weights"
+    if folder in MADE.values() and not folder.is_dir():
+        return f"{path}: no such folder; `make real-model` writes it (python scripts/smollm2.py)"
     if not folder.is_dir():
         looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
         return f"{path}: no such folder" if looks_local and "/" in path else None
@@ -104,6 +110,22 @@ def load_config(section: ModelSection) -> Any:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not remote:
         raise BallastError(f"{section.path}: a {config.model_type} model is no causal language model")
     return config
+
+
+def licence(section: ModelSection) -> str | None:
+    """Return the licence that the card in a local model's folder names, None where it names none."""
+    from huggingface_hub import metadata_load
+
+    from ballast.lab import BASES
+
+    card = Path(section.path) / "README.md"
+    if section.path in {str(resolve(ModelSection(path=name)).path) for name in BASES}:
+        return "apache-2.0"
+    try:
+        found = (metadata_load(card) or {}).get("license") if card.is_file() else None
+    except (ValueError, OSError):
+        return None
+    return found if isinstance(found, str) else None
 
 
 def attention_problem(section: ModelSection) -> str | None:

@@ -79,7 +79,7 @@ class Options(BaseModel):
 
     def changed(self: T, changes: Mapping[str, Any]) -> T:
         """Return these options with `changes` laid over those that were given."""
-        given = {name: getattr(self, name) for name in self.model_fields_set}
+        given = {name: value for name, value in self if name in self.model_fields_set}
         return type(self).from_dict({**given, **changes})
 
     def to_dict(self) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def run_quickstart(
     Raises:
         BallastError: if the folder is there and not empty.
     """
-    from ballast.compare.pool import configure_process
+    from ballast.compare.worker import configure_process
     from ballast.report import write_report
 
     folder = _first_free() if output is None else output

@@ -11,10 +11,11 @@ from ballast.cli import prepare as _prepare  # isort: skip
 from ballast.cli import revise as _revise  # isort: skip
 from ballast.cli import training as _training  # isort: skip
 from ballast.cli import measure as _measure  # isort: skip
+from ballast.cli import start as _start  # isort: skip
 from ballast.cli import lab as _lab  # isort: skip
 from ballast.cli.base import app
 
-COMMANDS = (_objectives, _prepare, _revise, _training, _measure, _lab)
+COMMANDS = (_objectives, _prepare, _revise, _training, _measure, _start, _lab)
 
 
 def main() -> None:

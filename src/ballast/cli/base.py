@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from ballast.errors import BallastError, Diverged, Interrupted
 from ballast.files import expanded
@@ -62,6 +62,23 @@ def _end(code: int) -> typer.Exit:
         sys.stderr.flush()
         os._exit(code)
     return typer.Exit(code)
+
+
+class AddressCommand(TyperCommand):
+    """A command whose ``--ray`` may stand without an address."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        return super().parse_args(ctx, _with_address(args))
+
+
+def _with_address(words: Sequence[str]) -> list[str]:
+    """Return words with ``auto`` after a ``--ray`` that is followed by no address but by an option or a recipe."""
+    found: list[str] = []
+    for place, word in enumerate(words):
+        after = words[place + 1] if place + 1 < len(words) else "-"
+        bare = word == "--ray" and (after.startswith("-") or "=" in after or Path(after).suffix in (".yaml", ".yml"))
+        found += [word, "auto"] if bare else [word]
+    return found
 
 
 app = typer.Typer(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ballast.cli.base import AsJson, DryRun, Words, app, path_of, place, recipe_of
+from ballast.cli.base import AddressCommand, AsJson, DryRun, Words, app, path_of, place, recipe_of
 from ballast.files import check_file, check_place
 from ballast.terminal import console, print_json, print_text, print_yaml
 
@@ -53,7 +53,7 @@ def evaluate(
             print_text(line)
 
 
-@app.command()
+@app.command(cls=AddressCommand)
 def compare(
     words: Words = None,
     only: Annotated[
@@ -62,8 +62,21 @@ def compare(
     ] = None,
     jobs: Annotated[
         int | None,
-        typer.Option("--jobs", min=1, help="Runs at a time. Default: one a core for a small model on CPU, else 1."),
+        typer.Option(
+            "--jobs", min=1, help="Runs at a time. Default: one a GPU; one a core for a small model on CPU; else 1."
+        ),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="[HOST:PORT|auto|local]",
+            help="Do the runs on a Ray cluster; without an address on the one of this machine.",
+            show_default=False,
+        ),
+    ] = None,
+    gpus: Annotated[float | None, typer.Option("--gpus", help="With --ray: GPUs of each run, 0 to 1.")] = None,
+    cpus: Annotated[int | None, typer.Option("--cpus", help="With --ray: CPU cores of each run.")] = None,
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -73,11 +86,12 @@ def compare(
     from ballast.report import write_report
 
     part = matrix.Part.parse(only) if only else None
+    cluster = matrix.ray_options(ray, gpus, cpus)
     terminal = console(stderr=as_json)
     with recipe_of(words, matrix.COMPARE_CHECKS, dry_run) as recipe:
         assert recipe.compare is not None
         assert recipe.output is not None
-        summary = matrix.run_compare(recipe, part=part, jobs=jobs, say=terminal.print, console=terminal)
+        summary = matrix.run_compare(recipe, part=part, jobs=jobs, ray=cluster, say=terminal.print, console=terminal)
     if as_json:
         print_json(summary.plain())
     else:
@@ -87,6 +101,8 @@ def compare(
             terminal.print(f"the report has no token views: {why}", soft_wrap=True)
         page, _ = write_report([recipe.output])
         terminal.print(f"report: {page}", soft_wrap=True)
+    for line in matrix.next_steps(summary, recipe, words or ()):
+        terminal.print(line, soft_wrap=True)
     if summary.failed:
         raise typer.Exit(1)
 

@@ -19,6 +19,7 @@ BETTER: dict[int, Better] = {sign: better for better, sign in SIGNS.items()}
 COVERAGE = ("over seeds and items", "over seeds, on these items", "over items, for these runs")
 """What an interval covers, the widest first."""
 ALPHA = 0.05
+WITHIN = "within noise"
 SHARES = r"accuracy\w*|chance|(mean|pass|mixed)@\d+"
 
 Entry = tuple[Row, Result]
@@ -196,7 +197,7 @@ def verdict(difference: Difference) -> str:
     if difference.p_holm is None:
         return "one seed" if len(difference.seeds) < 2 else "no spread"
     if difference.p_holm >= ALPHA:
-        return "within noise"
+        return WITHIN
     if value.low is not None and value.high is not None and value.low <= 0 <= value.high:
         return "across seeds only"
     return "beyond noise"
@@ -205,7 +206,7 @@ def verdict(difference: Difference) -> str:
 VERDICTS = {
     "one seed": "not tested, as there is only one seed",
     "no spread": "not tested, as the difference is the same on every seed",
-    "within noise": "within noise",
+    WITHIN: "within noise",
     "across seeds only": "beyond noise across seeds, but not across items",
     "beyond noise": "beyond noise",
 }

@@ -36,16 +36,30 @@ MESSAGE = 500
 
 
 class Job(Record):
-    """Fine-tune a cell, or follow it with RL; the cell of the base model is followed with RL alone."""
+    """Fine-tune a cell, or follow it with RL; measure the base model or score the rows, which all runs share.
 
-    kind: Literal["train", "rl"]
+    The cell of what is shared is the base model's, which is followed with RL alone.
+    """
+
+    kind: Literal["train", "rl", "base", "score"]
     cell: CellRecord
+
+    @property
+    def shared(self) -> bool:
+        """Whether it is no run of its own but what runs share: without it there is no comparison."""
+        return self.kind in ("base", "score")
 
     @property
     def name(self) -> str:
         """What the user sees."""
+        if self.shared:
+            return BASE if self.kind == "base" else "reference"
         of = f"{BASE}-s{self.cell.seed}" if self.cell.label == BASE else self.cell.name
         return of if self.kind == "train" else f"{of}, RL"
+
+    def line(self, problem: object) -> str:
+        """Return what is wrong with the input of all, with the name of the run that found it."""
+        return str(problem) if self.shared else f"{self.name}: {problem}"
 
     @property
     def label(self) -> str:
@@ -54,14 +68,35 @@ class Job(Record):
 
     def folder(self, store: Store) -> Path:
         """Return where its record lies."""
+        if self.shared:
+            return store.base if self.kind == "base" else store.cache
         if self.cell.label == BASE:
             return store.base_rl(self.cell.seed)
         return store.cell(self.cell.name) if self.kind == "train" else store.rl(self.cell.name)
 
 
+def one_line(error: BaseException) -> str:
+    """Return an error in one line, cut where it is long."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:MESSAGE]
+
+
 def base_rl(seed: int) -> Job:
     """Return the RL that starts from the base model."""
-    return Job(kind="rl", cell=CellRecord(label=BASE, rate=None, seed=seed, role=REPORT))
+    return Job(kind="rl", cell=_base_cell(seed))
+
+
+def measuring(plan: Plan) -> Job:
+    """Return the measurement of the base model."""
+    return Job(kind="base", cell=_base_cell(plan.recipe.seed))
+
+
+def scoring(plan: Plan) -> Job:
+    """Return the scoring of the rows under the reference, for all runs that read it from the cache."""
+    return Job(kind="score", cell=_base_cell(plan.recipe.seed))
+
+
+def _base_cell(seed: int) -> CellRecord:
+    return CellRecord(label=BASE, rate=None, seed=seed, role=REPORT)
 
 
 @dataclass(frozen=True)
@@ -85,6 +120,8 @@ class JobContext:
         Raises:
             BallastError: it was done by another one.
         """
+        if job.shared:
+            return job.kind == "base" and is_measured(self)
         record = self._finished(job)
         if record is None:
             return False
@@ -104,20 +141,19 @@ class JobContext:
         record = read_record(job.folder(self.store))
         return record if record is not None and record.cell is not None and record.status == "finished" else None
 
-    def has_failed(self, job: Job) -> bool:
-        """Whether the record says that it broke off."""
-        record = read_record(job.folder(self.store))
-        return record is not None and record.status == "failed"
-
-    def run(self, job: Job) -> None:
+    def run(self, job: Job, say: Say) -> None:
         """Do a job from its beginning.
+
+        Args:
+            say: takes what there is to say of what all runs share.
 
         Raises:
             BallastError: its input cannot be used.
         """
         folder = job.folder(self.store)
-        discard(folder)
-        KINDS[job.kind](self, job, folder)
+        if not job.shared:
+            discard(folder)
+        KINDS[job.kind](self, job, folder, say)
         _free_memory()
 
     def fail(self, job: Job, error: BaseException) -> str:
@@ -127,7 +163,7 @@ class JobContext:
             BallastError: the disk is full or takes no record, which would break off every other run too.
         """
         folder = job.folder(self.store)
-        message = " ".join(f"{type(error).__name__}: {error}".split())[:MESSAGE]
+        message = one_line(error)
         with unwritable_as_error(folder), disk_full_as_error(folder):
             discard(folder)
             if is_disk_full(error):
@@ -146,34 +182,39 @@ class JobContext:
             drop_weights(job.folder(self.store))
 
 
-def _fine_tune(context: JobContext, job: Job, folder: Path) -> None:
+def _fine_tune(context: JobContext, job: Job, folder: Path, say: Say) -> None:
     from ballast.pipeline import run_train
 
+    if context.plan.method(job.label).random:
+        make_random(context.plan, job.cell.seed, context.store.random(job.cell.seed))
     run_train(context.recipe(job), cell=job.cell, say=_silent, progress=False)
     context.drop_tuning_weights(job)
 
 
-def _reinforce(context: JobContext, job: Job, folder: Path) -> None:
+def _reinforce(context: JobContext, job: Job, folder: Path, say: Say) -> None:
     from ballast.pipeline import run_rl
 
     start = None if job.cell.label == BASE else context.store.cell(job.cell.name)
     run_rl(context.recipe(job), start=start, output=folder, cell=job.cell, say=_silent, progress=False)
 
 
-KINDS: dict[str, Callable[[JobContext, Job, Path], None]] = {"train": _fine_tune, "rl": _reinforce}
+def _score_rows(context: JobContext, job: Job, folder: Path, say: Say) -> None:
+    from ballast.pipeline import run_score
+
+    cached = next((recipe for recipe in row_recipes(context) if recipe.reference.cache is not None), None)
+    if cached is not None:
+        with disk_full_as_error(context.store.root):
+            run_score(cached, say=say)
 
 
-def measure_base(context: JobContext, say: Say, *, progress: bool) -> None:
-    """Measure the base model on all tasks, unless that is done: answers first, the results last."""
+def _measure_base(context: JobContext, job: Job, folder: Path, say: Say) -> None:
+    """Measure the base model on all tasks: answers first, the results last."""
     from ballast import models
     from ballast.pipeline.digests import inputs_of
     from ballast.pipeline.evaluate import check_prompts, measure
     from ballast.pipeline.tasks import load_tasks
 
-    folder, recipe = context.store.base, base_recipe(context.plan)
-    if (folder / EVALS).is_file():
-        _check_base(folder, recipe)
-        return
+    recipe = base_recipe(context.plan)
     shutil.rmtree(folder / "evals", ignore_errors=True)
     for leftover in folder.glob("*.tmp"):
         leftover.unlink(missing_ok=True)
@@ -183,16 +224,38 @@ def measure_base(context: JobContext, say: Say, *, progress: bool) -> None:
     model = models.load_model(section, device=models.default_device())
     for line in check_prompts(tasks, model, tokenizer):
         say(line)
-    measured = measure(tasks, model, tokenizer, name=BASE, base=model, progress=progress)
-    measured.write_items(folder / "evals")
     made = {"versions": versions(), "commit": git_commit(), "device": str(model.device)}
-    made_of = inputs_of(recipe)
-    write_jsonl(folder / EVALS, [measured.record(step=0, recipe=recipe.resolved(), inputs=made_of, **made).plain()])
-    _free_memory()
+    with disk_full_as_error(context.store.root):
+        measured = measure(tasks, model, tokenizer, name=BASE, base=model, progress=False)
+        measured.write_items(folder / "evals")
+        made_of = inputs_of(recipe)
+        write_jsonl(folder / EVALS, [measured.record(step=0, recipe=recipe.resolved(), inputs=made_of, **made).plain()])
 
 
-def _check_base(folder: Path, recipe: Recipe) -> None:
-    """Refuse measurements of the base model that another recipe made."""
+KINDS: dict[str, Callable[[JobContext, Job, Path, Say], None]] = {
+    "train": _fine_tune,
+    "rl": _reinforce,
+    "base": _measure_base,
+    "score": _score_rows,
+}
+
+
+def row_recipes(context: JobContext) -> list[Recipe]:
+    """Return the recipe of one run of each row."""
+    plan = context.plan
+    cells = [CellRecord(label=row.label, rate=row.rates[0], seed=plan.recipe.seed, role=REPORT) for row in plan.methods]
+    return [cell_recipe(plan, cell, context.store, steps=context.steps) for cell in cells]
+
+
+def is_measured(context: JobContext) -> bool:
+    """Whether the base model is measured.
+
+    Raises:
+        BallastError: it was measured by another recipe.
+    """
+    folder, recipe = context.store.base, base_recipe(context.plan)
+    if not (folder / EVALS).is_file():
+        return False
     found = read_lines(folder / EVALS, EvalRecord, remedy=f"remove {folder} to have it measured again")
     recorded = found[0].recipe if found else None
     if recorded is not None and (key := differing_key(recorded, recipe.resolved())) is not None:
@@ -200,6 +263,7 @@ def _check_base(folder: Path, recipe: Recipe) -> None:
             f"{folder}: the base model was measured with another {key} than the recipe now says; choose another "
             "output, set it back, or remove the folder to have it measured again"
         )
+    return True
 
 
 def base_recipe(plan: Plan) -> Recipe:
@@ -234,7 +298,7 @@ def make_random(plan: Plan, seed: int, folder: Path) -> None:
     temporary.rename(folder)
 
 
-def _silent(_: Any) -> None:
+def _silent(_: object) -> None:
     return None
 
 

@@ -1,35 +1,36 @@
 """Jobs done one after the other in this process, or by several processes.
 
-A process is asked in lines of JSON. The first line on its stdin says what is compared, every further one is a job; each
-is answered by one line on stdout, the first one when everything is imported.
+A process is asked in lines of JSON: see `ballast.compare.worker`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
 from threading import Lock
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 
 from ballast.compare.jobs import Job, JobContext
-from ballast.compare.plan import Plan
-from ballast.config.recipe import Recipe
+from ballast.compare.schedule import Jobs
+from ballast.compare.worker import Reply, order
 from ballast.errors import BallastError
-from ballast.records.folder import Store
 from ballast.records.write import unwritable_as_error
 
 # The working directory is no place to import from, unless this process has it on its path too.
-SERVE = "import sys; sys.path = [entry for entry in sys.path if entry]; from ballast.compare.pool import serve; serve()"
+SERVE = (
+    "import sys; sys.path = [entry for entry in sys.path if entry]; from ballast.compare.worker import serve; serve()"
+)
 PROGRAM = ("-c", SERVE)
 """What a process runs."""
+GPUS = "CUDA_VISIBLE_DEVICES"
+"""Environment variable that names the GPUs a process sees."""
 
 
 class Watcher(Protocol):
@@ -41,6 +42,76 @@ class Watcher(Protocol):
 
     def failed(self, job: Job, error: str) -> None: ...
 
+    def again(self, job: Job, why: str) -> None: ...
+
+    def said(self, line: object) -> None: ...
+
+
+class Runner(Protocol):
+    """Does jobs, somewhere."""
+
+    def each(self, jobs: Jobs, watcher: Watcher) -> None:
+        """Do all jobs; one that breaks off is recorded and does not stop the others.
+
+        Raises:
+            BallastError: input that cannot be used, which would stop every other run too.
+        """
+
+
+def passed_on(reply: Reply, job: Job, watcher: Watcher) -> bool:
+    """Tell the watcher what came of a job, and return whether it is done.
+
+    Raises:
+        BallastError: the input of all is wrong.
+    """
+    for line in reply.said:
+        watcher.said(line)
+    if reply.unusable is not None:
+        raise BallastError(job.line(reply.unusable))
+    if reply.failed is not None:
+        watcher.failed(job, reply.failed)
+        return False
+    watcher.ended(job)
+    return True
+
+
+class Place(Protocol):
+    """Where jobs are done."""
+
+    @property
+    def count(self) -> int:
+        """Return how many go at a time."""
+
+    def runner(self, context: JobContext) -> AbstractContextManager[Runner]:
+        """Yield what does the jobs; leaving the block ends it."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """This machine.
+
+    Attributes:
+        count: runs at a time.
+        threads: of each; None leaves that to torch.
+    """
+
+    count: int
+    threads: int | None
+
+    @contextmanager
+    def runner(self, context: JobContext) -> Iterator[Runner]:
+        """Yield what does the jobs; leaving the block ends it."""
+        gpus = visible_gpus()
+        # One run goes on one device: in this process it would see all of them.
+        if self.count == 1 and len(gpus) <= 1:
+            yield Serial(context)
+            return
+        processes = Processes(context, self.count, self.threads, gpus)
+        try:
+            yield processes
+        finally:
+            processes.close()
+
 
 class Serial:
     """One after the other, in this process."""
@@ -48,22 +119,24 @@ class Serial:
     def __init__(self, context: JobContext) -> None:
         self.context = context
 
-    def each(self, jobs: Sequence[Job], watcher: Watcher) -> None:
-        """Do all jobs; one that breaks off is recorded and does not stop the others.
+    def each(self, jobs: Jobs, watcher: Watcher) -> None:
+        """As `Runner.each`."""
+        while (job := jobs.next()) is not None:
+            jobs.settle(job, done=self._one(job, watcher))
 
-        Raises:
-            BallastError: input that cannot be used, which would stop every other run too.
-        """
-        for job in jobs:
-            watcher.began(job)
-            try:
-                self.context.run(job)
-            except BallastError as error:
-                raise BallastError(f"{job.name}: {error}") from error
-            except Exception as error:
-                watcher.failed(job, self.context.fail(job, error))
-            else:
-                watcher.ended(job)
+    def _one(self, job: Job, watcher: Watcher) -> bool:
+        watcher.began(job)
+        try:
+            self.context.run(job, watcher.said)
+        except BallastError as error:
+            raise BallastError(job.line(error)) from error
+        except Exception as error:
+            if job.shared:
+                raise
+            watcher.failed(job, self.context.fail(job, error))
+            return False
+        watcher.ended(job)
+        return True
 
 
 class ProcessDiedError(RuntimeError):
@@ -71,39 +144,46 @@ class ProcessDiedError(RuntimeError):
 
 
 class Processes:
-    """Several at a time, each in a process that stays for the next job."""
+    """Several at a time, each in a process that stays for the next job.
 
-    def __init__(self, context: JobContext, count: int, threads: int | None) -> None:
-        self.context, self.count, self.threads = context, count, threads
-        self._idle: Queue[_Process | None] = Queue()
+    Args:
+        threads: of each process; None leaves that to torch.
+        gpus: names of the GPUs, of which every process sees one.
+    """
+
+    def __init__(self, context: JobContext, count: int, threads: int | None, gpus: Sequence[str] = ()) -> None:
+        self.context, self.count, self.threads, self.gpus = context, count, threads, gpus
+        self._idle: Queue[tuple[int, _Process | None]] = Queue()
         self._all: list[_Process] = []
         self._lock, self._closed = Lock(), False
-        for _ in range(count):
-            self._idle.put(None)
+        for place in range(count):
+            self._idle.put((place, None))
 
-    def each(self, jobs: Sequence[Job], watcher: Watcher) -> None:
-        """As `Serial.each`."""
+    def each(self, jobs: Jobs, watcher: Watcher) -> None:
+        """As `Runner.each`."""
+        running: dict[Future[bool], Job] = {}
         with ThreadPoolExecutor(self.count) as pool:
-            futures: list[Future[None]] = []
             try:
-                futures += [pool.submit(self._one, job, watcher) for job in jobs]
-                for future in as_completed(futures):
-                    future.result()
+                while True:
+                    while len(running) < self.count and (job := jobs.next()) is not None:
+                        running[pool.submit(self._one, job, watcher)] = job
+                    if not running:
+                        return
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        jobs.settle(running.pop(future), done=future.result())
             except BaseException:
-                for future in futures:
-                    future.cancel()
                 self.close()
                 raise
 
-    def _one(self, job: Job, watcher: Watcher) -> None:
-        process = self._idle.get()
+    def _one(self, job: Job, watcher: Watcher) -> bool:
+        place, process = self._idle.get()
         try:
-            process = process or self._start()
+            process = process or self._start(place)
             if process is None:
-                return
+                return False
             ready = process.wait()
             if self._closed:
-                return
+                return False
             if not ready:
                 raise BallastError(
                     f"--jobs {self.count}: a process ended with exit code {process.code()} before its first run; see "
@@ -113,30 +193,26 @@ class Processes:
             reply = process.ask(job)
             if reply is None and self._closed:
                 # Ended from here: neither done nor broken off, so it leaves no record.
-                return
+                return False
             if reply is None:
                 code, process = process.code(), None
                 log = self.context.store.jobs_log
                 error = ProcessDiedError(f"its process ended with exit code {code}; out of memory? {log} may say more")
-                watcher.failed(job, self.context.fail(job, error))
-            elif "unusable" in reply:
-                raise BallastError(f"{job.name}: {reply['unusable']}")
-            elif "failed" in reply:
-                watcher.failed(job, reply["failed"])
-            else:
-                watcher.ended(job)
+                reply = died(self.context, job, error)
+            return passed_on(reply, job, watcher)
         except BaseException:
             self.close()
             raise
         finally:
-            self._idle.put(process)
+            self._idle.put((place, process))
 
-    def _start(self) -> _Process | None:
+    def _start(self, place: int) -> _Process | None:
         """Return a new process, None where all of them are to end."""
         with self._lock:
             if self._closed:
                 return None
-            process = _Process(self.context, self.threads)
+            sees = {GPUS: self.gpus[place % len(self.gpus)]} if self.gpus else {}
+            process = _Process(self.context, self.threads, sees)
             self._all.append(process)
             return process
 
@@ -148,10 +224,15 @@ class Processes:
                 process.close()
 
 
+def died(context: JobContext, job: Job, error: ProcessDiedError) -> Reply:
+    """Keep a record of a job whose process died; without what all runs share there is nothing to go on with."""
+    return Reply(unusable=str(error)) if job.shared else Reply(failed=context.fail(job, error))
+
+
 class _Process:
     """One process that does jobs as it is asked; it ends when this process does."""
 
-    def __init__(self, context: JobContext, threads: int | None) -> None:
+    def __init__(self, context: JobContext, threads: int | None, sees: Mapping[str, str]) -> None:
         with unwritable_as_error(context.store.jobs_log):
             log = context.store.jobs_log.open("ab")
         with log:
@@ -160,18 +241,12 @@ class _Process:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env={**os.environ, "PYTHONPATH": _path()},
+                env={**os.environ, **sees, "PYTHONPATH": _path()},
                 text=True,
                 # The terminal's interrupt is for whoever asks, who then ends this process.
                 start_new_session=True,
             )
-        asked = {
-            "recipe": context.plan.recipe.resolved(),
-            "root": str(context.store.root),
-            "steps": context.steps,
-            "threads": threads,
-        }
-        self._send(json.dumps(asked))
+        self._send(order(context, threads))
         self._ready = False
 
     def wait(self) -> bool:
@@ -179,11 +254,11 @@ class _Process:
         self._ready = self._ready or bool(self._read())
         return self._ready
 
-    def ask(self, job: Job) -> dict[str, str] | None:
+    def ask(self, job: Job) -> Reply | None:
         """Return what came of a job, None where the process died."""
         self._send(job.model_dump_json())
         line = self._read()
-        return json.loads(line) if line.endswith("\n") else None
+        return Reply.model_validate_json(line) if line.endswith("\n") else None
 
     def code(self) -> int:
         """Return the exit code of a process that answers no more."""
@@ -219,67 +294,10 @@ def _path() -> str:
     return os.pathsep.join(str(Path(entry or ".").resolve()) for entry in sys.path)
 
 
-@contextmanager
-def runner(context: JobContext, count: int, threads: int | None) -> Iterator[Serial | Processes]:
-    """Yield what does the jobs, `count` at a time."""
-    if count == 1:
-        yield Serial(context)
-        return
-    processes = Processes(context, count, threads)
-    try:
-        yield processes
-    finally:
-        processes.close()
-
-
-def serve() -> None:
-    """Be one of the processes: do jobs until stdin ends, which it does with the process that asks."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    # What libraries print is no answer.
-    os.dup2(2, 1)
-    lines: Queue[str] = Queue()
-    threading.Thread(target=_listen, args=(lines,), daemon=True).start()
-    asked: dict[str, Any] = json.loads(lines.get())
-    context = JobContext(Plan(Recipe.model_validate(asked["recipe"])), Store(Path(asked["root"])), asked["steps"])
-    configure_process(asked["threads"])
-    reply: dict[str, str] = {}
-    while True:
-        answers.write(json.dumps(reply) + "\n")
-        answers.flush()
-        reply = _answer(context, Job.model_validate_json(lines.get()))
-
-
-def configure_process(threads: int | None) -> None:
-    """Turn off progress bars and notices, and threads that a small model only waits for."""
-    import datasets
+def visible_gpus() -> list[str]:
+    """Return the names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them; none is touched."""
     import torch
-    import transformers
 
-    import ballast.training  # noqa: F401  # what every run needs, before any is timed
-    from ballast.pipeline import quiet
-
-    quiet()
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    if threads is not None:
-        torch.set_num_threads(threads)
-
-
-def _listen(lines: Queue[str]) -> None:
-    for line in sys.stdin:
-        lines.put(line)
-    # Whoever asked is gone: what is half done would otherwise be finished beside the next run of it.
-    os._exit(1)
-
-
-def _answer(context: JobContext, job: Job) -> dict[str, str]:
-    try:
-        try:
-            context.run(job)
-        except BallastError:
-            raise
-        except Exception as error:
-            return {"failed": context.fail(job, error)}
-    except BallastError as error:
-        return {"unusable": str(error)}
-    return {}
+    count = torch.cuda.device_count()
+    named = [name.strip() for name in os.environ.get(GPUS, "").split(",") if name.strip()]
+    return (named or [str(place) for place in range(count)])[:count]

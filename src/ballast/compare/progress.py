@@ -19,6 +19,7 @@ Slot = tuple[str, str]
 """A row's label, and what is counted of it: ``tuning``, ``runs`` or ``rl``."""
 
 HEADINGS = {"tuning": "choose rate", "runs": "runs", "rl": "RL"}
+BEGINS = {"base": "base: is being measured", "score": "reference: is being scored"}
 NOUNS = {"tuning": "tuning", "runs": "runs", "rl": "RL"}
 
 
@@ -69,9 +70,15 @@ class Board:
         """A job begins."""
         with self._lock:
             self.running[job] = self._clock()
+        if job.shared:
+            self._say(BEGINS[job.kind])
 
     def ended(self, job: Job) -> None:
         """A job is done."""
+        if job.shared:
+            with self._lock:
+                self._close(job)
+            return
         score = self._score(job)
         with self._lock:
             took = self._close(job)
@@ -91,6 +98,17 @@ class Board:
             self.last[job.label] = f"failed: {error}"
             self._print(f"{job.name}: failed: {error}")
 
+    def again(self, job: Job, why: str) -> None:
+        """Nothing came of a job, which is to begin once more."""
+        with self._lock:
+            self._close(job)
+            self.last[job.label] = f"is done again: {why}"
+            self._print(f"{job.name}: is done again: {why}")
+
+    def said(self, line: object) -> None:
+        """There is something to say of what all runs share."""
+        self._say(line)
+
     def chose(self, label: str, rate: float, why: str) -> None:
         """A row has its rate."""
         with self._lock:
@@ -105,7 +123,8 @@ class Board:
         if not self._times():
             return None
         with self._lock:
-            since = [(slot_of(job), self._clock() - began) for job, began in self.running.items()]
+            runs = [(job, began) for job, began in self.running.items() if not job.shared]
+            since = [(slot_of(job), self._clock() - began) for job, began in runs]
             running = [max(self._expected(slot) - spent, 0.0) for slot, spent in since]
             waiting = Counter({slot: self._open(slot) for slot in self.totals}) - Counter(slot for slot, _ in since)
             left = sum(running) + sum(self._expected(slot) * number for slot, number in waiting.items())

@@ -5,27 +5,30 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ballast.compare.cluster import RayOptions, connected
 from ballast.compare.inputs import check_current, current_inputs
-from ballast.compare.jobs import Job, JobContext, base_rl, make_random, measure_base
-from ballast.compare.plan import Part, Plan, cell_recipe
-from ballast.compare.pool import Processes, Serial, configure_process, runner
+from ballast.compare.jobs import Job, JobContext, base_rl, row_recipes
+from ballast.compare.plan import Part, Plan
+from ballast.compare.pool import Machine, Place, visible_gpus
 from ballast.compare.progress import Board, Slot, slot_of
+from ballast.compare.schedule import Schedule
 from ballast.compare.summary import chosen_rates, is_planned, summarise, sweep
+from ballast.compare.worker import configure_process
 from ballast.config.recipe import Recipe
 from ballast.errors import BallastError
 from ballast.pipeline.sources import read_once
 from ballast.protocols import Say
-from ballast.records.folder import BASE, REPORT, TUNING, Store
+from ballast.records.folder import BASE, TUNING, Store
 from ballast.records.read import read, read_lines
-from ballast.records.runs import Run, read_comparison
+from ballast.records.runs import Run, read_cells, read_comparison
 from ballast.records.schema import SCHEMA, CellRecord, EvalRecord, PlanRecord
 from ballast.records.summary import Summary
-from ballast.records.write import EVALS, disk_full_as_error, git_commit, unwritable_as_error, versions, write_json
+from ballast.records.write import EVALS, git_commit, unwritable_as_error, versions, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,6 +45,7 @@ def run_compare(
     *,
     part: Part | None = None,
     jobs: int | None = 1,
+    ray: RayOptions | None = None,
     say: Say = print,
     console: Console | None = None,
 ) -> Summary:
@@ -49,8 +53,10 @@ def run_compare(
 
     Args:
         part: do only this part; the summary is then of what lies in the output.
-        jobs: how many run at a time, each in a process of its own; 1 stays in this process. None takes one for each
-            core, up to `MOST_JOBS`, where there is no accelerator and the model so small that it uses a single core.
+        jobs: how many run at a time, each in a process of its own that sees one GPU where there are any; 1 stays in
+            this process unless there are several GPUs. None takes one for each GPU; without any one for each core, up
+            to `MOST_JOBS`, where the model is so small that it uses a single core.
+        ray: a cluster that does the runs, as many at a time as it has room for unless `jobs` says how many.
         say: what prints lines.
         console: on a terminal it shows a live table instead of lines.
 
@@ -61,19 +67,16 @@ def run_compare(
     part.check(plan)
     store = Store(Path(str(recipe.output)))
     threads = 1 if _is_small(plan) else None
-    jobs = _jobs(threads) if jobs is None else jobs
     configure_process(threads)
-    with _locked(store):
+    with _locked(store), _place(ray, jobs, threads, say) as place:
         context = JobContext(plan, store, _budget_steps(plan), current_inputs(plan))
         there = [run for run in read_comparison(store) if is_planned(plan, {}, run)]
         check_current(there, context.inputs)
-        board = _board(context, part, say, jobs)
+        board = _board(context, part, say, place.count)
         # Only now: a recipe that the runs refuse leaves the plan as it was.
-        _write_plan(context)
-        with disk_full_as_error(store.root):
-            _prepare(context, part, say)
-        with board.shown(console), runner(context, jobs, threads) as run:
-            _run(context, part, board, run)
+        choice = Choice(context, board)
+        with board.shown(console), place.runner(context) as runner:
+            runner.each(Schedule(context, part, choice), board)
         return write_summary(store, plan)
 
 
@@ -104,23 +107,6 @@ def load_plan(output: str | Path) -> Plan:
         raise BallastError(f"{path}: its recipe cannot be read ({first}); copy the folder again") from error
 
 
-def _run(context: JobContext, part: Part, board: Board, run: Serial | Processes) -> None:
-    plan = context.plan
-    tuning = _trainings(plan, part, [cell for row in plan.methods for cell in plan.tuning(row.label)])
-    run.each(_open(context, tuning), board)
-    for job in tuning:
-        # A process that is killed right after a run leaves its weights.
-        context.drop_tuning_weights(job)
-    rates = _choose(context, board)
-    _write_plan(context, rates)
-    trainings = _trainings(plan, part, plan.report(rates))
-    run.each(_open(context, trainings), board)
-    if plan.rl:
-        # Nothing can follow a run that broke off.
-        there = [job for job in trainings if not context.has_failed(job)]
-        run.each(_open(context, _reinforcements(plan, part, there)), board)
-
-
 def _trainings(plan: Plan, part: Part, cells: Sequence[CellRecord]) -> list[Job]:
     return [Job(kind="train", cell=cell) for cell in cells if part.takes(plan, cell)]
 
@@ -132,22 +118,44 @@ def _reinforcements(plan: Plan, part: Part, trainings: Sequence[Job]) -> list[Jo
     return sorted([*starts, *after], key=lambda job: job.cell.seed)
 
 
-def _open(context: JobContext, jobs: Sequence[Job]) -> list[Job]:
-    return [job for job in jobs if not context.is_done(job)]
+class Choice:
+    """Chooses the rate of each row when the runs that choose it are over, and keeps ``compare.json``."""
 
+    def __init__(self, context: JobContext, board: Board) -> None:
+        self._context, self._board = context, board
+        self._rates: dict[str, float] = {}
+        self._versions, self._commit = versions(), git_commit()
+        self._write()
 
-def _choose(context: JobContext, board: Board) -> dict[str, float]:
-    """Return the rate of every row whose tuning is there, and show those that were chosen."""
-    plan = context.plan
-    runs = read_comparison(context.store)
-    _check_measured(plan, [run for run in runs if run.role == TUNING])
-    rates = chosen_rates(plan, runs)
-    for row in plan.methods:
-        if row.label in rates:
+    def __call__(self, label: str) -> float | None:
+        """Return the rate of a row, None where none of its choosing runs is there; it is shown."""
+        plan = self._context.plan
+        row, runs = plan.method(label), read_cells(self._context.store, plan.tuning(label))
+        _check_measured(plan, runs)
+        rate = chosen_rates(plan, runs).get(label)
+        if rate is not None:
             points = sweep(plan, row, runs)
             means = ", ".join(f"{one.rate:g}: {_number(one.score.value)}" for one in points)
-            board.chose(row.label, rates[row.label], f"chosen by {_chosen_by(plan)} ({means})" if means else "")
-    return rates
+            self._board.chose(label, rate, f"chosen by {_chosen_by(plan)} ({means})" if means else "")
+            self._rates[label] = rate
+            self._write()
+        return rate
+
+    def _write(self) -> None:
+        """Keep what is compared, and the runs as far as they are known."""
+        plan = self._context.plan
+        cells = [cell for row in plan.methods for cell in plan.tuning(row.label)] + plan.report(self._rates)
+        record = PlanRecord(
+            schema=SCHEMA,
+            recipe=plan.recipe.resolved(),
+            versions=self._versions,
+            commit=self._commit,
+            steps=self._context.steps,
+            inputs=dict(self._context.inputs),
+            cells=tuple(cells),
+        )
+        with unwritable_as_error(self._context.store.plan):
+            write_json(self._context.store.plan, record.plain())
 
 
 def _chosen_by(plan: Plan) -> str:
@@ -164,30 +172,6 @@ def _check_measured(plan: Plan, tuning: Sequence[Run]) -> None:
             raise BallastError(
                 f"compare.choose_by.metric: task {by.task!r} does not measure {by.metric!r}, only {known}"
             )
-
-
-def _prepare(context: JobContext, part: Part, say: Say) -> None:
-    """Do once what all runs share: statistics of the reference, the base model's measurements, random weights."""
-    from ballast.pipeline import run_score
-
-    plan, store = context.plan, context.store
-    cached = next((recipe for recipe in _row_recipes(context) if recipe.reference.cache is not None), None)
-    if cached is not None:
-        run_score(cached, say=say)
-    if part.takes_base(plan) and plan.recipe.evaluation.base:
-        if not (store.base / EVALS).exists():
-            say("base: is being measured")
-        measure_base(context, say, progress=False)
-    if any(row.random for row in plan.methods):
-        for seed in plan.seeds:
-            make_random(plan, seed, store.random(seed))
-
-
-def _row_recipes(context: JobContext) -> list[Recipe]:
-    """Return the recipe of one run of each row."""
-    plan = context.plan
-    cells = [CellRecord(label=row.label, rate=row.rates[0], seed=plan.recipe.seed, role=REPORT) for row in plan.methods]
-    return [cell_recipe(plan, cell, context.store, steps=context.steps) for cell in cells]
 
 
 def _board(context: JobContext, part: Part, say: Say, jobs: int) -> Board:
@@ -225,22 +209,6 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def _write_plan(context: JobContext, rates: Mapping[str, float] | None = None) -> None:
-    plan = context.plan
-    cells = [cell for row in plan.methods for cell in plan.tuning(row.label)] + plan.report(rates or {})
-    record = PlanRecord(
-        schema=SCHEMA,
-        recipe=plan.recipe.resolved(),
-        versions=versions(),
-        commit=git_commit(),
-        steps=context.steps,
-        inputs=dict(context.inputs),
-        cells=tuple(cells),
-    )
-    with unwritable_as_error(context.store.plan):
-        write_json(context.store.plan, record.plain())
-
-
 def _budget_steps(plan: Plan) -> int | None:
     """Return the optimiser steps of the budget; of tokens, by how many the prepared rows have."""
     budget = plan.compare.budget
@@ -248,7 +216,7 @@ def _budget_steps(plan: Plan) -> int | None:
         return None if budget is None else budget.steps
     from ballast.pipeline.inputs import ready
 
-    recipes = _row_recipes(JobContext(plan, Store(Path(str(plan.recipe.output))), steps=1))
+    recipes = row_recipes(JobContext(plan, Store(Path(str(plan.recipe.output))), steps=1))
     measured = next((recipe for recipe in recipes if recipe.groups is None), None)
     if measured is None:
         raise BallastError("compare.budget.tokens: no row trains on demonstrations, whose tokens it could count")
@@ -264,10 +232,22 @@ def _budget_steps(plan: Plan) -> int | None:
 def _jobs(threads: int | None) -> int:
     import torch
 
-    if threads is None or torch.accelerator.is_available():
+    if torch.accelerator.is_available():
+        return max(1, len(visible_gpus()))
+    if threads is None:
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, MOST_JOBS)
+
+
+@contextmanager
+def _place(ray: RayOptions | None, jobs: int | None, threads: int | None, say: Say) -> Iterator[Place]:
+    """Yield where the jobs are done."""
+    if ray is None:
+        yield Machine(_jobs(threads) if jobs is None else jobs, threads)
+        return
+    with connected(ray, jobs, threads, say) as cluster:
+        yield cluster
 
 
 def _is_small(plan: Plan) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ballast.compare.figures import SIGNS, VERDICTS, Metric, clipped, difference_value, verdict
-from ballast.compare.numbers import ROUNDING, counted, figure, interval, joined, number, p_value, signed
+from ballast.compare.figures import SIGNS, VERDICTS, WITHIN, Metric, clipped, difference_value, verdict
+from ballast.compare.numbers import ROUNDING, counted, duration, figure, interval, joined, number, p_value, signed
+from ballast.compare.statistics import POWER, seeds_needed
 from ballast.records.folder import AFTER, BASE, BEFORE
 from ballast.records.summary import Difference, Row, Summary, Verdict
 
@@ -25,6 +26,7 @@ def sentences(found: Verdict, summary: Summary) -> str:
     limits = "; ".join(found.cautions)
     parts = [
         f"{LEADS[found.stage]}, {_decision(found, metric)}.",
+        _more_seeds(found, summary),
         f"Means: {reached}." if (reached := _reached(found, summary, metric)) else "",
         f"But note: {limits}." if limits else "",
     ]
@@ -52,6 +54,31 @@ def _decision(found: Verdict, metric: Metric) -> str:
     verb = "differs from" if found.kind == "same" else "is better than"
     others = _apart(found.runner_up, found.difference, metric)
     return f"no objective {verb} {against} in {metric.phrase}: use {found.winner}. The best of the others, {others}"
+
+
+def _more_seeds(found: Verdict, summary: Summary) -> str:
+    """Say what it would take to tell the best of the others from what it is compared with."""
+    difference = found.difference
+    if found.kind not in ("same", "baseline") or difference is None or verdict(difference) != WITHIN:
+        return ""
+    needed, there = seeds_needed(difference.values), len(difference.values)
+    if needed is None:
+        return "A thousand seeds would not show a difference of this size."
+    if needed <= there:
+        return ""
+    more = needed - there
+    rows = [row for row in summary.rows if row.label in (found.runner_up, found.against)]
+    seconds = sum(_mean_seconds(row, found.stage) for row in rows) * more
+    cost = f", about {duration(seconds)} of training" if seconds else ""
+    return (
+        f"If the difference is what was seen, {counted(needed, 'seed')} would show it with a chance of {POWER:.0%}: "
+        f"{more} more{cost}."
+    )
+
+
+def _mean_seconds(row: Row, stage: str) -> float:
+    known = [one for one in row.stages[stage].budget.seconds if one is not None] if stage in row.stages else []
+    return sum(known) / len(known) if known else 0.0
 
 
 def _over(difference: Difference | None, against: str, metric: Metric) -> str:

@@ -17,6 +17,8 @@ from ballast.errors import BallastError
 from ballast.evaluation.metrics import LEVEL, Estimate, ratio
 
 Array = np.ndarray
+POWER = 0.8
+"""Chance to find a difference that is there, in plans."""
 
 
 def t_bounds(values_S: Array, level: float = LEVEL) -> tuple[Array, Array, Array]:
@@ -118,6 +120,27 @@ def paired_p(differences_S: Sequence[float] | Array) -> float | None:
     from scipy.stats import ttest_1samp
 
     return float(ttest_1samp(differences_S, 0.0).pvalue)
+
+
+def seeds_needed(
+    differences_S: Sequence[float] | Array, *, power: float = POWER, level: float = LEVEL, most: int = 1000
+) -> int | None:
+    """Return how many seeds a paired t test needs to find a difference of this size with probability `power`.
+
+    Mean and spread are taken for the true ones, which of few seeds is a rough guess. None where there is no difference
+    or no spread, and where more than `most` are needed.
+    """
+    differences_S = np.asarray(differences_S, dtype=np.float64)
+    if len(differences_S) < 2 or not _varies(differences_S):
+        return None
+    from scipy.stats import nct, t
+
+    size = abs(float(differences_S.mean())) / float(differences_S.std(ddof=1))
+    seeds_N = np.arange(2, most + 1)
+    critical_N, centre_N = t.ppf(0.5 + level / 2, seeds_N - 1), size * np.sqrt(seeds_N)
+    found_N = nct.sf(critical_N, seeds_N - 1, centre_N) + nct.cdf(-critical_N, seeds_N - 1, centre_N)
+    enough = np.flatnonzero(found_N >= power)
+    return int(seeds_N[enough[0]]) if len(enough) else None
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

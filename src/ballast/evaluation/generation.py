@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-import numpy as np
-
 from ballast.data.render import prompt_ids
 from ballast.errors import BallastError
 from ballast.evaluation.scoring import BATCH_TOKENS, ScoredSequence, batches, inference
@@ -23,8 +21,6 @@ from ballast.protocols import Model, Progress, Tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    LogitsProcessor = Callable[[Tensor, Tensor], Tensor]
 
 Prompt = str | Sequence[Mapping[str, Any]] | Mapping[str, Any]
 """A prompt alone, text or messages; or a row with ``prompt`` and perhaps ``tools`` and ``chat_template_kwargs``."""
@@ -207,12 +203,13 @@ def generate(
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
     done = 0
     with inference(model), _own_configuration(model, options, ends, pad):
+        answers = _answers_by(model, encoded, pad)
         for batch in batches([len(encoded[row]) + options.max_new_tokens for row, _ in rows], options.batch_tokens):
             members = [rows[i] for i in batch]
             seeds = [(options.seed, *streams[row], sample) for row, sample in members]
             asked = [encoded[row] for row, _ in members]
             stopping = StopStrings(tokenizer, asked, options.stop, ends) if options.stop else None
-            new_ids = _generate_batch(model, asked, seeds, options, pad, stopping)
+            new_ids = answers(_Batch(model, asked, seeds, options, pad, ends, stopping))
             for (row, sample), ids in zip(members, new_ids, strict=True):
                 results[row][sample] = read_completion(tokenizer, encoded[row], ids, ends, options.stop)
             done += len(batch)
@@ -240,22 +237,66 @@ def own_sequences(
     ]
 
 
-def _generate_batch(
-    model: Model,
-    prompts: list[tuple[int, ...]],
-    seeds: list[tuple[int, ...]],
-    options: GenerationOptions,
-    pad: int,
-    stopping: StopStrings | None,
-) -> list[list[int]]:
+@dataclass(frozen=True)
+class _Batch:
+    """Prompts that are answered at once, a row for each answer.
+
+    Attributes:
+        model: that answers.
+        prompts: of every row.
+        seeds: of every row.
+        options: how to generate.
+        pad: the padding's id.
+        ends: ids of end tokens.
+        stopping: where there are stop strings.
+    """
+
+    model: Model
+    prompts: list[tuple[int, ...]]
+    seeds: list[tuple[int, ...]]
+    options: GenerationOptions
+    pad: int
+    ends: set[int]
+    stopping: StopStrings | None
+
+    def is_end(self, row: int, token: int) -> bool:
+        """Return whether this token, the newest of this row, ends its answer."""
+        stopped = self.stopping is not None and self.stopping.completes(row, token)
+        return stopped or token in self.ends
+
+
+def _answers_by(model: Model, prompts: Sequence[tuple[int, ...]], pad: int) -> Callable[[_Batch], list[list[int]]]:
+    """Return our own loop, or transformers' where a model's cache cannot be spread over the answers of a prompt."""
+    from ballast.evaluation.decoding import spreads
+
+    return _write if prompts and spreads(model, prompts[0], pad) else _generate
+
+
+def _write(batch: _Batch) -> list[list[int]]:
+    from ballast.evaluation.decoding import Reader, write
+    from ballast.evaluation.drawing import Draw
+
+    options = batch.options
+    draw = Draw(batch.seeds, options.max_new_tokens, options.temperature, options.top_p)
+    return write(Reader(batch.model, batch.pad), batch.prompts, options.max_new_tokens, draw, batch.is_end)
+
+
+def _generate(batch: _Batch) -> list[list[int]]:
     import torch
     from transformers import StoppingCriteriaList
 
+    from ballast.evaluation.drawing import InverseSampler, uniforms, warpers
+
+    options, pad, prompts, stopping = batch.options, batch.pad, batch.prompts, batch.stopping
     width = max(len(ids) for ids in prompts)
-    ids_BT = torch.tensor([[pad] * (width - len(ids)) + list(ids) for ids in prompts], device=model.device)
-    attention_BT = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
-    processors = [] if options.temperature == 0 else _sampling(seeds, options, width)
-    output_BT = cast(_Generates, model).generate(
+    device = batch.model.device
+    ids_BT = torch.tensor([[pad] * (width - len(ids)) + list(ids) for ids in prompts], device=device)
+    attention_BT = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
+    processors = []
+    if options.temperature:
+        sampler = InverseSampler(uniforms(batch.seeds, options.max_new_tokens), width)
+        processors = [*warpers(options.temperature, options.top_p), sampler]
+    output_BT = cast(_Generates, batch.model).generate(
         input_ids=ids_BT,
         attention_mask=attention_BT,
         logits_processor=processors,
@@ -264,40 +305,6 @@ def _generate_batch(
     new_ids: list[list[int]] = output_BT[:, width:].tolist()
     # Behind a stop there is padding, which may well be an end token.
     return new_ids if stopping is None else [ids[:size] for ids, size in zip(new_ids, stopping.lengths, strict=True)]
-
-
-def _sampling(seeds: list[tuple[int, ...]], options: GenerationOptions, width: int) -> list[LogitsProcessor]:
-    from transformers import TemperatureLogitsWarper, TopPLogitsWarper
-
-    uniform_BT = np.stack([np.random.default_rng(seed).random(options.max_new_tokens) for seed in seeds])
-    warpers: list[LogitsProcessor] = []
-    if options.temperature != 1:
-        warpers.append(TemperatureLogitsWarper(float(options.temperature)))
-    if options.top_p < 1:
-        warpers.append(TopPLogitsWarper(options.top_p))
-    return [*warpers, _InverseSampler(uniform_BT, width)]
-
-
-class _InverseSampler:
-    """Logits processor that leaves one token: where the row's uniform number falls in the cumulative distribution."""
-
-    def __init__(self, uniform_BT: np.ndarray, width: int) -> None:
-        self.uniform_BT = uniform_BT
-        self.width = width
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        import torch
-
-        # MPS has no float64; elsewhere the float32 sum over a large vocabulary would bias the tail.
-        precise = torch.float32 if scores.device.type == "mps" else torch.float64
-        cumulative_BV = scores.to(precise).softmax(-1).cumsum(-1)
-        step = input_ids.shape[1] - self.width
-        uniform_B1 = torch.as_tensor(self.uniform_BT[:, step : step + 1]).to(scores.device, precise)
-        chosen_B1 = torch.searchsorted(cumulative_BV, uniform_B1 * cumulative_BV[:, -1:], right=True)
-        # Rounding can put the product at the very end of the distribution, past the last token.
-        beyond = chosen_B1 >= scores.shape[-1]
-        chosen_B1 = torch.where(beyond, scores.argmax(-1, keepdim=True), chosen_B1)
-        return torch.full_like(scores, -torch.inf).scatter(-1, chosen_B1, 0.0)
 
 
 def end_ids(model: Model, tokenizer: Tokenizer) -> set[int]:

@@ -49,10 +49,11 @@ def before_stop(text: str, stop: Sequence[str]) -> str | None:
 
 
 class StopStrings:
-    """Stopping criterion of one batch.
+    """Looks for stop strings in the answers of one batch; a stopping criterion of transformers' `generate`.
 
     Attributes:
-        lengths: new tokens of every row, the one that completed a stop string included; None where none has.
+        lengths: as a criterion: new tokens of every row, the one that completed a stop string included; None where
+            none has.
     """
 
     def __init__(
@@ -68,6 +69,14 @@ class StopStrings:
         self._unfinished = set(range(len(prompts)))
         self._step = 0
 
+    def completes(self, row: int, token: int) -> bool:
+        """Return whether the newest token of a row completes a stop string."""
+        # Special tokens have no text. A run of them would make the window grow.
+        if token in self._special:
+            return False
+        self._answers[row].append(token)
+        return self._has_stopped(row)
+
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
         """Return which rows have a stop string, `input_ids` ending with the newest token of all rows."""
         import torch
@@ -75,11 +84,8 @@ class StopStrings:
         self._step += 1
         newest = input_ids[:, -1].tolist()
         for row in sorted(self._unfinished):
-            # Special tokens have no text. A run of them would make the window grow.
-            if newest[row] not in self._special:
-                self._answers[row].append(newest[row])
-                if self._has_stopped(row):
-                    self.lengths[row] = self._step
+            if self.completes(row, newest[row]):
+                self.lengths[row] = self._step
             if self.lengths[row] is not None or newest[row] in self._ends:
                 self._unfinished.remove(row)
         return torch.tensor([length is not None for length in self.lengths], device=input_ids.device)

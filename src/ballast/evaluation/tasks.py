@@ -108,8 +108,9 @@ class Task(Options):
 
     def settings(self) -> dict[str, Any]:
         """Return everything but the rows, JSON-able; a source is kept by name."""
-        rows = {name for name in SOURCES if name in type(self).model_fields and name not in self.sources()}
-        return self.model_dump(mode="json", exclude=rows) | dict.fromkeys(rows)
+        # In this order, so that two processes write the same file.
+        rows = [name for name in SOURCES if name in type(self).model_fields and name not in self.sources()]
+        return self.model_dump(mode="json", exclude=set(rows)) | dict.fromkeys(rows)
 
 
 class SampledTask(Task):

@@ -216,7 +216,7 @@ def _check_stored(recipe: Recipe, file: str, stored: StoreSettings, max_length: 
 
     options = recipe.groups or GroupOptions()
     now = options.to_dict()
-    for key in options.model_fields_set:
+    for key in (key for key in now if key in options.model_fields_set):
         if key not in NOT_STORED and now[key] != stored.groups.get(key):
             raise BallastError(
                 f"groups.{key}: {now[key]!r} would be ignored: {file} was sampled with "

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ballast import checkpoints, models
@@ -90,16 +90,13 @@ def _section(path: str) -> ModelSection:
 
 def _write(model: Any, tokenizer: Any, output: Path) -> None:
     """Write beside the place, and move there when whole."""
-    made = output.with_name(f"{output.name}.unfinished")
-    shutil.rmtree(made, ignore_errors=True)
-    try:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as beside:
+        made = Path(beside, "merged")
         with disk_full_as_error(output):
             model.save_pretrained(str(made))
             tokenizer.save_pretrained(str(made))
-        output.parent.mkdir(parents=True, exist_ok=True)
         checkpoints.put_in_place(made, output)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
 
 
 def _ids(config: Any, context: int | None) -> list[int]:

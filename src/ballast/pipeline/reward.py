@@ -13,9 +13,9 @@ from ballast.config.recipe import ModelSection, Recipe
 from ballast.errors import BallastError
 from ballast.pipeline.run import Outcome, Run
 from ballast.pipeline.run_folder import log_writer, no_empty_folder
+from ballast.pipeline.step_lines import step_lines
 from ballast.pipeline.tasks import Tasks
 from ballast.protocols import Say
-from ballast.records.model_card import append_reward
 from ballast.records.write import METRICS
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from ballast.reward.pairs import Pair, Pairs
 
 NAMES = ("base", "reward")
-SHOWN = ("loss", "accuracy", "margin")
-LINES = 10
+SHOWN = ("margin", "loss", "accuracy")
+"""Metrics that a line of progress has."""
 
 
 def run_reward(recipe: Recipe, *, say: Say = print, progress: bool = True) -> Outcome:
@@ -75,7 +75,6 @@ def _run(run: Run) -> Outcome:
     run.checkpoint(trainer)
     totals = trainer.train().metrics
     run.save(trainer)
-    append_reward(run.output, made.options.to_dict(), run.section.path)
     found = {"accuracy": accuracy} if (accuracy := _accuracy(trainer.model, made.pairs.held_out)) is not None else {}
     if found:
         run.say(f"{run.output}: the given answer scores higher in {found['accuracy']:.3f} of {counts['held_out']:,} "
@@ -133,11 +132,7 @@ def _trainer(made: _Ready, model: Any, say: Say | None) -> Any:
 
     from ballast.reward import trl
 
-    def tell(line: dict[str, Any], state: Any) -> None:
-        if say is not None and "margin" in line and state.global_step % max(1, state.max_steps // LINES) == 0:
-            values = "  ".join(f"{name} {line[name]:.3g}" for name in SHOWN if line.get(name) is not None)
-            say(f"step {line['step']} of {state.max_steps}  {values}")
-
+    tell = step_lines(say, SHOWN)
     callbacks = [log_writer(Path(made.args.output_dir) / METRICS, tell=tell)]
     try:
         trainer = trl.trainer(model, made.tokenizer, made.args, made.pairs.train, made.options.loss, callbacks)

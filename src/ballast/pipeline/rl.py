@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +16,10 @@ from ballast.pipeline.checks import rl as rl_checks
 from ballast.pipeline.evaluate import Measured, check_prompts
 from ballast.pipeline.run import Outcome, Run
 from ballast.pipeline.run_folder import log_writer, no_empty_folder
+from ballast.pipeline.step_lines import step_lines
 from ballast.pipeline.tasks import load_tasks
 from ballast.pipeline.warnings import of_reinforcement
 from ballast.protocols import Say, Tokenizer
-from ballast.records.model_card import append_rl
 from ballast.records.schema import CellRecord, RewardRecord
 from ballast.records.write import METRICS, read_jsonl
 
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 NAMES = ("before rl", "after rl")
 """What the model is called in the measurements."""
 LINES = 10
-"""Lines of progress in a run, and the share of its steps that the ends of the reward curve are means over."""
+"""The ends of the reward curve are means over one in so many steps."""
 SHOWN = ("reward", "mixed", "entropy", "kl", "length")
 """Metrics that a line of progress has."""
 
@@ -106,7 +105,6 @@ def _train(run: Run, made: _Ready, model: PreTrainedModel | PeftModel, before: l
     run.save(trainer)
     if trainer.is_world_process_zero():
         trl.without_reference_adapter(run.output)
-        append_rl(run.output, options, start)
         found["reward"] = _reward(run.output)
         found["warnings"] = tuple(of_reinforcement(read_jsonl(run.output / METRICS), made.options))
     return run.end(trainer, made.tokenizer, record, before, train=totals, **found)
@@ -154,11 +152,7 @@ def _training(made: _Ready, model: PreTrainedModel | PeftModel, say: Say | None)
     from ballast.rl import Run as Training
     from ballast.rl.trl import metric_line
 
-    def tell(line: Mapping[str, Any], state: Any) -> None:
-        if say is not None and "reward" in line and state.global_step % max(1, state.max_steps // LINES) == 0:
-            values = "  ".join(f"{name} {line[name]:.3g}" for name in SHOWN if line.get(name) is not None)
-            say(f"step {line['step']} of {state.max_steps}  {values}")
-
+    tell = step_lines(say, SHOWN)
     try:
         training = Training(
             model,

@@ -16,7 +16,7 @@ from ballast.errors import BallastError
 from ballast.pipeline import sources
 from ballast.pipeline.digests import inputs_of
 from ballast.pipeline.evaluate import Measured, base_model, measure, table
-from ballast.pipeline.run_folder import alone, is_trained, save_final, write_evals, write_record
+from ballast.pipeline.run_folder import alone, is_trained, save_final, write_card, write_evals, write_record
 from ballast.pipeline.stopping import Stop, stoppable
 from ballast.pipeline.tasks import Tasks
 from ballast.protocols import Model, Say, Tokenizer
@@ -199,6 +199,7 @@ class Run:
         seconds, recipe = {**record.seconds, **self.clock.laps}, {**record.recipe, "evaluation": self._evaluation}
         ended = {"status": "finished", "finished": now(), "seconds": seconds, "recipe": recipe}
         record = record.model_copy(update=ended)
+        write_card(self.output, record, self.section)
         write_record(self.output, record)
         if measured:
             self.say(table(measured))

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ballast.config.recipe import Recipe
+from ballast import models
+from ballast.config.recipe import ModelSection, Recipe
 from ballast.errors import BallastError
+from ballast.files import write_atomically
+from ballast.objectives import objective
 from ballast.pipeline.evaluate import Measured
+from ballast.pipeline.step_lines import Tell
 from ballast.records import write as records
-from ballast.records.schema import RunRecord
+from ballast.records.model_card import CARD, About, card
+from ballast.records.read import read_lines
+from ballast.records.schema import EvalRecord, RunRecord
 
 LOCK = ".lock"
 FINAL = ".final"
@@ -93,12 +100,31 @@ def save_final(trainer: Any, output: Path) -> None:
     for file in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
         os.replace(file, output / file.name)
     shutil.rmtree(temporary)
-    # PEFT leaves a card of its own, and the trainer writes one with checkpoints only.
-    (output / "README.md").unlink(missing_ok=True)
-    trainer.create_model_card(model_name=output.name)
+    # PEFT's own, which knows nothing of the run.
+    (output / CARD).unlink(missing_ok=True)
+    _store_once(output)
 
 
-def log_writer(path: Path, *, line: Line = dict, tell: Callable[[dict[str, Any], Any], Any] | None = None) -> Any:
+def _store_once(output: Path) -> None:
+    """Let the weights of a checkpoint that are those of the final model be the same file."""
+    for final in output.glob("*.safetensors"):
+        for kept in output.glob(f"checkpoint-*/{final.name}"):
+            if filecmp.cmp(final, kept, shallow=False):
+                linked = kept.with_name(f".{kept.name}")
+                with suppress(OSError):  # a disk without hard links holds them twice
+                    os.link(final, linked)
+                    os.replace(linked, kept)
+
+
+def write_card(output: Path, record: RunRecord, section: ModelSection) -> None:
+    """Write the model card, of the record and of all that was measured."""
+    source = None if record.objective is None else objective(record.objective).source
+    adapter = (output / models.ADAPTER_CONFIG).is_file()
+    about = About(output.name, source, models.licence(section), adapter)
+    write_atomically(output / CARD, card(record, read_lines(output / records.EVALS, EvalRecord), about))
+
+
+def log_writer(path: Path, *, line: Line = dict, tell: Tell | None = None) -> Any:
     """Return a callback that keeps the metrics file in step with a trainer's log.
 
     Args:

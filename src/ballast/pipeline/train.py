@@ -15,6 +15,7 @@ from ballast.pipeline.evaluate import BASE, TRAINED, check_prompts
 from ballast.pipeline.run import Outcome, Run
 from ballast.pipeline.run_folder import log_writer, no_empty_folder
 from ballast.pipeline.score import score
+from ballast.pipeline.step_lines import step_lines
 from ballast.pipeline.tasks import load_tasks
 from ballast.pipeline.warnings import of_groups
 from ballast.protocols import Model, Say
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
     from ballast.reference import ReferenceCache
     from ballast.training import Trainer
+
+SHOWN = ("loss", "nll", "entropy", "kl", "advantage", "learning_rate")
+"""Metrics that a line of progress has."""
 
 
 @sources.read_once()
@@ -76,7 +80,7 @@ def _run(run: Run) -> Outcome:
     before = run.measure_before(model, made.tokenizer, made.args.device)
     with no_empty_folder(run.output):
         notes = inputs.notes(recipe, model, made.tokenizer)
-        trainer = _trainer(made, model, cache, run.progress)
+        trainer = _trainer(made, model, cache, run.say if run.progress else None)
         if trainer.groups is not None and trainer.groups.rows is not None:
             notes += trainer.groups.rows.lines()
         rows = {report.name: RowsRecord(**asdict(report)) for report in made.reports}
@@ -98,7 +102,7 @@ def _check_steps(made: inputs.Ready) -> None:
 
 
 def _trainer(
-    made: inputs.Ready, model: PreTrainedModel | PeftModel, cache: ReferenceCache | None, progress: bool
+    made: inputs.Ready, model: PreTrainedModel | PeftModel, cache: ReferenceCache | None, say: Say | None
 ) -> Trainer:
     from transformers import PrinterCallback, ProgressCallback
 
@@ -106,7 +110,7 @@ def _trainer(
     from ballast.training.groups import StoredGroups
 
     # The rows carry their labels, and TRL refuses the option for rows that are tokens already.
-    args = copy.copy(made.args)
+    args, bar = copy.copy(made.args), say is not None and not made.args.disable_tqdm
     args.assistant_only_loss = False
     groups = made.recipe.groups
     try:
@@ -119,14 +123,14 @@ def _trainer(
             peft_config=models.lora_config(made.model),
             reference=_reference(made, model, cache),
             groups=None if groups is None or made.groups is None else StoredGroups(groups, made.groups),
-            callbacks=[log_writer(Path(str(args.output_dir)) / METRICS)],
+            callbacks=[log_writer(Path(str(args.output_dir)) / METRICS, tell=None if bar else step_lines(say, SHOWN))],
         )
     except BallastError:
         raise
     except ValueError as error:
         # TRL and transformers refuse settings that do not go together; nothing has been trained.
         raise BallastError(f"training: {' '.join(str(error).split())}") from error
-    for callback in () if progress else (PrinterCallback, ProgressCallback):
+    for callback in (PrinterCallback, *(() if bar else (ProgressCallback,))):
         trainer.remove_callback(callback)
     return trainer
 

@@ -144,6 +144,15 @@ def read_comparison(store: Store) -> list[Run]:
     return [*([base] if base is not None else []), *runs]
 
 
+def read_cells(store: Store, cells: Iterable[CellRecord]) -> list[Run]:
+    """Return those of some runs of fine-tuning that have a record; no other is looked at, which may be at work.
+
+    Raises:
+        BallastError: as `read_comparison`.
+    """
+    return [run for cell in cells if (run := _run_of(store, store.cell(cell.name))) is not None]
+
+
 def _run_of(store: Store, folder: Path) -> Run | None:
     record = read_record(folder)
     if record is None or record.cell is None:

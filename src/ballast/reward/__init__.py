@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from ballast.lazy import on_use
 
 if TYPE_CHECKING:
     from ballast.reward.options import RewardOptions
@@ -23,6 +24,4 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     # The recipe reads the options without loading torch.
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return on_use(__name__, _HOMES, name)

@@ -87,10 +87,11 @@ class PairTrainer(CheckedLoop, RewardTrainer):
 
     def _note(self, chosen: Tensor, rejected: Tensor) -> None:
         metrics = self._metrics["train" if self.model.training else "eval"]
-        metrics["accuracy"].append(float((chosen > rejected).float().mean()))
-        metrics["margin"].append(float((chosen - rejected).mean()))
-        metrics["reward/chosen"].append(float(chosen.mean()))
-        metrics["reward/rejected"].append(float(rejected.mean()))
+        # One value for each pair: the log's mean is then over pairs, however they lie in micro-batches.
+        metrics["accuracy"] += (chosen > rejected).float().tolist()
+        metrics["margin"] += (chosen - rejected).tolist()
+        metrics["reward/chosen"] += chosen.tolist()
+        metrics["reward/rejected"] += rejected.tolist()
 
 
 def trainer(

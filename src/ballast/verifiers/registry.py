@@ -6,11 +6,12 @@ import importlib
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache, partial
+from itertools import islice
 from typing import Any
 
 from ballast.errors import BallastError, suggest
@@ -26,7 +27,7 @@ SECONDS = 10.0
 MATH, READ_MATH = "ballast.verifiers.math:judge", "ballast.verifiers.math:read"
 PROGRAM = "program"
 PROGRAMS_KEPT = 4096
-"""Programs whose value is kept: an answer is scored and read by running it once."""
+"""Programs whose value is kept, so that an answer that is scored and read runs once; as many are prepared at a time."""
 
 Row = Mapping[str, Any]
 
@@ -41,7 +42,8 @@ class Verifier:
         check: raises `BallastError` for a row that cannot be judged, so that it is found before generating; or None.
         read: ``read(completion, row) -> str | None``, the answer that is read off a completion, right or wrong, in one
             notation, so that equal texts are equal answers; None where the verifier does not say.
-        prepare: called with all answers before they are scored one by one, for what can be done side by side; or None.
+        prepare: called with many answers before they are scored or read one by one, for what can be done side by
+            side; or None.
     """
 
     name: str
@@ -145,13 +147,10 @@ def score_answers(verify: Verifier, answers: Iterable[tuple[str, Row]]) -> Score
     Raises:
         BallastError: if the verifier has never started, so that every score would be 0.
     """
-    answers = list(answers)
-    if verify.prepare is not None:
-        verify.prepare(answers)
     scores: list[float] = []
     errors = timeouts = 0
     first_error = None
-    for completion, row in answers:
+    for completion, row in _prepared(verify, answers):
         score = 0.0
         try:
             score = _checked(verify(completion, row))
@@ -183,7 +182,7 @@ def read_answers(verify: Verifier, answers: Iterable[tuple[str, Row]]) -> list[s
     if verify.read is None:
         raise ValueError(f"verifier {verify.name!r} does not read answers off completions")
     found: list[str | None] = []
-    for completion, row in answers:
+    for completion, row in _prepared(verify, answers):
         try:
             found.append(verify.read(completion, row))
         except VerifierUnavailable:
@@ -191,6 +190,15 @@ def read_answers(verify: Verifier, answers: Iterable[tuple[str, Row]]) -> list[s
         except (Exception, SystemExit):  # `score_answers` counts them
             found.append(None)
     return found
+
+
+def _prepared(verify: Verifier, answers: Iterable[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
+    """Yield the answers, each after its block was prepared; a block is no larger than what is kept of it."""
+    left = iter(answers)
+    while block := list(islice(left, PROGRAMS_KEPT)):
+        if verify.prepare is not None:
+            verify.prepare(block)
+        yield from block
 
 
 def _printable(text: str) -> str:

@@ -15,6 +15,7 @@ from ballast.parts import Revisions, check_target
 from ballast.pipeline import sources
 from ballast.pipeline.checks.common import check_data, check_model, check_required
 from ballast.pipeline.checks.groups import check_verifier
+from ballast.pipeline.pairs import SUMMARY
 from ballast.revise.options import ReviseOptions
 from ballast.revise.templates import load_templates
 
@@ -65,8 +66,8 @@ def _problems(options: ReviseOptions) -> Iterable[tuple[str, str]]:
 def _pair_problems(options: ReviseOptions, path: Path) -> Iterable[tuple[str, str]]:
     if options.how != "reviser":
         yield "how", "must be reviser where revise.pairs is written: the rows are a reviser's; set how: reviser"
-    if path.exists():
-        yield "pairs", f"{path}: is there already and would be written over; name another file, or remove it"
+    if there := next((one for one in (path, path.with_suffix(SUMMARY)) if one.exists()), None):
+        yield "pairs", f"{there}: is there already and would be written over; name another file, or remove it"
     elif path.suffix != ".jsonl":
         yield "pairs", f"{path}: is written as JSONL; let its name end in .jsonl"
     elif problem := place_problem(path.parent):

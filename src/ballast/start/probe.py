@@ -1,0 +1,158 @@
+"""What the model does on these rows before any training, and what a step and an answer cost here."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ballast import models
+from ballast.config.recipe import ModelSection, Recipe
+from ballast.config.sections import ObjectiveSection
+from ballast.config.training import training_config
+from ballast.data.messages import last_text
+from ballast.limits import context_length
+from ballast.verifiers.registry import score_answers, verifier
+
+Row = Mapping[str, Any]
+ITEMS = 32
+"""Prompts that the model answers."""
+MOST_TOKENS = 256
+"""Longest answer that is waited for."""
+CUT_OFF = 0.05
+"""Share of answers that a limit may cut off."""
+STEPS = 3
+"""Optimiser steps that are trained; the last is timed."""
+MULTIPLE = 16
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was measured.
+
+    Attributes:
+        accuracy: of greedy answers; None without a verifier.
+        items: answers that it is of.
+        max_new_tokens: limit under which fewer than `CUT_OFF` of the answers and of the demonstrations are cut off.
+        cut_off: share of the model's answers that are cut off all the same, by `MOST_TOKENS` or the context.
+        answer_seconds: of one answer, among others in a batch.
+        step_seconds: of one optimiser step.
+        load_seconds: of loading model and tokenizer.
+        memory: bytes of the process at its peak; on an accelerator those of the device.
+        weights: bytes of what a run leaves: the model, or its adapter.
+    """
+
+    accuracy: float | None
+    items: int
+    max_new_tokens: int
+    cut_off: float
+    answer_seconds: float
+    step_seconds: float
+    load_seconds: float
+    memory: int
+    weights: int
+
+
+def probe(
+    section: ModelSection, training: Mapping[str, Any], judge: str | None, test: Sequence[Row], train: Sequence[Row]
+) -> Probe:
+    """Answer some prompts, train some steps, and return what came of it.
+
+    Args:
+        section: the model, and the adapter to train.
+        training: settings, batch size among them.
+        judge: name of the verifier; None where there is none.
+        test: rows to answer, with ``answer`` where there is a verifier.
+        train: demonstrations to train on, whose lengths count too.
+    """
+    from ballast.evaluation.generation import GenerationOptions, encode_rows, generate
+
+    device, started = models.default_device(), time.monotonic()
+    model, tokenizer = models.load_model(section, device=device), models.load_tokenizer(section)
+    loaded = time.monotonic() - started
+    rows = test[:ITEMS]
+    most = _most_tokens(context_length(model), max(map(len, encode_rows(tokenizer, rows))))
+    started = time.monotonic()
+    answers = [some[0] for some in generate(model, tokenizer, rows, GenerationOptions(max_new_tokens=most))]
+    seconds = time.monotonic() - started
+    shown = [len(tokenizer(last_text(row["completion"]))["input_ids"]) for row in train[: 8 * ITEMS]]
+    limit = max(quantile([one.tokens for one in answers], 1 - CUT_OFF), quantile(shown, 1 - CUT_OFF / 5))
+    step_seconds, weights = _train(section, training, model, tokenizer, train)
+    return Probe(
+        accuracy=None if judge is None else _accuracy(judge, [one.text for one in answers], rows),
+        items=len(rows),
+        max_new_tokens=min(most, math.ceil((limit + 1) / MULTIPLE) * MULTIPLE),
+        cut_off=sum(not one.ended for one in answers) / len(answers),
+        answer_seconds=seconds / len(answers),
+        step_seconds=step_seconds,
+        load_seconds=loaded,
+        memory=_peak(device.type),
+        weights=weights,
+    )
+
+
+def quantile(lengths: Sequence[int], share: float) -> int:
+    """Return the least length that at least this share of the lengths does not exceed."""
+    return sorted(lengths)[math.ceil(share * len(lengths)) - 1]
+
+
+def _most_tokens(context: int | None, longest: int) -> int:
+    return MOST_TOKENS if context is None else max(1, min(MOST_TOKENS, context - longest))
+
+
+def _accuracy(judge: str, texts: Sequence[str], rows: Sequence[Row]) -> float:
+    return sum(score_answers(verifier(judge), zip(texts, rows, strict=True)).scores) / len(rows)
+
+
+def _train(
+    section: ModelSection, training: Mapping[str, Any], model: Any, tokenizer: Any, rows: Sequence[Row]
+) -> tuple[float, int]:
+    """Return seconds of the last of `STEPS` steps, and bytes of what it trains."""
+    from datasets import Dataset
+    from transformers import PrinterCallback, TrainerCallback
+
+    from ballast.training import Trainer
+
+    times: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            times.append(time.monotonic())
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            times.append(time.monotonic())
+
+    with tempfile.TemporaryDirectory(prefix="ballast-") as folder:
+        recipe = Recipe(objective=ObjectiveSection(name="sft"), training=dict(training))
+        quiet = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_strategy": "no"}
+        args = training_config(recipe, output_dir=folder, max_steps=STEPS, **quiet)
+        count = STEPS * args.per_device_train_batch_size * args.gradient_accumulation_steps
+        shown = [{name: row[name] for name in ("prompt", "completion")} for row in rows[:count]]
+        trainer = Trainer(
+            model=model,
+            args=args,
+            train_dataset=Dataset.from_list(shown),
+            processing_class=tokenizer,
+            peft_config=models.lora_config(section),
+            callbacks=[Clock()],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        kept = trainer.model.parameters()
+        adapted = section.lora is not None
+        weights = sum(one.numel() * one.element_size() for one in kept if one.requires_grad or not adapted)
+    return times[-1] - times[-2], weights
+
+
+def _peak(device: str) -> int:
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024

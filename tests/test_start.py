@@ -1,0 +1,291 @@
+"""From a model and a file to a recipe: what is found in rows, how they are split, what fits into the time."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ballast.advise.regime import ABOVE, BELOW, EQUAL, UNKNOWN
+from ballast.cli import app
+from ballast.compare import COMPARE_CHECKS
+from ballast.config.recipe import load_recipe
+from ballast.errors import BallastError
+from ballast.lab import split as lab_split
+from ballast.objectives import list_objectives
+from ballast.start import plan as planning
+from ballast.start.answers import choose, judged
+from ballast.start.columns import PAIRS, recognise
+from ballast.start.plan import SIZES, Size, plan
+from ballast.start.probe import Probe, quantile
+from ballast.start.recipe import RECIPE, TEST, TRAIN, VALIDATION, Written, text
+from ballast.start.rows import demonstrations, split
+from ballast.start.run import ASKED, Request, is_made
+from tiny import CHAT_TEMPLATE, char_tokenizer, tiny_model
+
+PROBE = Probe(
+    accuracy=0.5,
+    items=32,
+    max_new_tokens=64,
+    cut_off=0.0,
+    answer_seconds=0.1,
+    step_seconds=1.0,
+    load_seconds=1.0,
+    memory=10**9,
+    weights=10**6,
+)
+
+
+def cli(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+# What is found in rows.
+
+
+@pytest.mark.parametrize(("prompt", "answer"), PAIRS)
+@pytest.mark.parametrize("write", [str, str.upper, str.title])
+def test_usual_names_of_columns_are_known_in_any_case(prompt, answer, write):
+    found = recognise(["id", write(prompt), write(answer)], "rows.jsonl")
+    named = found.columns or {"prompt": "prompt", "completion": "completion"}
+    assert named == {"prompt": write(prompt), "completion": write(answer)}
+
+
+def test_chats_and_alpaca_are_read_as_data_columns_reads_them():
+    assert recognise(["messages", "prompt", "answer"], "x").columns is None
+    assert recognise(["conversations"], "x").columns == "sharegpt"
+    assert recognise(["instruction", "input", "output"], "x").columns == "alpaca"
+    assert recognise(["problem", "solution", "answer"], "x").columns == {"prompt": "problem", "completion": "solution"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "texts", "verifier", "answers"),
+    [
+        ([{}] * 2, ["5 - 2 = 3 left.\n#### 3", "So #### 1,200"], "last-number", ["3", "1200"]),
+        ([{"answer": "7"}], ["It is 7."], "last-number", ["7"]),
+        ([{}], [r"Thus $\boxed{\frac{1}{2}}$ is it."], "math", [r"\frac{1}{2}"]),
+        ([{}], ["Paris"], "exact", ["Paris"]),
+        (
+            [{}],
+            ["Both of them together, carried out by hand as the book asks, come to 12."],
+            "last-number",
+            ["12"],
+        ),
+        ([{"answer": "B"}], ["B"], "exact", ["B"]),
+    ],
+)
+def test_the_verifier_that_finds_demonstrations_right_is_chosen(rows, texts, verifier, answers):
+    found = choose(rows, texts)
+    assert (found.judge.verifier, found.share) == (verifier, 1)
+    assert judged(found.judge, rows, texts) == answers
+
+
+def test_rows_that_nothing_can_judge_have_no_verifier_and_wrong_ones_are_left_out():
+    prose = "In 1945 the war ended, and with it an age; what came then is told in the next chapter."
+    assert choose([{}] * 3, [prose] * 3) is None
+    rows = [{"answer": "7"}, {"answer": "8"}, {"answer": None}, {}]
+    found = choose(rows[:2] * 2, ["It is 7.", "It is 7.", "It is 7.", "It is 8."])
+    assert (found.judge.verifier, found.share) == ("last-number", 0.75)
+    assert judged(found.judge, rows, ["It is 7."] * 4) == ["7", None, None, None]
+
+
+def test_rows_become_chats_where_there_is_a_template_and_keep_a_line_apart_where_there_is_none():
+    rows = [{"prompt": "Ask? ", "completion": " Reply."}]
+    (chat,) = demonstrations(rows, chat=True, as_written=False)
+    assert chat["prompt"] == [{"role": "user", "content": "Ask?"}]
+    assert chat["completion"] == [{"role": "assistant", "content": "Reply."}]
+    assert demonstrations(rows, chat=False, as_written=False) == [{"prompt": "Ask?\n", "completion": "Reply."}]
+    assert demonstrations(rows, chat=False, as_written=True) == rows
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (made,) = demonstrations([{"messages": turns, "tools": "[]"}], chat=True, as_written=False)
+    assert made == {"prompt": turns[:1], "completion": turns[1:], "tools": "[]"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"messages": [{"role": "user", "content": "a"}]}, "row 1: its last message is not the assistant's"),
+        ({"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]},
+         "row 1: is a chat, and the tokenizer has no chat template"),
+    ],
+)  # fmt: skip
+def test_rows_that_demonstrate_nothing_are_named(row, message):
+    with pytest.raises(BallastError, match=message):
+        demonstrations([row], chat=False, as_written=False)
+
+
+def test_no_prompt_is_in_two_parts_and_the_order_of_the_rows_does_not_decide():
+    rows = [{"prompt": f"{number % 150}", "completion": f"{number}"} for number in range(300)]
+    parts = split(rows)
+    prompts = [{row["prompt"] for row in part} for part in (parts.train, parts.validation, parts.test)]
+    assert [len(one) for one in prompts] == [105, 15, 30]
+    assert sum(map(len, prompts)) == len(set.union(*prompts)) == 150
+    assert len(parts.train) == 2 * 105
+    other = split(rows[::-1])
+    assert {row["prompt"] for row in other.test} == prompts[2]
+    assert [row for row in rows if row in parts.train] == parts.train
+
+
+# What fits into the time.
+
+
+@pytest.mark.parametrize("seconds", [0, 60, 600, 3600, 10**6])
+def test_the_most_thorough_size_that_fits_is_taken(seconds):
+    found = plan(["sft", "dft"], PROBE, seconds, lora=False, most_steps=1000)
+    place = next(n for n, size in enumerate(SIZES) if size == found.size)
+    assert found.seconds <= seconds or place == len(SIZES) - 1
+    if place:
+        larger = plan(["sft", "dft"], PROBE, 10**9, lora=False, most_steps=1000)
+        assert larger.seconds > found.seconds
+        assert planning._sized(["sft", "dft"], PROBE, SIZES[place - 1], False, 1000).seconds > seconds
+
+
+def test_the_cost_is_that_of_all_runs():
+    found = planning._sized(["sft"], PROBE, Size(2, 1, 3, 10, 20, 30, 5), False, 8)
+    run = planning.OVERHEAD + 2 * 1.0 + 8 * 1.0
+    tuning, reported = 2 * (run + 20 * 0.1), 3 * (run + (20 + 30 + 5 * 8) * 0.1)
+    assert found.seconds == pytest.approx(tuning + reported + 70 * 0.1)
+    assert (found.runs, found.disk) == (5, 3 * 10**6)
+    single = planning._sized(["sft"], PROBE, Size(1, 1, 3, 10, 0, 30, 0), False, 8)
+    assert (single.runs, single.seconds) == (3, pytest.approx(3 * (run + 3) + 3))
+
+
+def test_every_regime_has_objectives_that_exist_sft_first():
+    assert set(planning.WORTH) == {ABOVE, BELOW, EQUAL, UNKNOWN}
+    names = {info.name for info in list_objectives()}
+    for worth in planning.WORTH.values():
+        assert worth[0][0] == "sft"
+        assert {name for name, _ in worth} <= names
+
+
+def test_a_limit_cuts_off_no_more_than_its_share():
+    lengths = [*range(1, 101)]
+    assert [quantile(lengths, share) for share in (0.95, 0.99, 1.0)] == [95, 99, 100]
+    assert quantile([7], 0.95) == 7
+
+
+@pytest.mark.parametrize("judge", [None, "last-number"])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("lora", [False, True])
+def test_every_recipe_passes_the_checks_of_compare(judge, size, lora, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("out: put#")
+    folder.mkdir()
+    for number, name in enumerate((TRAIN, VALIDATION, TEST), start=1):
+        row = {"prompt": f"1+{number}=?", "completion": f"#{number + 1}", "answer": f"{number + 1}"}
+        (folder / name).write_text(json.dumps(row) + "\n")
+    made = planning._sized(["sft", "dft"], PROBE, size, lora, 1000)
+    written = text(
+        Written("ballast init", "lab", folder, "1 row", judge, "why", lora, {"sft": "a", "dft": "b"}, made, PROBE)
+    )
+    (folder / RECIPE).write_text(written)
+    recipe = load_recipe(folder / RECIPE, checks=COMPARE_CHECKS)
+    assert recipe.compare.seeds == size.seeds
+    assert recipe.compare.rates == made.rates
+    assert recipe.data.train == (str(folder / TRAIN),)
+
+
+# The commands.
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(planning, "SIZES", (Size(1, 1, 2, 2, 0, 8, 0),))
+    rows = [{"Question": row["prompt"], "Answer": row["completion"]} for row in lab_split("train")[:80]]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_init_writes_a_recipe_and_rows_that_belong_together(small):
+    done = cli("init", "lab", "rows.jsonl")
+    assert done.exit_code == 0, done.output
+    said = done.stdout.replace("\n", " ")
+    for words in (
+        "80; Question asks and Answer answers; as plain text",
+        "verifier last-number on the number that an answer ends with: finds 100%",
+        "56 to train on, 8 to choose by, 16 to report",
+        "1.2 M parameters; all weights are trained",
+        "next: ballast compare runs/try-rows/recipe.yaml",
+    ):
+        assert words in said, said
+    folder = Path("runs/try-rows")
+    assert {one.name for one in folder.iterdir()} == {RECIPE, TRAIN, VALIDATION, TEST, ASKED}
+    assert {one.name for one in Path("runs").iterdir()} == {"try-rows"}
+    tests = [json.loads(line) for line in (folder / TEST).read_text().splitlines()]
+    assert all(row["answer"] == row["completion"].rpartition("#")[2] for row in tests)
+    load_recipe(folder / RECIPE, checks=COMPARE_CHECKS)
+    again = cli("init", "lab", "rows.jsonl")
+    assert (again.exit_code, "has this recipe already" in again.stderr) == (2, True)
+
+
+def test_try_ends_with_a_decision_and_goes_on_where_it_was_stopped(small):
+    done = cli("try", "lab", "rows.jsonl", "--yes", "--output", "out")
+    assert done.exit_code == 0, done.output
+    assert "After fine-tuning," in done.stdout
+    assert Path("out/runs/report.html").is_file()
+    command = next(line for line in done.stdout.splitlines() if line.startswith("train it: ballast "))
+    words = shlex.split(command.removeprefix("train it: ballast "))
+    trained = cli(*words, "training.max_steps=2", "evaluation.tasks=[]")
+    assert trained.exit_code == 0, trained.output
+    assert Path("runs/final/model.safetensors").is_file()
+    taken = next(line for line in done.stdout.splitlines() if line.startswith("or take a run as it is: "))
+    assert Path(taken.rpartition(" ")[2], "model.safetensors").is_file()
+    before = Path("out/runs/summary.json").read_bytes()
+    again = cli("try", "lab", "rows.jsonl", "--yes", "--output", "out", "--minutes", "5")
+    assert again.exit_code == 0
+    assert "out/recipe.yaml: goes on" in again.stdout
+    assert Path("out/runs/summary.json").read_bytes() == before
+
+
+def test_a_chat_model_is_asked_as_a_chat(small):
+    tiny_model(vocab=len(char_tokenizer())).save_pretrained("chat")
+    char_tokenizer(chat_template=CHAT_TEMPLATE).save_pretrained("chat")
+    done = cli("init", "chat", "rows.jsonl", "--columns", "{prompt: Question, completion: Answer}")
+    assert done.exit_code == 0, done.output
+    row = json.loads(Path("runs/try-rows", TRAIN).read_text().splitlines()[0])
+    assert [turn["role"] for turn in (*row["prompt"], *row["completion"])] == ["user", "assistant"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("lab", "none.jsonl"), "none.jsonl: no such file or folder"),
+        (("nowhere/at/all", "rows.jsonl"), "nowhere/at/all: no such folder"),
+        (("lab", "odd.jsonl"), "odd.jsonl: no prompt and answer among the columns (a, b)"),
+        (("lab", "few.jsonl"), "few.jsonl: 10 different prompts are too few"),
+        (("lab", "rows.jsonl", "--columns", "{prompt: Ask}"), "no column 'Ask'"),
+        (("lab", "rows.jsonl", "--output", "full"), "--output: full: is not empty"),
+        (("lab", "rows.jsonl", "--output", "other"), "--output: other: was made for another model or other data"),
+        (("lab", "chats.jsonl"), "chats.jsonl: row 1: is a chat, and the tokenizer has no chat template"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(words, message, small):
+    Path("odd.jsonl").write_text('{"a": 1, "b": 2}\n' * 100)
+    Path("few.jsonl").write_text("".join(json.dumps({"prompt": f"{n}", "answer": "1"}) + "\n" for n in range(10)))
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    Path("chats.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    for folder, content in (("full", "no json"), ("other", json.dumps(Request("lab", "x").plain()))):
+        Path(folder).mkdir()
+        Path(folder, ASKED).write_text(content)
+    before = sorted(Path().rglob("*"))
+    done = cli("init", *words)
+    assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1), done.output
+    assert message in done.stderr
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_try_does_not_begin_unasked(small):
+    done = cli("try", "lab", "rows.jsonl")
+    assert (done.exit_code, "add --yes" in done.stderr) == (2, True)
+    assert not Path("runs").exists()
+
+
+def test_more_minutes_are_the_same_request(tmp_path):
+    (tmp_path / ASKED).write_text(json.dumps(Request("lab", "x", minutes=5).plain()))
+    assert is_made(tmp_path, Request("lab", "x", minutes=9))
+    with pytest.raises(BallastError, match="was made for another model"):
+        is_made(tmp_path, Request("lab-code", "x"))
+    assert not is_made(tmp_path / "new", Request("lab", "x"))
