@@ -49,8 +49,8 @@ def saved(folder: Path) -> dict[str, torch.Tensor]:
 def check_equal(found: Path, wanted: Path, setting: str) -> None:
     ours, theirs = saved(found), saved(wanted)
     assert ours.keys() == theirs.keys()
-    # DeepSpeed keeps what the optimiser moves in float32.
-    bound = 3e-5 if setting.startswith("zero") else 1e-10
+    # DeepSpeed keeps what the optimiser moves in float32, whose rounding iw-sft amplifies to 1e-4.
+    bound = 3e-4 if setting.startswith("zero") else 1e-10
     for name, weight in theirs.items():
         assert float((ours[name] - weight).abs().max()) < bound, name
 

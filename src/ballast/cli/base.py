@@ -31,7 +31,10 @@ class CommandGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            found = super().invoke(ctx)
+            if _is_one_of_several():
+                _end(0)
+            return found
         except BallastError as error:
             if os.environ.get("BALLAST_DEBUG") == "1":
                 raise
@@ -43,6 +46,8 @@ class CommandGroup(TyperGroup):
         except KeyboardInterrupt:
             print_text("interrupted", file=sys.stderr)
             raise _end(INTERRUPTED) from None
+        except typer.Exit as leaving:
+            raise _end(leaving.exit_code) from None
         except Exception:
             if _is_one_of_several():
                 traceback.print_exc()
@@ -56,7 +61,10 @@ def _is_one_of_several() -> bool:
 
 
 def _end(code: int) -> typer.Exit:
-    """Return what ends a command; one of several processes ends here, or it would wait for the others for ever."""
+    """Return what ends a command; one of several processes ends here.
+
+    An interpreter that ends in the ordinary way may wait for the others for ever, or be aborted by gloo's threads.
+    """
     if _is_one_of_several():
         sys.stdout.flush()
         sys.stderr.flush()
