@@ -90,3 +90,19 @@ def test_two_processes_are_one_whatever_trains(tmp_path, alone, setting):
     for case in MATRIX:
         wide = not setting.startswith("zero")
         check_equal(tmp_path / setting / case.replace(":", "-"), alone(case, wide), setting)
+
+
+@pytest.mark.parametrize(("drop_last", "left"), [(False, [1, 0]), (True, [4, 4])])
+def test_the_last_batch_is_known_in_an_epoch_that_is_gone_on_with(drop_last, left):
+    from argparse import Namespace
+
+    from accelerate.data_loader import SkipBatchSampler
+    from torch.utils.data import BatchSampler
+
+    from ballast.training.ranks import rows_left
+
+    sampler = SkipBatchSampler(BatchSampler(range(33), 4, drop_last), skip_batches=2)
+    state = Namespace(end_of_dataloader=True, remainder=-1)
+    state.active_dataloader = Namespace(batch_sampler=sampler, dataset=range(33))
+    found = [rows_left(Namespace(num_processes=2, process_index=rank, gradient_state=state), 4) for rank in (0, 1)]
+    assert found == left
