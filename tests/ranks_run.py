@@ -1,88 +1,86 @@
-"""One rank of runs under a setting of `sharded`; started by test_training_ranks, not by pytest.
+"""What each command gives that splits its work; run in this process alone, or as one rank of several by torchrun.
 
-Usage: ranks_run.py FOLDER CASE...; a case is OBJECTIVE:ADAPTER:LAYOUT, and its trained model is saved into FOLDER/CASE.
+Usage: ranks_run.py FOLDER; in the working directory are the model and the rows of `workspace`. Every rank writes what
+it said, how often it hashed weights, and what the commands returned.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
-import torch
+from ballast import ranks
+from ballast.config.recipe import Recipe
 
-from sharded import shard_on_cpus
-from tiny import tiny_model
-from training_tools import dataset, run
-
-ROWS = 33
-LAYOUTS: dict[str, dict[str, Any]] = {
-    "padded": {},
-    "packed": {"padding_free": True},
-    "accumulated": {"gradient_accumulation_steps": 2},
-}
-LORA = {"r": 2, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]}
+LONG = "1+1=2, " * 16
 
 
-def lora(seed: int = 0):
-    from peft import LoraConfig
+def workspace(folder: Path) -> None:
+    """Make a model and rows: 70 prompts are two parts, and more than one batch to score."""
+    from tiny import char_tokenizer, tiny_model
 
-    return LoraConfig(**LORA)
-
-
-def train(folder: Path, case: str, ranks: int, wide: bool = True, **changes: Any):
-    """Train a case for an epoch, with eight rows a step over all ranks, in float64 if `wide`; return the trainer."""
-    name, adapter, layout = case.split(":")
-    settings = {"max_steps": -1, "num_train_epochs": 1, "max_length": None, **LAYOUTS[layout]}
-    settings |= {"ddp_backend": "gloo"} if ranks > 1 else {}
-    size = 8 // ranks // settings.get("gradient_accumulation_steps", 1)
-    # Accelerate leaves DeepSpeed out where the CPU is asked for.
-    settings |= {"per_device_train_batch_size": size, "use_cpu": "ACCELERATE_USE_DEEPSPEED" not in os.environ}
-    model = tiny_model(dtype=torch.float64 if wide else torch.float32)
-    peft_config = lora() if adapter == "lora" else None
-    return run(folder, name, model=model, data=dataset(ROWS), peft_config=peft_config, **{**settings, **changes})
+    tiny_model(initializer_range=0.2).save_pretrained(folder / "model")
+    char_tokenizer().save_pretrained(folder / "model")
+    asked = [{"prompt": f"{n}+{n}=", "completion": f"{2 * n}", "answer": str(2 * n)} for n in range(70)]
+    shown = [{"prompt": f"{n}+{n}=", "completion": f"{2 * n} {LONG}"} for n in range(90)]
+    for name, rows in (("asked", asked), ("shown", shown)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def check_sharded(trainer: Any) -> None:
-    """Stop the run if its weights are whole where they should be in parts."""
-    from torch.distributed.tensor import DTensor
-
-    weights = [*trainer.model.parameters()]
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        assert all(isinstance(weight, DTensor) for weight in weights)
-    if os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
-        assert all(hasattr(weight, "ds_id") for weight in weights)
-    live = trainer.reference.live
-    if live is not None and live.model is not trainer.model:
-        kinds = {type(weight).__name__ for weight in live.model.parameters()}
-        partitioned = {hasattr(weight, "ds_id") for weight in live.model.parameters()}
-        assert (kinds == {"DTensor"}) == isinstance(weights[0], DTensor), kinds
-        assert partitioned == {hasattr(weights[0], "ds_id") and not isinstance(weights[0], DTensor)}, partitioned
+def recipe(data: str, **sections: Any) -> Recipe:
+    return Recipe.from_dict({"model": "model", "data": {"train": [data]}, **sections})
 
 
-def main(folder: str, cases: list[str]) -> None:
-    torch.set_num_threads(1)
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        shard_on_cpus()
-    for case in cases:
-        place = Path(folder) / case.replace(":", "-")
-        trainer = train(place, case, int(os.environ["WORLD_SIZE"]), wide="ACCELERATE_USE_DEEPSPEED" not in os.environ)
-        assert trainer.accelerator.num_processes == int(os.environ["WORLD_SIZE"]), trainer.accelerator.num_processes
-        check_sharded(trainer)
-        trainer.save_model(str(place))
-        if trainer.is_world_process_zero():
-            print("DONE", case, type(trainer.model_wrapped).__name__, trainer.state.global_step, flush=True)
-        torch.distributed.barrier()
-    # Gloo's threads can abort an interpreter that ends in the ordinary way, long after all is saved.
-    os._exit(0)
+SUMS = {"name": "sums", "data": "asked.jsonl", "limit": 9, "verifier": "last-number", "max_new_tokens": 4}
+
+
+def commands(folder: str, say: Any) -> dict[str, Any]:
+    """Run every command that splits its work into `folder`, and return what they give."""
+    from ballast import pipeline
+
+    scored = recipe("shown.jsonl", reference={"cache": f"{folder}/cache"})
+    cache = pipeline.run_score(scored, say=say)
+    sampled = {"file": f"{folder}/groups", "verifier": "last-number", "own": 2, "max_new_tokens": 4}
+    asked = recipe("asked.jsonl", groups=sampled, rows={"file": f"{folder}/rows.jsonl"})
+    revising = {"file": f"{folder}/revised", "verifier": "last-number", "rounds": 1, "max_new_tokens": 4}
+    tasks = [{**SUMS, "samples": 3, "temperature": 1.0, "batch_tokens": 64, "entropy": True}]
+    measured = recipe("asked.jsonl", evaluation={"tasks": tasks})
+    ready = pipeline.with_readiness(measured, group=2, samples=3)
+    found = {
+        "score": [len(cache), cache.key.hex],
+        "sample": pipeline.run_sample(asked, say=say),
+        "revise": pipeline.run_revise(recipe("asked.jsonl", revise=revising), say=say),
+        "evaluate": [
+            one.record().plain() for one in pipeline.run_evaluate(measured, say=say, items=f"{folder}/evaluated")
+        ],
+        "readiness": [one.record().plain() for one in pipeline.run_evaluate(ready, say=say, items=f"{folder}/ready")],
+    }
+    advised = pipeline.run_advise(recipe("shown.jsonl"), say=say)
+    return {**found, "advise": None if advised is None else advised.to_dict()}
+
+
+def run(folder: str) -> None:
+    """Write what this rank said and hashed, and what the commands returned."""
+    from unittest import mock
+
+    from ballast.reference import fingerprint
+
+    said: list[str] = []
+    with mock.patch.object(fingerprint, "model_fingerprint", wraps=fingerprint.model_fingerprint) as hashed:
+        found = commands(folder, lambda line: said.append(str(line)))
+    told = {"said": said, "hashed": hashed.call_count, "found": found}
+    Path(f"{folder}-rank{ranks.join().rank}.json").write_text(json.dumps(told))
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1], sys.argv[2:])
-    except BaseException:
-        # What waits for the other ranks at the end would wait for ever.
-        traceback.print_exc()
-        os._exit(1)
+    import torch
+
+    torch.set_num_threads(1)
+    run(sys.argv[1])
+    sys.stdout.flush()
+    ranks.leave()
+    # Gloo's threads can abort an interpreter that ends in the ordinary way.
+    os._exit(0)

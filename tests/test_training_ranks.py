@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ranks_run import train
 from sharded import SETTINGS
+from sharded_run import train
 from training_tools import OBJECTIVES
 
 HERE = Path(__file__).parent
@@ -31,7 +31,9 @@ def settings(*names: str):
     return [pytest.param(name, marks=NEEDS_DEEPSPEED if name.startswith("zero") else ()) for name in names]
 
 
-def launch(setting: str, *arguments: str, ranks: int = 2, script: str = "ranks_run.py", limit: int = 300, **more: str):
+def launch(
+    setting: str, *arguments: str, ranks: int = 2, script: str = "sharded_run.py", limit: int = 300, **more: str
+):
     """Run a script of this folder on some ranks under a setting; return the finished process."""
     paths = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
     given = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **SETTINGS[setting], **more}

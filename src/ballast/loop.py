@@ -219,15 +219,13 @@ class CheckedLoop(Base):
             Diverged: it is no finite number.
         """
         loss = super().training_step(model, inputs, *args, **kwargs)
-        self.check_loss(loss, inputs)
+        self._check_finite("loss", float(loss), [inputs], taken=False)
         return loss
 
-    def check_loss(self, loss: Any, inputs: dict[str, Any]) -> None:
-        """Raise `Diverged` if a micro-batch's loss is no finite number; to be asked before DeepSpeed's backward.
-
-        DeepSpeed takes the optimiser's step at the end of the last backward.
-        """
-        self._check_finite("loss", float(loss), [inputs], taken=False)
+    def check_before_step(self, loss: Any, inputs: dict[str, Any]) -> None:
+        """Raise `Diverged` under DeepSpeed, which steps within the last backward, if a loss is no finite number."""
+        if self.is_deepspeed_enabled and self.model.training:
+            self._check_finite("loss", float(loss), [inputs], taken=False)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]  # of transformers
@@ -328,6 +326,30 @@ def refuse_strangers(args: Arguments, *, use_cpu: str = "training.use_cpu") -> N
             f"{started} processes were started, and each would train by itself and write the same files; on CPUs set "
             f"{use_cpu}=true"
         )
+
+
+def data_parallel_problem(args: Arguments) -> str | None:
+    """Return what is wrong with one process that sees several GPUs, None where each has a process or there is one."""
+    if args.n_gpu <= 1:
+        return None
+    return (
+        f"this process sees {args.n_gpu} GPUs and would spread every batch over them by DataParallel, which copies "
+        "the weights at each step and averages the loss by GPU, not by token; start a process for each with --nproc "
+        f"{args.n_gpu}, or show it one: CUDA_VISIBLE_DEVICES=0"
+    )
+
+
+def refuse_data_parallel(args: Arguments) -> None:
+    """Refuse one process that sees several GPUs.
+
+    Args:
+        args: settings of the run.
+
+    Raises:
+        BallastError: naming how to start a process for each, or to use one.
+    """
+    if problem := data_parallel_problem(args):
+        raise BallastError(problem)
 
 
 def _read(file: Path) -> dict[str, Any]:

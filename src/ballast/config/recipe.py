@@ -12,6 +12,7 @@ from ballast.config.sections import (
     CompareSection,
     MethodSection,
     ObjectiveSection,
+    Quantization,
     RoundsSection,
     ThenSection,
     Training,
@@ -48,6 +49,8 @@ class ModelSection(Options):
     """Folder of a PEFT adapter that training continues from."""
     lora: dict[str, Any] | None = None
     """Fields of `peft.LoraConfig`: train a new adapter."""
+    quantization: Quantization | None = None
+    """Hold the frozen weights in few bits, under an adapter; see below."""
 
     @model_validator(mode="after")
     def _one_adapter(self) -> ModelSection:
@@ -72,11 +75,22 @@ class DataSection(Options):
     """`alpaca`, `sharegpt`, or a mapping from our column names to yours: `{prompt: question, completion: solution}`."""
     limit: int | None = Field(None, ge=1)
     """Use the first rows of each training source."""
+    streaming: bool = False
+    """Read training rows as they are trained on, again from the first after the last, for data that memory does not
+    hold; `training.max_steps` says when to end. Sources take turns. For `ballast train` and `ballast compare`."""
+    shuffle_buffer: int = Field(10_000, ge=0)
+    """Rows of a stream among which the next is drawn at random, by `seed`; 0 keeps their order."""
 
     @field_validator("train", "eval", mode="before")
     @classmethod
     def _none_is_no_source(cls, value: Any) -> Any:
         return () if value is None else value
+
+    @model_validator(mode="after")
+    def _buffer_of_a_stream(self) -> DataSection:
+        if "shuffle_buffer" in self.model_fields_set and self.shuffle_buffer != 10_000 and not self.streaming:
+            raise ValueError("shuffle_buffer is of a stream and would be ignored; set streaming: true, or leave it out")
+        return self
 
 
 class ReferenceSection(Options):

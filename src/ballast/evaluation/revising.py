@@ -14,6 +14,7 @@ from ballast.evaluation import metrics
 from ballast.evaluation.generation import Completion, GenerationOptions, encode_rows, generate
 from ballast.limits import context_length
 from ballast.protocols import Model, Tokenizer
+from ballast.ranks import ALONE, Ranks
 from ballast.revise.loop import Asked, Revised, Version, revise, sampled
 from ballast.revise.options import LABELS
 from ballast.revise.templates import load_templates
@@ -32,12 +33,14 @@ class Writer:
     Attributes:
         options: how it samples; `samples` is 1.
         stream: names the random stream of a row's place and a step.
+        ranks: who shares the batches.
     """
 
     model: Model
     tokenizer: Tokenizer
     options: GenerationOptions
     stream: Callable[[int, int], tuple[int, ...]] = lambda place, step: (step, place)
+    ranks: Ranks = ALONE
 
     def __call__(self, asked: Asked, step: int) -> list[Completion | None]:
         """Return what the model writes of each row, None where the context has no room for prompt and answer."""
@@ -47,7 +50,8 @@ class Writer:
         some = [one for one, fit in zip(asked, fits, strict=True) if fit]
         streams = [self.stream(place, step) for place, _ in some]
         prompts = [row for _, row in some]
-        written = iter(generate(self.model, self.tokenizer, prompts, self.options, streams=streams) if some else ())
+        given: dict[str, Any] = {"streams": streams, "ranks": self.ranks}
+        written = iter(generate(self.model, self.tokenizer, prompts, self.options, **given) if some else ())
         return [next(written)[0] if fit else None for fit in fits]
 
 
@@ -57,10 +61,12 @@ class Judging:
 
     Attributes:
         cut_off: whether an answer that has not ended is judged; else it scores 0.
+        ranks: who shares the answers.
     """
 
     verify: Verifier | None
     cut_off: bool = False
+    ranks: Ranks = ALONE
     errors: int = 0
     timeouts: int = 0
 
@@ -70,7 +76,7 @@ class Judging:
             return [None] * len(versions)
         judged = [one.ended or self.cut_off for one in versions]
         pairs = [(one.text, row) for one, row, asked in zip(versions, rows, judged, strict=True) if asked]
-        scored = score_answers(self.verify, pairs)
+        scored = score_answers(self.verify, pairs, self.ranks)
         self.errors, self.timeouts = self.errors + scored.errors, self.timeouts + scored.timeouts
         scores = iter(scored.scores)
         return [next(scores) if asked else 0.0 for asked in judged]
@@ -82,12 +88,12 @@ def revise_drafts(
     """Return what becomes of a task's drafts by its ``revise``.
 
     Args:
-        writer: the model that is measured, or the reviser, with its tokenizer.
+        writer: the model that is measured, or the reviser, with its tokenizer; the ranks are those of `judging`.
     """
     assert task.revise is not None
     # Of five numbers, the last but one not 0: no draft's stream, (seed, row, sample), is among these.
     options = replace(task.generation(), temperature=task.revise.heat(task.temperature))
-    write = Writer(*writer, options, stream=lambda place, step: (place, step, 1))
+    write = Writer(*writer, options, stream=lambda place, step: (place, step, 1), ranks=judging.ranks)
     templates = load_templates(task.revise)
     return revise(rows, [sampled(one) for one in drafts], task.revise, templates, write=write, judge=judging)
 

@@ -14,9 +14,11 @@ from ballast.evaluation.tasks import GenerateTask, NllTask, ReadinessTask, Sampl
 from ballast.files import check_place, file_name, same_file
 from ballast.limits import check_tokenizer
 from ballast.pipeline import sources
+from ballast.pipeline.inputs import silent
 from ballast.pipeline.tasks import Tasks, load_tasks
 from ballast.progress import on_stderr
 from ballast.protocols import Model, Say, Tokenizer
+from ballast.ranks import ALONE, Ranks, join
 from ballast.records.schema import Estimate, EvalRecord, TaskRecord
 from ballast.records.write import EVALS, append_jsonl
 
@@ -72,6 +74,8 @@ def run_evaluate(
 ) -> list[Measured]:
     """Measure models on the recipe's tasks, and return one entry per model.
 
+    Ranks that a launcher started share the work; each returns all, and the first says and writes it.
+
     Args:
         paths: models to measure; by default the recipe's model (as ``base``), then the checkpoint in its output.
         items: folder for every prompt, answer and score.
@@ -80,7 +84,8 @@ def run_evaluate(
         BallastError: a model or a task cannot be used.
     """
     chosen = check_measurement(recipe, paths=paths, items=items)
-    tasks, measured = load_tasks(recipe), list[Measured]()
+    tasks, measured, ranks = load_tasks(recipe), list[Measured](), join()
+    say = say if ranks.main else silent
     base: Model | None = None
     for name, section in chosen:
         say(f"{name}: {section.adapter or section.path}")
@@ -90,7 +95,9 @@ def run_evaluate(
             say(f"{name}: {line}")
         if base is None:
             base = model if name == BASE else base_model(tasks, recipe.model, model)
-        measured.append(measure(tasks, model, tokenizer, name=name, base=base))
+        measured.append(measure(tasks, model, tokenizer, name=name, base=base, ranks=ranks))
+        if not ranks.main:
+            continue
         if name == TRAINED:
             append_jsonl(Path(str(recipe.output)) / EVALS, [measured[-1].record().plain()])
         if items is not None:
@@ -125,13 +132,21 @@ def check_measurement(
 
 
 def measure(
-    tasks: Tasks, model: Model, tokenizer: Tokenizer, *, name: str, base: Model | None, progress: bool = True
+    tasks: Tasks,
+    model: Model,
+    tokenizer: Tokenizer,
+    *,
+    name: str,
+    base: Model | None,
+    progress: bool = True,
+    ranks: Ranks = ALONE,
 ) -> Measured:
     """Return one model's results.
 
     Args:
         base: the model before training, where `tasks` measure divergences from it.
         progress: show bars on a terminal.
+        ranks: who shares the work.
     """
     from ballast.evaluation import evaluate
 
@@ -143,6 +158,7 @@ def measure(
             base=base,
             revisers=revisers(tasks, model),
             progress=lambda task, done, total: tell(f"{name}: {task}", done, total),
+            ranks=ranks,
         )
     return Measured(name, tuple(results), tasks.sources, tasks.digests)
 

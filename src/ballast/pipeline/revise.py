@@ -13,9 +13,11 @@ from ballast.config.recipe import ModelSection, Recipe
 from ballast.errors import BallastError
 from ballast.pipeline import sources
 from ballast.pipeline.drafts import check_room, drafting, given_drafts, read_rows
+from ballast.pipeline.inputs import silent
 from ballast.pipeline.pairs import write_pairs
 from ballast.progress import on_stderr
 from ballast.protocols import Model, Say, Tokenizer
+from ballast.ranks import join
 from ballast.records.write import disk_full_as_error
 from ballast.revise.options import ReviseOptions
 from ballast.revise.summary import lines, summary
@@ -35,7 +37,8 @@ Row = Mapping[str, Any]
 def run_revise(recipe: Recipe, *, say: Say = print) -> dict[str, Any]:
     """Revise the draft of every prompt into ``revise.file``, and return what is in it; or write ``revise.pairs``.
 
-    A run that was stopped goes on with the parts that are missing.
+    A run that was stopped goes on with the parts that are missing. Ranks that a launcher started share the parts; the
+    first returns what is in the folder, the others nothing.
 
     Raises:
         BallastError: the input cannot be used, the folder holds something else, or a reviser says no label.
@@ -43,16 +46,21 @@ def run_revise(recipe: Recipe, *, say: Say = print) -> dict[str, Any]:
     options = recipe.revise
     if options is None:
         raise BallastError("revise: is required and missing")
+    ranks = join()
+    say = say if ranks.main else silent
     if options.pairs is not None:
-        return write_pairs(recipe, options, say)
+        return write_pairs(recipe, options, say) if ranks.main else {}
     from ballast.revise.rows import RevisionFolder
 
     assert options.file is not None
     started = time.monotonic()
     work = _ready(recipe, options, say)
-    folder = RevisionFolder(options.file, work.settings())
-    with disk_full_as_error(folder.path), folder.filling():
-        _fill(folder, work)
+    folder = RevisionFolder(options.file, ranks.first(work.settings))
+    with disk_full_as_error(folder.path), folder.filling(ranks) as missing:
+        _fill(folder, missing, work)
+        ranks.gather(None)
+        if not ranks.main:
+            return {}
         parts = list(folder.read())
     found = summary([row for rows, _ in parts for row in rows], [counts for _, counts in parts])
     found["seconds"] = round(time.monotonic() - started, 3)
@@ -151,8 +159,6 @@ def _ready(recipe: Recipe, options: ReviseOptions, say: Say) -> _Work:
 
     assert recipe.model is not None
     section, args = models.resolve(recipe.model), settings.training_config(recipe)
-    if args.world_size > 1:
-        raise BallastError("`ballast revise` works in one process, several would write the same parts; start one")
     templates = load_templates(options, hinted=options.hint == "completion")
     rows = read_rows(recipe, options)
     drafts = given_drafts(rows, options)
@@ -188,8 +194,8 @@ def _tokenizer(section: ModelSection, recipe: Recipe, args: TrainingConfig) -> T
     return trl.training_tokenizer(tokenizer, PrepareOptions.from_training_args(args))
 
 
-def _fill(folder: RevisionFolder, work: _Work) -> None:
-    """Revise the parts that are missing."""
+def _fill(folder: RevisionFolder, numbers: Sequence[int], work: _Work) -> None:
+    """Revise parts."""
     from contextlib import nullcontext
 
     import torch
@@ -198,7 +204,7 @@ def _fill(folder: RevisionFolder, work: _Work) -> None:
     from ballast.revise.rows import record
     from ballast.training.config import autocast_dtype
 
-    missing = {part: folder.rows(part) for part in folder.missing()}
+    missing = {part: folder.rows(part) for part in numbers}
     done, total, dtype = 0, sum(map(len, missing.values())), autocast_dtype(work.args)
     with on_stderr("prompts") as tell, nullcontext() if dtype is None else torch.autocast(work.args.device.type, dtype):
         for part, places in missing.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +13,10 @@ from ballast.config.recipe import Recipe
 from ballast.errors import BallastError
 from ballast.groups.options import GroupOptions, RowsOptions
 from ballast.pipeline import sources
-from ballast.pipeline.inputs import Ready, ready
+from ballast.pipeline.inputs import Ready, ready, silent
 from ballast.progress import on_stderr
 from ballast.protocols import Model, Say
+from ballast.ranks import join
 from ballast.records.write import disk_full_as_error
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ def run_sample(recipe: Recipe, *, say: Say = print) -> dict[str, Any]:
     """Sample and judge the group of every prompt into ``groups.file``, and return what is in it.
 
     A run that was stopped goes on with the parts that are missing. The recipe's ``rows`` says where the right own
-    answers go as rows to train on.
+    answers go as rows to train on. Ranks that a launcher started share the parts; the first returns what is in the
+    folder, the others nothing.
 
     Raises:
         BallastError: the input cannot be used, or the folder holds something else.
@@ -45,9 +47,9 @@ def run_sample(recipe: Recipe, *, say: Say = print) -> dict[str, Any]:
     if options is None or len(options.file) != 1:
         raise BallastError("groups.file: name the folder to fill")
     started = time.monotonic()
+    ranks = join()
+    say = say if ranks.main else silent
     made = ready(_without_file(recipe), say)
-    if made.args.world_size > 1:
-        raise BallastError("`ballast sample` samples in one process, several would write the same parts; start one")
     model = models.load_model(made.model, device=made.args.device)
     assert made.prompts is not None
     prepared = PrepareOptions.from_training_args(made.args, context=context_length(model))
@@ -55,9 +57,11 @@ def run_sample(recipe: Recipe, *, say: Say = print) -> dict[str, Any]:
     rows.check_ends(end_ids(model, rows.tokenizer))
     for line in rows.lines():
         say(line)
-    folder = GroupFolder(options.file[0], _settings(made, model, rows, options))
-    with disk_full_as_error(folder.path), folder.filling():
-        seconds = _fill(folder, made, model, rows)
+    folder = GroupFolder(options.file[0], ranks.first(lambda: _settings(made, model, rows, options)))
+    with disk_full_as_error(folder.path), folder.filling(ranks) as missing:
+        seconds = _longest(ranks.gather(_fill(folder, missing, made, model, rows)))
+        if not ranks.main:
+            return {}
         parts = list(folder.read())
         found = _summary(parts, rows) | _rows(recipe.rows, parts, rows, say)
     found |= {**seconds, "seconds": round(time.monotonic() - started, 3)}
@@ -91,14 +95,19 @@ def _settings(made: Ready, model: Model, rows: GroupRows, options: GroupOptions)
     )
 
 
-def _fill(folder: GroupFolder, made: Ready, model: Model, rows: GroupRows) -> dict[str, float]:
-    """Sample the parts that are missing; return the seconds that took."""
+def _longest(seconds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return what ranks took that worked side by side."""
+    return {name: max(one[name] for one in seconds) for name in seconds[0]}
+
+
+def _fill(folder: GroupFolder, numbers: Sequence[int], made: Ready, model: Model, rows: GroupRows) -> dict[str, float]:
+    """Sample parts; return the seconds that took."""
     from ballast.groups import sample_groups
     from ballast.groups.sampler import scored_groups
     from ballast.groups.store import Part
 
     seconds = {"sampling": 0.0, "scoring": 0.0}
-    missing = {part: folder.rows(part) for part in folder.missing()}
+    missing = {part: folder.rows(part) for part in numbers}
     done, total = 0, sum(map(len, missing.values()))
     with on_stderr("prompts") as tell, _autocast(made):
         for part, places in missing.items():

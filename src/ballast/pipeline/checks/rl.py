@@ -20,6 +20,7 @@ from ballast.pipeline import sources
 from ballast.pipeline.checks import common as checks
 from ballast.pipeline.checks import groups as group_checks
 from ballast.pipeline.checks import half as half_checks
+from ballast.pipeline.checks import quantised as quantised_checks
 from ballast.rl.options import ELSEWHERE, TRAINER, RLOptions
 
 FIXED: dict[str, tuple[str, ...]] = {"model": (), "data": (), "rl": ("steps", "save_steps"), "seed": ()}
@@ -64,7 +65,10 @@ def check_start(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     except BallastError as error:
         yield Problem(("model",), str(error))
         return
-    yield from checks.check_model(recipe.model_copy(update={"model": section}), broken)
+    started = recipe.model_copy(update={"model": section})
+    yield from checks.check_model(started, broken)
+    # RL has training settings of its own.
+    yield from quantised_checks.check_training(started, broken | {"training"})
     if recipe.rl is not None and "rl" not in broken:
         yield from half_checks.check_drawn(("rl", "half"), recipe.rl.half, section, recipe.seed)
 

@@ -19,6 +19,9 @@ from ballast.pipeline.rounds import problem_with
 SECTIONS = {"sample": "groups", "revise": "revise", "train": "objective", "rl": "rl"}
 """What a command cannot do without."""
 
+READ_BY = {"rows": "sample", "revise": "revise", "reward": "reward", "rl": "rl"}
+"""Sections that one command alone reads."""
+
 
 @dataclass(frozen=True)
 class Command:
@@ -104,6 +107,9 @@ def _ignored(one: Round) -> Iterator[Problem]:
     if recipe.evaluation.tasks and "evaluate" not in one.rounds.steps:
         yield Problem(("evaluation", "tasks"), "would be ignored: rounds.steps lacks evaluate; add it as the last step")
     steps = set(one.rounds.steps)
+    for name, verb in READ_BY.items():
+        if getattr(recipe, name) is not None and verb not in steps:
+            yield Problem((name,), f"would be ignored: rounds.steps lacks {verb}; add it, or leave {name} out")
     if recipe.groups is not None and "revise" in steps and not steps & {"sample", "reward"}:
         message = "would be ignored: revise makes what train reads, and no step samples; leave it out, or add sample"
         yield Problem(("groups",), message)
