@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ballast.cli.base import AddressCommand, AsJson, DryRun, Words, app, path_of, place, recipe_of
 from ballast.files import check_file, check_place
 from ballast.terminal import console, print_json, print_text, print_yaml
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.command()
