@@ -261,6 +261,30 @@ def refuse_strangers(args: Arguments, *, use_cpu: str = "training.use_cpu") -> N
         )
 
 
+def data_parallel_problem(args: Arguments) -> str | None:
+    """Return what is wrong with one process that sees several GPUs, None where each has a process or there is one."""
+    if args.n_gpu <= 1:
+        return None
+    return (
+        f"this process sees {args.n_gpu} GPUs and would spread every batch over them by DataParallel, which copies "
+        "the weights at each step and averages the loss by GPU, not by token; start a process for each with --nproc "
+        f"{args.n_gpu}, or show it one: CUDA_VISIBLE_DEVICES=0"
+    )
+
+
+def refuse_data_parallel(args: Arguments) -> None:
+    """Refuse one process that sees several GPUs.
+
+    Args:
+        args: settings of the run.
+
+    Raises:
+        BallastError: naming how to start a process for each, or to use one.
+    """
+    if problem := data_parallel_problem(args):
+        raise BallastError(problem)
+
+
 def _read(file: Path) -> dict[str, Any]:
     return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
 

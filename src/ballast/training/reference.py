@@ -134,11 +134,18 @@ class RunReference:
         return "none"
 
     def attach(self, dataset: Dataset, score: Callable[[Dataset], ReferenceCache]) -> Dataset:
-        """Return the rows with the cached columns; rows that the cache does not have are scored by `score(rows)`."""
+        """Return the rows with the cached columns; rows that the cache does not have are scored by `score(rows)`.
+
+        A row of a stream that the cache does not have is an error when it is reached.
+        """
         if self.cache is None:
             return dataset
+        from datasets import IterableDataset
+
         from ballast.data import attach
 
+        if isinstance(dataset, IterableDataset):
+            return attach(dataset, self.cache.lookup, self.columns)
         cache = score(dataset) if self.cache.missing(dataset["digest"]) else self.cache
         return attach(dataset, cache.lookup, self.columns)
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from ballast.errors import BallastError
 from ballast.files import check_place
 from ballast.half import check_arguments, half_options
-from ballast.loop import refuse_strangers
+from ballast.loop import refuse_data_parallel, refuse_strangers
 from ballast.packages import lacking, refuse_lacking
+from ballast.quantised import NO_ADAPTER
 
 if TYPE_CHECKING:
     from ballast.training.config import TrainingConfig
@@ -41,6 +42,10 @@ def refuse_arguments(args: TrainingConfig) -> None:
             parallel is not None and max(parallel.tp_size, parallel.cp_size, parallel.sp_size) > 1,
             "tensor, context and sequence parallelism split the head or the sequence; use DDP or FSDP",
         ),
+        "neftune_noise_alpha": (
+            args.neftune_noise_alpha is not None and hasattr(args.build_objective(), "prepare_inputs"),
+            "the objective changes the embeddings itself, and its two passes would read different noise; leave it out",
+        ),
         "deepspeed": (
             args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3,
             "ZeRO-3 partitions the head again before the backward reads it; use ZeRO-2 or FSDP2",
@@ -57,12 +62,21 @@ def refuse_arguments(args: TrainingConfig) -> None:
     refuse_no_steps(args)
 
 
-def refuse_half(args: TrainingConfig, peft_config: Any, quantization_config: Any) -> None:
-    """Refuse to train half of what is no model's own, or not there to train, before weights are loaded.
+def refuse_together(model: Any, args: TrainingConfig, peft_config: Any, quantization_config: Any) -> None:
+    """Refuse what does not go together before weights are loaded: half, adapters, weights in few bits.
+
+    Half trains weights of the model's own, which an adapter or a quantisation keeps from training.
 
     Raises:
-        BallastError: naming what does not go with half.
+        BallastError: naming what does not go with what.
     """
+    if quantization_config is not None and not isinstance(model, str):
+        raise BallastError(
+            "quantization_config would be ignored: the model is loaded already; load it with this configuration, or "
+            "give its path"
+        )
+    if quantization_config is not None and peft_config is None:
+        raise BallastError(f"quantization_config: {NO_ADAPTER}; give peft_config")
     for name, value in (("peft_config", peft_config), ("quantization_config", quantization_config)):
         if args.half is not None and value is not None:
             raise BallastError(
@@ -120,6 +134,7 @@ def refuse_surroundings(args: TrainingConfig, quantization_config: Any) -> None:
         BallastError: naming argument, folder or package.
     """
     refuse_arguments(args)
+    refuse_data_parallel(args)
     if args.save_strategy != "no":
         check_place("output_dir", args.output_dir)
     method = getattr(quantization_config, "quant_method", None)

@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import math
+import sys
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +22,8 @@ from ballast.errors import BallastError
 from ballast.files import expanded
 from ballast.head import backbone, backbone_hidden, check_adapted_head, lm_head, trained_positions, unwrapped
 from ballast.loop import CheckedLoop
+from ballast.quantised import keep_differentiable, refuse_without_adapter
+from ballast.reference.adapters import is_peft, refuse_unfit_layers
 from ballast.reference.providers import evaluating
 from ballast.training.inputs import changed_inputs
 
@@ -41,9 +46,13 @@ __all__ = [
     "StatisticsOutput",
     "add_statistics",
     "check_head",
+    "check_model",
     "load_model",
     "with_adapter",
 ]
+
+
+BALANCE = "load_balancing_loss_func"
 
 
 @dataclass
@@ -83,26 +92,48 @@ def add_statistics(model: Model) -> None:
         labels_BT = kwargs.pop("labels")
         kwargs["use_cache"] = False
         if prepare is not None:
-            kwargs = changed_inputs(self, kwargs, labels_BT, prepare)
+            kwargs = _changed_inputs(self, kwargs, labels_BT, prepare)
         outputs = backbone(self)(*args, **kwargs)
-        mask, targets_N = trained_positions(labels_BT)
-        hidden_NH = outputs.last_hidden_state[:, :-1][mask]
-        found = statistics(hidden_NH, lm_head(self), targets_N)
         router_logits = outputs.router_logits if kwargs.get("output_router_logits") else None
         aux_loss = _router_loss(self, router_logits, kwargs.get("attention_mask"))
-        return StatisticsOutput(loss=found.loss, stats=found.stats, computed=found.computed, aux_loss=aux_loss)
+        return _read(self, outputs.last_hidden_state, labels_BT, statistics, aux_loss)
 
     causal.forward = types.MethodType(forward, causal)
 
 
-def _router_loss(model: Model, router_logits: Any, attention_mask: Tensor | None) -> Tensor | int | None:
-    if router_logits is None:
-        return None
-    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+# How many tokens are trained differs from batch to batch: torch.compile is to end before, at the hidden states.
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch says no type
+def _read(
+    causal: Model, hidden_BTH: Tensor, labels_BT: Tensor, statistics: Statistics, aux_loss: Any
+) -> StatisticsOutput:
+    mask, targets_N = trained_positions(labels_BT)
+    found = statistics(hidden_BTH[:, :-1][mask], lm_head(causal), targets_N)
+    return StatisticsOutput(loss=found.loss, stats=found.stats, computed=found.computed, aux_loss=aux_loss)
 
+
+_changed_inputs = torch.compiler.disable(changed_inputs)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch says no type
+def _router_loss(model: Model, router_logits: Any, attention_mask: Tensor | None) -> Tensor | int | None:
+    if not router_logits:
+        # A family that can be a mixture, none of whose layers is one here, has an empty tuple of them.
+        return None
     config = model.config.get_text_config()
     experts = getattr(config, "num_experts", None) or config.num_local_experts
-    return load_balancing_loss_func(router_logits, experts, config.num_experts_per_tok, attention_mask)
+    balance = _family_balance(model)
+    keys = {"num_keys": math.isqrt(experts)} if "num_keys" in inspect.signature(balance).parameters else {}
+    given = {"num_experts": experts, "top_k": config.num_experts_per_tok, "attention_mask": attention_mask}
+    return balance(router_logits, **given, **keys)
+
+
+def _family_balance(model: Model) -> Callable[..., Tensor | int]:
+    """Return the load-balancing loss of the model's own file; most are Mixtral's, Doge's counts products of keys."""
+    from transformers.models.mixtral import modeling_mixtral
+
+    # Wrapping (FSDP) puts classes of its own in front.
+    files = [sys.modules[cls.__module__] for cls in type(model).__mro__]
+    return next(file for file in (*files, modeling_mixtral) if hasattr(file, BALANCE)).load_balancing_loss_func
 
 
 class AdaptedTrainer(CheckedLoop, SFTTrainer):
@@ -192,7 +223,8 @@ def with_adapter(model: PreTrainedModel | PeftModel, peft_config: PeftConfig, se
     """Wrap a model in PEFT from the seed that TRL's trainer would draw the adapter from.
 
     Raises:
-        BallastError: if the model has adapters already: two would be stacked, and the first lost on saving.
+        BallastError: if the model has adapters already: two would be stacked, and the first lost on saving; if PEFT
+            refuses the settings for this model.
     """
     from peft import get_peft_model
     from transformers import set_seed
@@ -200,27 +232,60 @@ def with_adapter(model: PreTrainedModel | PeftModel, peft_config: PeftConfig, se
     if hasattr(model, "peft_config"):
         raise BallastError("the model has adapters already: merge them first, or leave out `peft_config`")
     set_seed(seed)
-    return get_peft_model(model, peft_config)
+    try:
+        return get_peft_model(model, peft_config)
+    except ValueError as error:
+        raise BallastError(f"peft_config: {' '.join(str(error).split())}") from error
+
+
+def check_model(model: Model) -> None:
+    """Refuse a model that cannot be trained, or whose statistics would be of something else, and settle its weights.
+
+    Raises:
+        BallastError: see `ballast.quantised`, `check_head`.
+    """
+    refuse_without_adapter(model)
+    keep_differentiable(model)
+    check_head(model)
+    # The check has computed in eval mode: were weights packed all the same, they would be now.
+    keep_differentiable(model)
 
 
 def check_head(model: Model) -> None:
     """Compare the logits of two tokens as ballast projects them with those of the model's own forward.
 
     Raises:
-        BallastError: if they differ: the model does something to its logits that the statistics would miss.
+        BallastError: if they differ: the model does something to its logits that the statistics would miss; if it
+            computes nothing from token ids alone; or if an adapter fits none of what a layer computes.
     """
     check_adapted_head(model)
+    if is_peft(model):
+        refuse_unfit_layers(model)
     causal = unwrapped(model)
     head = lm_head(causal)
     if head.weight.is_meta:
         return
+    name = type(causal).__name__
     ids = torch.tensor([[0, min(1, len(head.weight) - 1)]], device=head.weight.device)
-    with torch.no_grad(), evaluating(causal):
-        theirs = causal(input_ids=ids).logits[0]
-        ours = head.logits(backbone_hidden(causal, input_ids=ids)[0])
-    tolerance = 8 * torch.finfo(head.weight.dtype).eps ** 0.75 * float(theirs.abs().max().clamp(min=1))
-    if ours.shape != theirs.shape or (ours - theirs.to(ours.dtype)).abs().max() > tolerance:
+    try:
+        with torch.no_grad(), evaluating(causal):
+            theirs = causal(input_ids=ids, use_cache=False).logits[0]
+            hidden = backbone_hidden(causal, input_ids=ids)[0]
+    except Exception as error:  # each model class has errors of its own
         raise BallastError(
-            f"{type(causal).__name__} changes its logits in a way that ballast does not know (it knows bias, soft-cap "
-            "and scale): every statistic would be of another distribution; please report the model class"
+            f"{name}: cannot compute logits from token ids alone, which is all that is trained on: "
+            f"{' '.join(str(error).split())}"
+        ) from error
+    if not _same_logits(theirs, hidden, head):
+        raise BallastError(
+            f"{name} changes its logits in a way that ballast does not know (it knows bias, soft-cap and scale): every "
+            "statistic would be of another distribution; please report the model class"
         )
+
+
+def _same_logits(theirs: Tensor, hidden: Tensor, head: LMHead) -> bool:
+    if hidden.shape[-1] != head.weight.shape[-1]:
+        return False
+    ours = head.logits(hidden)
+    tolerance = 8 * torch.finfo(head.weight.dtype).eps ** 0.75 * float(theirs.abs().max().clamp(min=1))
+    return ours.shape == theirs.shape and bool((ours - theirs.to(ours.dtype)).abs().max() <= tolerance)
