@@ -25,7 +25,7 @@ from ballast.start.plan import SIZES, Room, Size, plan
 from ballast.start.probe import Probe, quantile
 from ballast.start.recipe import RECIPE, TEST, TRAIN, VALIDATION, Written, text
 from ballast.start.rows import demonstrations, split
-from ballast.start.run import ASKED, Request, _put, is_made
+from ballast.start.run import ASKED, Request, _put, _rows, is_made
 from tiny import CHAT_TEMPLATE, char_tokenizer, tiny_model
 
 PROBE = Probe(
@@ -199,6 +199,24 @@ def test_every_recipe_passes_the_checks_of_compare(judge, size, lora, tmp_path, 
     assert recipe.compare.seeds == size.seeds
     assert recipe.compare.rates == made.rates
     assert recipe.data.train == (str(folder / TRAIN),)
+
+
+def test_numbers_as_answers_are_refused_with_the_columns_that_read_them(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"question": f"{n}+1", "answer": n + 1}) + "\n" for n in range(80)))
+    with pytest.raises(BallastError, match=r"line 1: 'completion' is a number, .* columns={'completion': '{NAME}'}"):
+        _rows(Request("lab", str(file)), False, print)
+    parts, _, judge = _rows(Request("lab", str(file), {"prompt": "question", "completion": "{answer}"}), False, print)
+    assert judge.judge.said == "the column answer"
+    assert {row["answer"] for row in parts.test} == {row["completion"] for row in parts.test}
+
+
+def test_rows_set_apart_that_nothing_can_judge_are_refused(tmp_path, monkeypatch):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"{n}+1", "completion": f"{n + 1}"}) + "\n" for n in range(80)))
+    monkeypatch.setattr("ballast.start.run._held", lambda *_: [])
+    with pytest.raises(BallastError, match="of the rows set apart none can be judged"):
+        _rows(Request("lab", str(file)), False, print)
 
 
 # The commands.
