@@ -290,16 +290,16 @@ def test_progress_reaches_a_step_as_a_scope(tmp_path):
 
 
 def test_of_a_reference_only_what_is_declared_is_computed_between_logs(tmp_path, monkeypatch):
-    from ballast.training.forward import Forward
+    from ballast.training.reference import RunReference
 
-    asked, original = [], Forward._given
+    asked, original = [], RunReference.states
 
-    def given(self, inputs, columns, fields, progress):
-        found = original(self, inputs, columns, fields, progress)
-        asked.append((fields, found["states"] is not None))
+    def states(self, mask, inputs, fields):
+        found = original(self, mask, inputs, fields)
+        asked.append((fields, found is not None))
         return found
 
-    monkeypatch.setattr(Forward, "_given", given)
+    monkeypatch.setattr(RunReference, "states", states)
     trainer = run(tmp_path / "prob", "prift-prob", max_steps=2, logging_steps=2)
     assert [("kl" in fields, states) for fields, states in asked] == [(False, True), (True, True)]
     assert "kl" in trainer.state.log_history[0]

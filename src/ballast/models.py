@@ -14,6 +14,7 @@ from ballast.errors import BallastError, suggest
 from ballast.files import expanded
 from ballast.packages import lacking
 from ballast.quantised import keep_differentiable
+from ballast.sharding import loaded_whole
 
 if TYPE_CHECKING:
     import torch
@@ -201,9 +202,10 @@ def load_model(
     if problem := check_folder(section.path):
         raise BallastError(problem)
     try:
-        found: Any = AutoModelForCausalLM.from_pretrained(
-            section.path, output_loading_info=True, **_where(section), **given
-        )
+        with loaded_whole():
+            found: Any = AutoModelForCausalLM.from_pretrained(
+                section.path, output_loading_info=True, **_where(section), **given
+            )
     except Exception as error:  # safetensors, torch and transformers each raise their own
         raise BallastError(_unloadable(section.path, "model", error)) from error
     model, loaded = found

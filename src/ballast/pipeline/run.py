@@ -23,6 +23,7 @@ from ballast.protocols import Model, Say, Tokenizer
 from ballast.records import write as records
 from ballast.records.runs import read_record
 from ballast.records.schema import SCHEMA, CellRecord, InputRecord, ModelRecord, RunRecord
+from ballast.sharding import shards_weights
 
 if TYPE_CHECKING:
     import torch
@@ -163,7 +164,7 @@ class Run:
             return Outcome(record)
         record = record.model_copy(update={"status": "trained", "seconds": dict(self.clock.laps), **found})
         write_record(self.output, record)
-        if self.tasks and trainer.is_fsdp_enabled:
+        if self.tasks and shards_weights(trainer.args):
             # One rank holds a part of the weights only.
             self.say("the model is sharded: measure it with `ballast evaluate` afterwards")
             return self._finish(record, before)

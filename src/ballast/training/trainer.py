@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,7 @@ from ballast.loop import numbers
 from ballast.objectives import objective as build_objective
 from ballast.quantised import trained_weights_kept
 from ballast.records.model_card import append_objective
+from ballast.training import refusals
 from ballast.training.ahead import OLD, STEP_WEIGHT, Ahead, Weighed
 from ballast.training.config import TrainingConfig, autocast_dtype
 from ballast.training.forward import Forward
@@ -24,10 +26,9 @@ from ballast.training.groups import OF_ANSWERS, RowCollator, StoredGroups, run_g
 from ballast.training.handed import Handed, refuse_streaming, row_count, rows_of
 from ballast.training.inputs import input_change, settle_inputs
 from ballast.training.metrics import MetricSums
-from ballast.training.ranks import ROW_ENDS, tokens_seen, without_repeats
+from ballast.training.ranks import ROW_ENDS, rows_left, tokens_seen, without_repeats
 from ballast.training.reduction import count
 from ballast.training.reference import check_needs, run_reference, score_missing
-from ballast.training.refusals import refuse_no_steps, refuse_parts, refuse_surroundings, refuse_together
 from ballast.training.rows import rows_in
 from ballast.training.shares import fill_shares
 from ballast.training.trl import AdaptedTrainer, add_statistics, check_model, load_model, with_adapter
@@ -61,8 +62,7 @@ class Trainer(AdaptedTrainer):
     reference. Where tokens are known beforehand to have no loss (`prift-mass` from a cache, groups without advantage),
     steps that are not logged leave them out of the head: means are then of the logged steps, and ``measured_share``
     says of how many of the tokens. ``eval_loss`` is the negative log-likelihood per token over the whole evaluation
-    set, whatever the objective, so that runs compare (packed rows that fill up the last batch of several ranks count
-    again). All in nats per trained token.
+    set, whatever the objective, so that runs compare. All in nats per trained token.
 
     Args:
         model: a causal language model, its path or its hub id.
@@ -112,20 +112,19 @@ class Trainer(AdaptedTrainer):
         self.objective: Objective = build_objective(objective) if objective is not None else args.build_objective()
         args.objective = self.objective.to_dict()
         spec = reference if reference is not None else args.reference
-        refuse_surroundings(args, quantization_config)
-        refuse_parts(
+        refusals.refuse_surroundings(args, quantization_config)
+        refusals.refuse_parts(
             data_collator=data_collator,
             compute_loss_func=compute_loss_func,
             compute_metrics=compute_metrics,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
-        refuse_together(model, args, peft_config, quantization_config)
+        refusals.refuse_together(model, args, peft_config, quantization_config)
         check_needs(self.objective, spec)
-        self.groups = run_groups(self.objective, groups if groups is not None else args.groups, args, spec)
+        self.groups = run_groups(self.objective, args.groups if groups is None else groups, args, spec)
         args.groups = None if self.groups is None else self.groups.options.to_dict()
         refuse_streaming(train_dataset, args, groups=self.groups is not None)
-        if isinstance(model, str):
-            model = load_model(model, args, quantization_config)
+        model = load_model(model, args, quantization_config) if isinstance(model, str) else model
         tokenizer = processing_class if processing_class is not None else tokenizer_of(model, args)
         check_tokenizer(type(model).__name__, model.config, tokenizer)
         self._handed = Handed.of(train_dataset, eval_dataset)
@@ -155,7 +154,8 @@ class Trainer(AdaptedTrainer):
                 optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
                 formatting_func=formatting_func,
             )
-        refuse_no_steps(args, row_count(self.train_dataset))
+        refusals.refuse_unsharded(args, fsdp=self.is_fsdp_enabled, deepspeed=self.is_deepspeed_enabled)
+        refusals.refuse_no_steps(args, row_count(self.train_dataset))
         own = tuple(self.objective.columns)
         self.data_collator = Collator(columns=self.reference.columns, own=own, **self.collation)
         add_statistics(self.model)
@@ -170,8 +170,8 @@ class Trainer(AdaptedTrainer):
         self.ahead = Ahead(self.objective, self._score_batch, self.reference.needed, self.accelerator)
         if self.groups is not None:
             self.data_collator = RowCollator(self.data_collator)
-            self.groups.attach(self.model, self.collation)
-        self.reference.to(self.accelerator.device)
+            self.groups.attach(self.model, self.collation, partial(rows_left, self.accelerator))
+        self.reference.place(self.accelerator)
 
     def prepared(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: SFTConfig, packing: bool, name: str
@@ -261,10 +261,10 @@ class Trainer(AdaptedTrainer):
         training = self.model.training
         inputs = inputs if training else without_repeats(inputs, self.accelerator)
         denominator = self._denominator(inputs, num_items_in_batch) if training else None
-        seen = tokens_seen(inputs)
-        found = self._forward(model, inputs, denominator)
+        seen, found = tokens_seen(inputs), self._forward(model, inputs, denominator)
         self._measure(found, seen, training)
-        loss = found.loss
+        loss = found.exact_loss
+        self.check_before_step(loss, inputs)
         if training and found.aux_loss is not None:
             # A mean per micro-batch, so it is averaged over the micro-batches of the step.
             loss = loss + self.router_coefficient() * found.aux_loss / self.current_gradient_accumulation_steps

@@ -20,12 +20,23 @@ from trl import SFTConfig, SFTTrainer
 
 from ballast.errors import BallastError
 from ballast.files import expanded
-from ballast.head import backbone, backbone_hidden, check_adapted_head, lm_head, trained_positions, unwrapped
+from ballast.head import (
+    at_head,
+    backbone,
+    backbone_hidden,
+    check_adapted_head,
+    lm_head,
+    open_head,
+    trained_positions,
+    unwrapped,
+)
 from ballast.loop import CheckedLoop
 from ballast.quantised import keep_differentiable, refuse_without_adapter
 from ballast.reference.adapters import is_peft, refuse_unfit_layers
 from ballast.reference.providers import evaluating
+from ballast.sharding import loaded_whole
 from ballast.training.inputs import changed_inputs
+from ballast.training.refusals import refuse_partitioned
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -37,8 +48,9 @@ if TYPE_CHECKING:
     from ballast.protocols import Model
     from ballast.stats import TokenStats
     from ballast.training.inputs import Prepare
+    from ballast.training.reference import States
 
-    Statistics = Callable[[Tensor, LMHead, Tensor], Formed]
+    Statistics = Callable[..., Formed]
 
 __all__ = [
     "AdaptedTrainer",
@@ -55,48 +67,79 @@ __all__ = [
 BALANCE = "load_balancing_loss_func"
 
 
+class Held:
+    """What a sharded model's forward returns as it is: FSDP casts every tensor that it finds to its output dtype."""
+
+    def __init__(self, found: Formed) -> None:
+        self.loss, self.stats, self.computed = found.loss.detach(), found.stats, found.computed
+
+
 @dataclass
 class StatisticsOutput(ModelOutput):
     """What a model's forward returns when it is asked for statistics instead of logits.
 
     Attributes:
         loss: differentiable.
-        stats: statistics of the tokens that were computed, without gradient.
-        computed: which tokens these are, ``[N]`` of bool; None where all were.
+        held: the loss without gradient and the statistics, whatever hooks do to what a forward returns.
         aux_loss: the router's, of a mixture of experts.
     """
 
     loss: Tensor
-    stats: TokenStats | None = None
-    computed: Tensor | None = None
+    held: Held | None = None
     aux_loss: Tensor | int | None = None
+
+    @property
+    def stats(self) -> TokenStats | None:
+        """Statistics of the tokens that were computed, without gradient."""
+        return None if self.held is None else self.held.stats
+
+    @property
+    def computed(self) -> Tensor | None:
+        """Which tokens these are, ``[N]`` of bool; None where all were."""
+        return None if self.held is None else self.held.computed
+
+    @property
+    def exact_loss(self) -> Tensor:
+        """The loss with its gradient, in the dtype that it was summed in."""
+        if self.held is None or self.loss.dtype == self.held.loss.dtype:
+            return self.loss
+        wide = self.loss.to(self.held.loss.dtype)
+        return wide + (self.held.loss - wide).detach()
 
 
 def add_statistics(model: Model) -> None:
     """Let ``model(..., labels=labels, statistics=f)`` return ``f(hidden_NH, head, targets_N)`` instead of logits.
 
-    The backbone and the head run inside the model's own forward, so the hooks of DDP and FSDP see them. Without
-    `statistics` the forward is what it was, so that generation and evaluation by others are unchanged. With
-    ``prepare=f`` besides, the backbone reads ``f(embeddings, arg_max, labels)`` in place of its own embeddings.
+    Backbone, reference and head run inside the model's own forward, and the head inside its layer's, so that the hooks
+    of DDP, FSDP and DeepSpeed see them. Without `statistics` the forward is what it was, so that generation and
+    evaluation by others are unchanged. With ``prepare=f`` besides, the backbone reads ``f(embeddings, arg_max,
+    labels)`` in place of its own embeddings; with ``reference=g``, `statistics` takes ``states=g()`` too.
     """
     causal: Any = unwrapped(model)
     original = causal.forward
+    open_head(causal)
 
     # Keep the original signature: `generate` checks its arguments against it.
     @functools.wraps(type(causal).forward)
     def forward(
-        self: Any, *args: Any, statistics: Statistics | None = None, prepare: Prepare | None = None, **kwargs: Any
+        self: Any,
+        *args: Any,
+        statistics: Statistics | None = None,
+        prepare: Prepare | None = None,
+        reference: Callable[[], States | None] | None = None,
+        **kwargs: Any,
     ) -> Any:
         if statistics is None:
             return original(*args, **kwargs)
         labels_BT = kwargs.pop("labels")
         kwargs["use_cache"] = False
+        given = {} if reference is None else {"states": _states(reference)}
         if prepare is not None:
             kwargs = _changed_inputs(self, kwargs, labels_BT, prepare)
         outputs = backbone(self)(*args, **kwargs)
         router_logits = outputs.router_logits if kwargs.get("output_router_logits") else None
         aux_loss = _router_loss(self, router_logits, kwargs.get("attention_mask"))
-        return _read(self, outputs.last_hidden_state, labels_BT, statistics, aux_loss)
+        return _read(self, outputs.last_hidden_state, labels_BT, functools.partial(statistics, **given), aux_loss)
 
     causal.forward = types.MethodType(forward, causal)
 
@@ -107,8 +150,18 @@ def _read(
     causal: Model, hidden_BTH: Tensor, labels_BT: Tensor, statistics: Statistics, aux_loss: Any
 ) -> StatisticsOutput:
     mask, targets_N = trained_positions(labels_BT)
-    found = statistics(hidden_BTH[:, :-1][mask], lm_head(causal), targets_N)
-    return StatisticsOutput(loss=found.loss, stats=found.stats, computed=found.computed, aux_loss=aux_loss)
+
+    def compute(hidden_NH: Tensor, head: LMHead) -> tuple[Tensor, Held]:
+        found = statistics(hidden_NH, head, targets_N)
+        return found.loss, Held(found)
+
+    loss, held = at_head(causal, hidden_BTH[:, :-1][mask], compute)
+    return StatisticsOutput(loss=loss, held=held, aux_loss=aux_loss)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch says no type
+def _states(reference: Callable[[], States | None]) -> States | None:
+    return reference()
 
 
 _changed_inputs = torch.compiler.disable(changed_inputs)
@@ -216,7 +269,8 @@ def load_model(name: str, args: SFTConfig, quantization_config: Any = None) -> P
         options["quantization_config"] = quantization_config
     if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
         options["device_map"] = None
-    return create_model_from_path(expanded(name), **options)
+    with loaded_whole():
+        return create_model_from_path(expanded(name), **options)
 
 
 def with_adapter(model: PreTrainedModel | PeftModel, peft_config: PeftConfig, seed: int) -> PeftModel:
@@ -244,6 +298,7 @@ def check_model(model: Model) -> None:
     Raises:
         BallastError: see `ballast.quantised`, `check_head`.
     """
+    refuse_partitioned(model)
     refuse_without_adapter(model)
     keep_differentiable(model)
     check_head(model)
