@@ -7,11 +7,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ballast.errors import BallastError
-from ballast.evaluation import choice, likelihood, metrics, readiness, revising
+from ballast.evaluation import choice, harness, likelihood, metrics, readiness, revising
 from ballast.evaluation.generation import Completion, encode_prompts, generate, own_sequences
 from ballast.evaluation.results import estimates
 from ballast.evaluation.scoring import sequence_statistics
-from ballast.evaluation.tasks import ChoiceTask, CodeTask, GenerateTask, JudgedTask, NllTask, ReadinessTask, SampledTask
+from ballast.evaluation.tasks import (
+    ChoiceTask,
+    CodeTask,
+    GenerateTask,
+    JudgedTask,
+    LmEvalTask,
+    NllTask,
+    ReadinessTask,
+    SampledTask,
+)
 from ballast.protocols import Progress
 from ballast.revise.templates import load_templates
 from ballast.verifiers import code
@@ -270,6 +279,14 @@ def _measure_demonstrations(task: NllTask, rows: Rows, context: Context) -> Meas
     return measured, {"tokens": sum(tokens)}, []
 
 
+def _check_lm_eval(task: LmEvalTask, rows: Rows) -> None:
+    """Its rows are the harness's own: what cannot be asked was refused when they were read."""
+
+
+def _measure_lm_eval(task: LmEvalTask, rows: Rows, context: Context) -> Measured:
+    return harness.measure(task, context.model, context.tokenizer, context.progress)
+
+
 def _divergence(task: NllTask, sequences: Any, context: Context, owners: Any = None) -> dict[str, metrics.Estimate]:
     found = likelihood.kl_to_base(
         context.model, context.base, sequences, owners=owners, batch_tokens=task.batch_tokens, seed=task.seed
@@ -281,6 +298,7 @@ KINDS: dict[str, Kind] = {
     "choice": Kind(_check_choice, _measure_choice),
     "code": Kind(_check_code, _measure_code),
     "generate": Kind(_check_revised, _measure_revised),
+    "lm-eval": Kind(_check_lm_eval, _measure_lm_eval),
     "nll": Kind(_check_nll, _measure_nll),
     "readiness": Kind(_check_generate, _measure_readiness),
 }

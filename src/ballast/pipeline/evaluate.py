@@ -83,7 +83,8 @@ def run_evaluate(
     tasks, measured = load_tasks(recipe), list[Measured]()
     base: Model | None = None
     for name, section in chosen:
-        say(f"{name}: {section.adapter or section.path}")
+        path = section.adapter or section.path
+        say(name if name == path else f"{name}: {path}")
         tokenizer = models.load_tokenizer(section, recipe.training)
         model = models.load_model(section, device=models.default_device())
         for line in check_prompts(tasks, model, tokenizer):
@@ -131,11 +132,11 @@ def measure(
 
     Args:
         base: the model before training, where `tasks` measure divergences from it.
-        progress: show bars on a terminal.
+        progress: show bars on a terminal, a line now and then elsewhere.
     """
     from ballast.evaluation import evaluate
 
-    with on_stderr("rows", show=progress, lines=False) as tell:
+    with on_stderr("rows", show=progress) as tell:
         results = evaluate(
             model,
             tokenizer,
