@@ -61,10 +61,15 @@ def test_every_run_has_its_name_in_the_group(told, tmp_path):
 def test_a_run_that_breaks_off_leaves_nothing_behind(told, tmp_path):
     recipe = reporting(tmp_path, "out", ["wandb"])
     wandb = sys.modules["wandb"]
-    with pytest.raises(RuntimeError), trackers.tracked(recipe, "mine"):
-        assert (os.environ["WANDB_RUN_GROUP"], os.environ["MLFLOW_EXPERIMENT_NAME"]) == ("mine", "mine")
-        wandb.run = {}
-        raise RuntimeError
+
+    def break_off():
+        with trackers.tracked(recipe, "mine"):
+            assert (os.environ["WANDB_RUN_GROUP"], os.environ["MLFLOW_EXPERIMENT_NAME"]) == ("mine", "mine")
+            wandb.run = {}
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        break_off()
     assert wandb.run is None
     assert "WANDB_RUN_GROUP" not in os.environ
 

@@ -8,10 +8,14 @@ import sys
 import pytest
 import torch
 
+from ballast.compare.plan import direction
+from ballast.config.recipe import Recipe
 from ballast.errors import BallastError
 from ballast.evaluation import Task, evaluate, harness
 from ballast.evaluation.metrics import LEVEL
 from ballast.files import file_name
+from ballast.pipeline.evaluate import run_evaluate
+from ballast.records.schema import EvalRecord
 from tiny import char_tokenizer, tiny_model
 
 QUESTIONS = [{"q": f"{a}+{b}=", "options": ["12", "3", "0 "], "right": (a + b) % 3} for a in range(3) for b in range(3)]
@@ -129,6 +133,41 @@ def test_what_cannot_be_asked_is_refused_in_one_line(folder, names, options, sai
         harness.rows(task(folder, *names, **options))
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_in_the_table_beside_other_kinds(folder, model, tmp_path, capsys):
+    needs_package()
+    model.save_pretrained(tmp_path / "model")
+    char_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "text.jsonl").write_text('{"text": "what it knew"}\n')
+    name, seen = str(tmp_path / "model"), []
+    recipe = Recipe.model_validate(
+        {
+            "evaluation": {
+                "tasks": [
+                    {"name": "picks", "kind": "lm-eval", "tasks": "pick", "include_path": str(folder), "limit": 3},
+                    {"name": "forgetting", "kind": "nll", "data": str(tmp_path / "text.jsonl")},
+                ]
+            }
+        }
+    )
+    assert Recipe.model_validate(recipe.resolved()) == recipe
+    (measured,) = run_evaluate(recipe, paths=[name], items=tmp_path / "items", say=seen.append)
+    assert seen == [name]
+    record = measured.record()
+    assert set(record.tasks[0].metrics) == {"pick/acc"}
+    assert (record.tasks[0].counts["rows"], record.tasks[0].settings["tasks"]) == (3, ["pick"])
+    assert EvalRecord.model_validate(record.plain()) == record
+    printed = capsys.readouterr().err
+    assert f"{name}: picks: 9 of 9 rows" in printed
+    assert f"{name}: forgetting: " in printed
+
+
+def test_direction_of_its_metrics():
+    for metric in ("mmlu/acc", "ifeval/prompt_level_strict_acc", "gsm8k/exact_match,strict-match", "a/acc_norm"):
+        assert direction(metric) == 1
+    assert direction("wikitext/word_perplexity") == -1
+    assert direction("a/b") == direction("acc") == 0
 
 
 def test_folder_that_is_not_there(tmp_path):

@@ -41,7 +41,7 @@ def rows(task: LmEvalTask) -> Rows:
     """
     _require()
     with _own_randomness(task.seed), _quiet():
-        found = [
+        found: Rows = [
             {"task": name, "doc_id": place, "prompt": _plain(item)}
             for name, one in _load(task)["tasks"].items()
             for place, item in one.doc_iterator(limit=task.limit)
@@ -152,7 +152,9 @@ def _problem(one: Any, task: LmEvalTask) -> str | None:
     if getattr(one, "MULTIMODAL", False):
         return "shows images, which the model is not given; leave it out"
     if task.few_shot and one.get_config("num_fewshot") == 0:
-        return f"has no examples by its authors' setting, so few_shot {task.few_shot} would not be what it is; leave it out"
+        return (
+            f"has no examples by its authors' setting, and few_shot {task.few_shot} would change it; leave few_shot out"
+        )
     return None
 
 

@@ -78,7 +78,7 @@ def load_task_rows(task: Task) -> list[Mapping[str, Any]]:
     """
     try:
         if isinstance(task, LmEvalTask):
-            return list(task.data) or harness.rows(task)
+            return harness.rows(task) if isinstance(task.data, str) or not task.data else list(task.data)
         return _read(task.data, task.limit, split=task.split, columns=task.columns)
     except BallastError as error:
         raise BallastError(f"task {task.name!r}: {error}") from error

@@ -39,8 +39,8 @@ class Task(Options):
     """Name in results and files, unique within a run; the source's where absent."""
     kind: Kind = "generate"
     """`generate` (answers judged by a verifier), `choice` (options by likelihood), `code` (answers judged by their
-    tests), `nll` (likelihood of held-out text), `readiness` (`generate`, read as the start of RL) or `lm-eval` (tasks of
-    lm-evaluation-harness)."""
+    tests), `nll` (likelihood of held-out text), `readiness` (`generate`, read as the start of RL) or `lm-eval` (tasks
+    of lm-evaluation-harness)."""
     data: Rows = Field(repr=False)
     """Source of the rows, as in `data.train`; in Python also rows."""
     split: Text | None = None
@@ -292,7 +292,7 @@ class LmEvalTask(Task):
     """Tasks of lm-evaluation-harness, each with its own rows, prompts and scores; see `ballast.evaluation.harness`."""
 
     kind: Literal["lm-eval"] = "lm-eval"
-    data: Rows = Field((), repr=False)
+    data: Rows = Field((), repr=False, exclude=True)
     """To be left out: the rows are those of `tasks`."""
     tasks: Texts = Field(min_length=1)
     """Its tasks, groups or tags by name, one or a list, such as `ifeval`; `limit` holds for each."""
