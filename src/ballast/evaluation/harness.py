@@ -187,8 +187,8 @@ def _model(task: LmEvalTask, model: Any, tokenizer: Any, progress: Progress | No
 
         def _told(self, count: int, result: Any) -> Any:
             # A request may take several passes, and one pass may answer several.
-            self.done = min(self.done + count, self.total)
-            if progress is not None:
+            before, self.done = self.done, min(self.done + count, self.total)
+            if progress is not None and self.done > before:
                 progress(self.done, self.total)
             return result
 
