@@ -6,13 +6,18 @@ VENV ?= .venv
 PIP_ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint format types docs site benchmarks real-model clean
+.PHONY: quickstart test engine lint format types docs site benchmarks real-model clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/ballast quickstart
 
 test: $(VENV)/.developing
 	$(BIN)/python -m pytest -q -n auto
+
+# A small real server: `transformers serve`.
+engine: $(VENV)/.developing
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt 'transformers[serving]'
+	BALLAST_TRANSFORMERS_SERVE="$(BIN)/transformers serve" $(BIN)/python -m pytest -q -m engine tests/test_engines_real.py
 
 lint: $(VENV)/.developing
 	$(BIN)/ruff check .

@@ -99,6 +99,12 @@ class Times:
     processor: list[float] = field(default_factory=list)
 
 
+def summed(times: Times, period: int) -> Times:
+    """Return the sums over each full period of rounds, for cases that do the work of several rounds in one of them."""
+    starts = range(0, len(times.processor) - period + 1, period)
+    return Times(*([sum(one[start : start + period]) for start in starts] for one in (times.wall, times.processor)))
+
+
 def interleaved(cases: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 1) -> dict[str, Times]:
     """Time every case once per round, in turn, so that a slow spell of the machine meets all of them.
 

@@ -1,8 +1,9 @@
-"""Time of a whole optimiser step of every objective of the package that reads demonstrations alone, against TRL's nll.
+"""Time of a whole optimiser step of every objective of the package, against TRL's nll on the same tokens.
 
 Objectives come in batches, each beside TRL's nll and ballast's sft and interleaved with them (see `step.py`), so that
-few models are in memory at once; ratios are within a batch. Options are the defaults. What reads groups of answers is
-measured by `groups.py`, and what reads columns of the data by nothing here: these are named and left out.
+few models are in memory at once; ratios are within a batch. Options are the defaults. What reads a column of the data
+is given one; what trains on groups of answers is given the rows as answers, judged, so nothing is sampled. What
+scores the rows of several steps at once (``old_logprob``) is compared by whole periods of steps.
 """
 
 from __future__ import annotations
@@ -15,33 +16,33 @@ import torch
 
 import step
 from ballast import list_objectives, objective
-from ballast.stats import GROUP_FIELDS, PAIR_FIELDS, REFERENCE_FIELDS
+from ballast.objectives import Objective
+from ballast.stats import GROUP_FIELDS, OLD_FIELDS, PAIR_FIELDS, REFERENCE_FIELDS
 from harness import SIZES, record, table
 
 GOALS = {"policy": 0.9, "cache": 0.9, "live": 1.2}
 """Most that a step may take, as a multiple of TRL's nll, by what is read beside the model in training."""
 
 
-def way(needs: tuple[str, ...]) -> str | None:
-    """Return what an objective reads beside the model in training; None for what is not measured here."""
-    if set(needs) & set(PAIR_FIELDS):
+def reads(one: Objective) -> str:
+    """Return what an objective reads beside the model in training."""
+    needs = set(one.needs)
+    if needs & set(PAIR_FIELDS) or (needs & set(GROUP_FIELDS) and needs & set(REFERENCE_FIELDS)):
         return "live"
-    if set(needs) & set(GROUP_FIELDS):
-        return None
-    return "cache" if set(needs) & set(REFERENCE_FIELDS) else "policy"
+    return "cache" if needs & set(REFERENCE_FIELDS) else "policy"
 
 
-def cases() -> tuple[dict[str, dict[str, Any]], dict[str, str], list[str]]:
-    """Return the case of each objective, what it reads, and the names of those left out."""
-    found, read, left_out = {}, {}, []
-    for info in list_objectives():
-        reads = None if getattr(objective(info.name), "columns", None) else way(info.needs)
-        if reads is None:
-            left_out.append(info.name)
-            continue
-        reference = {"policy": {}, "cache": {"reference": "cache"}, "live": {"reference": "model"}}[reads]
-        found[info.name], read[info.name] = {"objective": info.name, **reference}, reads
-    return found, read, left_out
+def forwards(one: Objective) -> int:
+    """Return how many forwards of the model in training each row takes."""
+    return 1 + (one.scope == "step" or hasattr(one, "prepare_inputs")) + bool(set(one.needs) & set(OLD_FIELDS))
+
+
+def case(one: Objective) -> dict[str, Any]:
+    """Return how an objective is measured."""
+    reference = {"policy": {}, "cache": {"reference": "cache"}, "live": {"reference": "model"}}[reads(one)]
+    groups = {"groups": True} if set(one.needs) & set(GROUP_FIELDS) else {}
+    period = getattr(one, "refresh", 1)
+    return {"objective": one.name, "columns": tuple(one.columns.values()), "period": period, **reference, **groups}
 
 
 def batches(names: list[str], size: int) -> list[list[str]]:
@@ -50,41 +51,55 @@ def batches(names: list[str], size: int) -> list[list[str]]:
     return [[step.PLAIN, step.OWN, *own[start : start + size]] for start in range(0, len(own), size)]
 
 
-def report(results: dict[str, Any], read: dict[str, str]) -> str:
+def report(results: dict[str, Any], built: dict[str, Objective]) -> str:
     """Return the table, the fastest first, with the goal of each and whether its median keeps it."""
     lines = []
     for name, one in sorted(results.items(), key=lambda item: item[1]["ratio"]["processor"]["median"]):
         if name == step.PLAIN:
             continue
         middle = one["ratio"]["processor"]["median"]
-        goal = GOALS[read[name]]
+        read, own = reads(built[name]), forwards(built[name])
         shown = [step.spread(one[key]["processor"]) for key in ("ratio", "ratio_to_sft")]
-        lines.append([name, read[name], *shown, f"{goal:g}× {'kept' if middle <= goal else 'missed'}"])
-    return table(["objective", "reads", "ratio to TRL nll, processor time", "to sft, processor time", "goal"], lines)
+        goal = GOALS[read]
+        lines.append([name, read, own, *shown, f"{goal:g}× {'kept' if middle <= goal else 'missed'}"])
+    head = ["objective", "reads", "own forwards", "ratio to TRL nll, processor time", "to sft, processor time", "goal"]
+    return table(head, lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found, read, left_out = cases()
+    built = {info.name: objective(info.name) for info in list_objectives()}
     parser.add_argument("--size", choices=[*SIZES], nargs="+", default=["small", "middle"])
-    parser.add_argument("--objectives", choices=[*found], nargs="+", default=[*found])
+    parser.add_argument("--objectives", choices=[*built], nargs="+", default=[*built])
     parser.add_argument("--batch", type=int, default=5, help="objectives interleaved at a time")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=16, help="a multiple of the longest period, that of psft is 8")
     parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--logging-steps", type=int, default=1, help="steps that are logged measure more")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="write the record here, as JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    step.CASES.update(found)
-    results: dict[str, Any] = {"left_out": left_out}
+    cases = {name: case(built[name]) for name in arguments.objectives}
+    step.CASES.update(cases)
+    period = max(one["period"] for one in cases.values())
+    if arguments.rounds < period:
+        parser.error(f"--rounds {arguments.rounds} is less than a period of {period} steps")
+    results: dict[str, Any] = {}
     for name in arguments.size:
         measured: dict[str, Any] = {}
         for chosen in batches(arguments.objectives, arguments.batch):
-            times = step.time_steps(chosen, SIZES[name], 1.0, arguments.rounds, arguments.warmup)
+            times = step.time_steps(
+                chosen,
+                SIZES[name],
+                1.0,
+                arguments.rounds,
+                arguments.warmup,
+                period=period,
+                logging_steps=arguments.logging_steps,
+            )
             measured = {**step.report_times(chosen, times)[1], **measured}
         results[name] = measured
-        print(f"\n{name}: {SIZES[name]}\n\n{report(measured, read)}", flush=True)
-    print(f"\nleft out: {', '.join(left_out)}")
+        print(f"\n{name}: {SIZES[name]}\n\n{report(measured, built)}", flush=True)
     record(
         "objectives",
         {**vars(arguments), "sizes": {name: SIZES[name] for name in arguments.size}},

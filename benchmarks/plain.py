@@ -1,4 +1,4 @@
-"""Objectives as research code computes them: a second model that runs at every step, and all logits of both."""
+"""Objectives as their authors' and other libraries' code computes them: all logits at once, of a second model too."""
 
 from __future__ import annotations
 
@@ -30,7 +30,32 @@ def eksft(logp: torch.Tensor, logq: torch.Tensor, targets: torch.Tensor) -> torc
     return kept - 0.05 * entropy[uncertain].mean() + 0.05 * kl[moved].mean()
 
 
-LOSSES = {"prift-mass": prift_mass, "eksft": eksft}
+def eaft(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the mean of the losses weighed by the entropy of the twenty likeliest tokens, as LlamaFactory has it."""
+    # The labels are moved, not the logits, so that nothing of the vocabulary's size is copied.
+    logits, targets = logits.flatten(0, 1), torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100).flatten()
+    nll = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    with torch.no_grad():
+        top = logits.topk(20, dim=-1).values.softmax(-1)
+        entropy = -(top * (top + 1e-10).log()).sum(-1)
+    return (nll * entropy / 3.0).sum() / (targets != -100).sum()
+
+
+def gem(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the mean of how far the target is below what is drawn at temperature .7, each token by its weight."""
+    mask = labels[:, 1:] != -100
+    logits, targets = logits[:, :-1][mask], labels[:, 1:][mask]
+    logp = logits.log_softmax(-1)
+    drawn = (logits / 0.7).log_softmax(-1).exp().detach()
+    weight = torch.ones_like(drawn)
+    return -(drawn * weight * (logp.gather(-1, targets[:, None]) - logp)).sum(-1).mean()
+
+
+ALONE = {"eaft": eaft, "gem": gem}
+"""Losses of logits ``[B, T, V]`` and labels ``[B, T]``."""
+
+BESIDE = {"prift-mass": prift_mass, "eksft": eksft}
+"""Losses of log-probabilities of model and second model ``[N, V]`` and targets ``[N]``."""
 
 
 class PlainTrainer(SFTTrainer):
@@ -38,8 +63,8 @@ class PlainTrainer(SFTTrainer):
 
     def __init__(self, model: Any, args: Any, *, objective: str, **parts: Any) -> None:
         # Before TRL changes the model's forward.
-        self.second = copy.deepcopy(model).eval()
-        self.loss_of = LOSSES[objective]
+        self.second = copy.deepcopy(model).eval() if objective in BESIDE else None
+        self.objective = objective
         super().__init__(model, args, **parts)
 
     def compute_loss(
@@ -47,8 +72,10 @@ class PlainTrainer(SFTTrainer):
     ) -> Any:
         labels = inputs.pop("labels")
         logits = model(**inputs).logits
+        if self.second is None:
+            return ALONE[self.objective](logits, labels)
         with torch.no_grad():
             reference = self.second(**inputs).logits
         mask = labels[:, 1:] != -100
         logp, logq = (all_of[:, :-1].float().log_softmax(-1)[mask] for all_of in (logits, reference))
-        return self.loss_of(logp, logq, labels[:, 1:][mask])
+        return BESIDE[self.objective](logp, logq, labels[:, 1:][mask])

@@ -9,10 +9,13 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import statistics
 import tempfile
 import threading
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ from harness import (
     record,
     resident_bytes,
     spread,
+    summed,
     table,
 )
 
@@ -47,10 +51,15 @@ CASES: dict[str, dict[str, Any]] = {
     "eksft, live": {"objective": "eksft", "reference": "model"},
     "prift-mass, second model and all logits": {"plain": "prift-mass"},
     "eksft, second model and all logits": {"plain": "eksft"},
+    "eaft": {"objective": "eaft"},
+    "eaft, all logits": {"plain": "eaft"},
+    "gem": {"objective": "gem"},
+    "gem, all logits": {"plain": "gem"},
     "ift": {"objective": "ift"},
     "TRL nll, LoRA": {"loss_type": "nll", "lora": True},
     "eksft, adapter off, LoRA": {"objective": "eksft", "reference": "adapter-off", "lora": True},
 }
+GROUP_SIZE = 4
 PLAIN, PLAIN_LORA, OWN = "TRL nll", "TRL nll, LoRA", "sft"
 MEMORY_CASES = (
     PLAIN,
@@ -60,13 +69,21 @@ MEMORY_CASES = (
     "prift-mass, second model and all logits",
     "eksft, live",
     "eksft, second model and all logits",
+    "eaft",
+    "eaft, all logits",
+    "gem",
+    "gem, all logits",
     "ift",
 )
 
 
-def make_trainer(case: dict[str, Any], size: Size, trained: float, steps: int, folder: Path) -> Any:
+def make_trainer(
+    case: dict[str, Any], size: Size, trained: float, steps: int, folder: Path, logging_steps: int = 1
+) -> Any:
     """Return a trainer ready to train, its cached columns scored beforehand."""
     rows = make_rows(steps * size.rows, lambda _: size.tokens, size.vocab, trained)
+    for column in case.get("columns", ()):
+        rows = rows.add_column(column, [1 + index % 2 for index in range(len(rows))])
     tokenizer, model = make_tokenizer(size.vocab), make_model(size)
     parts = {"train_dataset": rows, "processing_class": tokenizer, "peft_config": _lora() if "lora" in case else None}
     settings = {
@@ -76,7 +93,7 @@ def make_trainer(case: dict[str, Any], size: Size, trained: float, steps: int, f
         "learning_rate": 1e-4,
         "gradient_checkpointing": False,
         "bf16": False,
-        "logging_steps": 1,
+        "logging_steps": logging_steps,
         "save_strategy": "no",
         "report_to": [],
         "disable_tqdm": True,
@@ -100,9 +117,25 @@ def make_trainer(case: dict[str, Any], size: Size, trained: float, steps: int, f
         if reference == "cache":
             reference = str(_score(model, rows, tokenizer, folder / "cache"))
         args = ballast.TrainingConfig(**settings, objective=case["objective"], reference=reference)
+        if "groups" in case:
+            args.per_device_train_batch_size = size.rows // GROUP_SIZE
+            parts |= {"groups": _groups(rows), "train_dataset": None}
         trainer = ballast.Trainer(model, args, **parts)
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _groups(rows: Any) -> Any:
+    """Return the same rows as answers, in groups of an expert's and three own ones, of which the first is right."""
+    from ballast.groups import Group, GroupOptions, Member
+    from ballast.training.groups import StoredGroups
+
+    made = [
+        Member(tuple(row["input_ids"]), 1, "own", float(index % GROUP_SIZE < 2), "") for index, row in enumerate(rows)
+    ]
+    made = [replace(one, origin="own" if index % GROUP_SIZE else "expert") for index, one in enumerate(made)]
+    groups = [Group(row, tuple(made[row * GROUP_SIZE :][:GROUP_SIZE])) for row in range(len(made) // GROUP_SIZE)]
+    return StoredGroups(GroupOptions(file="in memory"), groups)
 
 
 def _lora() -> Any:
@@ -161,13 +194,16 @@ class Stepper(TrainerCallback):
         self._go.clear()
 
 
-def time_steps(names: list[str], size: Size, trained: float, rounds: int, warmup: int) -> dict[str, Times]:
-    """Return the seconds of each step by case."""
+def time_steps(
+    names: list[str], size: Size, trained: float, rounds: int, warmup: int, *, period: int = 1, logging_steps: int = 1
+) -> dict[str, Times]:
+    """Return the seconds of each step by case; what a step does for those after it is done for whole periods."""
     with tempfile.TemporaryDirectory() as scratch:
         steppers = {}
         for index, name in enumerate(names):
             # One step more than are asked for: the last one is followed by the end of training.
-            trainer = make_trainer(CASES[name], size, trained, rounds + warmup + 1, Path(scratch) / str(index))
+            steps = period * math.ceil((rounds + warmup + 1) / period)
+            trainer = make_trainer(CASES[name], size, trained, steps, Path(scratch) / str(index), logging_steps)
             steppers[name] = Stepper(trainer).step
         return interleaved(steppers, rounds, warmup)
 
@@ -195,12 +231,13 @@ def report_times(names: list[str], times: dict[str, Times]) -> tuple[str, dict[s
     lines, results = [], {}
     for name in names:
         base = PLAIN_LORA if "lora" in CASES[name] else PLAIN
-        against = ratios(times[name], times[base if base in times else names[0]])
+        whole = partial(summed, period=CASES[name].get("period", 1))
+        against = ratios(whole(times[name]), whole(times[base if base in times else names[0]]))
         results[name] = {"against": base, "ratio": against, "seconds": times[name]}
         milliseconds = f"{1000 * statistics.median(times[name].processor):.0f}"
         to_sft = "–"
         if OWN in times and base == PLAIN:
-            results[name]["ratio_to_sft"] = ratios(times[name], times[OWN])
+            results[name]["ratio_to_sft"] = ratios(whole(times[name]), whole(times[OWN]))
             to_sft = spread(results[name]["ratio_to_sft"]["processor"])
         lines.append([name, milliseconds, spread(against["processor"]), spread(against["wall"]), to_sft])
     head = ["case", "processor ms", "ratio to TRL nll, processor time", "wall time", "to sft, processor time"]
@@ -209,7 +246,7 @@ def report_times(names: list[str], times: dict[str, Times]) -> tuple[str, dict[s
 
 def report_memory(arguments: argparse.Namespace, size_name: str) -> tuple[str, dict[str, Any]]:
     lines, results = [], {}
-    for name in MEMORY_CASES:
+    for name in filter(arguments.cases.__contains__, MEMORY_CASES):
         options = ["--size", size_name, "--threads", str(arguments.threads), "--trained", str(arguments.trained)]
         runs = [child(__file__, *options, "--memory-of", name) for _ in range(arguments.memory_runs)]
         best = min(runs, key=lambda run: run["peak"])

@@ -7,7 +7,6 @@ python scripts/code_evidence.py tables                        # the tables of th
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 KEPT = evidence.EVIDENCE / "code"
 PAGE = evidence.EVIDENCE / "code.md"
-START, END = "<!-- tables: scripts/code_evidence.py -->", "<!-- end of tables -->"
+START = "<!-- tables: scripts/code_evidence.py -->"
 A, B, DEEP, SEEN = (("a-test", "accuracy"), ("b-test", "accuracy"), ("deep", "accuracy"), ("seen", "accuracy"))
 SAMPLED, FORGETTING = ("ready", "pass@8"), ("ready", "forgetting")
 
@@ -109,23 +108,5 @@ def overview(summary: Summary) -> str:
     return "\n".join(lines)
 
 
-def page_with(made: str, page: str) -> str:
-    """Return a page with its tables replaced."""
-    head, _, rest = page.partition(START)
-    return f"{head}{START}\n\n{made}\n{END}{rest.partition(END)[2]}"
-
-
-def main() -> None:
-    """Run what the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, dest="command")
-    commands.add_parser("keep").add_argument("output", type=Path)
-    commands.add_parser("tables")
-    args = parser.parse_args()
-    if args.command == "keep":
-        print(keep(args.output))
-    PAGE.write_text(page_with(tables(), PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    evidence.run(__doc__, keep, tables, PAGE, START)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -275,23 +275,30 @@ def _interval(one: Mapping[str, Any] | None) -> str:
     return f"{one['value']:+.3f}{bounds}"
 
 
-def page_with(made: str, page: str) -> str:
-    """Return a page with its tables replaced."""
-    head, _, rest = page.partition(START)
-    return f"{head}{START}\n\n{made}\n{END}{rest.partition(END)[2]}"
+def page_with(made: str, page: str, start: str = START) -> str:
+    """Return a page with its tables replaced, which stand between `start` and `END`."""
+    head, _, rest = page.partition(start)
+    return f"{head}{start}\n\n{made}\n{END}{rest.partition(END)[2]}"
 
 
-def main() -> None:
-    """Run what the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def put(page: Path, made: str, start: str) -> None:
+    """Write tables into their place on a page."""
+    page.write_text(page_with(made, page.read_text(encoding="utf-8"), start), encoding="utf-8")
+
+
+def run(
+    about: str | None, keep: Callable[[Path], Path], tables: Callable[[], str], page: Path, start: str = START
+) -> None:
+    """Do what the command line names: ``keep RUNS`` first takes records over, ``tables`` only writes the page."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, dest="command")
     commands.add_parser("keep").add_argument("output", type=Path)
     commands.add_parser("tables")
     args = parser.parse_args()
     if args.command == "keep":
         print(keep(args.output))
-    PAGE.write_text(page_with(tables(), PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    put(page, tables(), start)
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, keep, tables, PAGE)

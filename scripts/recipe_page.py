@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 
 from ballast.config.recipe import DataSection, EvaluationSection, ModelSection, ReferenceSection
 from ballast.config.sections import CompareSection, RoundsSection
+from ballast.engines.options import OpenAIEngine, VllmEngine
 from ballast.evaluation.tasks import CLASSES, Task
 from ballast.groups.options import GroupOptions, RowsOptions
 from ballast.half import HalfOptions
@@ -38,6 +39,8 @@ SECTIONS: dict[str, type[Options]] = {
     "groups": GroupOptions,
     "rows": RowsOptions,
     "revise": ReviseOptions,
+    "vllm": VllmEngine,
+    "openai": OpenAIEngine,
     "reward": RewardOptions,
     "rl": RLOptions,
     "half": HalfOptions,

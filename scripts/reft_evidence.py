@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import evidence
 import numpy as np
 
 ROOT = Path(__file__).parent.parent
@@ -29,7 +30,7 @@ ONLINE = {"max_steps": 40, "learning_rate": 1e-4}
 """Of online self-training from the warm-up."""
 METRICS = (("greedy", "accuracy"), ("sampled", "pass@1"), ("sampled", "maj@8"), ("sampled", "pass@8"))
 SHOWN = (*METRICS, ("sampled", "entropy"))
-START, END = "<!-- tables: scripts/reft_evidence.py -->", "<!-- end of tables -->"
+START = "<!-- tables: scripts/reft_evidence.py -->"
 LEVEL = 0.05
 
 
@@ -128,11 +129,7 @@ def keep(folder: Path) -> None:
     KEPT.mkdir(parents=True, exist_ok=True)
     content = {"figures": figures, "differences": differences}
     (KEPT / "summary.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    page = PAGE
-    before, _, rest = page.read_text(encoding="utf-8").partition(START)
-    page.write_text(
-        before + START + "\n\n" + _tables(content) + "\n\n" + END + rest.partition(END)[2], encoding="utf-8"
-    )
+    evidence.put(PAGE, _tables(content) + "\n", START)
 
 
 def _runs(folder: Path) -> dict[str, dict[int, Any]]:

@@ -16,12 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import evidence
+
 from ballast.config.recipe import load_recipe
 from ballast.lab import problems
 
 EVIDENCE = Path(__file__).parent.parent / "docs" / "evidence"
 PAGE, KEPT = EVIDENCE / "revise.md", EVIDENCE / "revise.json"
-START, END = "<!-- tables: scripts/revise_evidence.py -->", "<!-- end of tables -->"
+START = "<!-- tables: scripts/revise_evidence.py -->"
 VERIFIER = "ballast.lab.arithmetic:verify"
 TEXTS = 'refine: "{draft} {prompt}"\nreviser: "{draft} {prompt}"\nmajor: "major. "\nminor: "minor. "\nno: "no"\n'
 FRESH = 'refine: "{prompt}"\n'
@@ -236,14 +238,9 @@ def tables(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def page_with(text: str, page: str) -> str:
-    before, _, rest = page.partition(START)
-    return f"{before}{START}\n\n{text}\n\n{END}{rest.partition(END)[2]}"
-
-
 def keep(folder: Path) -> None:
     KEPT.write_text(json.dumps(collect(folder), indent=1) + "\n")
-    PAGE.write_text(page_with(tables(json.loads(KEPT.read_text())), PAGE.read_text(encoding="utf-8")))
+    evidence.put(PAGE, tables(json.loads(KEPT.read_text())) + "\n", START)
 
 
 def main() -> None:

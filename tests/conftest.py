@@ -1,12 +1,18 @@
 """Shared fixtures: one thread, no hub, and the folder of real data where there is one."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "BALLAST_CACHE" not in os.environ:
+    os.environ["BALLAST_CACHE"] = tempfile.mkdtemp(prefix="ballast-cache-")
+    atexit.register(shutil.rmtree, os.environ["BALLAST_CACHE"], ignore_errors=True)
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", os.environ.get("BALLAST_TEST_CUDA", ""))
 
 

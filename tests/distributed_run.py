@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from tiny import tiny_model
-from training_tools import dataset, run, weights
+from tiny import char_tokenizer, tiny_model
+from training_tools import config, dataset, run, weights
 
 UNEVEN = {"padded": 9, "accumulated": 13, "padding_free": 9}
 """Layouts of the last step, and how many rows there are: of 13, the last step has a full and a filled-up batch."""
@@ -32,6 +32,16 @@ def uneven(folder: str, name: str) -> dict[str, tuple[dict[str, torch.Tensor], l
     return found
 
 
+def streamed(folder: Path, size: int) -> dict[str, torch.Tensor]:
+    """Train three steps on a stream of 20 rows, `size` rows a step and process; the last batch is of two passes."""
+    from ballast.data import PrepareOptions, prepare_stream, read_chunks
+
+    options = PrepareOptions.from_training_args(config(folder), context=128)
+    rows = prepare_stream(read_chunks(dataset(20)), char_tokenizer(), options, buffer=6)
+    model = tiny_model(dtype=torch.float64)
+    return weights(run(folder, "sft", model=model, data=rows, per_device_train_batch_size=size, max_steps=3))
+
+
 def main(output: str, objectives: list[str]) -> None:
     torch.set_num_threads(1)
     ends: dict[str, Any] = {}
@@ -46,6 +56,8 @@ def main(output: str, objectives: list[str]) -> None:
         settings = {"per_device_train_batch_size": 4, "max_steps": 2, "half": 0.5}
         trainer = run(Path(folder), "sft", model=tiny_model(dtype=torch.float64), **settings)
         ends["half"] = weights(trainer)
+    with tempfile.TemporaryDirectory() as folder:
+        ends["streamed"] = streamed(Path(folder), 4)
     if trainer.accelerator.num_processes != 2:
         raise SystemExit("expected two processes")
     if trainer.is_world_process_zero():

@@ -108,6 +108,7 @@ def weights(*values):
 CHAT = {"messages": [{"role": "user", "content": "1+1="}, {"role": "assistant", "content": "2"}]}
 CACHED = ("reference.cache=cache",)
 WEIGHTED = ("objective=weighted-sft",)
+STREAM = ("data.streaming=true", "training.max_steps=1")
 SHARD = "cache/shard-00000.safetensors"
 
 CASES = [
@@ -193,6 +194,7 @@ CASES = [
     Case(
         "psft without refresh", "objective.refresh: refresh must lie in [1, ∞]", ("objective={name: psft, refresh: 0}",)
     ),
+    Case("psft that never refreshes", "refresh must be a finite number", ("objective={name: psft, refresh: null}",)),
     Case("half a step", "objective.refresh: refresh must be a whole number", ("objective={name: psft, refresh: 2.5}",)),
     Case("more likely tokens than there are", "exceeds the vocabulary of", ("objective={name: eaft, k: 100000}",)),
     Case("temperature 0", "objective.beta: beta must lie in [0.01, 100]", ("objective={name: gem, beta: 0}",)),
@@ -210,7 +212,6 @@ CASES = [
     Case("label smoothing", "label_smoothing_factor", ("training.label_smoothing_factor=0.1",)),
     Case("loss type", "objective='dft'", ("training.loss_type=dft",)),
     Case("packing without a length", "max_length", ("training.packing=true", "training.max_length=null")),
-    Case("streaming", "data.streaming: unknown key", ("data.streaming=true",)),
     # evaluation
     Case("unknown verifier", "did you mean 'exact'", (task(verifier="exakt"),)),
     Case("verifier not importable", "nowhere", (task(verifier="nowhere:verify"),)),
@@ -228,6 +229,44 @@ CASES = [
     Case("no room for the answer", "exceeds the model's context", (task(max_new_tokens=200), "evaluation.base=false")),
     Case("nothing to evaluate", "evaluation.tasks", command="evaluate"),
     Case("model to evaluate missing", "absent", (task(),), command="evaluate", flags=("--model", "./absent")),
+    # streams
+    Case("stream without an end", "data.streaming: a stream has no known end", STREAM[:1]),
+    Case("stream to be packed", "training.packing: packing needs the lengths", (*STREAM, "training.packing=true")),
+    Case("stream in another order", "shuffle_buffer shuffles", (*STREAM, "training.shuffle_dataset=true")),
+    Case(
+        "stream by length", "no sampler reads a stream", (*STREAM, "training.train_sampling_strategy=group_by_length")
+    ),
+    Case(
+        "stream in other processes", "training.dataloader_num_workers", (*STREAM, "training.dataloader_num_workers=2")
+    ),
+    Case("buffer of no stream", "shuffle_buffer is of a stream", ("data.shuffle_buffer=5",)),
+    Case("negative buffer", "data.shuffle_buffer", (*STREAM, "data.shuffle_buffer=-1")),
+    Case(
+        "stream of prompts",
+        "sampled for prompts by their number",
+        (*STREAM, "objective=gft", "groups={own: 2, verifier: exact}"),
+    ),
+    Case(
+        "stream of an array",
+        "an array ends only with its file",
+        (*STREAM, "data.train=rows.json"),
+        data(json.dumps(ROWS), "rows.json"),
+    ),
+    Case(
+        "stream to be measured",
+        "all training rows are needed here",
+        (*STREAM, task(kind="readiness", demonstrations="data.train")),
+    ),
+    Case("stream to be scored", "all training rows are needed here", (*STREAM, *CACHED), command="score"),
+    Case("stream without its cache", "no such folder: run `ballast score`", (*STREAM, "reference.cache=absent")),
+    Case(
+        "stream of rows that were not scored",
+        "has no values for 1 of the first 1 rows",
+        (*STREAM, *CACHED),
+        rows({"prompt": "9+9=", "completion": "18"}),
+    ),
+    Case("stream of a broken row", "rows.jsonl: line 2", STREAM, rows(ROWS[0], {"prompt": 3, "completion": "4"})),
+    Case("stream of nothing to train", "trained token", STREAM, rows({"input_ids": [5, 6], "labels": [-100] * 2})),
     # recipe and output
     Case("misspelt top-level key", "did you mean 'model'", ("modle=lab",)),
     Case("override without =", "'training.max_steps'", ("training.max_steps",)),

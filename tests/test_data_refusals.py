@@ -41,7 +41,7 @@ def test_options(options, message):
 
 def test_kinds_of_data():
     data = Dataset.from_list(rows("text"))
-    _fails("eval: streaming data is not supported", data.to_iterable_dataset(), name="eval")
+    _fails("eval: streaming data are not prepared as a whole", data.to_iterable_dataset(), name="eval")
     _fails(r"set of splits \(train\)", DatasetDict({"train": data}))
     _fails(r"with_transform\(\) is not supported", data.with_transform(lambda batch: batch))
     _fails("vision rows are not supported .column 'image'", data.add_column("image", [1] * 8))

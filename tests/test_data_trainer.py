@@ -41,7 +41,9 @@ def test_the_trainer_says_what_the_command_line_says_where_no_answer_can_be_told
 
 def test_streams_are_refused_before_anything_is_read_of_them(tmp_path):
     stream = Dataset.from_list(rows("text")).to_iterable_dataset()
-    with pytest.raises(ballast.BallastError, match="train: streaming data is not supported"):
+    with pytest.raises(
+        ballast.BallastError, match="train: streaming data are not prepared as a whole: pass prepare_stream"
+    ):
         trainer(tmp_path, stream, wide_tokenizer(), max_steps=1)
 
 

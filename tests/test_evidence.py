@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 import code_evidence  # noqa: E402
 import evidence  # noqa: E402
+import published_evidence  # noqa: E402
 
 ROWS = {"half": 5}
 """Rows of comparisons that are not of the seven first objectives, and have no RL after them."""
@@ -28,12 +29,22 @@ def test_both_priors_are_kept():
 
 def test_the_tables_of_the_code_study_are_those_of_the_records():
     page = code_evidence.PAGE.read_text(encoding="utf-8")
-    assert page == code_evidence.page_with(code_evidence.tables(), page)
+    assert page == evidence.page_with(code_evidence.tables(), page, code_evidence.START)
     for folder in code_evidence.KEPT.iterdir():
         summary, found = read(folder, "summary.json"), read(folder, "claims.json")
         assert summary["complete"]
         assert len(found) == len(code_evidence.CLAIMS[folder.name])
         assert all(one["verdict"] == evidence.judge(one) for one in found)
+
+
+def test_the_tables_of_the_published_objectives_are_those_of_the_records():
+    page = published_evidence.PAGE.read_text(encoding="utf-8")
+    assert page == evidence.page_with(published_evidence.tables(), page, published_evidence.START)
+    summary, found = (read(published_evidence.KEPT, f"{name}.json") for name in ("summary", "differences"))
+    assert summary["complete"]
+    assert {row["label"] for row in summary["rows"]} >= {*published_evidence.PAPERS, "sft"}
+    assert all(one["verdict"] == evidence.judge(one) for one in found)
+    assert [one["says"] for one in found] == [one.says for one in published_evidence.CLAIMS]
 
 
 def test_the_tables_are_those_of_the_records():
@@ -121,4 +132,4 @@ def test_the_tables_of_revising_are_those_of_its_records():
 
     page = revise_evidence.PAGE.read_text(encoding="utf-8")
     found = json.loads(revise_evidence.KEPT.read_text(encoding="utf-8"))
-    assert page == revise_evidence.page_with(revise_evidence.tables(found), page)
+    assert page == evidence.page_with(revise_evidence.tables(found) + "\n", page, revise_evidence.START)

@@ -1,7 +1,6 @@
 """`ballast sample`: groups in a folder, the same after any interruption; and groups of one's own."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -393,9 +392,3 @@ def test_a_file_without_a_column_is_refused(column):
 def test_a_file_that_is_not_there_is_refused():
     with pytest.raises(BallastError, match=r"absent: no such file or folder; `ballast sample` fills one"):
         read_groups("absent", char_tokenizer())
-
-
-def test_several_processes_are_refused(monkeypatch):
-    monkeypatch.setattr("ballast.training.TrainingConfig.world_size", property(lambda self: 2))
-    assert "samples in one process" in refused()
-    assert not os.path.exists("groups")

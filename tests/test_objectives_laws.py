@@ -21,6 +21,7 @@ SAME = {
     "pear in blocks of 1": (("pear", {"by": "block", "block": 1}), ("pear", {})),
     "sed-sft without pull": (("sed-sft", {"strength": 0}), ("sft", {})),
     "sed-sft where nothing is open": (("sed-sft", {"threshold": 0}), ("sft", {})),
+    "tail-sft without a share": (("tail-sft", {"fraction": 0}), ("sft", {})),
     "talr with floor 1": (("talr", {"floor": 1}), ("sft", {})),
     "asft without its KL": (("asft", {"lambda_kl": 0}), ("dft", {})),
     "kl-sft without its KL": (("kl-sft", {"lambda_kl": 0}), ("sft", {})),

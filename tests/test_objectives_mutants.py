@@ -41,4 +41,4 @@ def test_the_golden_row_catches(mutant, row):
 
 def test_every_objective_has_mutants():
     for info in list_objectives():
-        assert sum(mutant.name == info.name for mutant in MUTANTS) >= 8
+        assert len({mutant.label for mutant in MUTANTS if mutant.name == info.name}) >= 8

@@ -32,7 +32,7 @@ class Reads(Objective):
 NAMES = [
     "asft", "chord-phi", "deft", "dft", "eaft", "eksft", "gem", "gft", "gift", "hpt", "idft", "ift", "irft", "iw-sft",
     "kl-sft", "luffy", "p-alpha", "pear", "prift-mass", "prift-prob", "product", "profit", "psft", "reweight", "rift",
-    "sed-sft", "self-train", "sft", "srft", "talr", "weighted-sft",
+    "sed-sft", "self-train", "sft", "srft", "tail-sft", "talr", "weighted-sft",
 ]  # fmt: skip
 
 WRONG = {
@@ -232,6 +232,8 @@ NEEDS = {
     "pear of a column": ("pear", {"behaviour": "column"}, {"logprob", "behaviour_logprob"}),
     "sed-sft": ("sed-sft", {}, {"logprob", "top_mass@2"}),
     "deft by Cayley": ("deft", {"exponent": "cayley"}, {"logprob"}),
+    "tail-sft": ("tail-sft", {}, {"logprob", "ref_logprob"}),
+    "tail-sft, ramped": ("tail-sft", {"schedule": "ramp"}, {"logprob", "ref_logprob", "progress"}),
     "talr": ("talr", {}, {"logprob"}),
     "irft": ("irft", {}, {"logprob", "ref_logprob", "origin", "group"}),
     "self-train": ("self-train", {}, {"logprob", "origin", "reward", "share"}),

@@ -55,6 +55,26 @@ def test_gift_in_float32_at_a_token_that_the_reference_excludes(beta, imitated):
     assert built.extra(stats).item() == 0.75 * (1 - imitated)
 
 
+def test_tail_sft_leaves_out_the_likeliest_while_nothing_has_moved():
+    """Whatever the order of the tokens, and whatever rounding has made of differences that are none."""
+    stats, _ = statistics_of(random_rows())
+    noise = 1e-6 * torch.randn(len(stats.logprob), generator=torch.manual_seed(0), dtype=torch.float64)
+    stats = replace(stats, ref_logprob=stats.logprob.detach() + noise)
+    means = [float(stats.logprob[stats.sequence == one].detach().mean()) for one in range(4)]
+    best = max(range(4), key=means.__getitem__)
+    weight = objective("tail-sft").weight(stats)
+    assert ((weight == 0) == (stats.sequence == best)).all()
+    assert weight.mean().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("progress", "left_out"), [(0, 0), (0.25, 1), (0.5, 2), (1, 3)])
+def test_tail_sft_ramps_up_and_keeps_a_sequence(progress, left_out):
+    stats, _ = statistics_of(random_rows())
+    stats = replace(stats, progress=torch.full_like(stats.logprob, progress))
+    weight = objective("tail-sft", fraction=1, schedule="ramp").weight(stats)
+    assert len(stats.sequence[weight == 0].unique()) == left_out
+
+
 def test_kl_sft_smooths_labels_towards_the_reference():
     lam = 0.3
     _, gradient = _loss_and_gradient(objective("kl-sft", lambda_kl=lam))

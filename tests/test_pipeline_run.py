@@ -124,3 +124,19 @@ def test_the_record_says_from_the_beginning_which_run_of_a_comparison_it_is(fold
 
 def stopped(*_, **__):
     raise KeyboardInterrupt
+
+
+STREAMED = ("data.streaming=true", "data.shuffle_buffer=0", "training.per_device_train_batch_size=2")
+
+
+def test_a_streamed_run_is_that_of_the_rows_and_records_what_it_read(folder):
+    small = ("training.per_device_train_batch_size=2", "training.train_sampling_strategy=sequential")
+    for output, settings in (("streamed", STREAMED), ("whole", small)):
+        done = invoke("train", output, *settings)
+        assert done.exit_code == 0, (done.output, done.exception)
+    assert Path("streamed/model.safetensors").read_bytes() == Path("whole/model.safetensors").read_bytes()
+    streamed, whole = (json.loads((Path(output) / "run.json").read_text()) for output in ("streamed", "whole"))
+    assert "the rows that were read" in streamed["data"]["train"]["notes"][-1]
+    assert streamed["data"]["train"]["rows_in"] >= 4
+    assert whole["data"]["train"]["rows_in"] == len(ROWS)
+    assert streamed["inputs"]["data.train"]["digest"] != whole["inputs"]["data.train"]["digest"]

@@ -60,6 +60,26 @@ def test_values_come_back_by_digest_from_several_shards(folder):
     assert cache.missing([digest_of(n) for n in (25, 3, 21, 25)]) == [digest_of(25), digest_of(21)]
 
 
+def test_rows_are_found_whatever_the_order_of_their_digests(tmp_path):
+    numbers = [n * 2_654_435_761 % 1009 for n in range(40)]
+    fill(tmp_path / "cache", numbers, shard_tokens=15)
+    cache = check(tmp_path / "cache", numbers)
+    assert [n for n in range(1009) if digest_of(n) in cache] == sorted(numbers)
+    assert "ab" not in cache
+
+
+def test_an_open_cache_holds_few_bytes_for_each_row(tmp_path):
+    import tracemalloc
+
+    fill(tmp_path / "cache", range(4000), shard_tokens=10**6)
+    tracemalloc.start()
+    cache = ReferenceCache.open(tmp_path / "cache", KEY)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(cache) == 4000
+    assert held < 64 * 4000 + 50_000
+
+
 def test_a_row_that_was_not_scored_is_an_error(folder):
     with pytest.raises(BallastError, match=r"no values for row 0{30}63.*ballast score"):
         ReferenceCache.open(folder, KEY).lookup(digest_of(99))

@@ -233,7 +233,11 @@ def test_killed_at_random_moments_it_goes_on_where_it_was(tmp_path):
         process.start()
         deadline = time.monotonic() + 20
         # Random, but late enough that something has been written in most rounds.
-        while process.is_alive() and len(list(path.glob("shard-*"))) <= kept[-1] and time.monotonic() < deadline:
+        while (
+            process.is_alive()
+            and len(list(path.glob("shard-*.safetensors"))) <= kept[-1]
+            and time.monotonic() < deadline
+        ):
             time.sleep(float(random.uniform(0, 0.02)))
         time.sleep(float(random.uniform(0, 0.01)))
         if process.is_alive():

@@ -272,6 +272,13 @@ def test_a_half_is_drawn_anew_in_every_round(folder):
             "groups: would be ignored: revise makes what train reads",
         ),
         (
+            ("rounds.steps=[train, evaluate]", "objective=sft", "groups=null", "rows=right.jsonl"),
+            "rows: would be ignored: rounds.steps lacks sample; add it, or leave rows out",
+        ),
+        (("revise={verifier: exact}",), "revise: would be ignored: rounds.steps lacks revise"),
+        (("reward={}",), "reward: would be ignored: rounds.steps lacks reward"),
+        (("rl={verifier: exact}",), "rl: would be ignored: rounds.steps lacks rl"),
+        (
             ("rounds.steps=[sample, reward, train, evaluate]",),
             "rounds.steps: nothing after reward reads what it writes",
         ),

@@ -145,6 +145,7 @@ class AboveTheMean(Objective):
 STEP = {
     "talr": objective("talr"),
     "deft": objective("deft", exponent="cayley"),
+    "tail-sft": objective("tail-sft"),
     "with terms of its own": AboveTheMean(),
 }
 
@@ -175,6 +176,7 @@ def by_hand(built):
     stats = TokenStats(
         logprob=logp.gather(1, labels[labels != -100][:, None]).squeeze(1),
         entropy=-(logp.exp() * logp).sum(-1),
+        ref_logprob=logp.gather(1, labels[labels != -100][:, None]).squeeze(1).detach(),
         sequence=(labels != -100).nonzero()[:, 0],
     )
     loss = (-stats.logprob * built.weight(stats).detach() + built.extra(stats)).sum() / len(logp)
@@ -195,10 +197,23 @@ def test_tokens_of_weight_0_are_not_projected(tmp_path):
 
     assert ahead.Weighed(Few()).active({"step_weight": torch.tensor([0.0, 1.0])}) is None
 
-    weighed = ahead.Weighed(objective("talr"))
     column = torch.tensor([0.0, 2.0])
+    for alone in (objective("talr"), objective("product", of=["talr", "reweight"])):
+        weighed = ahead.Weighed(alone)
+        assert weighed.active({"step_weight": column}).tolist() == [False, True]
+        assert weighed.needs == ("logprob", "step_weight")
+    for wide in (AboveTheMean(), objective("product", of=["talr", "kl-sft"])):
+        weighed = ahead.Weighed(wide)
+        assert weighed.active({"step_weight": column}) is None
+        assert weighed.needs == ("logprob", "step_weight", *wide.needs[1:])
+
+    @dataclass(frozen=True)
+    class Reports(AboveTheMean):
+        extra = Objective.extra
+
+    weighed = ahead.Weighed(Reports())
     assert weighed.active({"step_weight": column}).tolist() == [False, True]
-    assert weighed.needs == ("logprob", "step_weight")
+    assert weighed.needs == ("logprob", "step_weight", "entropy")
 
 
 def test_sequences_of_different_micro_batches_stay_apart():
@@ -275,16 +290,16 @@ def test_progress_reaches_a_step_as_a_scope(tmp_path):
 
 
 def test_of_a_reference_only_what_is_declared_is_computed_between_logs(tmp_path, monkeypatch):
-    from ballast.training.forward import Forward
+    from ballast.training.reference import RunReference
 
-    asked, original = [], Forward._given
+    asked, original = [], RunReference.states
 
-    def given(self, inputs, columns, fields, progress):
-        found = original(self, inputs, columns, fields, progress)
-        asked.append((fields, found["states"] is not None))
+    def states(self, mask, inputs, fields):
+        found = original(self, mask, inputs, fields)
+        asked.append((fields, found is not None))
         return found
 
-    monkeypatch.setattr(Forward, "_given", given)
+    monkeypatch.setattr(RunReference, "states", states)
     trainer = run(tmp_path / "prob", "prift-prob", max_steps=2, logging_steps=2)
     assert [("kl" in fields, states) for fields, states in asked] == [(False, True), (True, True)]
     assert "kl" in trainer.state.log_history[0]

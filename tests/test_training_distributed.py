@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from distributed_run import UNEVEN
+from distributed_run import UNEVEN, streamed
 from tiny import tiny_model
 from training_tools import OBJECTIVES, dataset, largest_difference, run, weights
 
@@ -62,6 +62,10 @@ def test_two_ranks_train_the_same_half(tmp_path, two_ranks):
     alone = run(tmp_path, "sft", model=tiny_model(dtype=torch.float64), **settings)
     assert largest_difference(weights(alone), two_ranks["half"]) < 1e-10
     assert len(two_ranks["half"]) == len(alone.half.trained)
+
+
+def test_two_ranks_read_a_stream_as_one(tmp_path, two_ranks):
+    assert largest_difference(streamed(tmp_path, 8), two_ranks["streamed"]) < 1e-10
 
 
 @pytest.mark.parametrize("layout", UNEVEN)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distributed_groups import OBJECTIVES
-from group_rows import GROUPS, run
+from distributed_groups import OBJECTIVES, PROMPTS, train
 from test_training_distributed import launch
 from training_tools import largest_difference, weights
 
@@ -18,19 +17,14 @@ def two_ranks(tmp_path_factory):
     return torch.load(output, weights_only=True)
 
 
+@pytest.mark.parametrize("kind", PROMPTS)
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_two_ranks_are_one(tmp_path, two_ranks, name):
-    end, logs = two_ranks[name]
-    alone = run(
-        tmp_path,
-        objective=OBJECTIVES[name],
-        groups={**GROUPS, "refresh": 2},
-        per_device_train_batch_size=4,
-        max_steps=3,
-    )
+def test_two_ranks_are_one(tmp_path, two_ranks, name, kind):
+    end, logs = two_ranks[f"{name}, {kind}"]
+    alone = train(tmp_path, name, PROMPTS[kind], 4)
     assert largest_difference(weights(alone), end) < 1e-10
     mine = [log for log in alone.state.log_history if "loss" in log]
-    assert len(logs) == len(mine) == 3
+    assert len(logs) == len(mine) == 4
     for ours, theirs in zip(mine, logs, strict=True):
         for metric, value in ours.items():
             if not metric.startswith("seconds"):

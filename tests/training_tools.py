@@ -8,7 +8,7 @@ from tiny import char_tokenizer, tiny_model
 
 OBJECTIVES = (
     *("sft", "dft", "prift-prob", "prift-mass", "eksft", "gift", "iw-sft", "product", "reweight"),
-    *("weighted-sft", "psft", "deft", "talr", "gem", "idft"),
+    *("weighted-sft", "psft", "deft", "talr", "tail-sft", "gem", "idft"),
 )
 
 # prift-mass keeps few tokens of a random model at its default threshold; a low one makes the weights vary.

@@ -1,4 +1,4 @@
-"""The exceptions: input that cannot be used, training that diverged, a run that is stopped from outside."""
+"""The exceptions: input that cannot be used, training that diverged, a run that is stopped, a rank that has ended."""
 
 
 class BallastError(ValueError):
@@ -23,6 +23,16 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, line: str, code: int) -> None:
         super().__init__(line)
         self.code = code
+
+
+class Lost(Exception):
+    """Another rank of this command has ended; it, or whatever started the ranks, says why.
+
+    Attributes:
+        code: exit code of this rank.
+    """
+
+    code = 1
 
 
 def suggest(name: str, known: "list[str] | tuple[str, ...]") -> str:

@@ -19,6 +19,7 @@ from ballast.errors import BallastError, Diverged
 from ballast.files import expanded, write_atomically
 from ballast.half import Split
 from ballast.reference.fingerprint import start_fingerprint
+from ballast.sharding import kind_of, part_here
 
 if TYPE_CHECKING:
     from transformers import Trainer as Base
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from transformers.trainer_utils import TrainOutput
 else:
     Base = object
+
+NAMES = {"": "no sharding (DDP, or one process)", "fsdp2": "FSDP2", **{f"zero{n}": f"ZeRO-{n}" for n in range(4)}}
+"""What shards a run, as a person calls it."""
 
 START = "ballast-start.json"
 """File of a checkpoint with the fingerprint of the model that training started from."""
@@ -110,6 +114,8 @@ class CheckedLoop(Base):
     def _take_up(self, checkpoint: Path) -> None:
         begun = _read(checkpoint / START)
         start, half = begun.get("model"), begun.get("half")
+        if problem := resume_problem(begun, kind_of(self.args), self.args.world_size):
+            raise BallastError(f"{checkpoint}: {problem}")
         if half != (None if self.half is None else self.half.digest):
             raise BallastError(
                 f"{checkpoint}: trained another part of the weights, and its optimiser's state would be that of other "
@@ -162,6 +168,7 @@ class CheckedLoop(Base):
             write_atomically(made / self._own_file, json.dumps(state))
         if self.args.should_save:
             begun = {"model": self._start, **({} if self.half is None else {"half": self.half.digest})}
+            begun |= {"sharding": kind_of(self.args), "ranks": self.args.world_size}
             write_atomically(made / START, json.dumps(begun))
         self._name_best(made, place)
         self.accelerator.wait_for_everyone()
@@ -212,35 +219,95 @@ class CheckedLoop(Base):
             Diverged: it is no finite number.
         """
         loss = super().training_step(model, inputs, *args, **kwargs)
-        self._check_finite("loss", float(loss), [inputs])
+        self._check_finite("loss", float(loss), [inputs], taken=False)
         return loss
+
+    def check_before_step(self, loss: Any, inputs: dict[str, Any]) -> None:
+        """Raise `Diverged` under DeepSpeed, which steps within the last backward, if a loss is no finite number."""
+        if self.is_deepspeed_enabled and self.model.training:
+            self._check_finite("loss", float(loss), [inputs], taken=False)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]  # of transformers
         # Under fp16 a gradient that overflows is what the scaler looks for, and leaves out.
         if norm is not None and getattr(self.accelerator, "scaler", None) is None:
-            self._check_finite("norm of the gradient", float(norm), self.batches)
+            self._check_finite("norm of the gradient", float(norm), self.batches, taken=self.is_deepspeed_enabled)
         return norm
 
-    def _check_finite(self, what: str, value: float, batches: Sequence[Any]) -> None:
+    def _check_finite(self, what: str, value: float, batches: Sequence[Any], *, taken: bool) -> None:
         if math.isfinite(value):
             return
+        ending = "would make every weight NaN; the step was not taken"
+        if taken:
+            ending = "makes every weight NaN; DeepSpeed has taken the step by now"
         raise Diverged(
-            f"step {self.state.global_step + 1}: the {what} is {value} on {self.rows_named(batches)}, which would make "
-            "every weight NaN; the step was not taken and earlier checkpoints are as they were: look at these rows, "
-            "lower the learning rate, or train in a wider dtype"
+            f"step {self.state.global_step + 1}: the {what} is {value} on {self.rows_named(batches)}, which {ending} "
+            "and earlier checkpoints are as they were: look at these rows, lower the learning rate, or train in a "
+            "wider dtype"
         )
 
     def _check_weights(self) -> None:
-        if self.is_fsdp_enabled:  # a rank has a part, and the others would wait for one that stops
+        own = (name for name, weight in self.model.named_parameters() if weight.requires_grad and not _finite(weight))
+        name = next(own, None)
+        if self.args.world_size > 1:
+            # A rank may have a part of the weights, and the others would wait for one that stops alone.
+            from accelerate.utils import gather_object
+
+            name = next(filter(None, gather_object([name])), None)
+        if name is not None:
+            raise Diverged(
+                f"step {self.state.global_step}: the weight {name} is no finite number, though every loss and "
+                "gradient until then was; it was not saved and earlier checkpoints are as they were: lower the "
+                "learning rate, or train in a wider dtype"
+            )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model in full, also where checkpoints keep a sharded one in parts: all ranks gather, one writes."""
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is None or self._saving:
+            super().save_model(output_dir, _internal_call)
             return
-        for name, weight in self.model.named_parameters():
-            if weight.requires_grad and not bool(weight.isfinite().all()):
-                raise Diverged(
-                    f"step {self.state.global_step}: the weight {name} is no finite number, though every loss and "
-                    "gradient until then was; it was not saved and earlier checkpoints are as they were: lower the "
-                    "learning rate, or train in a wider dtype"
-                )
+        kept, plugin.state_dict_type = plugin.state_dict_type, "FULL_STATE_DICT"
+        try:
+            super().save_model(output_dir, _internal_call)
+        finally:
+            plugin.state_dict_type = kept
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        # Gathered weights share no memory, so that one that is tied would be written under each of its names.
+        names = {name for name, _ in self.model.named_parameters()}
+        double = {name for name, _ in self.model.named_parameters(remove_duplicate=False)} - names
+        given = None if state_dict is None else {key: state_dict[key] for key in state_dict if key not in double}
+        super()._save(output_dir, given)
+
+
+def _finite(weight: Any) -> bool:
+    return bool(part_here(weight).isfinite().all())
+
+
+def resume_problem(begun: Mapping[str, Any], kind: str, ranks: int) -> str | None:
+    """Return why a checkpoint cannot be gone on from by these processes, None where it can.
+
+    Args:
+        begun: what the checkpoint says of the run that wrote it.
+        kind: what shards the run, as `ballast.sharding.kind_of` says.
+        ranks: number of its processes.
+    """
+    if "sharding" not in begun:
+        return None
+    before, count = begun["sharding"], begun["ranks"]
+    if before != kind:
+        names = [NAMES.get(one, one) for one in (before, kind)]
+        return (
+            f"was written under {names[0]} and the run is under {names[1]}, which does not find its optimiser's state "
+            f"and would begin it anew; go on under {names[0]}, or start a new output from the weights"
+        )
+    if kind.startswith("zero") and count != ranks:
+        return (
+            f"holds the optimiser's state in {count} parts, one a process, and DeepSpeed cannot divide it among "
+            f"{ranks}; go on with {count} processes, or use FSDP2, which can"
+        )
+    return None
 
 
 def refuse_strangers(args: Arguments, *, use_cpu: str = "training.use_cpu") -> None:
@@ -259,6 +326,30 @@ def refuse_strangers(args: Arguments, *, use_cpu: str = "training.use_cpu") -> N
             f"{started} processes were started, and each would train by itself and write the same files; on CPUs set "
             f"{use_cpu}=true"
         )
+
+
+def data_parallel_problem(args: Arguments) -> str | None:
+    """Return what is wrong with one process that sees several GPUs, None where each has a process or there is one."""
+    if args.n_gpu <= 1:
+        return None
+    return (
+        f"this process sees {args.n_gpu} GPUs and would spread every batch over them by DataParallel, which copies "
+        "the weights at each step and averages the loss by GPU, not by token; start a process for each with --nproc "
+        f"{args.n_gpu}, or show it one: CUDA_VISIBLE_DEVICES=0"
+    )
+
+
+def refuse_data_parallel(args: Arguments) -> None:
+    """Refuse one process that sees several GPUs.
+
+    Args:
+        args: settings of the run.
+
+    Raises:
+        BallastError: naming how to start a process for each, or to use one.
+    """
+    if problem := data_parallel_problem(args):
+        raise BallastError(problem)
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from ballast.config.recipe import ModelSection
 from ballast.errors import BallastError, suggest
 from ballast.files import expanded
 from ballast.packages import lacking
+from ballast.quantised import keep_differentiable
+from ballast.sharding import loaded_whole
 
 if TYPE_CHECKING:
     import torch
@@ -182,14 +184,20 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
-    options = {"dtype": section.dtype, "attn_implementation": section.attn_implementation, "use_safetensors": True}
+    options = {
+        "dtype": section.dtype,
+        "attn_implementation": section.attn_implementation,
+        "quantization_config": quantization_config(section),
+        "use_safetensors": True,
+    }
     given = {key: value for key, value in options.items() if value is not None}
     if problem := check_folder(section.path):
         raise BallastError(problem)
     try:
-        found: Any = AutoModelForCausalLM.from_pretrained(
-            section.path, output_loading_info=True, **_where(section), **given
-        )
+        with loaded_whole():
+            found: Any = AutoModelForCausalLM.from_pretrained(
+                section.path, output_loading_info=True, **_where(section), **given
+            )
     except Exception as error:  # safetensors, torch and transformers each raise their own
         raise BallastError(_unloadable(section.path, "model", error)) from error
     model, loaded = found
@@ -198,8 +206,26 @@ def load_model(
             f"{section.path}: the weights lack {missing[0]!r}{_more(missing)}, which would be random numbers; "
             "the file belongs to another model or was cut short"
         )
+    keep_differentiable(model)
     model = (_with_adapter(model, section, trainable) if section.adapter else model).eval()
     return model if device is None else model.to(device)
+
+
+def quantization_config(section: ModelSection) -> Any:
+    """Return the `transformers.BitsAndBytesConfig` that the section describes, or None."""
+    asked = section.quantization
+    if asked is None:
+        return None
+    from transformers import BitsAndBytesConfig
+
+    if asked.bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=asked.type or "nf4",
+        bnb_4bit_use_double_quant=bool(asked.double),
+        bnb_4bit_compute_dtype=asked.compute_dtype or (None if section.dtype == "auto" else section.dtype),
+    )
 
 
 def lora_config(section: ModelSection) -> LoraConfig | None:
@@ -257,6 +283,7 @@ def try_lora(section: ModelSection, config: Any) -> None:
     from peft import get_peft_model
 
     from ballast.head import check_adapted_head
+    from ballast.reference.adapters import refuse_unfit_layers
 
     settings = lora_config(section)
     assert settings is not None
@@ -265,7 +292,9 @@ def try_lora(section: ModelSection, config: Any) -> None:
             # Of tied weights, which are refused below.
             warnings.simplefilter("ignore")
             empty = empty_model(section, config)
-            get_peft_model(empty, settings)
+            refuse_unfit_layers(get_peft_model(empty, settings))
+    except BallastError:
+        raise
     except ValueError as error:
         raise BallastError(" ".join(str(error).split())) from error
     check_adapted_head(empty)
@@ -317,3 +346,10 @@ def default_device() -> torch.device:
 
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return accelerator or torch.device("cpu")
+
+
+def on_rank_0_alone() -> bool:
+    """Return whether models are loaded with weights on rank 0 and without content elsewhere, to be sharded by FSDP."""
+    from transformers.integrations import is_fsdp_enabled
+
+    return bool(is_fsdp_enabled())

@@ -135,3 +135,16 @@ def _hub_problem(token: str | None) -> str | None:
     if not (token or get_token()):
         return "nobody is logged in to the hub, so the run would end before its first step; run `hf auth login`"
     return None
+
+
+def refuse_without(package: str, extra: str, what: str, instead: str) -> None:
+    """Refuse what needs a package of one of ballast's extras that is not installed.
+
+    Raises:
+        BallastError: naming package, extra and what else to do.
+    """
+    if find_spec(package) is None:
+        raise BallastError(
+            f"{what} needs the package {package}, which is not installed; pip install 'ballast-ft[{extra}]', or take "
+            f"{instead}"
+        )

@@ -7,10 +7,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ballast.errors import BallastError
 from ballast.files import write_atomically
+from ballast.ranks import ALONE, Ranks
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 MANIFEST, LOCK = "manifest.json", ".lock"
 ROWS_PER_PART = 64
@@ -18,7 +22,7 @@ ROWS_PER_PART = 64
 
 
 class PartFolder:
-    """A folder being filled by one process at a time.
+    """A folder being filled by one process at a time, or by the ranks of one, each with parts of its own.
 
     Attributes:
         holds: what is in it, in the plural.
@@ -46,24 +50,19 @@ class PartFolder:
         raise NotImplementedError
 
     @contextmanager
-    def filling(self) -> Iterator[None]:
-        """Hold the folder's lock: no other process fills it.
+    def filling(self, ranks: Ranks = ALONE) -> Iterator[list[int]]:
+        """Hold the folder's lock, so that no other process fills it, and yield the missing parts that are this rank's.
+
+        All ranks enter and leave; the first holds the lock until all have left without an error.
 
         Raises:
             BallastError: if it is another folder, was filled with other settings, or is being filled.
         """
-        from filelock import FileLock, Timeout
+        from filelock import FileLock
 
-        check_target(self.path, self.holds)
-        self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / LOCK)
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise BallastError(f"{self.path}: another process is {self.doing} into this folder; wait for it") from None
-        try:
-            self._begin()
-            yield
+            yield list(ranks.share(ranks.first(lambda: self._begin(lock))))
         finally:
             lock.release()
 
@@ -104,7 +103,16 @@ class PartFolder:
             )
         return [self.file(number) for number in range(self.parts)]
 
-    def _begin(self) -> None:
+    def _begin(self, lock: BaseFileLock) -> list[int]:
+        """Take the lock and return which parts are missing."""
+        from filelock import Timeout
+
+        check_target(self.path, self.holds)
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise BallastError(f"{self.path}: another process is {self.doing} into this folder; wait for it") from None
         manifest = self.path / MANIFEST
         # Without a part there is nothing that other settings could mix with.
         if manifest.exists() and len(self.missing()) < self.parts:
@@ -116,6 +124,7 @@ class PartFolder:
             write_atomically(manifest, json.dumps(self.manifest(), indent=2, ensure_ascii=False) + "\n")
         for leftover in self.path.glob("*.tmp"):
             leftover.unlink(missing_ok=True)
+        return self.missing()
 
 
 class Revisions(PartFolder):

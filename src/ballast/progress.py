@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from ballast.ranks import speaks
+
 SECONDS_BETWEEN_LINES = 10.0
 
 Tell = Callable[[str, int, int], None]
@@ -21,7 +23,10 @@ def on_stderr(unit: str, *, show: bool = True, lines: bool = True) -> Iterator[T
         unit: of what is counted, such as ``tokens``.
         show: False shows nothing.
         lines: print lines where stderr is no terminal.
+
+    Of several ranks the first shows its own share.
     """
+    show = show and speaks()
     if show and sys.stderr.isatty():
         with _bars(unit) as tell:
             yield tell

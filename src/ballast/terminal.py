@@ -1,15 +1,16 @@
-"""What goes to a terminal: text from data is shown as it stands, and nothing in it acts."""
+"""What goes to a terminal, of several ranks from one: text from data is shown as it stands, and nothing in it acts."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Iterable
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
+from ballast.ranks import speaks
 from ballast.text import inert
 
 
@@ -30,19 +31,28 @@ def console(*, stderr: bool = False, markup: bool = False) -> Console:
         markup: read rich's markup; only where all text is ballast's own.
     """
     shown = sys.stderr if stderr else sys.stdout
-    return InertConsole(stderr=stderr, soft_wrap=not shown.isatty(), markup=markup, emoji=False)
+    quiet = not speaks()
+    return InertConsole(stderr=stderr, soft_wrap=not shown.isatty(), markup=markup, emoji=False, quiet=quiet)
 
 
-def print_text(text: object, *, file: TextIO | None = None) -> None:
+def print_text(text: object) -> None:
     """Print text whose lines are the only thing in it that acts."""
-    print(inert(text, keep="\n"), file=file)
+    if speaks():
+        print(inert(text, keep="\n"))
+
+
+def print_error(text: object) -> None:
+    """Print such text on stderr, of any rank."""
+    print(inert(text, keep="\n"), file=sys.stderr, flush=True)
 
 
 def print_yaml(text: str) -> None:
     """Print what another program may read: changed on a terminal alone."""
-    print(inert(text, keep="\n") if sys.stdout.isatty() else text, end="")
+    if speaks():
+        print(inert(text, keep="\n") if sys.stdout.isatty() else text, end="")
 
 
 def print_json(value: Any) -> None:
     """Print JSON; it has escapes of its own."""
-    print(json.dumps(value, indent=2))
+    if speaks():
+        print(json.dumps(value, indent=2))

@@ -79,6 +79,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("pear", {"behaviour": "column"}),
     ("sed-sft", {}),
     ("sed-sft", {"k": 1, "threshold": 0.5, "strength": 3}),
+    *(("tail-sft", options) for options in ({}, {"fraction": 0.5}, {"fraction": 1})),
+    *(("tail-sft", {"fraction": fraction, "schedule": "ramp"}) for fraction in (0.25, 0.9)),
     ("talr", {}),
     ("talr", {"floor": 0.4, "normalise": False}),
     *(
@@ -100,6 +102,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("product", {"of": [{"name": "gft", "aggregation": "sequence"}, "luffy"]}),
     ("product", {"of": ["weighted-sft", "dft", {"name": "kl-sft", "lambda_kl": 0.3}]}),
     ("product", {"of": ["talr", "prift-prob"]}),
+    ("product", {"of": ["tail-sft", "dft"]}),
     *(("profit", options) for options in ({}, {"keep": "lower", "threshold": 0.3})),
     ("profit", {"keep": "middle", "threshold": 0.1, "upper": 0.5}),
     *(("rift", options) for options in ({}, {"wrong": 0}, {"right": 0.8, "wrong": -0.5})),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable
 
 from oracles import statistics as stat
@@ -102,10 +103,22 @@ def _pear(
     return weighted(rows, weights)
 
 
+def _tail_sft(rows: Rows, fraction: float = 0.25, schedule: str = "static") -> Loss:
+    reference = [stat.logprob(z, y) for z, y in zip(rows.reference, rows.targets, strict=True)]
+    moved = [math.log(p) - q for p, q in zip(_live(rows), reference, strict=True)]
+    members = sequences(rows.sequence)
+    logp = [math.log(p) for p in _live(rows)]
+    by_gain = sorted(members, key=lambda one: [-round(statistics.fmean(of[t] for t in one), 4) for of in (moved, logp)])
+    share = fraction * (PROGRESS if schedule == "ramp" else 1.0)
+    kept = {t for one in by_gain[min(round(share * len(members)), len(members) - 1) :] for t in one}
+    return weighted(rows, [len(moved) / len(kept) if t in kept else 0.0 for t in range(len(moved))])
+
+
 SHAPED: dict[str, Callable[..., Loss]] = {
     "eaft": _eaft,
     "gem": _gem,
     "idft": _idft,
     "pear": _pear,
     "sed-sft": _sed_sft,
+    "tail-sft": _tail_sft,
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from ballast import TokenStats, objective
 from ballast.objectives import Objective
+from ballast.objectives._propagation import lengths
 from ballast.objectives._sequences import after_blocks
 from oracles.mutants import (
     FOR_ALL,
@@ -23,6 +26,7 @@ from oracles.mutants import (
     _shifted,
     _weigh,
 )
+from oracles.published_mutants import ANSWERS
 
 EAFT: dict[str, Wrong] = {
     "the entropy of all": _weigh(lambda built, stats: stats.entropy / built.scale),
@@ -178,6 +182,43 @@ BY_COLUMN: dict[str, Wrong] = {
     ),
 }
 
+
+def _tail(fallen: Callable[[TokenStats], Tensor]) -> Wrong:
+    """Return the loss with other numbers in place of how far each token's loss has fallen."""
+    return _weigh(
+        lambda built, stats: built.weight(replace(stats, logprob=fallen(stats), ref_logprob=0 * stats.logprob))
+    )
+
+
+def _gain(stats: TokenStats) -> Tensor:
+    return stats.logprob - stats.ref_logprob
+
+
+def _is_kept(built: Objective, stats: TokenStats) -> Tensor:
+    return (built.weight(stats) > 0).double()
+
+
+TAIL: dict[str, Wrong] = {
+    "those fallen least": _tail(lambda stats: -_gain(stats)),
+    "the likeliest": _tail(lambda stats: stats.logprob),
+    "the least likely": _tail(lambda stats: -stats.logprob),
+    "the likeliest to the reference": _tail(lambda stats: stats.ref_logprob),
+    "sums of sequences": _tail(lambda stats: _gain(stats) * lengths(stats)),
+    "the share that it fell by": _tail(lambda stats: _gain(stats) / -stats.ref_logprob),
+    "tokens": _weigh(lambda built, stats: built.weight(replace(stats, sequence=torch.arange(len(stats.logprob))))),
+    "over all": _weigh(_is_kept),
+    "over all sequences": _weigh(lambda built, stats: 2 * _is_kept(built, stats)),
+    "the rest": _weigh(lambda built, stats: 1 - _is_kept(built, stats)),
+    "one token late": _weigh(_shifted),
+    "another share": _change(fraction=0.25),
+    "all but one": _change(fraction=1),
+    "ramped": _change(schedule="ramp"),
+    "times p": _weigh(lambda built, stats: built.weight(stats) * stats.logprob.exp()),
+    "plain": _other("sft"),
+}
+
+RAMPED: dict[str, Wrong] = {"static": _change(schedule="static"), "another share": _change(fraction=0.2)}
+
 TABLE: list[tuple[str, dict[str, Any], dict[str, Wrong]]] = [
     ("eaft", {"k": 2}, FOR_ALL | EAFT | {"more tokens": _change(k=3), "plain": _other("sft")}),
     ("sed-sft", {}, FOR_ALL | SED),
@@ -190,6 +231,13 @@ TABLE: list[tuple[str, dict[str, Any], dict[str, Wrong]]] = [
     ("pear", {"by": "sequence"}, BY_SEQUENCE),
     ("pear", {"by": "block", "block": 2}, BY_BLOCK),
     ("pear", {"behaviour": "column"}, BY_COLUMN),
+    ("tail-sft", {"fraction": 0.5}, TAIL),
+    ("tail-sft", {"fraction": 0.9, "schedule": "ramp"}, RAMPED),
 ]
 
-SHAPED = [Mutant(label, name, wrong, options=options) for name, options, own in TABLE for label, wrong in own.items()]
+ROWS = {"tail-sft": ANSWERS}
+SHAPED = [
+    Mutant(label, name, wrong, options=options, rows=ROWS.get(name))
+    for name, options, own in TABLE
+    for label, wrong in own.items()
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import os
-import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,15 +14,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ballast.errors import BallastError, Diverged, Interrupted
+from ballast import ranks
+from ballast.errors import BallastError, Diverged, Interrupted, Lost
 from ballast.files import expanded
-from ballast.terminal import print_text, print_yaml
+from ballast.terminal import print_error, print_text, print_yaml
 
 if TYPE_CHECKING:
     from ballast.config.recipe import Check, Recipe
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
+SECONDS_TO_BE_ENDED = 30.0
+"""After another rank: the launcher ends this one within a moment, and takes the one that went first for the cause."""
 
 
 class CommandGroup(TyperGroup):
@@ -34,14 +37,27 @@ class CommandGroup(TyperGroup):
         except BallastError as error:
             if os.environ.get("BALLAST_DEBUG") == "1":
                 raise
-            print_text(error, file=sys.stderr)
+            _say_once(error)
             raise typer.Exit(USAGE_ERROR) from None
         except (Diverged, Interrupted) as ended:
-            print_text(ended, file=sys.stderr)
+            _say_once(ended)
             raise typer.Exit(ended.code) from None
         except KeyboardInterrupt:
-            print_text("interrupted", file=sys.stderr)
+            _say_once("interrupted")
             raise typer.Exit(INTERRUPTED) from None
+        except (Lost, RuntimeError) as error:
+            if not isinstance(error, Lost) and not ranks.is_loss(error):
+                raise
+            time.sleep(SECONDS_TO_BE_ENDED)
+            raise typer.Exit(Lost.code) from None
+        finally:
+            ranks.leave()
+
+
+def _say_once(why: object) -> None:
+    """Print why the command ends, unless another rank has."""
+    if ranks.has_the_word():
+        print_error(why)
 
 
 class AddressCommand(TyperCommand):
@@ -103,6 +119,7 @@ def _print_versions(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    ctx: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_print_versions, help="Print versions and exit.")
     ] = False,
@@ -110,6 +127,24 @@ def _options(
 ) -> None:
     if debug:
         os.environ["BALLAST_DEBUG"] = "1"
+    _refuse_ranks(ctx)
+
+
+def _refuse_ranks(ctx: typer.Context) -> None:
+    """Refuse several processes of a command that neither trains on ranks nor splits its work over them.
+
+    Raises:
+        BallastError: each would do all of it.
+    """
+    name = ctx.invoked_subcommand
+    if name is None or ranks.started() == 1:
+        return
+    command = ctx.command.get_command(ctx, name)  # type: ignore[attr-defined]
+    if command is not None and all(option.name != "nproc" for option in command.params):
+        raise BallastError(
+            f"`ballast {name}` works in one process; {ranks.started()} were started, and each would do all of it and "
+            "write the same files: start it without a launcher"
+        )
 
 
 @contextmanager

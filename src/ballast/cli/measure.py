@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ballast.cli.base import AddressCommand, AsJson, DryRun, Words, app, path_of, place, recipe_of
+from ballast.cli.launch import LaunchConfig, NProc, share
 from ballast.files import check_file, check_place
 from ballast.terminal import console, print_json, print_text, print_yaml
 
@@ -33,10 +34,13 @@ def evaluate(
     ] = None,
     as_json: AsJson = False,
     dry_run: DryRun = False,
+    nproc: NProc = None,
+    launch_config: LaunchConfig = None,
 ) -> None:
     """Measure models on the recipe's tasks: accuracy, pass@k and negative log-likelihood, with intervals."""
     from ballast import pipeline
 
+    share(nproc, launch_config)
     with recipe_of(words, pipeline.TASK_CHECKS if model else pipeline.EVALUATE_CHECKS) as recipe:
         if readiness or group is not None or samples is not None:
             recipe = pipeline.with_readiness(recipe, wanted=readiness, group=group, samples=samples)

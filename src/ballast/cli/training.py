@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ballast.cli.base import DryRun, Words, app, place, recipe_of
+from ballast.cli.launch import LaunchConfig, NProc, share
 from ballast.terminal import console
 
 
@@ -25,10 +26,13 @@ def train(
     words: Words = None,
     dry_run: DryRun = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the output.")] = False,
+    nproc: NProc = None,
+    launch_config: LaunchConfig = None,
 ) -> None:
     """Fine-tune with the recipe's objective; the checkpoint and the run record go to [cyan]output[/cyan]."""
     from ballast import pipeline
 
+    share(nproc, launch_config, trains=True)
     with recipe_of(words, pipeline.RESUME_CHECKS if resume else pipeline.TRAIN_CHECKS, dry_run) as recipe:
         pipeline.run_train(recipe, resume=resume, say=console().print)
 
@@ -47,10 +51,13 @@ def rl(
     words: Words = None,
     dry_run: DryRun = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the output.")] = False,
+    nproc: NProc = None,
+    launch_config: LaunchConfig = None,
 ) -> None:
     """Go on with reinforcement learning (GRPO or RLOO) from [cyan]model=CHECKPOINT[/cyan], rewarded by a verifier."""
     from ballast import pipeline
 
+    share(nproc, launch_config, trains=True)
     with recipe_of(words, pipeline.RL_RESUME_CHECKS if resume else pipeline.RL_CHECKS, dry_run) as recipe:
         pipeline.run_rl(recipe, resume=resume, say=console().print)
 
@@ -68,6 +75,9 @@ def rounds(words: Words = None, dry_run: DryRun = False) -> None:
 def merge(
     path: Annotated[str, typer.Argument(metavar="FOLDER", help="Output of a run with LoRA, or a PEFT adapter.")],
     output: Annotated[Path, place("--output", "New folder for the merged model.")],
+    base: Annotated[
+        str | None, typer.Option("--base", help="Model to add to, in full precision.", show_default="the adapter's own")
+    ] = None,
     dtype: Annotated[
         DType | None, typer.Option("--dtype", help="What to store weights in.", show_default="the base's")
     ] = None,
@@ -77,4 +87,4 @@ def merge(
     from ballast.pipeline.merge import run_merge
 
     quiet()
-    run_merge(path, output, dtype=dtype and dtype.value, say=console().print)
+    run_merge(path, output, base=base, dtype=dtype and dtype.value, say=console().print)

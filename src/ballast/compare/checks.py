@@ -29,8 +29,10 @@ from ballast.files import place_problem
 from ballast.objectives import Objective
 from ballast.options import Where
 from ballast.pipeline.checks import common as checks
+from ballast.pipeline.checks import engine as engine_checks
 from ballast.pipeline.checks import groups as group_checks
 from ballast.pipeline.checks import half as half_checks
+from ballast.pipeline.checks import quantised as quantised_checks
 from ballast.pipeline.checks import rl as rl_checks
 from ballast.pipeline.sources import TRAIN
 from ballast.records.folder import BASE, CACHE, CELLS, JOBS_LOG, PLAN, REPORT, RESERVED, SUMMARY, TUNING
@@ -303,11 +305,13 @@ COMPARE_CHECKS: tuple[Check, ...] = (
     checks.check_required("model", "output"),
     check_section,
     checks.check_model,
+    quantised_checks.check_training,
     checks.check_data,
     checks.check_cache_folder,
     check_rows,
     checks.check_evaluate,
     checks.check_tasks,
+    *engine_checks.TRAINING,
     check_choice,
     check_then,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ballast.compare.plan import Plan, row_data
+from ballast.engines.options import DEFAULT
 from ballast.errors import BallastError
 from ballast.records.folder import RANDOM
 from ballast.records.runs import Run
@@ -67,6 +68,27 @@ def check_alike(runs: Sequence[Run]) -> None:
                 raise BallastError(
                     f"{run.folder}: {key} ({made_of.source}) had other content than for {other.folder}, so the two do "
                     "not compare; run one of them again, or leave it out"
+                )
+
+
+def check_engines(runs: Sequence[Run]) -> None:
+    """Refuse a table of answers of different engines: these round otherwise and draw other samples.
+
+    Raises:
+        BallastError: naming two runs and their engines.
+    """
+    first: tuple[Run, str] | None = None
+    for run in runs:
+        for found in () if run.result is None else run.measured.values():
+            if not found.samples:
+                continue
+            # Records of versions without other engines name none.
+            engine = DEFAULT if found.engine is None else found.engine.identity
+            first = first or (run, engine)
+            if engine != first[1]:
+                raise BallastError(
+                    f"{run.folder}: its answers were sampled by {engine}, those of {first[0].folder} by {first[1]}, "
+                    "and a difference could be the engine's; measure both with one, or leave one out"
                 )
 
 

@@ -218,7 +218,7 @@ def _measure_base(context: JobContext, job: Job, folder: Path, say: Say) -> None
     """Measure the base model on all tasks: answers first, the results last."""
     from ballast import models
     from ballast.pipeline.digests import inputs_of
-    from ballast.pipeline.evaluate import check_prompts, measure
+    from ballast.pipeline.evaluate import Sampled, check_prompts, measure
     from ballast.pipeline.tasks import load_tasks
 
     recipe = base_recipe(context.plan)
@@ -231,9 +231,10 @@ def _measure_base(context: JobContext, job: Job, folder: Path, say: Say) -> None
     model = models.load_model(section, device=models.default_device())
     for line in check_prompts(tasks, model, tokenizer):
         say(line)
+    sampled = Sampled(recipe.engine, section)
     made = {"versions": versions(), "commit": git_commit(), "device": str(model.device)}
     with disk_full_as_error(context.store.root):
-        measured = measure(tasks, model, tokenizer, name=BASE, base=model, progress=False)
+        measured = measure(tasks, model, tokenizer, name=BASE, base=model, sampled=sampled, progress=False)
         measured.write_items(folder / "evals")
         made_of = inputs_of(recipe)
         write_jsonl(folder / EVALS, [measured.record(step=0, recipe=recipe.resolved(), inputs=made_of, **made).plain()])

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from ballast.compare.figures import BETTER
-from ballast.compare.inputs import check_alike
+from ballast.compare.inputs import check_alike, check_engines
 from ballast.compare.numbers import ROUNDING
 from ballast.compare.plan import Method, Plan, direction
 from ballast.compare.results import difference, result
@@ -147,9 +147,11 @@ def tabulate(
         tuning: runs that chose the rates.
 
     Raises:
-        BallastError: runs were made of other rows or weights, or should pair and were measured on different items.
+        BallastError: runs were made of other rows or weights, their answers sampled by other engines, or they should
+            pair and were measured on different items.
     """
     check_alike([*runs, *tuning])
+    check_engines([*runs, *tuning])
     names = [name for name in tasks if any(name in _measured(run) for run in runs)]
     made = Summary(
         schema=SCHEMA,
@@ -345,13 +347,17 @@ def _with_p_values(row: Row, adjusted: Mapping[tuple[str, str, str, str], Differ
 
 def _provenance(runs: Iterable[Run]) -> Provenance:
     """Return what the runs were made with, each value once."""
+    runs = list(runs)
     records = [run.record for run in runs]
+    asked = [one.engine for run in runs for one in run.measured.values() if one.engine is not None]
+    engines = [" ".join(filter(None, (one.kind, one.version, one.model))) for one in asked]
     versions: list[dict[str, str]] = []
     for record in records:
         if record.versions and record.versions not in versions:
             versions.append(record.versions)
-    return Provenance(
+    made = Provenance(
         versions=tuple(versions),
         commits=tuple(dict.fromkeys(record.commit for record in records if record.commit is not None)),
         devices=tuple(dict.fromkeys(record.device for record in records if record.device is not None)),
     )
+    return made.model_copy(update={"engines": tuple(dict.fromkeys(engines))}) if engines else made

@@ -12,11 +12,13 @@ from ballast.config.sections import (
     CompareSection,
     MethodSection,
     ObjectiveSection,
+    Quantization,
     RoundsSection,
     ThenSection,
     Training,
 )
 from ballast.config.source import SHORTHANDS, Problem, RecipeError, load_source
+from ballast.engines.options import AnyEngine, Engine, TransformersEngine, is_local
 from ballast.evaluation.tasks import SOURCES, AnyTask, Task
 from ballast.groups.options import GroupOptions, RowsOptions
 from ballast.options import Columns, Options, OptionsError, Sources, Text, Where, shown
@@ -48,6 +50,8 @@ class ModelSection(Options):
     """Folder of a PEFT adapter that training continues from."""
     lora: dict[str, Any] | None = None
     """Fields of `peft.LoraConfig`: train a new adapter."""
+    quantization: Quantization | None = None
+    """Hold the frozen weights in few bits, under an adapter; see below."""
 
     @model_validator(mode="after")
     def _one_adapter(self) -> ModelSection:
@@ -72,11 +76,22 @@ class DataSection(Options):
     """`alpaca`, `sharegpt`, or a mapping from our column names to yours: `{prompt: question, completion: solution}`."""
     limit: int | None = Field(None, ge=1)
     """Use the first rows of each training source."""
+    streaming: bool = False
+    """Read training rows as they are trained on, again from the first after the last, for data that memory does not
+    hold; `training.max_steps` says when to end. Sources take turns. For `ballast train` and `ballast compare`."""
+    shuffle_buffer: int = Field(10_000, ge=0)
+    """Rows of a stream among which the next is drawn at random, by `seed`; 0 keeps their order."""
 
     @field_validator("train", "eval", mode="before")
     @classmethod
     def _none_is_no_source(cls, value: Any) -> Any:
         return () if value is None else value
+
+    @model_validator(mode="after")
+    def _buffer_of_a_stream(self) -> DataSection:
+        if "shuffle_buffer" in self.model_fields_set and self.shuffle_buffer != 10_000 and not self.streaming:
+            raise ValueError("shuffle_buffer is of a stream and would be ignored; set streaming: true, or leave it out")
+        return self
 
 
 class ReferenceSection(Options):
@@ -137,6 +152,8 @@ class Recipe(Options):
     revise: ReviseOptions | None = None
     training: Training = Field(default_factory=dict)
     evaluation: EvaluationSection = EvaluationSection()
+    engine: AnyEngine = TransformersEngine()
+    """What samples answers, but those of the model in training; a bare string is its `kind`."""
     reward: RewardOptions | None = None
     rl: RLOptions | None = None
     compare: CompareSection | None = None
@@ -150,6 +167,11 @@ class Recipe(Options):
     @classmethod
     def _longhand(cls, value: Any, info: ValidationInfo) -> Any:
         return {SHORTHANDS[str(info.field_name)]: value} if isinstance(value, str) else value
+
+    @field_serializer("engine")
+    def _written_engine(self, engine: Engine) -> dict[str, Any] | None:
+        # Recipes of versions without other engines are recipes of our own loop.
+        return None if is_local(engine) else {"kind": engine.kind, **engine.model_dump(mode="json", exclude_unset=True)}
 
     @field_serializer("groups")
     def _written_groups(self, groups: GroupOptions | None) -> dict[str, Any] | None:

@@ -65,6 +65,33 @@ class ObjectiveSection(Options):
         return objective_problems(self.name, self.options)
 
 
+def _bits(value: Any) -> Any:
+    return {"bits": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class QuantizationSection(Options):
+    """Frozen weights in few bits under an adapter that trains (QLoRA), by bitsandbytes; a number is its ``bits``."""
+
+    bits: Literal[4, 8]
+    """Bits of a weight; LM head, embeddings and norms stay as they are."""
+    type: Literal["nf4", "fp4"] | None = None
+    """Of 4 bits: `nf4` (where absent), whose levels are a normal distribution's, or `fp4`."""
+    double: bool | None = None
+    """Of 4 bits: hold the scales of the weights in 8 bits too, about 0.4 bits a weight less; not where absent."""
+    compute_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Of 4 bits: what products are computed in; `model.dtype` where absent."""
+
+    @model_validator(mode="after")
+    def _read(self) -> QuantizationSection:
+        ignored = [name for name in ("type", "double", "compute_dtype") if getattr(self, name) is not None]
+        if self.bits == 8 and ignored:
+            raise OptionsError([((name,), "is of 4 bits and would be ignored; leave it out") for name in ignored])
+        return self
+
+
+Quantization = Annotated[QuantizationSection, BeforeValidator(_bits)]
+
+
 class MethodSection(ObjectiveSection):
     """One row of a comparison: an objective, its options beside it, and where it departs from the other rows."""
 

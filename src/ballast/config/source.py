@@ -12,7 +12,13 @@ from ballast.errors import BallastError
 from ballast.options import Where, dotted
 
 # A scalar in these places is short for a mapping with that one key, so `model=lab model.dtype=bfloat16` composes.
-SHORTHANDS: dict[str, str] = {"model": "path", "objective": "name", "reference": "use", "rows": "file"}
+SHORTHANDS: dict[str, str] = {
+    "model": "path",
+    "objective": "name",
+    "reference": "use",
+    "rows": "file",
+    "engine": "kind",
+}
 
 COMMAND_LINE = "command line"
 MAX_DEPTH = 40

@@ -26,6 +26,7 @@ from ballast.errors import suggest
 from ballast.half import half_options
 from ballast.options import OptionsError, shown
 from ballast.packages import lacking
+from ballast.sharding import is_set
 
 if TYPE_CHECKING:
     from ballast.training import TrainingConfig
@@ -65,6 +66,9 @@ NARROWER: dict[str, Any] = {
 
 def check_training(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     """Yield what is wrong with the names, types and values of the training section."""
+    if is_set("ACCELERATE_USE_DEEPSPEED") and (problem := lacking("deepspeed", True)):
+        yield Problem(("training", "deepspeed"), f"not possible: {problem}")
+        return
     if "training" in broken or not recipe.training:
         return
     problems = [

@@ -43,7 +43,7 @@ def load_rows(source: Any, *, split: str | None = None, columns: Columns = None,
 
 
 def _load(source: Any, split: str | None, columns: Columns, limit: int | None) -> Loaded:
-    raw = _read(source, split, limit)
+    raw = read(source, split, limit)
     loaded = Loaded(map_columns(raw, columns), raw.name, raw.lines)
     layout = find_format(loaded.dataset.column_names)
     if layout:
@@ -51,7 +51,8 @@ def _load(source: Any, split: str | None, columns: Columns, limit: int | None) -
     return loaded
 
 
-def _read(source: Any, split: str | None, limit: int | None) -> Loaded:
+def read(source: Any, split: str | None = None, limit: int | None = None) -> Loaded:
+    """Return the rows of one source as they stand there, unchecked; see `load_rows`."""
     from datasets import Dataset, DatasetDict
 
     if is_row_list(source):
@@ -65,14 +66,15 @@ def _read(source: Any, split: str | None, limit: int | None) -> Loaded:
     path = Path(source).expanduser()
     if path.is_dir():
         return _read_folder(path, split, limit)
-    if path.exists() or _looks_like_path(str(source)):
+    if path.exists() or looks_like_path(str(source)):
         if split is not None and path.exists():
             raise BallastError(f"{path}: split={split!r} means nothing for a single file; remove it")
         return read_file(path, limit)
     return _read_hub(str(source), split, limit)
 
 
-def _looks_like_path(source: str) -> bool:
+def looks_like_path(source: str) -> bool:
+    """Whether a source that is not there is meant as a file or folder, rather than as a name on the hub."""
     return source.endswith(tuple(READERS)) or source.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(source)
 
 
@@ -94,7 +96,7 @@ def _choose_split(splits: Mapping[str, Dataset], split: str | None, name: str) -
 def _read_folder(path: Path, split: str | None, limit: int | None) -> Loaded:
     from datasets import DatasetDict, load_from_disk
 
-    if any((path / marker).exists() for marker in ("state.json", "dataset_dict.json", "dataset_info.json")):
+    if is_saved(path):
         try:
             saved = load_from_disk(str(path))
         except Exception as error:  # a damaged folder may fail anywhere inside datasets
@@ -106,10 +108,7 @@ def _read_folder(path: Path, split: str | None, limit: int | None) -> Loaded:
         return _limited(saved, str(path), limit)
     if has(path, Revisions.holds):
         return _read_revisions(path, split, limit)
-    files = sorted(file for file in path.iterdir() if file.is_file() and file.name.endswith(tuple(READERS)))
-    if not files:
-        raise BallastError(f"{path}: the folder holds no saved data set and no {', '.join(READERS)} file")
-    files = _files_of_split(files, split, path)
+    files = files_in(path, split)
     dataset = _mixture([read_file(file, limit) for file in files])
     return _limited(dataset, str(path) if len(files) > 1 else str(files[0]), limit)
 
@@ -133,6 +132,24 @@ def _read_revisions(path: Path, split: str | None, limit: int | None) -> Loaded:
     return _limited(_mixture([read_file(file, limit) for file in files]), str(path), limit)
 
 
+def is_saved(path: Path) -> bool:
+    """Whether a folder was written by ``save_to_disk``."""
+    return path.is_dir() and any(
+        (path / marker).exists() for marker in ("state.json", "dataset_dict.json", "dataset_info.json")
+    )
+
+
+def files_in(path: Path, split: str | None) -> list[Path]:
+    """Return the files of rows in a folder, in the order of their names.
+
+    Raises BallastError where there is none, or of which split they are is not clear.
+    """
+    files = sorted(file for file in path.iterdir() if file.is_file() and file.name.endswith(tuple(READERS)))
+    if not files:
+        raise BallastError(f"{path}: the folder holds no saved data set and no {', '.join(READERS)} file")
+    return _files_of_split(files, split, path)
+
+
 def _files_of_split(files: list[Path], split: str | None, folder: Path) -> list[Path]:
     named = {file: re.split(r"[-_.]", file.name)[0] for file in files}
     if split is not None:
@@ -149,18 +166,21 @@ def _files_of_split(files: list[Path], split: str | None, folder: Path) -> list[
 
 
 def _read_hub(source: str, split: str | None, limit: int | None) -> Loaded:
-    from datasets import DatasetDict, load_dataset
+    return _limited(from_hub(source, split), source, limit)
+
+
+def from_hub(source: str, split: str | None, *, streaming: bool = False) -> Any:
+    """Return a split of a data set on the hub, in memory or to be read as it comes."""
+    from datasets import load_dataset
 
     name, _, configuration = source.partition(":")
     try:
-        found = load_dataset(name, configuration or None)
+        found = load_dataset(name, configuration or None, streaming=streaming)
     except Exception as error:  # no network, no such data set, or whatever its files raise
         raise BallastError(
             f"{source}: no such file or folder, and not to be had from the hub: {_one_line(error)}"
         ) from error
-    if isinstance(found, DatasetDict):
-        found = _choose_split(found, split, source)
-    return _limited(found, source, limit)
+    return _choose_split(found, split, source) if isinstance(found, dict) else found
 
 
 def _one_line(error: Exception) -> str:

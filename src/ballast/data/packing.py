@@ -10,10 +10,16 @@ import numpy as np
 from ballast.errors import BallastError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from typing import TypeVar
+
+    from datasets import Dataset, IterableDataset
+
+    Rows = TypeVar("Rows", Dataset, IterableDataset)
 
     from ballast.data.options import PrepareOptions
 
+STREAMED = 32
+"""Rows of a stream that are looked up at once."""
 Lookup = Callable[[str], Mapping[str, np.ndarray]]
 
 
@@ -34,14 +40,16 @@ def align(values_N: np.ndarray, labels_T: Sequence[int]) -> np.ndarray:
     return column
 
 
-def attach(dataset: Dataset, lookup: Lookup, fields: Sequence[str]) -> Dataset:
+def attach(dataset: Rows, lookup: Lookup, fields: Sequence[str]) -> Rows:
     """Add one float32 list column per field, aligned with ``labels``, found by row digest.
+
+    Those of a stream are looked up when its rows are read.
 
     ``lookup(digest)`` returns ``{field: float32 [trained tokens of the row]}``. NaN marks untrained positions.
 
     Raises BallastError when the rows have no digest, a column of that name is there, or a count differs.
     """
-    from datasets import Features, List, Value
+    from datasets import Features, IterableDataset, List, Value
 
     if "digest" not in dataset.column_names:
         raise BallastError("the rows have no 'digest' column: run ballast.data.prepare before attaching cached columns")
@@ -63,6 +71,8 @@ def attach(dataset: Dataset, lookup: Lookup, fields: Sequence[str]) -> Dataset:
         return columns
 
     features = Features({**dataset.features, **{field: List(Value("float32")) for field in fields}})
+    if isinstance(dataset, IterableDataset):
+        return dataset.map(join, batched=True, batch_size=STREAMED, with_indices=True, features=features)
     # The function closes over an open cache, which has no stable hash: name the result afresh and keep no copy of it.
     return dataset.map(
         join,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 
 from ballast.data import report
@@ -26,10 +25,13 @@ def left_out_of_prompts(
     Raises:
         BallastError: a prompt cannot be written.
     """
-    return report.left_out(_left_out(rows, tokenizer, numbers or range(1, len(rows) + 1)), UNREAD)[1]
+    counts = report.Counts()
+    for found in _left_out(rows, tokenizer, numbers or range(1, len(rows) + 1)):
+        counts.lacks(found)
+    return report.left_out(counts.left_out, counts.examples, UNREAD)
 
 
-def _left_out(rows: Sequence[Row], tokenizer: Tokenizer, numbers: Sequence[int]) -> Iterator[str]:
+def _left_out(rows: Sequence[Row], tokenizer: Tokenizer, numbers: Sequence[int]) -> Iterator[dict[str, str]]:
     template = str(getattr(tokenizer, "chat_template", ""))
     for number, row in zip(numbers, rows, strict=True):
         if isinstance(row["prompt"], str):
@@ -42,4 +44,4 @@ def _left_out(rows: Sequence[Row], tokenizer: Tokenizer, numbers: Sequence[int])
             template=template,
             trained_from=len(messages),
         )
-        yield json.dumps({what: f"row {number}: {text}" for what, text in found.left_out.items()})
+        yield {what: f"row {number}: {text}" for what, text in found.left_out.items()}

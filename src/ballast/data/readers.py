@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,21 +27,36 @@ _DIGITS = 4300
 
 @dataclass(frozen=True)
 class Loaded:
-    """Rows, the name of their source, and the line of each row where the source has lines."""
+    """Rows, the name of their source, and the line of each row where the source has lines, else the first's number."""
 
     dataset: Dataset
     name: str
     lines: tuple[int, ...] | None = None
+    first: int = 1
 
     def place(self, index: int) -> str:
         """Where row ``index`` stands, for an error."""
-        return f"{self.name}: row {index + 1}" if self.lines is None else f"{self.name}: line {self.lines[index]}"
+        if self.lines is not None:
+            return f"{self.name}: line {self.lines[index]}"
+        return f"{self.name}: row {self.first + index}"
 
 
 def read_file(path: Path, limit: int | None = None) -> Loaded:
     """Read one file of rows, by the ending of its name.
 
     Raises BallastError for a missing, empty or malformed file, with the line.
+    """
+    ending = ending_of(path)
+    try:
+        return READERS[ending](path, limit)
+    except OSError as error:
+        raise BallastError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def ending_of(path: Path) -> str:
+    """Return the ending by which a file of rows is read.
+
+    Raises BallastError for a missing or empty file, or one of an unknown kind.
     """
     if not path.exists():
         raise BallastError(f"{path}: no such file{_near_files(path)}")
@@ -49,10 +65,7 @@ def read_file(path: Path, limit: int | None = None) -> Loaded:
         raise BallastError(f"{path}: unknown kind of file; known: {', '.join(READERS)}")
     if path.stat().st_size == 0:
         raise BallastError(f"{path}: the file is empty")
-    try:
-        return READERS[ending](path, limit)
-    except OSError as error:
-        raise BallastError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return ending
 
 
 def _near_files(path: Path) -> str:
@@ -115,13 +128,16 @@ def _json_kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows of a file with one object a line, each with its line."""
+    return ((line, _object(text, path, line)) for line, text in _lines(path))
+
+
 def _read_jsonl(path: Path, limit: int | None) -> Loaded:
     rows: list[dict[str, Any]] = []
     lines: list[int] = []
-    for line, text in _lines(path):
-        if limit is not None and len(rows) >= limit:
-            break
-        rows.append(_object(text, path, line))
+    for line, row in islice(json_lines(path), limit):
+        rows.append(row)
         lines.append(line)
     if not rows:
         raise BallastError(f"{path}: the file holds no row")

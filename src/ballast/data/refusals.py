@@ -35,8 +35,8 @@ def refuse_data(dataset: Any, name: str) -> None:
 
     if isinstance(dataset, IterableDataset | IterableDatasetDict):
         raise BallastError(
-            f"{name}: streaming data is not supported: rows are counted, named and scored before training; load it "
-            "without streaming=True"
+            f"{name}: streaming data are not prepared as a whole: pass prepare_stream(read_chunks(data), tokenizer, "
+            "options) of ballast.data to the trainer, or load them without streaming=True"
         )
     if isinstance(dataset, DatasetDict):
         raise BallastError(f"{name}: this is a set of splits ({', '.join(dataset)}); choose one")
@@ -88,3 +88,37 @@ def refuse_untrainable(layout: Format, first: Mapping[str, Any], tokenizer: Any,
             f"completion_only_loss=True needs prompt and completion, but the rows have {layout.required[0]!r}: every "
             "token would be trained; remove it, or use assistant_only_loss=True with messages"
         )
+
+
+def streaming_problem(settings: Mapping[str, Any], *, groups: bool = False) -> tuple[str, str] | None:
+    """Return the first setting that does not go with a stream of rows, and why; None where all do.
+
+    Args:
+        settings: of the training; those that are absent have their default.
+        groups: whether answers are sampled for the rows.
+    """
+    problems = {
+        "groups": (groups, "answers are sampled for prompts that are known, by number; load the rows"),
+        "max_steps": (
+            settings.get("max_steps", -1) <= 0,
+            "a stream has no known end, so neither epochs nor the schedule of the learning rate could be counted; set "
+            "training.max_steps",
+        ),
+        "packing": (
+            settings.get("packing") is True,
+            "packing needs the lengths of all rows, which a stream does not know; leave it out",
+        ),
+        "shuffle_dataset": (
+            settings.get("shuffle_dataset") is True,
+            "a stream does not have all rows at hand; data.shuffle_buffer shuffles among the next ones",
+        ),
+        "train_sampling_strategy": (
+            settings.get("train_sampling_strategy", "random") != "random",
+            "no sampler reads a stream, so it would be ignored; data.shuffle_buffer says how far rows are shuffled",
+        ),
+        "dataloader_num_workers": (
+            bool(settings.get("dataloader_num_workers")),
+            "what is read in other processes is not counted here, nor named when it fails; set it to 0",
+        ),
+    }
+    return next(((name, why) for name, (is_so, why) in problems.items() if is_so), None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -54,6 +54,80 @@ class PrepareReport:
         return lines + [f"{self.name}: {note}" for note in self.notes]
 
 
+@dataclass
+class Counts:
+    """What became of some rows, to be added up over batches.
+
+    Attributes:
+        read: rows that were looked at.
+        whole: rows that had something to train before they were cut.
+        pieces: what they were split into.
+        kept: what is left of these with a trained token.
+        earliest: place of the first trained token in any row that is gone, None where there is none.
+        left_out: rows that lack a kind of text; `examples` has the first of each.
+        by_role: tokens by whose they are.
+    """
+
+    read: int = 0
+    whole: int = 0
+    pieces: int = 0
+    kept: int = 0
+    truncated: int = 0
+    prompt_not_prefix: int = 0
+    tokens: int = 0
+    trained: int = 0
+    earliest: int | None = None
+    left_out: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+    by_role: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Counts) -> None:
+        """Add what became of the rows that follow."""
+        for name in ("read", "whole", "pieces", "kept", "truncated", "prompt_not_prefix", "tokens", "trained"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.earliest = min((one for one in (self.earliest, other.earliest) if one is not None), default=None)
+        self.left_out.update(other.left_out)
+        self.by_role.update(other.by_role)
+        self.examples = other.examples | self.examples
+
+    def lacks(self, found: Mapping[str, str]) -> None:
+        """Count the kinds of text that a row lacks, each with an example."""
+        self.left_out.update(found.keys())
+        self.examples = {**found, **self.examples}
+
+    def to_json(self) -> str:
+        """Return the counts as text."""
+        return json.dumps(vars(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Counts:
+        """Return the counts that `to_json` wrote."""
+        values = json.loads(text)
+        return cls(**{**values, **{name: Counter(values[name]) for name in ("left_out", "by_role")}})
+
+    def report(self, name: str, notes: Sequence[str], nulls: Sequence[str] = ()) -> PrepareReport:
+        """Return the report of these rows.
+
+        Args:
+            name: what the data are called.
+            notes: lines that come first.
+            nulls: lines on keys without value.
+        """
+        return PrepareReport(
+            name=name,
+            rows_in=self.read,
+            rows_out=self.kept,
+            dropped_no_trained_token=self.read - self.whole + self.pieces - self.kept,
+            truncated=self.truncated,
+            added_by_split=self.pieces - self.whole,
+            prompt_not_prefix=self.prompt_not_prefix,
+            tokens=self.tokens,
+            trained_tokens=self.trained,
+            notes=(*notes, *nulls, *left_out(self.left_out, self.examples), *by_role(self.by_role)),
+            left_out=dict(self.left_out),
+        )
+
+
 def dropped_nulls(dataset: Dataset) -> tuple[str, ...]:
     """Return a line on columns without the keys that were null in them."""
     columns = [name for name, feature in dataset.features.items() if getattr(feature, "nulls_dropped", False)]
@@ -65,20 +139,15 @@ def dropped_nulls(dataset: Dataset) -> tuple[str, ...]:
     )
 
 
-def left_out(rows: Iterable[str | None], so: str = UNTRAINED) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Return how many rows lack which kind of text, and a line on each with the first example.
+def left_out(counts: Mapping[str, int], examples: Mapping[str, str], so: str = UNTRAINED) -> tuple[str, ...]:
+    """Return a line on each kind of text that rows lack, with an example.
 
     Args:
-        rows: of each row the column ``left_out`` of `tokenise`.
+        counts: how many rows lack which kind.
+        examples: the first of each.
         so: what becomes of it.
     """
-    counts: Counter[str] = Counter()
-    examples: dict[str, str] = {}
-    for found in rows:
-        for what, example in json.loads(found).items() if found else ():
-            counts[what] += 1
-            examples.setdefault(what, example)
-    return dict(counts), tuple(_line(what, count, examples[what], so) for what, count in counts.items())
+    return tuple(_line(what, count, examples[what], so) for what, count in counts.items())
 
 
 def _line(what: str, count: int, example: str, so: str) -> str:
@@ -106,15 +175,12 @@ def _line(what: str, count: int, example: str, so: str) -> str:
     )
 
 
-def by_role(rows: Iterable[str | None]) -> tuple[str, ...]:
+def by_role(counts: Counter[str]) -> tuple[str, ...]:
     """Return a line on whose tokens are trained where all are; none where the rows say nothing of it.
 
     Args:
-        rows: of each row the column ``by_role`` of `tokenise`.
+        counts: how many tokens are whose, see `tokens_by_role`.
     """
-    counts: Counter[str] = Counter()
-    for found in rows:
-        counts.update(json.loads(found) if found else {})
     others = {role: count for role, count in counts.items() if role not in ("assistant", TEMPLATE) and count}
     if not others:
         return ()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from ballast.data import trl
 from ballast.data.audit import audit
@@ -23,84 +23,50 @@ from ballast.data.render import (
     render_prompt,
     template_options,
 )
-from ballast.data.values import PLACE
 from ballast.errors import BallastError
 
-if TYPE_CHECKING:
-    from datasets import Dataset, Features
-
-VERSION = "ballast-tokens-2"
-"""Part of the name under which `datasets` keeps the result: another way of tokenising must not find an old one."""
-BATCH = 256
+VERSION = "ballast-tokens-3"
+"""Part of the key of the cache: another way of tokenising must not find an old result."""
 
 
-def tokenise(
-    dataset: Dataset,
-    layout: Format,
-    tokenizer: Any,
-    options: PrepareOptions,
-    rules: trl.LossRules,
-    *,
-    name: str,
-    numbers: Sequence[int],
-) -> Dataset:
-    """Return ``input_ids`` and masks of raw rows, whole, with what became of their texts.
-
-    Rows without a message of the assistant are left out where only its text is trained: there is nothing to mark.
-
-    Columns: ``place`` of the row in the data, ``completion_mask`` and ``prompt_is_prefix`` of rows with a prompt,
-    ``assistant_masks`` where the assistant alone is trained, ``left_out`` (JSON of kinds of text, see `Audit`) and
-    ``by_role`` (JSON of token counts) of chats.
-
-    Args:
-        numbers: what the rows are called.
-
-    Raises:
-        BallastError: naming the first row that does not fit its format, cannot be tokenised, or of which a trained
-            message is gone.
-    """
-    how = _Tokenise(
+def tokeniser(layout: Format, tokenizer: Any, options: PrepareOptions, rules: trl.LossRules) -> Tokeniser:
+    """Return what turns rows of a format into tokens and masks, as these options say."""
+    return Tokeniser(
         problem=layout.check,
         tokenizer=tokenizer,
         chat_template=rules.chat_template,
         text_field=options.dataset_text_field,
         assistant_only=options.assistant_only_loss,
-        # Sorted: `datasets` finds what it made before by a hash of all this.
-        ends=tuple(sorted({*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens})),
-        numbers=numbers,
-    )
-    return dataset.map(
-        how,
-        batched=True,
-        batch_size=BATCH,
-        with_indices=True,
-        remove_columns=dataset.column_names,
-        features=_features(dataset.column_names, options.assistant_only_loss),
-        num_proc=options.num_proc,
-        desc=f"Tokenizing {name} dataset",
+        ends=frozenset({*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}),
     )
 
 
-def _columns(given: Sequence[str], assistant_only: bool) -> dict[str, str]:
-    """Return the columns made of those given, and the types of their entries."""
-    made = {"input_ids": "int32", "left_out": "string", "by_role": "string", PLACE: "int64"}
-    made |= {"completion_mask": "int64", "prompt_is_prefix": "bool"} if "prompt" in given else {}
-    return made | ({"assistant_masks": "int64"} if assistant_only else {})
+@dataclass(frozen=True)
+class Tokenised:
+    """A row as tokens, and what became of its texts.
 
+    Attributes:
+        place: of the row among those given.
+        columns: ``input_ids``, with ``completion_mask`` of rows with a prompt, ``assistant_masks`` where the assistant
+            alone is trained.
+        prompt_is_prefix: whether the tokens begin with those of the prompt alone.
+        left_out: kinds of text that the chat template has left out (see `Audit`), each with an example.
+        by_role: how many tokens are whose, of chats that are trained as a whole.
+    """
 
-def _features(given: Sequence[str], assistant_only: bool) -> Features:
-    from datasets import Features, List, Value
-
-    kinds = {name: Value(kind) for name, kind in _columns(given, assistant_only).items()}
-    lists = {name for name, kind in kinds.items() if "int" in kind.dtype and name != PLACE}
-    return Features({name: List(kind) if name in lists else kind for name, kind in kinds.items()})
+    place: int
+    columns: dict[str, Any]
+    prompt_is_prefix: bool = True
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    by_role: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Texts:
     """A row as text, and what it is called."""
 
-    number: int
+    place: int
+    called: str
     whole: Rendered
     prompt: Rendered | None
     chat: Chat | None = None
@@ -115,39 +81,36 @@ class _Tokens:
 
 
 @dataclass(frozen=True)
-class _Tokenise:
-    """What `Dataset.map` calls with columns of rows and their places."""
+class Tokeniser:
+    """Turns rows into tokens and masks, whole, and tells what became of their texts.
+
+    Rows without a message of the assistant are left out where only its text is trained: there is nothing to mark.
+    """
 
     problem: Callable[[Row], str | None]
     tokenizer: Any
     chat_template: str | None
     text_field: str
     assistant_only: bool
-    ends: tuple[str, ...]
-    numbers: Sequence[int]
-    version: str = VERSION
+    ends: frozenset[str]
 
-    def __call__(self, batch: Mapping[str, list[Any]], places: Sequence[int]) -> dict[str, list[Any]]:
-        rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        read = [self._read(row, self.numbers[place]) for row, place in zip(rows, places, strict=True)]
+    def __call__(self, rows: Sequence[Row], called: Sequence[str]) -> list[Tokenised]:
+        """Return the rows as tokens; `called` says what each is called.
+
+        Raises:
+            BallastError: naming the first row that does not fit its format, cannot be tokenised, or of which a trained
+                message is gone.
+        """
+        read = (self._read(row, place, name) for place, (row, name) in enumerate(zip(rows, called, strict=True)))
         texts = [one for one in read if one is not None]
-        kept = [place for one, place in zip(read, places, strict=True) if one is not None]
         whole = self._masked(texts) if self.assistant_only else self._encoded(texts)
-        prompts = encode([one.prompt for one in texts if one.prompt is not None], self.tokenizer)
-        out: dict[str, list[Any]] = {name: [] for name in _columns(list(batch), self.assistant_only)}
-        for place, one in enumerate(texts):
-            columns = {**self._columns(one, whole[place]), PLACE: kept[place]}
-            if one.prompt is not None:
-                columns |= _completion(prompts[place].ids, whole[place].encoded.ids)
-            for name, value in columns.items():
-                out[name].append(value)
-        return out
+        prompts = iter(encode([one.prompt for one in texts if one.prompt is not None], self.tokenizer))
+        return [
+            self._tokenised(one, tokens, None if one.prompt is None else next(prompts).ids)
+            for one, tokens in zip(texts, whole, strict=True)
+        ]
 
-    @cached_property
-    def _ends(self) -> frozenset[str]:
-        return frozenset(self.ends)
-
-    def _read(self, row: Row, number: int) -> _Texts | None:
+    def _read(self, row: Row, place: int, called: str) -> _Texts | None:
         try:
             if problem := self.problem(row):
                 raise BallastError(problem)
@@ -156,19 +119,20 @@ class _Tokenise:
                 return None
             prompt = render_prompt(row, self.tokenizer, self.chat_template) if "prompt" in row else None
             if messages is None:
-                return self._plain(row, number, prompt)
-            return self._chat(row, number, messages, prompt)
+                return _Texts(place, called, self._plain(row, prompt), prompt)
+            whole, chat = self._chat(row, messages, prompt)
+            return _Texts(place, called, whole, prompt, chat)
         except Exception as error:  # a template may raise anything
             reason = " ".join(str(error).split()) or type(error).__name__
             told = reason if isinstance(error, BallastError) else f"cannot be tokenised: {reason}"
-            raise BallastError(f"row {number}: {told}") from error
+            raise BallastError(f"{called}: {told}") from error
 
-    def _plain(self, row: Row, number: int, prompt: Rendered | None) -> _Texts:
+    def _plain(self, row: Row, prompt: Rendered | None) -> Rendered:
         text, end = row[self.text_field] if prompt is None else row["completion"], self.tokenizer.eos_token
         before, ended = prompt.text if prompt else "", text if text.endswith(end) else text + end
-        return _Texts(number, Rendered(before + ended, special=True), prompt)
+        return Rendered(before + ended, special=True)
 
-    def _chat(self, row: Row, number: int, messages: list[dict[str, Any]], prompt: Rendered | None) -> _Texts:
+    def _chat(self, row: Row, messages: list[dict[str, Any]], prompt: Rendered | None) -> tuple[Rendered, Chat]:
         options = template_options(row, self.chat_template)
         whole = render_chat(messages, self.tokenizer, options)
         arrived = audit(
@@ -184,7 +148,7 @@ class _Tokenise:
                 f"the chat template leaves out a whole message of the assistant, {arrived.gone}, so nothing of it "
                 "would be trained; use a template that writes it (chat_template_path=your.jinja), or remove the row"
             )
-        return _Texts(number, whole, prompt, Chat(messages, options, whole.text, arrived))
+        return whole, Chat(messages, options, whole.text, arrived)
 
     def _encoded(self, texts: Sequence[_Texts]) -> list[_Tokens]:
         return [_Tokens(encoded) for encoded in encode([one.whole for one in texts], self.tokenizer)]
@@ -215,31 +179,27 @@ class _Tokenise:
         unmarked = next((place for place, tokens in found.items() if 1 not in (tokens.mask or ())), None)
         if unmarked is not None:
             raise BallastError(
-                f"row {texts[unmarked].number}: cannot be tokenised: assistant_only_loss=True, but the chat template "
+                f"{texts[unmarked].called}: cannot be tokenised: assistant_only_loss=True, but the chat template "
                 "marks no token of its assistant messages; put {% generation %}...{% endgeneration %} round the "
                 "assistant's text, or remove the row"
             )
         return [found[place] for place in range(len(texts))]
 
-    def _columns(self, one: _Texts, tokens: _Tokens) -> dict[str, Any]:
-        """Return all columns of a row but those of its prompt."""
+    def _tokenised(self, one: _Texts, tokens: _Tokens, prompt: list[int] | None) -> Tokenised:
         ids, mask, chat = tokens.encoded.ids, tokens.mask, one.chat
-        masks = {} if mask is None else {"assistant_masks": mask}
+        columns: dict[str, Any] = {"input_ids": ids}
+        shared = 0 if prompt is None else trl.common_prefix_length(prompt, ids)
+        if prompt is not None:
+            columns["completion_mask"] = [0] * shared + [1] * (len(ids) - shared)
+        if mask is not None:
+            columns["assistant_masks"] = mask
+        prefix = prompt is None or shared == len(prompt)
         if chat is None:
-            return {"input_ids": ids, "left_out": None, "by_role": None, **masks}
-        found = chat.arrived.left_out | unended(chat, self.tokenizer.eos_token, self._ends)
+            return Tokenised(one.place, columns, prefix)
+        found = chat.arrived.left_out | unended(chat, self.tokenizer.eos_token, self.ends)
         found |= {} if mask is None else unmarked(chat, tokens.encoded, mask)
-        placed = {what: f"row {one.number}: {text}" for what, text in found.items()}
-        trains_all = one.prompt is None and mask is None
-        return {
-            "input_ids": ids,
-            "left_out": json.dumps(placed) if placed else None,
-            "by_role": json.dumps(tokens_by_role(chat, tokens.encoded)) if trains_all else None,
-            **masks,
-        }
-
-
-def _completion(prompt: list[int], ids: list[int]) -> dict[str, Any]:
-    shared = trl.common_prefix_length(prompt, ids)
-    mask = [0] * shared + [1] * (len(ids) - shared)
-    return {"completion_mask": mask, "prompt_is_prefix": shared == len(prompt)}
+        trains_all = prompt is None and mask is None
+        by_role = tokens_by_role(chat, tokens.encoded) if trains_all else {}
+        return Tokenised(
+            one.place, columns, prefix, {what: f"{one.called}: {text}" for what, text in found.items()}, by_role
+        )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from ballast.errors import BallastError
 
@@ -125,29 +127,69 @@ def trl_loss_rules(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, o
     return LossRules(template, completion_only, notes)
 
 
-def trl_prepare(
-    dataset: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    options: PrepareOptions,
-    rules: LossRules,
-    *,
-    max_length: int | None = None,
-    name: str = "train",
-) -> Dataset:
-    """Return tokenised rows with the ``labels`` of TRL's own preparation, made of their masks, never packed.
+@dataclass(frozen=True)
+class Step:
+    """One thing that TRL's preparation does with each row.
 
-    ``max_length=None`` leaves the rows whole; a number has TRL truncate them and drop those left fully masked.
+    Attributes:
+        function: returns the row's new columns, or whether the row is kept.
+        arguments: of the function, beside the row.
+        removed: columns that go.
+        keeps: whether the function tells which rows are kept.
     """
-    from trl.trainer.sft_trainer import SFTTrainer
+
+    function: Callable[..., Any]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    removed: tuple[str, ...] = ()
+    keeps: bool = False
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        if self.keeps:
+            return [row for row in rows if self.function(row)]
+        left = [{name: value for name, value in row.items() if name not in self.removed} for row in rows]
+        made = (self.function(row, **self.arguments) for row in rows)
+        return [row | new for row, new in zip(left, made, strict=True)]
+
+
+class _Recorder:
+    """Stands where TRL takes a data set, and keeps what it would do to the rows."""
+
+    def __init__(self, column_names: Sequence[str]) -> None:
+        self.column_names = list(column_names)
+        self.steps: list[Step] = []
+
+    def map(
+        self, function: Callable[..., Any], *, fn_kwargs: Mapping[str, Any], remove_columns: Sequence[str] = ()
+    ) -> _Recorder:
+        self.steps.append(Step(function, fn_kwargs, tuple(remove_columns)))
+        return self
+
+    def filter(self, function: Callable[..., Any]) -> _Recorder:
+        self.steps.append(Step(function, keeps=True))
+        return self
+
+
+def trl_steps(
+    column_names: Sequence[str], options: PrepareOptions, rules: LossRules, *, max_length: int | None = None
+) -> tuple[Step, ...]:
+    """Return what TRL's own preparation does with each tokenised row to make its ``labels``, never packing.
+
+    Args:
+        column_names: ``input_ids`` and masks, or ``labels``.
+        max_length: None leaves the rows whole; a number truncates them and drops those left fully masked.
+    """
+    from trl.trainer import sft_trainer
 
     trainer: Any = SimpleNamespace(completion_only_loss=rules.completion_only_loss)
     arguments: Any = SimpleNamespace(
-        dataset_num_proc=options.num_proc,
-        max_length=max_length,
-        truncation_mode=options.truncation_mode,
-        shuffle_dataset=False,
+        max_length=max_length, truncation_mode=options.truncation_mode, shuffle_dataset=False
     )
-    return SFTTrainer._prepare_dataset(trainer, dataset, tokenizer, arguments, False, None, name)
+    recorder: Any = _Recorder(column_names)
+    unread: Any = None
+    # Nothing is done to a row here, so no process has to wait for another, which may have its rows already.
+    with patch.object(sft_trainer, "global_then_local_main_first", nullcontext):
+        sft_trainer.SFTTrainer._prepare_dataset(trainer, recorder, unread, arguments, False, None, "rows")
+    return tuple(recorder.steps)
 
 
 def common_prefix_length(ids: list[int], other: list[int]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +14,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 LARGEST = float(np.finfo(np.float32).max)
-PLACE = "place"
-"""Column of a row's place in the data, while it is prepared."""
 
-
-OWN = frozenset(
-    "input_ids labels digest seq_lengths completion_mask prompt_is_prefix assistant_masks left_out by_role _tokens "
-    f"_trained {PLACE}".split()
-)
+OWN = frozenset(["input_ids", "labels", "digest", "seq_lengths", "completion_mask", "assistant_masks", "counts"])
 """Columns that preparation writes itself."""
 
 
@@ -42,39 +37,6 @@ def check_columns(columns: Sequence[str], dataset: Dataset, name: str) -> None:
                 f"{name}: no column {column!r}, which the objective reads; there are: {have}"
                 f"{suggest(column, dataset.column_names)}"
             )
-
-
-def lay_out(rows: Dataset, source: Dataset, columns: Sequence[str], numbers: Sequence[int], name: str) -> Dataset:
-    """Return tokenised rows with these columns of their source as lists of floats, one for each token id.
-
-    Args:
-        rows: with ``labels`` and ``place``, untruncated.
-        source: the rows that `place` counts.
-        columns: names of the columns.
-        numbers: what the rows of `source` are called.
-        name: what the data are called.
-
-    Raises:
-        BallastError: naming the first row whose value is missing, no number or a list of another length.
-    """
-    from datasets import Features, List, Value
-
-    values = {column: list(source[column]) for column in columns}
-
-    def join(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        made: dict[str, list[Any]] = {column: [] for column in columns}
-        for place, labels in zip(batch[PLACE], batch["labels"], strict=True):
-            for column in columns:
-                try:
-                    made[column].append(spread(values[column][place], labels))
-                except BallastError as error:
-                    raise BallastError(f"{name}: row {numbers[place]}: {column!r} {error}") from None
-        return made
-
-    kept = rows.remove_columns([column for column in columns if column in rows.column_names])
-    features = Features({**kept.features, **{column: List(Value("float32")) for column in columns}})
-    # The function closes over all values, which are slow to hash, so the result is not looked for.
-    return kept.map(join, batched=True, features=features, new_fingerprint=_fresh(), load_from_cache_file=False)
 
 
 def spread(value: Any, labels_T: Sequence[int]) -> np.ndarray:
@@ -116,23 +78,21 @@ def renamed(dataset: Dataset, columns: Mapping[str, str]) -> Dataset:
     return dataset.rename_columns({column: name for name, column in columns.items() if name != column})
 
 
-def cut(values: Sequence[float], length: int, from_end: bool) -> Sequence[float]:
+def cut(values: np.ndarray, length: int, from_end: bool) -> np.ndarray:
     """Return the values of a row's tokens that are left of it, at its start or at its end."""
     return values[len(values) - length :] if from_end else values[:length]
 
 
 def _number(value: Any) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not abs(value) <= LARGEST:
+    if not number or not abs(value) < math.inf:
         raise BallastError(f"is {_shown(value)}; it must be a finite number, or a list of them")
+    if abs(value) > LARGEST:
+        raise BallastError(
+            f"is {_shown(value)}; it would be infinite in float32, whose largest number is {LARGEST:.2g}: scale it down"
+        )
     return float(value)
 
 
 def _shown(value: Any) -> str:
-    return "missing" if value is None else repr(value) if not isinstance(value, str | Mapping) else f"{value!r:.40}"
-
-
-def _fresh() -> str:
-    import uuid
-
-    return uuid.uuid4().hex[:16]
+    return "missing" if value is None else f"{value!r:.40}"

@@ -14,6 +14,7 @@ from ballast.evaluation.likelihood import common_prefix
 from ballast.evaluation.scoring import BATCH_TOKENS, ScoredSequence, sequence_statistics
 from ballast.limits import context_length
 from ballast.protocols import Model, Progress, Tokenizer
+from ballast.ranks import ALONE, Ranks
 
 NORMALISATIONS = ("sum", "token", "character")
 """Log-likelihood of an option: as it is, per token, per character."""
@@ -106,12 +107,14 @@ def choice_scores(
     overlong: str = "refuse",
     batch_tokens: int = BATCH_TOKENS,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[ChoiceScore]:
     """Return the log-likelihood of every option of every row, as a continuation of the question.
 
     Args:
         style: one of `STYLES`.
         overlong: ``refuse`` rows of which an option exceeds the model's context, or ``skip`` them (`loglik` None).
+        ranks: who shares the batches.
 
     Raises:
         BallastError: for an unknown style, a row that cannot be read, or over-long rows under ``refuse``.
@@ -133,7 +136,7 @@ def choice_scores(
             "count them"
         )
     flat = [sequence for sequences, fit in zip(encoded, fits, strict=True) if fit for sequence in sequences]
-    scores = iter(sequence_statistics(model, flat, batch_tokens=batch_tokens, progress=progress))
+    scores = iter(sequence_statistics(model, flat, batch_tokens=batch_tokens, progress=progress, ranks=ranks))
     results = []
     for one, fit in zip(questions, fits, strict=True):
         logprobs = [next(scores)["logprob"].astype(np.float64) for _ in one.options] if fit else None

@@ -18,6 +18,7 @@ from ballast.evaluation.scoring import BATCH_TOKENS, ScoredSequence, batches, in
 from ballast.evaluation.stopping import StopStrings, answer_text, before_stop, check_stop
 from ballast.limits import context_length
 from ballast.protocols import Model, Progress, Tokenizer
+from ballast.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,6 +92,22 @@ class Completion:
     tokens: int
     ended: bool
     ids: tuple[int, ...] = field(repr=False)
+
+
+class Sampler(Protocol):
+    """What generates answers: `generate`, or an engine in its place."""
+
+    def __call__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        prompts: Sequence[Prompt],
+        options: GenerationOptions | None = None,
+        *,
+        streams: Sequence[Sequence[int]] | None = None,
+        progress: Progress | None = None,
+        ranks: Ranks = ALONE,
+    ) -> list[list[Completion]]: ...
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> tuple[int, ...]:
@@ -171,6 +188,7 @@ def generate(
     *,
     streams: Sequence[Sequence[int]] | None = None,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[list[Completion]]:
     """Return `options.samples` completions for every prompt, in the prompts' order.
 
@@ -186,6 +204,7 @@ def generate(
             of prompt i is drawn from (seed, *streams[i], s), so that it does not depend on the other prompts of the
             call. None takes (i,), the prompt's place.
         progress: called with (completions done, completions in all).
+        ranks: who shares the batches; all have the same prompts, and all get all answers.
 
     Raises:
         BallastError: naming the first prompt that is empty or leaves no room for the answer, or a stop string that
@@ -194,31 +213,37 @@ def generate(
     """
     options = options or GenerationOptions()
     streams = [(row,) for row in range(len(prompts))] if streams is None else streams
-    _check_streams(streams, len(prompts))
+    check_streams(streams, len(prompts))
     check_stop(tokenizer, options.stop)
     encoded = encode_prompts(model, tokenizer, prompts, options.max_new_tokens)
     rows = [(row, sample) for row in range(len(encoded)) for sample in range(options.samples)]
-    results: list[list[Any]] = [[None] * options.samples for _ in encoded]
+    every = list(batches([len(encoded[row]) + options.max_new_tokens for row, _ in rows], options.batch_tokens))
     ends = end_ids(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
-    done = 0
+    own, found, done = ranks.share(every), [], 0
     with inference(model), _own_configuration(model, options, ends, pad):
         answers = _answers_by(model, encoded, pad)
-        for batch in batches([len(encoded[row]) + options.max_new_tokens for row, _ in rows], options.batch_tokens):
+        for batch in own:
             members = [rows[i] for i in batch]
             seeds = [(options.seed, *streams[row], sample) for row, sample in members]
             asked = [encoded[row] for row, _ in members]
             stopping = StopStrings(tokenizer, asked, options.stop, ends) if options.stop else None
             new_ids = answers(_Batch(model, asked, seeds, options, pad, ends, stopping))
-            for (row, sample), ids in zip(members, new_ids, strict=True):
-                results[row][sample] = read_completion(tokenizer, encoded[row], ids, ends, options.stop)
+            read = [(encoded[row], ids) for (row, _), ids in zip(members, new_ids, strict=True)]
+            found.append([read_completion(tokenizer, prompt, ids, ends, options.stop) for prompt, ids in read])
             done += len(batch)
             if progress is not None:
-                progress(done, len(rows))
+                progress(done, sum(map(len, own)))
+    results: list[list[Any]] = [[None] * options.samples for _ in encoded]
+    for batch, completions in zip(every, ranks.merge(found), strict=True):
+        for place, completion in zip(batch, completions, strict=True):
+            row, sample = rows[place]
+            results[row][sample] = completion
     return results
 
 
-def _check_streams(streams: Sequence[Sequence[int]], prompts: int) -> None:
+def check_streams(streams: Sequence[Sequence[int]], prompts: int) -> None:
+    """Refuse streams that do not fit the prompts; raises ValueError."""
     if len(streams) != prompts:
         raise ValueError(f"{len(streams)} streams for {prompts} prompts")
     # Numbers are padded with zeros into a seed: streams of two lengths could draw the same samples unnoticed.

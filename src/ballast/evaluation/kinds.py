@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ballast.errors import BallastError
 from ballast.evaluation import choice, harness, likelihood, metrics, readiness, revising
-from ballast.evaluation.generation import Completion, encode_prompts, generate, own_sequences
+from ballast.evaluation.generation import Completion, Sampler, encode_prompts, generate, own_sequences
 from ballast.evaluation.results import estimates
 from ballast.evaluation.scoring import sequence_statistics
 from ballast.evaluation.tasks import (
@@ -22,6 +23,7 @@ from ballast.evaluation.tasks import (
     SampledTask,
 )
 from ballast.protocols import Progress
+from ballast.ranks import ALONE, Ranks
 from ballast.revise.templates import load_templates
 from ballast.verifiers import code
 from ballast.verifiers import registry as verifiers
@@ -34,7 +36,11 @@ Measured = tuple[dict[str, metrics.Estimate], dict[str, int], list[dict[str, Any
 
 @dataclass(frozen=True)
 class Context:
-    """What a kind works with."""
+    """What a kind works with.
+
+    Attributes:
+        ranks: who shares the batches and answers of a task; each rank has the whole result.
+    """
 
     model: Any
     tokenizer: Any
@@ -42,6 +48,8 @@ class Context:
     progress: Progress | None
     beside: Mapping[str, Rows] = field(default_factory=dict)
     revisers: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    generate: Sampler | None = None
+    ranks: Ranks = ALONE
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,7 @@ def _measure_generate(task: JudgedTask, rows: Rows, context: Context) -> Measure
     if verify.read is None or not ks:
         return measured, counts, items
     answers = [(one["text"], row) for row, item in zip(rows, items, strict=True) for one in item["completions"]]
-    found = verifiers.read_answers(verify, answers)
+    found = context.ranks.merge(verifiers.read_answers(verify, context.ranks.share(answers)))
     for place, item in enumerate(items):
         item["read"] = found[place * task.samples : (place + 1) * task.samples]
     return measured | {f"maj@{k}": _voted(items, k, task.seed) for k in ks}, counts, items
@@ -118,7 +126,7 @@ def _voted(items: Sequence[Mapping[str, Any]], k: int, seed: int) -> metrics.Est
 def _measure_judged(task: JudgedTask, rows: Rows, context: Context, verify: verifiers.Verifier) -> Measured:
     completions, measured, counts = _answers(task, rows, context)
     flat = [(one.text, row) for row, answers in zip(rows, completions, strict=True) for one in answers]
-    scored = verifiers.score_answers(verify, flat)
+    scored = verifiers.score_answers(verify, flat, context.ranks)
     counts |= {"verifier_errors": scored.errors, "verifier_timeouts": scored.timeouts}
     scores = [scored.scores[i : i + task.samples] for i in range(0, len(flat), task.samples)]
     items = [_item(row, answers, list(given)) for row, answers, given in zip(rows, completions, scores, strict=True)]
@@ -132,8 +140,8 @@ def _measure_revised(task: GenerateTask, rows: Rows, context: Context) -> Measur
     writer = (context.model, context.tokenizer)
     if task.revise.reviser is not None:
         writer = context.revisers[task.revise.reviser]
-    judging = revising.Judging(_verifier(task), cut_off=True)
-    revised = revising.revise_drafts(task, rows, drafts, writer, judging)
+    judging = revising.Judging(_verifier(task), cut_off=True, ranks=context.ranks)
+    revised = revising.revise_drafts(task, rows, drafts, writer, judging, generate=context.generate)
     counts = revising.revision_counts(task, revised)
     counts |= {"verifier_errors": judging.errors, "verifier_timeouts": judging.timeouts}
     items = [revising.revision_item(row, one) for row, one in zip(rows, revised, strict=True)]
@@ -144,15 +152,23 @@ def _measure_readiness(task: ReadinessTask, rows: Rows, context: Context) -> Mea
     measured, counts, items = _measure_judged(task, rows, context, _verifier(task))
     budget = {"budget_tokens": len(items) * task.samples * task.max_new_tokens}
     measured |= readiness.groups(items, task.group, seed=task.seed)
-    beside, rows_beside = readiness.beside(task, context.model, context.tokenizer, context.base, context.beside)
+    beside, rows_beside = readiness.beside(
+        task, context.model, context.tokenizer, context.base, context.beside, context.ranks
+    )
     return measured | beside, {**counts, **budget, **readiness.spent(items), **rows_beside}, items
 
 
 def _measure_code(task: CodeTask, rows: Rows, context: Context) -> Measured:
     completions, measured, counts = _answers(task, rows, context)
     programs = [code.assemble(row, one.text) for row, answers in zip(rows, completions, strict=True) for one in answers]
-    outcomes = code.run_programs(
-        programs, _code_limits(task), allow_code_execution=task.allow_code_execution, progress=context.progress
+    outcomes = context.ranks.merge(
+        code.run_programs(
+            context.ranks.share(programs),
+            _code_limits(task),
+            allow_code_execution=task.allow_code_execution,
+            workers=max(1, (os.cpu_count() or 1) // context.ranks.here),
+            progress=context.progress,
+        )
     )
     per_row = [outcomes[i : i + task.samples] for i in range(0, len(outcomes), task.samples)]
     scores = [tuple(float(one.passed) for one in some) for some in per_row]
@@ -170,7 +186,8 @@ def _answers(
     task: SampledTask, rows: Rows, context: Context
 ) -> tuple[list[list[Completion]], dict[str, metrics.Estimate], dict[str, int]]:
     """Return completions, metrics of the answers as text (length, entropy, KL to base), and counts."""
-    completions = generate(context.model, context.tokenizer, rows, task.generation(), progress=context.progress)
+    given: dict[str, Any] = {"progress": context.progress, "ranks": context.ranks}
+    completions = (context.generate or generate)(context.model, context.tokenizer, rows, task.generation(), **given)
     flat = [one for answers in completions for one in answers]
     measured = {
         "answer_tokens": metrics.mean([_mean(one.tokens for one in some) for some in completions], seed=task.seed)
@@ -185,6 +202,7 @@ def _answers(
             fields,
             base=context.base if task.base_kl else None,
             batch_tokens=task.batch_tokens,
+            ranks=context.ranks,
         )
         for name in fields:
             sums, tokens = _per_row([one[name].sum() for one in values], [one.tokens for one in flat], task.samples)
@@ -228,6 +246,7 @@ def _measure_choice(task: ChoiceTask, rows: Rows, context: Context) -> Measured:
         overlong=task.overlong,
         batch_tokens=task.batch_tokens,
         progress=context.progress,
+        ranks=context.ranks,
     )
     kept = [one for one in scored if one.loglik is not None]
     names = {"sum": "accuracy", "token": "accuracy_per_token", "character": "accuracy_per_character"}
@@ -255,6 +274,7 @@ def _measure_nll(task: NllTask, rows: Rows, context: Context) -> Measured:
         batch_tokens=task.batch_tokens,
         seed=task.seed,
         progress=context.progress,
+        ranks=context.ranks,
     )
     counts = {"tokens": found.tokens, "characters": found.characters, "unscored_tokens": found.unscored_tokens}
     measured = estimates(found)
@@ -267,7 +287,12 @@ def _measure_nll(task: NllTask, rows: Rows, context: Context) -> Measured:
 def _measure_demonstrations(task: NllTask, rows: Rows, context: Context) -> Measured:
     sequences = likelihood.completion_sequences(context.model, context.tokenizer, rows)
     values = sequence_statistics(
-        context.model, sequences, ("logprob", "entropy"), batch_tokens=task.batch_tokens, progress=context.progress
+        context.model,
+        sequences,
+        ("logprob", "entropy"),
+        batch_tokens=task.batch_tokens,
+        progress=context.progress,
+        ranks=context.ranks,
     )
     tokens = [len(sequence.targets) for sequence in sequences]
     measured = {
@@ -284,12 +309,18 @@ def _check_lm_eval(task: LmEvalTask, rows: Rows) -> None:
 
 
 def _measure_lm_eval(task: LmEvalTask, rows: Rows, context: Context) -> Measured:
-    return harness.measure(task, context.model, context.tokenizer, context.progress)
+    return context.ranks.first(lambda: harness.measure(task, context.model, context.tokenizer, context.progress))
 
 
 def _divergence(task: NllTask, sequences: Any, context: Context, owners: Any = None) -> dict[str, metrics.Estimate]:
     found = likelihood.kl_to_base(
-        context.model, context.base, sequences, owners=owners, batch_tokens=task.batch_tokens, seed=task.seed
+        context.model,
+        context.base,
+        sequences,
+        owners=owners,
+        batch_tokens=task.batch_tokens,
+        seed=task.seed,
+        ranks=context.ranks,
     )
     return {"base_kl": found.kl, "entropy": found.entropy}
 

@@ -20,6 +20,7 @@ from ballast.evaluation.scoring import (
 )
 from ballast.limits import check_length, context_length
 from ballast.protocols import Model, Progress, Tokenizer
+from ballast.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ def text_likelihood(
     batch_tokens: int = BATCH_TOKENS,
     seed: int = 0,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> Likelihood:
     """Return the likelihood of the rows' text, tokenised with the tokenizer's own special tokens.
 
@@ -99,12 +101,13 @@ def text_likelihood(
         context: window length in tokens; None takes the model's context.
         stride: tokens scored by every window after the first; None takes half the context.
         seed: of the bootstrap behind the intervals, which are over rows.
+        ranks: who shares the batches.
 
     Raises:
         BallastError: if a row has no text, or no row has a token to score.
     """
     cut = text_windows(model, tokenizer, rows, column=column, context=context, stride=stride)
-    scores = sequence_statistics(model, cut.pieces, batch_tokens=batch_tokens, progress=progress)
+    scores = sequence_statistics(model, cut.pieces, batch_tokens=batch_tokens, progress=progress, ranks=ranks)
     nll, tokens = _by_owner([-one["logprob"].sum(dtype=np.float64) for one in scores], cut.pieces, cut.owners)
     return _likelihood(nll, tokens, cut.characters, cut.unscored_tokens, seed)
 
@@ -199,6 +202,7 @@ def kl_to_base(
     batch_tokens: int = BATCH_TOKENS,
     seed: int = 0,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> Divergence:
     """Return the mean full-vocabulary KL(model‖base) and entropy on the scored tokens, in nats per token.
 
@@ -209,6 +213,7 @@ def kl_to_base(
         base: the model before training, or an object with ``hidden(**inputs)`` and ``head`` (`ballast.reference`).
         owners: row that each sequence comes from, where rows have several; intervals are over rows.
         seed: of the bootstrap behind the intervals.
+        ranks: who shares the batches.
 
     Raises:
         BallastError: if there is no sequence, or one is longer than the model's context.
@@ -216,7 +221,9 @@ def kl_to_base(
     if not sequences:
         raise BallastError("no sequence to compare the model with its base on")
     fields = ("kl", "entropy")
-    scores = sequence_statistics(model, sequences, fields, base=base, batch_tokens=batch_tokens, progress=progress)
+    scores = sequence_statistics(
+        model, sequences, fields, base=base, batch_tokens=batch_tokens, progress=progress, ranks=ranks
+    )
     owners = range(len(sequences)) if owners is None else owners
     estimated = {}
     for name in fields:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ballast.errors import BallastError
 from ballast.evaluation import likelihood, metrics
 from ballast.evaluation.scoring import sequence_statistics
+from ballast.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from ballast.evaluation.metrics import Estimate
@@ -88,7 +89,7 @@ def check_beside(beside: Mapping[str, Rows]) -> None:
 
 
 def beside(
-    task: ReadinessTask, model: Any, tokenizer: Any, base: Any, rows: Mapping[str, Rows]
+    task: ReadinessTask, model: Any, tokenizer: Any, base: Any, rows: Mapping[str, Rows], ranks: Ranks = ALONE
 ) -> tuple[dict[str, Estimate], dict[str, int]]:
     """Return what the model is like on text that it did not write, in nats per token, and the number of rows.
 
@@ -97,22 +98,25 @@ def beside(
     """
     measured: dict[str, Estimate] = {}
     if "demonstrations" in rows:
-        measured |= _demonstrations(task, model, tokenizer, base if task.base_kl else None, rows["demonstrations"])
+        reference = base if task.base_kl else None
+        measured |= _demonstrations(task, model, tokenizer, reference, rows["demonstrations"], ranks)
     if "forgetting" in rows:
         found = likelihood.text_likelihood(
-            model, tokenizer, rows["forgetting"], batch_tokens=task.batch_tokens, seed=task.seed
+            model, tokenizer, rows["forgetting"], batch_tokens=task.batch_tokens, seed=task.seed, ranks=ranks
         )
         measured["forgetting"] = found.nll
     return measured, {f"{name}_rows": len(some) for name, some in rows.items()}
 
 
-def _demonstrations(task: ReadinessTask, model: Any, tokenizer: Any, base: Any, rows: Rows) -> dict[str, Estimate]:
+def _demonstrations(
+    task: ReadinessTask, model: Any, tokenizer: Any, base: Any, rows: Rows, ranks: Ranks
+) -> dict[str, Estimate]:
     try:
         sequences = likelihood.completion_sequences(model, tokenizer, rows)
     except BallastError as error:
         raise BallastError(f"demonstrations: {error}") from error
     fields = ("logprob",) if base is None else ("logprob", "kl")
-    values = sequence_statistics(model, sequences, fields, base=base, batch_tokens=task.batch_tokens)
+    values = sequence_statistics(model, sequences, fields, base=base, batch_tokens=task.batch_tokens, ranks=ranks)
     tokens = [len(sequence.targets) for sequence in sequences]
     sums = {name: [float(one[name].sum(dtype="float64")) for one in values] for name in fields}
     measured = {"demonstrations_nll": metrics.token_nll([-one for one in sums["logprob"]], tokens, seed=task.seed)}

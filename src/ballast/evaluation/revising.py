@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ballast.evaluation import metrics
-from ballast.evaluation.generation import Completion, GenerationOptions, encode_rows, generate
+from ballast.evaluation.generation import Completion, GenerationOptions, Sampler, encode_rows, generate
 from ballast.limits import context_length
 from ballast.protocols import Model, Tokenizer
+from ballast.ranks import ALONE, Ranks
 from ballast.revise.loop import Asked, Revised, Version, revise, sampled
 from ballast.revise.options import LABELS
 from ballast.revise.templates import load_templates
@@ -32,12 +33,15 @@ class Writer:
     Attributes:
         options: how it samples; `samples` is 1.
         stream: names the random stream of a row's place and a step.
+        ranks: who shares the batches.
     """
 
     model: Model
     tokenizer: Tokenizer
     options: GenerationOptions
     stream: Callable[[int, int], tuple[int, ...]] = lambda place, step: (step, place)
+    generate: Sampler | None = None
+    ranks: Ranks = ALONE
 
     def __call__(self, asked: Asked, step: int) -> list[Completion | None]:
         """Return what the model writes of each row, None where the context has no room for prompt and answer."""
@@ -47,7 +51,9 @@ class Writer:
         some = [one for one, fit in zip(asked, fits, strict=True) if fit]
         streams = [self.stream(place, step) for place, _ in some]
         prompts = [row for _, row in some]
-        written = iter(generate(self.model, self.tokenizer, prompts, self.options, streams=streams) if some else ())
+        given: dict[str, Any] = {"streams": streams, "ranks": self.ranks}
+        write = self.generate or generate
+        written = iter(write(self.model, self.tokenizer, prompts, self.options, **given) if some else ())
         return [next(written)[0] if fit else None for fit in fits]
 
 
@@ -57,10 +63,12 @@ class Judging:
 
     Attributes:
         cut_off: whether an answer that has not ended is judged; else it scores 0.
+        ranks: who shares the answers.
     """
 
     verify: Verifier | None
     cut_off: bool = False
+    ranks: Ranks = ALONE
     errors: int = 0
     timeouts: int = 0
 
@@ -70,24 +78,32 @@ class Judging:
             return [None] * len(versions)
         judged = [one.ended or self.cut_off for one in versions]
         pairs = [(one.text, row) for one, row, asked in zip(versions, rows, judged, strict=True) if asked]
-        scored = score_answers(self.verify, pairs)
+        scored = score_answers(self.verify, pairs, self.ranks)
         self.errors, self.timeouts = self.errors + scored.errors, self.timeouts + scored.timeouts
         scores = iter(scored.scores)
         return [next(scores) if asked else 0.0 for asked in judged]
 
 
 def revise_drafts(
-    task: GenerateTask, rows: Rows, drafts: Sequence[Completion], writer: tuple[Model, Tokenizer], judging: Judging
+    task: GenerateTask,
+    rows: Rows,
+    drafts: Sequence[Completion],
+    writer: tuple[Model, Tokenizer],
+    judging: Judging,
+    *,
+    generate: Sampler | None = None,
 ) -> list[Revised]:
     """Return what becomes of a task's drafts by its ``revise``.
 
     Args:
-        writer: the model that is measured, or the reviser, with its tokenizer.
+        writer: the model that is measured, or the reviser, with its tokenizer; the ranks are those of `judging`.
+        generate: what samples; None is our own loop.
     """
     assert task.revise is not None
     # Of five numbers, the last but one not 0: no draft's stream, (seed, row, sample), is among these.
     options = replace(task.generation(), temperature=task.revise.heat(task.temperature))
-    write = Writer(*writer, options, stream=lambda place, step: (place, step, 1))
+    named: dict[str, Any] = {"generate": generate, "ranks": judging.ranks}
+    write = Writer(*writer, options, stream=lambda place, step: (place, step, 1), **named)
     templates = load_templates(task.revise)
     return revise(rows, [sampled(one) for one in drafts], task.revise, templates, write=write, judge=judging)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ballast.errors import BallastError
 from ballast.evaluation import harness
+from ballast.evaluation.generation import Sampler
 from ballast.evaluation.kinds import KINDS, Context, Rows
 from ballast.evaluation.readiness import check_beside
 from ballast.evaluation.results import TaskResult, write_items, write_results
@@ -16,6 +17,7 @@ from ballast.evaluation.tasks import LmEvalTask, ReadinessTask, Task
 from ballast.files import file_name, same_file
 from ballast.limits import check_tokenizer
 from ballast.protocols import Progress
+from ballast.ranks import ALONE, Ranks
 
 ROWS_BESIDE = 512
 """Demonstrations, and texts, that a task of kind ``readiness`` reads unless it has a limit."""
@@ -34,7 +36,9 @@ def evaluate(
     items: str | Path | None = None,
     extra: Mapping[str, Any] | None = None,
     revisers: Mapping[str, tuple[Any, Any]] | None = None,
+    sampler: Sampler | None = None,
     progress: TaskProgress | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[TaskResult]:
     """Return one result per task.
 
@@ -49,7 +53,9 @@ def evaluate(
         items: folder for one JSONL file per task, with every prompt, answer and score.
         extra: JSON-able values to keep beside the results.
         revisers: model and tokenizer of every ``revise.reviser`` that tasks name.
+        sampler: what generates answers in place of `ballast.evaluation.generate`, with its signature.
         progress: called with (task name, done, total).
+        ranks: who shares the work (`ballast.ranks.join`); all get the results, and the first writes them.
 
     Raises:
         BallastError: for a bad task or row, naming it; nothing has been generated or written by then.
@@ -59,13 +65,17 @@ def evaluate(
     check_tokenizer(type(model).__name__, model.config, tokenizer)
     loaded = [(task, _checked_rows(task, base, revisers or {})) for task in resolved]
     results = [
-        _run(task, rows, Context(model, tokenizer, base, _told(progress, task), beside, revisers or {}))
+        _run(
+            task,
+            rows,
+            Context(model, tokenizer, base, _told(progress, task), beside, revisers or {}, sampler, ranks),
+        )
         for task, (rows, beside) in loaded
     ]
-    if items is not None:
+    if items is not None and ranks.main:
         for result in results:
             write_items(Path(items) / f"{file_name(result.name)}.jsonl", result)
-    if output is not None:
+    if output is not None and ranks.main:
         write_results(output, results, extra=extra)
     return results
 

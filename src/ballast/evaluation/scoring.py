@@ -15,6 +15,7 @@ import numpy as np
 from ballast.errors import BallastError
 from ballast.limits import check_length, context_length
 from ballast.protocols import Model, Progress
+from ballast.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     import torch
@@ -92,6 +93,7 @@ def sequence_statistics(
     base: Model | Base | None = None,
     batch_tokens: int = BATCH_TOKENS,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[dict[str, np.ndarray]]:
     """Return, for every sequence, one float32 array per field over its scored tokens, in nats.
 
@@ -104,6 +106,7 @@ def sequence_statistics(
         base: a second model, or an object with ``hidden(**inputs)`` and ``head`` (a `ballast.reference` provider).
         batch_tokens: padded tokens of one batch.
         progress: called after every batch.
+        ranks: who shares the batches; all have the same sequences, and all get the whole result.
 
     Raises:
         BallastError: if a sequence is longer than the model's context.
@@ -111,16 +114,18 @@ def sequence_statistics(
     context = context_length(model)
     for index, sequence in enumerate(sequences):
         check_length(f"sequence {index}", len(sequence.ids), context)
-    results: list[dict[str, np.ndarray]] = [{}] * len(sequences)
-    done = 0
+    every = list(batches([len(sequence.ids) for sequence in sequences], batch_tokens))
+    own, found, done = ranks.share(every), [], 0
     with inference(model), _base_provider(base) as provider:
-        for batch in batches([len(sequence.ids) for sequence in sequences], batch_tokens):
-            values = _batch_statistics(model, [sequences[i] for i in batch], fields, provider)
-            for index, value in zip(batch, values, strict=True):
-                results[index] = value
+        for batch in own:
+            found.append(_batch_statistics(model, [sequences[i] for i in batch], fields, provider))
             done += len(batch)
             if progress is not None:
-                progress(done, len(sequences))
+                progress(done, sum(map(len, own)))
+    results: list[dict[str, np.ndarray]] = [{}] * len(sequences)
+    for batch, values in zip(every, ranks.merge(found), strict=True):
+        for index, value in zip(batch, values, strict=True):
+            results[index] = value
     return results
 
 

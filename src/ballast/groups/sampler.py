@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ballast.evaluation.generation import Completion, GenerationOptions, generate
+from ballast.evaluation.generation import Completion, GenerationOptions, Sampler, generate
 from ballast.evaluation.scoring import ScoredSequence, sequence_statistics
 from ballast.groups.members import Group, GroupRows, Member
 from ballast.protocols import Model
@@ -42,7 +42,9 @@ class SampledGroups:
         return cls(tuple(groups), cut_off=sum(not member.ended for member in own))
 
 
-def sample_groups(model: Model, rows: GroupRows, indices: Sequence[int], *, seed: int, step: int) -> SampledGroups:
+def sample_groups(
+    model: Model, rows: GroupRows, indices: Sequence[int], *, seed: int, step: int, sampler: Sampler | None = None
+) -> SampledGroups:
     """Return the groups of these rows, their own part sampled by the model as it is.
 
     An answer depends on `seed`, `step`, its row and its place in the group, not on the other rows of the call. One that
@@ -62,7 +64,7 @@ def sample_groups(model: Model, rows: GroupRows, indices: Sequence[int], *, seed
     started = time.monotonic()
     prompts = [rows.rows[row] for row in indices]
     streams = [(step, row) for row in indices]
-    sampled = generate(model, rows.tokenizer, prompts, generation, streams=streams)
+    sampled = (sampler or generate)(model, rows.tokenizer, prompts, generation, streams=streams)
     ended = time.monotonic()
     answers = [(row, answer) for row, found in zip(indices, sampled, strict=True) for answer in found]
     judged = [(row, answer) for row, answer in answers if answer.ended or options.judge_cut_off]

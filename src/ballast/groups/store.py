@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 VERSION, READABLE = 2, (1, 2)
 """What is written, and what can be read: version 1 has no log-probabilities of the model that sampled."""
 HOLDS = "groups"
+OWN = "transformers"
 ADDED = "ref_logprob"
 """The column of version 2."""
 
@@ -36,6 +37,7 @@ WHAT_DIFFERS = {
     "rows": "it was sampled for another number of rows",
     "seed": "it was sampled from another seed",
     "max_length": "its answers were cut at another training.max_length",
+    "engine": "it was sampled by another engine",
     "groups": "it was sampled with other settings",
 }
 
@@ -53,6 +55,7 @@ class StoreSettings:
         seed: of the samples.
         max_length: sequences were cut there.
         groups: the `GroupOptions` but for `NOT_STORED`.
+        engine: what sampled, with its version; empty for our own loop.
     """
 
     model: str
@@ -64,10 +67,11 @@ class StoreSettings:
     seed: int
     max_length: int | None
     groups: Mapping[str, Any]
+    engine: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as the manifest holds them."""
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "engine" or self.engine}
         return {**values, "ends": list(self.ends), "groups": dict(self.groups)}
 
     @classmethod
@@ -77,7 +81,8 @@ class StoreSettings:
         Raises:
             KeyError: if one is missing.
         """
-        found = {one.name: values[one.name] for one in fields(cls)}
+        # Folders of versions without other engines do not name theirs.
+        found = {one.name: values[one.name] for one in fields(cls) if one.name != "engine" or "engine" in values}
         return cls(**{**found, "ends": tuple(found["ends"])})
 
     def differences(self, other: StoreSettings) -> list[str]:
@@ -93,7 +98,7 @@ class StoreSettings:
                 changed = [key for key in mine if mine[key] != stored.get(key)]
                 found += [f"{phrase} (groups.{key} {stored.get(key)!r}, not {mine[key]!r})" for key in changed]
             else:
-                values = "" if name in ("model", "tokenizer", "data") else f" ({theirs}, not {mine})"
+                values = "" if name in ("model", "tokenizer", "data") else f" ({theirs or OWN}, not {mine or OWN})"
                 found.append(f"{phrase}{values}")
         return found
 
@@ -162,6 +167,13 @@ class GroupFolder(PartFolder):
             if [group.row for group in part.groups] != self.rows(number):
                 raise BallastError(f"{file}: holds other rows than its place says; delete it and sample")
             yield part
+
+
+def stored_engine(path: str | Path, size: int) -> str | None:
+    """Return what sampled a folder of so many prompts where it is full, None where a part is missing."""
+    if not (Path(path) / MANIFEST).is_file() or PartFolder(path, size).missing():
+        return None
+    return read_settings(path).engine
 
 
 def is_sampled(path: str | Path) -> bool:

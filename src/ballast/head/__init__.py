@@ -19,6 +19,7 @@ from ballast.head.lm_head import (
     trained_positions,
     unwrapped,
 )
+from ballast.head.opened import at_head, open_head
 from ballast.head.projection import chunk_rows
 from ballast.head.two_phase import two_phase
 from ballast.stats import TokenStats
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Formed",
     "LMHead",
+    "at_head",
     "backbone",
     "backbone_hidden",
     "check_adapted_head",
@@ -36,6 +38,7 @@ __all__ = [
     "fused_pass",
     "greedy",
     "lm_head",
+    "open_head",
     "token_stats",
     "trained_positions",
     "two_phase",

@@ -75,10 +75,18 @@ def lm_head(model: Model) -> LMHead:
             "trainable tokens on `lm_head` would never be trained: untie the embeddings, or remove "
             "'trainable_token_indices' and train the embedding by 'modules_to_save'"
         )
+    if not layer.weight.is_floating_point():
+        raise BallastError(
+            "the LM head is quantised: the statistics multiply by its weight directly, and what is stored are codes of "
+            "it; load the model with its head left out (llm_int8_skip_modules)"
+        )
     config = causal.config.get_text_config()
     weight, bias = layer.weight, getattr(layer, "bias", None)
     if isinstance(weight, DTensor):
         weight, bias = weight.full_tensor(), None if bias is None else bias.full_tensor()
+    if (size := getattr(config, "unpadded_vocab_size", None)) is not None and size < len(weight):
+        # Inkling cuts the logits of its padding off.
+        weight, bias = weight[:size], None if bias is None else bias[:size]
     return LMHead(weight, bias, logit_softcap(config), logit_scale(config))
 
 
@@ -114,7 +122,7 @@ def logit_scale(config: Any) -> float:
     for multiplier in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
         if getattr(config, multiplier, None) is not None:
             return float(getattr(config, multiplier))
-    divisor = getattr(config, "logits_scaling", None)
+    divisor = getattr(config, "logits_scaling", None) or getattr(config, "logits_mup_width_multiplier", None)
     if divisor is None:
         return 1.0
     # HyperCLOVA X calls its multiplier by the name of Granite's divisor.
@@ -124,12 +132,20 @@ def logit_scale(config: Any) -> float:
 def backbone(causal: Model) -> Any:
     """Return the part of a causal language model that ends in hidden states.
 
+    It is what transformers names as such, or, where that name is another class's (Llama 4's text model), the one model
+    inside the model.
+
     Raises:
-        BallastError: if transformers names none, so that hidden states cannot be had without logits.
+        BallastError: if there is none, so that hidden states cannot be had without logits.
     """
-    if causal.base_model is causal:
+    from transformers import PreTrainedModel
+
+    if causal.base_model is not causal:
+        return causal.base_model
+    inside = [part for part in causal.children() if isinstance(part, PreTrainedModel)]
+    if len(inside) != 1:
         raise BallastError(f"{type(causal).__name__} does not name its backbone: ballast cannot leave its logits out")
-    return causal.base_model
+    return inside[0]
 
 
 def backbone_hidden(model: Model, **inputs: Any) -> Tensor:

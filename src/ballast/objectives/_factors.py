@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from ballast.objectives.base import Objective
+from ballast.objectives.base import Objective, has_extra
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,12 +26,6 @@ def factor_problems(factors: Sequence[Objective]) -> Iterator[str]:
     read = sorted({(name, column) for one in factors for name, column in one.columns.items()})
     if twice := [name for (name, _), (other, _) in pairwise(read) if name == other]:
         yield f"the factors read {twice[0]!r} from different columns of the data, and one would take the other's place"
-
-
-def has_extra(one: Objective) -> bool:
-    """Return whether an objective, or any factor of a product, has further terms."""
-    inner: tuple[Objective, ...] = getattr(one, "of", ())
-    return any(map(has_extra, inner)) if inner else type(one).extra is not Objective.extra
 
 
 def united(of: Sequence[Objective], what: str) -> tuple[str, ...]:

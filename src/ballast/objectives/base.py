@@ -175,6 +175,12 @@ class Objective:
         return {"name": name, **{item.name: plain(getattr(self, item.name)) for item in fields(self)}}
 
 
+def has_extra(one: Objective) -> bool:
+    """Return whether an objective, or any factor of a product, has further terms."""
+    inner: tuple[Objective, ...] = getattr(one, "of", ())
+    return any(map(has_extra, inner)) if inner else type(one).extra is not Objective.extra
+
+
 def plain(value: Any) -> Any:
     """Return the value of an option as it is written down: objectives as mappings with their names and options."""
     return [one.to_dict() for one in value] if isinstance(value, tuple) else value

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ballast import models
 from ballast.config.recipe import Recipe
 from ballast.config.source import Problem
+from ballast.errors import BallastError
 from ballast.pipeline.inputs import Ready, ready, silent
 from ballast.pipeline.score import score
 from ballast.protocols import Say, Tokenizer
+from ballast.ranks import Ranks, join
 from ballast.text import inert
 
 if TYPE_CHECKING:
@@ -77,33 +79,52 @@ def check_has_demonstrations(recipe: Recipe, broken: frozenset[str]) -> Iterable
         yield Problem(("data", "train"), "is required: the advice is on demonstrations, groups.file holds groups")
 
 
-def run_advise(recipe: Recipe, *, say: Say = print) -> Advised:
+def run_advise(recipe: Recipe, *, say: Say = print) -> Advised | None:
     """Score the demonstrations that the recipe's cache lacks under its model, and say what the scores tell.
 
     Without ``reference.cache`` they are scored into a folder that is thrown away. Objective, groups and evaluation of
-    the recipe play no part, but that the objective's options replace the defaults of its kind.
+    the recipe play no part, but that the objective's options replace the defaults of its kind. Ranks that a launcher
+    started share the scoring, and the first returns the advice, the others None.
 
     Raises:
-        BallastError: the input cannot be used.
+        BallastError: the input cannot be used, or ranks on several machines have no folder in common.
     """
     from ballast.advise import advise, gather
     from ballast.evaluation.generation import end_ids
 
     objectives = _objectives(recipe)
     gate = next(one for one in objectives if one.name == "prift-mass")
-    temporary = tempfile.TemporaryDirectory(prefix="ballast-") if recipe.reference.cache is None else None
-    if temporary is not None:
-        say("scored for this once: reference.cache names a folder to keep the scores in")
-    with temporary or nullcontext() as folder:
+    ranks = join()
+    say = say if ranks.main else silent
+    with _once(recipe, ranks, say) as folder:
         made = ready(_scoring_only(recipe, folder), say)
         assert made.train is not None
         model = models.load_model(made.model)
         cache = score(made, model, say if folder is None else silent)
+        if not ranks.main:
+            return None
         tokens = gather(made.train.dataset, cache.lookup, end_ids(model, made.tokenizer))
     advice = advise(tokens, objectives, threshold=gate.threshold, ties=gate.ties)  # type: ignore[attr-defined]
     shown = [*advice.suspects, *(token for row in advice.outliers for token in row.worst)]
     start = f"{made.model.path}" + (f" with {made.model.adapter}" if made.model.adapter else "")
     return Advised(advice, recipe.data.train, start, texts(tokens, shown, made.tokenizer), _notes(made))
+
+
+@contextmanager
+def _once(recipe: Recipe, ranks: Ranks, say: Say) -> Iterator[str | None]:
+    """Give a folder for scores that nobody keeps; None where the recipe names one."""
+    if recipe.reference.cache is not None:
+        yield None
+        return
+    if ranks.here < ranks.size:
+        raise BallastError(
+            "reference.cache: is required on several machines, which share no temporary folder: name one on a disk "
+            "that they share"
+        )
+    say("scored for this once: reference.cache names a folder to keep the scores in")
+    with tempfile.TemporaryDirectory(prefix="ballast-") if ranks.main else nullcontext() as folder:
+        own = folder
+        yield ranks.first(lambda: own)
 
 
 def _objectives(recipe: Recipe) -> list[Objective]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ballast import models
-from ballast.config.recipe import ModelSection, Recipe
+from ballast.config.recipe import DataSection, ModelSection, Recipe
 from ballast.evaluation.tasks import Task
 from ballast.pipeline import sources
 from ballast.records.schema import InputRecord
@@ -33,9 +33,8 @@ def inputs_of(recipe: Recipe) -> dict[str, InputRecord]:
     data, rl = recipe.data, recipe.rl
     own = rl is not None and rl.data is not None
     if data.train and not own:
-        rows = sources.load_train(data)
         source = _source(data.train, data.split, data.columns, data.limit)
-        found[TRAIN] = InputRecord(source=source, digest=rows_digest(rows.with_format(None)))
+        found[TRAIN] = InputRecord(source=source, digest=_train_digest(data))
     if rl is not None and rl.data is not None:
         rows = sources.load(rl.data, split=rl.split, columns=rl.columns, limit=rl.limit)
         source = _source(rl.data, rl.split, rl.columns, rl.limit)
@@ -64,6 +63,17 @@ def _source(named: Sequence[str], split: str | None, columns: Any, limit: int | 
     options = {"split": split, "columns": columns and dict(columns), "limit": limit}
     given = ", ".join(f"{name} {value}" for name, value in options.items() if value is not None)
     return ", ".join(named) + (f" ({given})" if given else "")
+
+
+def _train_digest(data: DataSection) -> str:
+    if data.streaming:
+        # As of weights: rows that no memory holds are not read once more for their digest.
+        return rows_digest(_file(file) for name in data.train for file in _files(Path(name).expanduser()))
+    return rows_digest(sources.load_train(data).with_format(None))
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path] * path.is_file()
 
 
 def _weights(section: ModelSection) -> str | None:

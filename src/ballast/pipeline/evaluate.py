@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from ballast import models
 from ballast.config.recipe import ModelSection, Recipe
+from ballast.engines.options import Engine, TransformersEngine, is_fixed
 from ballast.errors import BallastError
 from ballast.evaluation.tasks import GenerateTask, NllTask, ReadinessTask, SampledTask, Task
 from ballast.files import check_place, file_name, same_file
 from ballast.limits import check_tokenizer
-from ballast.pipeline import sources
+from ballast.pipeline import engines, sources
+from ballast.pipeline.inputs import silent
 from ballast.pipeline.tasks import Tasks, load_tasks
 from ballast.progress import on_stderr
 from ballast.protocols import Model, Say, Tokenizer
-from ballast.records.schema import Estimate, EvalRecord, TaskRecord
+from ballast.ranks import ALONE, Ranks, join
+from ballast.records.schema import EngineRecord, Estimate, EvalRecord, TaskRecord
 from ballast.records.write import EVALS, append_jsonl
 
 if TYPE_CHECKING:
@@ -42,10 +45,12 @@ class Measured:
     results: tuple[TaskResult, ...]
     sources: Mapping[str, Mapping[str, str]]
     digests: Mapping[str, str]
+    engine: EngineRecord | None = None
 
     def record(self, **beside: Any) -> EvalRecord:
         """Return the results without the single answers, and other fields of the record."""
-        return EvalRecord(model=self.name, tasks=tuple(map(self._task, self.results)), **beside)
+        sampled: dict[str, Any] = {} if self.engine is None else {"engine": self.engine}
+        return EvalRecord(model=self.name, tasks=tuple(map(self._task, self.results)), **sampled, **beside)
 
     def _task(self, result: TaskResult) -> TaskRecord:
         return TaskRecord(
@@ -66,11 +71,26 @@ class Measured:
             write_items(folder / file_name(self.name) / f"{file_name(result.name)}.jsonl", result)
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """What samples a model's answers.
+
+    Attributes:
+        engine: by the recipe.
+        section: where the model lies on disk, as it is in memory.
+    """
+
+    engine: Engine
+    section: ModelSection
+
+
 @sources.read_once()
 def run_evaluate(
     recipe: Recipe, *, paths: Sequence[str] = (), items: str | Path | None = None, say: Say = print
 ) -> list[Measured]:
     """Measure models on the recipe's tasks, and return one entry per model.
+
+    Ranks that a launcher started share the work; each returns all, and the first says and writes it.
 
     Args:
         paths: models to measure; by default the recipe's model (as ``base``), then the checkpoint in its output.
@@ -80,7 +100,8 @@ def run_evaluate(
         BallastError: a model or a task cannot be used.
     """
     chosen = check_measurement(recipe, paths=paths, items=items)
-    tasks, measured = load_tasks(recipe), list[Measured]()
+    tasks, measured, ranks = load_tasks(recipe), list[Measured](), join()
+    say = say if ranks.main else silent
     base: Model | None = None
     for name, section in chosen:
         path = section.adapter or section.path
@@ -91,7 +112,12 @@ def run_evaluate(
             say(f"{name}: {line}")
         if base is None:
             base = model if name == BASE else base_model(tasks, recipe.model, model)
-        measured.append(measure(tasks, model, tokenizer, name=name, base=base))
+        sampled = Sampled(recipe.engine, section)
+        measured.append(measure(tasks, model, tokenizer, name=name, base=base, sampled=sampled, ranks=ranks))
+        if not ranks.main:
+            continue
+        if (asked := measured[-1].engine) is not None and (told := engines.line(asked)):
+            say(f"{name}: {told}")
         if name == TRAINED:
             append_jsonl(Path(str(recipe.output)) / EVALS, [measured[-1].record().plain()])
         if items is not None:
@@ -117,6 +143,14 @@ def check_measurement(
             f"models {clash[1]} and {chosen[clash[0]][0]}: their answers would go to one folder, the first one's lost; "
             "measure them one at a time"
         )
+    sampled = any(isinstance(task, SampledTask) for task in recipe.evaluation.tasks)
+    if len(chosen) > 1 and sampled and is_fixed(recipe.engine):
+        names = ", ".join(name for name, _ in chosen)
+        raise BallastError(
+            f"engine: serves one model, and {len(chosen)} are measured ({names}): the same answers would count as "
+            "those of each; name one with --model, or take engine.kind=vllm without base_url, which starts a server "
+            "for each"
+        )
     check_place("--items", items)
     for name, section in chosen:
         if problem := models.attention_problem(section):
@@ -126,26 +160,43 @@ def check_measurement(
 
 
 def measure(
-    tasks: Tasks, model: Model, tokenizer: Tokenizer, *, name: str, base: Model | None, progress: bool = True
+    tasks: Tasks,
+    model: Model,
+    tokenizer: Tokenizer,
+    *,
+    name: str,
+    base: Model | None,
+    sampled: Sampled,
+    progress: bool = True,
+    ranks: Ranks = ALONE,
 ) -> Measured:
     """Return one model's results.
 
     Args:
         base: the model before training, where `tasks` measure divergences from it.
+        sampled: by what, where `tasks` sample answers.
         progress: show bars on a terminal, a line now and then elsewhere.
+        ranks: who shares the work.
     """
     from ballast.evaluation import evaluate
 
-    with on_stderr("rows", show=progress) as tell:
+    options = sampled.engine if tasks.sample else TransformersEngine()
+    with (
+        on_stderr("rows", show=progress) as tell,
+        engines.opened(options, model, tokenizer, sampled.section) as engine,
+    ):
         results = evaluate(
             model,
             tokenizer,
             tasks.loaded,
             base=base,
             revisers=revisers(tasks, model),
+            sampler=engine.generate,
             progress=lambda task, done, total: tell(f"{name}: {task}", done, total),
+            ranks=ranks,
         )
-    return Measured(name, tuple(results), tasks.sources, tasks.digests)
+        record = engine.record() if tasks.sample else None
+    return Measured(name, tuple(results), tasks.sources, tasks.digests, record)
 
 
 def revisers(tasks: Tasks, like: Model) -> dict[str, tuple[Model, Tokenizer]]:

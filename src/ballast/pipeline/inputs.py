@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,12 +15,13 @@ from ballast.errors import BallastError
 from ballast.groups.options import GroupOptions
 from ballast.pipeline import sources
 from ballast.protocols import Model, Say
+from ballast.ranks import speaks
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-    from ballast.data import Prepared, PrepareOptions, PrepareReport
+    from ballast.data import Prepared, PrepareOptions, PrepareReport, Streamed
     from ballast.groups import Group
     from ballast.groups.store import StoreSettings
     from ballast.training import TrainingConfig
@@ -39,13 +41,13 @@ class Ready:
     model: ModelSection
     args: TrainingConfig
     tokenizer: PreTrainedTokenizerBase
-    train: Prepared | None
+    train: Prepared | Streamed | None
     eval: Prepared | None
     prompts: Dataset | None = None
     groups: Sequence[Group] | None = None
 
     @property
-    def parts(self) -> list[Prepared]:
+    def parts(self) -> list[Prepared | Streamed]:
         """The prepared sets: training rows, then held-out rows where there are any."""
         return [part for part in (self.train, self.eval) if part is not None]
 
@@ -55,18 +57,21 @@ class Ready:
         return [part.report for part in self.parts]
 
 
-def ready(recipe: Recipe, say: Say) -> Ready:
-    """Return arguments, tokenizer and prepared rows of a recipe; no weight is read and nothing of ours is written.
+def ready(recipe: Recipe, say: Say, *, streams: bool = False) -> Ready:
+    """Return arguments, tokenizer and prepared rows of a recipe; no weight is read.
+
+    Args:
+        streams: whether training rows may be a stream; else a recipe that has one is refused.
 
     Raises:
         BallastError: rows, tokenizer or settings cannot be used.
     """
-    from ballast.data import PrepareOptions
+    from ballast.data import Prepared, PrepareOptions, prepare
 
     assert recipe.model is not None
     section = models.resolve(recipe.model)
     args = settings.training_config(recipe)
-    say = say if args.process_index == 0 else silent
+    say = say if speaks() else silent
     tokenizer, context = _tokenizer_and_context(recipe, section)
     held_out = sources.load_eval(recipe.data)
     train = prompts = groups = evaluation = None
@@ -75,17 +80,19 @@ def ready(recipe: Recipe, say: Say) -> Ready:
     elif recipe.groups is not None:
         prompts = _load_prompts(recipe, recipe.groups, tokenizer, args, context)
     else:
-        raw = sources.load_train(recipe.data)
-        options = PrepareOptions.from_training_args(args, context=context)
-        train = _prepared(raw, tokenizer, options, "train", recipe.data.train, own_columns(recipe))
+        train = _train(recipe, tokenizer, PrepareOptions.from_training_args(args, context=context), streams)
     if held_out is not None:
         options = PrepareOptions.from_training_args(args, packing=args.eval_packing, context=context)
         # Its likelihood is measured, whatever weights the training rows have.
         there = [column for column in own_columns(recipe) if column in held_out.column_names]
-        evaluation = _prepared(held_out, tokenizer, options, "eval", recipe.data.eval, there)
+        with _named("eval", recipe.data.eval):
+            evaluation = prepare(held_out, tokenizer, options, name="eval", columns=there)
     made = Ready(recipe, section, args, tokenizer, train, evaluation, prompts, groups)
-    for line in (line for report in made.reports for line in report.lines()):
-        say(line)
+    for part in made.parts:
+        for line in part.report.lines():
+            say(line)
+        if isinstance(part, Prepared) and part.cached is not None:
+            say(f"{part.report.name}: taken from the cache, {part.cached}")
     return made
 
 
@@ -138,19 +145,26 @@ def _tokenizer_and_context(recipe: Recipe, section: ModelSection) -> tuple[PreTr
     return tokenizer, min(filter(None, (positions(config), other and positions(other))), default=None)
 
 
-def _prepared(
-    rows: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    options: PrepareOptions,
-    name: str,
-    source: Sequence[str],
-    columns: Sequence[str],
-) -> Prepared:
-    """Prepare one set; what is wrong with it names the recipe's key and the source."""
-    from ballast.data import prepare
+def _train(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, options: PrepareOptions, streams: bool
+) -> Prepared | Streamed:
+    from ballast.data import prepare, prepare_stream
 
+    data, columns = recipe.data, own_columns(recipe)
+    with _named("train", data.train):
+        if streams and data.streaming:
+            chunks, buffer = sources.stream_train(data), data.shuffle_buffer
+            return prepare_stream(chunks, tokenizer, options, columns=columns, buffer=buffer)
+    rows = sources.load_train(data)
+    with _named("train", data.train):
+        return prepare(rows, tokenizer, options, columns=columns)
+
+
+@contextmanager
+def _named(name: str, source: Sequence[str]) -> Iterator[None]:
+    """Let what is wrong with one set name the recipe's key and the source."""
     try:
-        return prepare(rows, tokenizer, options, name=name, columns=columns)
+        yield
     except BallastError as error:
         raise BallastError(f"data.{name} ({', '.join(source)}): {str(error).removeprefix(f'{name}: ')}") from error
 
@@ -235,7 +249,10 @@ def _check_stored(recipe: Recipe, file: str, stored: StoreSettings, max_length: 
 
 
 def quiet() -> None:
-    """Leave stderr to what is wrong: no notices of the libraries below, and no progress bars off a terminal."""
+    """Leave stderr to what is wrong: no notices of the libraries below, no progress bars off a terminal.
+
+    Of several ranks the first shows bars and warnings.
+    """
     import logging
     import sys
     import warnings
@@ -245,9 +262,13 @@ def quiet() -> None:
     import transformers
 
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\.")
+    if not speaks():
+        warnings.simplefilter("ignore")
     transformers.utils.logging.set_verbosity(logging.ERROR)
+    # It says with every product that its input is rounded to 16 bits, which is what 8-bit weights are.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # Each failed attempt to reach the hub is a warning; the failure itself is what the user is told.
     huggingface_hub.utils.logging.set_verbosity(logging.ERROR)
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or not speaks():
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ballast import models
 from ballast.config import training as settings
 from ballast.config.recipe import ModelSection, Recipe
+from ballast.engines.options import TransformersEngine
 from ballast.errors import BallastError
-from ballast.pipeline import sources
+from ballast.pipeline import engines, sources
 from ballast.pipeline.drafts import check_room, drafting, given_drafts, read_rows
+from ballast.pipeline.engines import Opened
+from ballast.pipeline.inputs import silent
 from ballast.pipeline.pairs import write_pairs
 from ballast.progress import on_stderr
 from ballast.protocols import Model, Say, Tokenizer
+from ballast.ranks import join
 from ballast.records.write import disk_full_as_error
 from ballast.revise.options import ReviseOptions
 from ballast.revise.summary import lines, summary
 from ballast.revise.templates import Templates, load_templates
 
 if TYPE_CHECKING:
+    from ballast.evaluation.generation import Sampler
     from ballast.evaluation.revising import Judging, Writer
     from ballast.revise.loop import Revised, Version
     from ballast.revise.rows import RevisionFolder, Settings
@@ -35,7 +41,8 @@ Row = Mapping[str, Any]
 def run_revise(recipe: Recipe, *, say: Say = print) -> dict[str, Any]:
     """Revise the draft of every prompt into ``revise.file``, and return what is in it; or write ``revise.pairs``.
 
-    A run that was stopped goes on with the parts that are missing.
+    A run that was stopped goes on with the parts that are missing. Ranks that a launcher started share the parts; the
+    first returns what is in the folder, the others nothing.
 
     Raises:
         BallastError: the input cannot be used, the folder holds something else, or a reviser says no label.
@@ -43,16 +50,26 @@ def run_revise(recipe: Recipe, *, say: Say = print) -> dict[str, Any]:
     options = recipe.revise
     if options is None:
         raise BallastError("revise: is required and missing")
+    ranks = join()
+    say = say if ranks.main else silent
     if options.pairs is not None:
-        return write_pairs(recipe, options, say)
-    from ballast.revise.rows import RevisionFolder
+        return write_pairs(recipe, options, say) if ranks.main else {}
+    from ballast.revise.rows import RevisionFolder, stored_engine
 
     assert options.file is not None
     started = time.monotonic()
     work = _ready(recipe, options, say)
-    folder = RevisionFolder(options.file, work.settings())
+    there = ranks.first(lambda: stored_engine(str(options.file), len(work.rows)))
+    with _asked(work, there) as engine:
+        folder = RevisionFolder(options.file, ranks.first(lambda: work.settings(engine.identity)))
+        with disk_full_as_error(folder.path), folder.filling(ranks) as missing:
+            _fill(folder, missing, replace(work, sampler=engine.generate))
+            ranks.gather(None)
+            if not ranks.main:
+                return {}
+        if told := engines.line(engine.record()):
+            say(told)
     with disk_full_as_error(folder.path), folder.filling():
-        _fill(folder, work)
         parts = list(folder.read())
     found = summary([row for rows, _ in parts for row in rows], [counts for _, counts in parts])
     found["seconds"] = round(time.monotonic() - started, 3)
@@ -74,8 +91,9 @@ class _Work:
     verify: Verifier | None
     model: tuple[Model, Tokenizer] | None
     reviser: tuple[Model, Tokenizer] | None
+    sampler: Sampler | None = None
 
-    def settings(self) -> Settings:
+    def settings(self, engine: str) -> Settings:
         """Return what the rows depend on."""
         from ballast.evaluation.generation import end_ids
         from ballast.groups.store import data_digest
@@ -97,6 +115,7 @@ class _Work:
             seed=self.recipe.seed,
             templates=self.templates.texts,
             options=stored_options(self.options),
+            engine=engine,
         )
 
     def writer(self, model: tuple[Model, Tokenizer] | None, temperature: float) -> Writer:
@@ -115,6 +134,7 @@ class _Work:
                 seed=self.recipe.seed,
                 batch_tokens=options.batch_tokens,
             ),
+            generate=self.sampler,
         )
 
     def revised(self, places: Sequence[int], judging: Judging) -> list[Revised]:
@@ -140,6 +160,17 @@ class _Work:
         return [sampled(one) for one in written if one is not None]
 
 
+@contextmanager
+def _asked(work: _Work, there: str | None) -> Iterator[Opened]:
+    """Give what samples, the recipe's engine where the model itself writes."""
+    section = None if work.recipe.model is None else models.resolve(work.recipe.model)
+    # A reviser is asked by our own loop, which needs no model of its own.
+    options, model = (TransformersEngine(), work.reviser) if work.model is None else (work.recipe.engine, work.model)
+    assert model is not None
+    with engines.filling(options, *model, section, there) as engine:
+        yield engine
+
+
 def _write_nothing(asked: Sequence[tuple[int, Row]], step: int) -> list[None]:
     raise AssertionError("nothing is revised in 0 rounds")
 
@@ -151,8 +182,6 @@ def _ready(recipe: Recipe, options: ReviseOptions, say: Say) -> _Work:
 
     assert recipe.model is not None
     section, args = models.resolve(recipe.model), settings.training_config(recipe)
-    if args.world_size > 1:
-        raise BallastError("`ballast revise` works in one process, several would write the same parts; start one")
     templates = load_templates(options, hinted=options.hint == "completion")
     rows = read_rows(recipe, options)
     drafts = given_drafts(rows, options)
@@ -188,8 +217,8 @@ def _tokenizer(section: ModelSection, recipe: Recipe, args: TrainingConfig) -> T
     return trl.training_tokenizer(tokenizer, PrepareOptions.from_training_args(args))
 
 
-def _fill(folder: RevisionFolder, work: _Work) -> None:
-    """Revise the parts that are missing."""
+def _fill(folder: RevisionFolder, numbers: Sequence[int], work: _Work) -> None:
+    """Revise parts."""
     from contextlib import nullcontext
 
     import torch
@@ -198,7 +227,7 @@ def _fill(folder: RevisionFolder, work: _Work) -> None:
     from ballast.revise.rows import record
     from ballast.training.config import autocast_dtype
 
-    missing = {part: folder.rows(part) for part in folder.missing()}
+    missing = {part: folder.rows(part) for part in numbers}
     done, total, dtype = 0, sum(map(len, missing.values())), autocast_dtype(work.args)
     with on_stderr("prompts") as tell, nullcontext() if dtype is None else torch.autocast(work.args.device.type, dtype):
         for part, places in missing.items():

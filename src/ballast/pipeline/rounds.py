@@ -12,7 +12,7 @@ from ballast.config.recipe import Recipe
 from ballast.config.sections import TRAINERS
 from ballast.errors import BallastError, Interrupted
 from ballast.pipeline.digests import inputs_of
-from ballast.pipeline.evaluate import BASE, READINESS, base_model, measure, table_of
+from ballast.pipeline.evaluate import BASE, READINESS, Sampled, base_model, measure, table_of
 from ballast.pipeline.revise import run_revise
 from ballast.pipeline.reward import run_reward
 from ballast.pipeline.rl import run_rl
@@ -175,7 +175,8 @@ def _measure(one: Round, name: str, step: int) -> None:
     model = models.load_model(one.model, device=models.default_device())
     tokenizer = models.load_tokenizer(one.model, one.recipe.training)
     base = model if step == 0 else base_model(tasks, one.recipe.model, model)
-    found = measure(tasks, model, tokenizer, name=name, base=base, progress=one.progress)
+    sampled = Sampled(one.recipe.engine, one.model)
+    found = measure(tasks, model, tokenizer, name=name, base=base, sampled=sampled, progress=one.progress)
     write_evals(Path(str(one.recipe.output)), [found], step=step)
 
 

@@ -15,7 +15,7 @@ from ballast.config.recipe import ModelSection, Recipe
 from ballast.errors import BallastError
 from ballast.pipeline import sources
 from ballast.pipeline.digests import inputs_of
-from ballast.pipeline.evaluate import Measured, base_model, measure, table
+from ballast.pipeline.evaluate import Measured, Sampled, base_model, measure, table
 from ballast.pipeline.run_folder import alone, is_trained, save_final, write_card, write_evals, write_record
 from ballast.pipeline.stopping import Stop, stoppable
 from ballast.pipeline.tasks import Tasks
@@ -23,6 +23,7 @@ from ballast.protocols import Model, Say, Tokenizer
 from ballast.records import write as records
 from ballast.records.runs import read_record
 from ballast.records.schema import SCHEMA, CellRecord, InputRecord, ModelRecord, RunRecord
+from ballast.sharding import shards_weights
 
 if TYPE_CHECKING:
     import torch
@@ -114,7 +115,7 @@ class Run:
         if self.tasks and self.recipe.evaluation.base and not self.resume:
             model = model.to(device)
             base = model if self.base == self.section else base_model(self.tasks, self.base, model)
-            found = [self._measure(model, tokenizer, self.names[0], base)]
+            found = [self._measure(model, tokenizer, self.names[0], base, self.section)]
         self.clock.lap("evaluate_before")
         self.made_of.update(inputs_of(self.recipe))
         sources.forget()
@@ -163,7 +164,7 @@ class Run:
             return Outcome(record)
         record = record.model_copy(update={"status": "trained", "seconds": dict(self.clock.laps), **found})
         write_record(self.output, record)
-        if self.tasks and trainer.is_fsdp_enabled:
+        if self.tasks and shards_weights(trainer.args):
             # One rank holds a part of the weights only.
             self.say("the model is sharded: measure it with `ballast evaluate` afterwards")
             return self._finish(record, before)
@@ -178,14 +179,15 @@ class Run:
             self.say(f"{self.output}: finished at step {last_step(self.output)} already; nothing is left to do")
             return Outcome(record)
         self._hold()
-        section = models.resolve(models.section_of(str(self.output), self.section))
+        section = self._trained
         model = models.load_model(section, device=models.default_device())
         return self._measure_after(record, model, models.load_tokenizer(section), [])
 
     def _measure_after(self, record: RunRecord, model: Model, tokenizer: Tokenizer, before: list[Measured]) -> Outcome:
         after = []
         if self.tasks:
-            after = [self._measure(model, tokenizer, self.names[1], base_model(self.tasks, self.base, model))]
+            base, section = base_model(self.tasks, self.base, model), self._trained
+            after = [self._measure(model, tokenizer, self.names[1], base, section)]
             write_evals(self.output, after, step=last_step(self.output))
         self.clock.lap("evaluate")
         return self._finish(record, [*before, *after])
@@ -208,8 +210,16 @@ class Run:
         self.say(f"{self.output}: {_reward(record)}checkpoint and run record written ({total:.0f} s)")
         return Outcome(record, tuple(measured))
 
-    def _measure(self, model: Model, tokenizer: Tokenizer, name: str, base: Model | None) -> Measured:
-        return measure(self.tasks, model, tokenizer, name=name, base=base, progress=self.progress)
+    @property
+    def _trained(self) -> ModelSection:
+        """The model that was saved."""
+        return models.resolve(models.section_of(str(self.output), self.section))
+
+    def _measure(
+        self, model: Model, tokenizer: Tokenizer, name: str, base: Model | None, section: ModelSection
+    ) -> Measured:
+        sampled = Sampled(self.recipe.engine, section)
+        return measure(self.tasks, model, tokenizer, name=name, base=base, sampled=sampled, progress=self.progress)
 
     def _record(self, model: Model, args: Any, own: dict[str, Any]) -> RunRecord:
         return RunRecord(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +12,15 @@ from ballast import models
 from ballast.config.recipe import Recipe
 from ballast.errors import BallastError
 from ballast.groups.options import GroupOptions, RowsOptions
-from ballast.pipeline import sources
-from ballast.pipeline.inputs import Ready, ready
+from ballast.pipeline import engines, sources
+from ballast.pipeline.inputs import Ready, ready, silent
 from ballast.progress import on_stderr
 from ballast.protocols import Model, Say
+from ballast.ranks import join
 from ballast.records.write import disk_full_as_error
 
 if TYPE_CHECKING:
+    from ballast.evaluation.generation import Sampler
     from ballast.groups import GroupRows, SampledGroups
     from ballast.groups.store import GroupFolder, Part, StoreSettings
 
@@ -30,7 +32,8 @@ def run_sample(recipe: Recipe, *, say: Say = print) -> dict[str, Any]:
     """Sample and judge the group of every prompt into ``groups.file``, and return what is in it.
 
     A run that was stopped goes on with the parts that are missing. The recipe's ``rows`` says where the right own
-    answers go as rows to train on.
+    answers go as rows to train on. Ranks that a launcher started share the parts; the first returns what is in the
+    folder, the others nothing.
 
     Raises:
         BallastError: the input cannot be used, or the folder holds something else.
@@ -38,16 +41,16 @@ def run_sample(recipe: Recipe, *, say: Say = print) -> dict[str, Any]:
     from ballast.data import PrepareOptions
     from ballast.evaluation.generation import end_ids
     from ballast.groups import GroupRows
-    from ballast.groups.store import GroupFolder
+    from ballast.groups.store import GroupFolder, stored_engine
     from ballast.limits import context_length
 
     options = recipe.groups
     if options is None or len(options.file) != 1:
         raise BallastError("groups.file: name the folder to fill")
     started = time.monotonic()
+    ranks = join()
+    say = say if ranks.main else silent
     made = ready(_without_file(recipe), say)
-    if made.args.world_size > 1:
-        raise BallastError("`ballast sample` samples in one process, several would write the same parts; start one")
     model = models.load_model(made.model, device=made.args.device)
     assert made.prompts is not None
     prepared = PrepareOptions.from_training_args(made.args, context=context_length(model))
@@ -55,9 +58,17 @@ def run_sample(recipe: Recipe, *, say: Say = print) -> dict[str, Any]:
     rows.check_ends(end_ids(model, rows.tokenizer))
     for line in rows.lines():
         say(line)
-    folder = GroupFolder(options.file[0], _settings(made, model, rows, options))
+    there = ranks.first(lambda: stored_engine(options.file[0], len(rows)))
+    with engines.filling(recipe.engine, model, rows.tokenizer, made.model, there) as engine:
+        settings = ranks.first(lambda: _settings(made, model, rows, options, engine.identity))
+        folder = GroupFolder(options.file[0], settings)
+        with disk_full_as_error(folder.path), folder.filling(ranks) as missing:
+            seconds = _longest(ranks.gather(_fill(folder, missing, made, model, rows, engine.generate)))
+            if not ranks.main:
+                return {}
+        if told := engines.line(engine.record()):
+            say(told)
     with disk_full_as_error(folder.path), folder.filling():
-        seconds = _fill(folder, made, model, rows)
         parts = list(folder.read())
         found = _summary(parts, rows) | _rows(recipe.rows, parts, rows, say)
     found |= {**seconds, "seconds": round(time.monotonic() - started, 3)}
@@ -71,7 +82,7 @@ def _without_file(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"groups": groups, "data": recipe.data.model_copy(update={"eval": ()})})
 
 
-def _settings(made: Ready, model: Model, rows: GroupRows, options: GroupOptions) -> StoreSettings:
+def _settings(made: Ready, model: Model, rows: GroupRows, options: GroupOptions, engine: str) -> StoreSettings:
     from ballast.evaluation.generation import end_ids
     from ballast.groups.store import StoreSettings, data_digest, stored_options
     from ballast.reference import CacheKey
@@ -88,21 +99,29 @@ def _settings(made: Ready, model: Model, rows: GroupRows, options: GroupOptions)
         seed=made.recipe.seed,
         max_length=made.args.max_length,
         groups=stored_options(options),
+        engine=engine,
     )
 
 
-def _fill(folder: GroupFolder, made: Ready, model: Model, rows: GroupRows) -> dict[str, float]:
-    """Sample the parts that are missing; return the seconds that took."""
+def _longest(seconds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return what ranks took that worked side by side."""
+    return {name: max(one[name] for one in seconds) for name in seconds[0]}
+
+
+def _fill(
+    folder: GroupFolder, numbers: Sequence[int], made: Ready, model: Model, rows: GroupRows, sampler: Sampler | None
+) -> dict[str, float]:
+    """Sample parts; return the seconds that took."""
     from ballast.groups import sample_groups
     from ballast.groups.sampler import scored_groups
     from ballast.groups.store import Part
 
     seconds = {"sampling": 0.0, "scoring": 0.0}
-    missing = {part: folder.rows(part) for part in folder.missing()}
+    missing = {part: folder.rows(part) for part in numbers}
     done, total = 0, sum(map(len, missing.values()))
     with on_stderr("prompts") as tell, _autocast(made):
         for part, places in missing.items():
-            sampled: SampledGroups = sample_groups(model, rows, places, seed=made.recipe.seed, step=0)
+            sampled: SampledGroups = sample_groups(model, rows, places, seed=made.recipe.seed, step=0, sampler=sampler)
             sampled = scored_groups(model, sampled, batch_tokens=rows.options.batch_tokens)
             prompts = tuple(rows.rows[row]["prompt"] for row in places)
             folder.write(part, Part(sampled.groups, prompts, {name: getattr(sampled, name) for name in COUNTS}))

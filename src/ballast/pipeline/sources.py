@@ -16,6 +16,8 @@ from ballast.errors import BallastError
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from ballast.data.chunks import Chunks
+
 LAB = "lab:"
 TRAIN = "data.train"
 """As a source of demonstrations: the recipe's own training rows."""
@@ -71,8 +73,29 @@ def load(
 
 
 def load_train(data: DataSection) -> Dataset:
-    """Return the raw training rows of a recipe."""
+    """Return the raw training rows of a recipe.
+
+    Raises:
+        BallastError: they are a stream, or cannot be read.
+    """
+    if data.streaming:
+        raise BallastError(
+            "data.streaming: all training rows are needed here, which a stream never has; set data.streaming=false, "
+            "or name rows of their own"
+        )
     return load(data.train, split=data.split, columns=data.columns, limit=data.limit)
+
+
+def stream_train(data: DataSection) -> Chunks:
+    """Return what reads the raw training rows of a recipe a few at a time.
+
+    Raises:
+        BallastError: a source is not there, or cannot be read in pieces.
+    """
+    from ballast.data.chunks import read_chunks
+
+    parts = [_lab(name) if name.startswith(LAB) else name for name in data.train]
+    return read_chunks(parts, split=data.split, columns=data.columns, limit=data.limit)
 
 
 def load_eval(data: DataSection) -> Dataset | None:

@@ -12,9 +12,12 @@ from typing import Any
 from ballast import checkpoints
 from ballast.errors import BallastError, Interrupted
 from ballast.records.runs import read_record
+from ballast.sharding import lost_process
 
 INTERRUPTED, TERMINATED = 130, 143
 """Exit codes of a command that SIGINT or SIGTERM ended, as shells have them."""
+LOST = 1
+"""Exit code of one that another process of its run has left alone."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -84,7 +87,7 @@ def stoppable(output: Path, stop: Stop, *, weights_only: bool = False) -> Iterat
     """Listen to SIGTERM within the block, and say how to go on with the run in a folder when it is stopped.
 
     Raises:
-        Interrupted: on Ctrl-C and SIGTERM.
+        Interrupted: on Ctrl-C and SIGTERM, and where another process of the run has ended.
     """
     # Handlers belong to the main thread; elsewhere SIGTERM does what the program around makes of it.
     listens = threading.current_thread() is threading.main_thread()
@@ -97,6 +100,10 @@ def stoppable(output: Path, stop: Stop, *, weights_only: bool = False) -> Iterat
         raise Interrupted(f"terminated; {_way_on(output, weights_only)}", TERMINATED) from None
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted; {_way_on(output, weights_only)}", INTERRUPTED) from None
+    except RuntimeError as error:
+        if (line := lost_process(error)) is None:
+            raise
+        raise Interrupted(f"{line}; {_way_on(output, weights_only)}", LOST) from error
     finally:
         if listens:
             signal.signal(signal.SIGTERM, before)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ballast import models
 from ballast.config.recipe import DataSection, Recipe
 from ballast.errors import BallastError
-from ballast.evaluation.tasks import LmEvalTask, Task
+from ballast.evaluation.tasks import LmEvalTask, SampledTask, Task
 from ballast.pipeline import sources
 from ballast.pipeline.digests import task_digest
 
@@ -23,6 +23,11 @@ class Tasks:
 
     def __bool__(self) -> bool:
         return bool(self.loaded)
+
+    @property
+    def sample(self) -> bool:
+        """Whether one of them samples answers."""
+        return any(isinstance(task, SampledTask) for task in self.loaded)
 
     @property
     def need_base(self) -> bool:

@@ -14,12 +14,12 @@ from ballast.pipeline import inputs, sources
 from ballast.pipeline.evaluate import BASE, TRAINED, check_prompts
 from ballast.pipeline.run import Outcome, Run
 from ballast.pipeline.run_folder import log_writer, no_empty_folder
-from ballast.pipeline.score import score
+from ballast.pipeline.score import opened, score
 from ballast.pipeline.step_lines import step_lines
 from ballast.pipeline.tasks import load_tasks
 from ballast.pipeline.warnings import of_groups
 from ballast.protocols import Model, Say
-from ballast.records.schema import CellRecord, RowsRecord
+from ballast.records.schema import CellRecord, RowsRecord, RunRecord
 from ballast.records.write import METRICS, read_jsonl
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def _run(run: Run) -> Outcome:
     recipe = run.recipe
     if (outcome := run.measure_again()) is not None:
         return outcome
-    made = inputs.ready(recipe, run.say)
+    made = inputs.ready(recipe, run.say, streams=True)
     _check_steps(made)
     run.clock.lap("prepare")
     model = models.load_model(made.model, trainable=True)
@@ -75,7 +75,7 @@ def _run(run: Run) -> Outcome:
     run.clock.lap("load")
     cache = None
     if recipe.reference.cache is not None:
-        cache = score(made, model, run.say)
+        cache = (opened if recipe.data.streaming else score)(made, model, run.say)
         run.clock.lap("score")
     before = run.measure_before(model, made.tokenizer, made.args.device)
     with no_empty_folder(run.output):
@@ -89,15 +89,26 @@ def _run(run: Run) -> Outcome:
     totals = trainer.train(None if checkpoint is None else str(checkpoint)).metrics
     run.save(trainer)
     warnings = () if trainer.groups is None else of_groups(read_jsonl(run.output / METRICS))
+    if recipe.data.streaming:
+        record = _with_rows_read(record, made.train, run.say if trainer.is_world_process_zero() else inputs.silent)
     return run.end(trainer, made.tokenizer, record, before, train=totals, warnings=tuple(warnings))
+
+
+def _with_rows_read(record: RunRecord, stream: Any, say: Say) -> RunRecord:
+    """Return the record with what became of the rows that were read, in place of the first of them."""
+    seen = stream.seen()
+    for line in seen.lines():
+        say(line)
+    rows = RowsRecord(**asdict(seen))
+    return record.model_copy(update={"data": {**record.data, seen.name: rows}})
 
 
 def _check_steps(made: inputs.Ready) -> None:
     """Refuse settings under which these rows make no step; packing makes fewer of them, and the trainer looks again."""
     from ballast.training.refusals import refuse_no_steps
 
-    rows = made.prompts if made.train is None else made.train.dataset
-    if rows is not None:
+    rows: Any = made.prompts if made.train is None else made.train.dataset
+    if hasattr(rows, "__len__"):
         refuse_no_steps(made.args, len(rows))
 
 
@@ -117,8 +128,8 @@ def _trainer(
         trainer = Trainer(
             model,
             args=args,
-            train_dataset=made.prompts if made.train is None else made.train.dataset,
-            eval_dataset=None if made.eval is None else made.eval.dataset,
+            train_dataset=made.prompts if made.train is None else made.train,
+            eval_dataset=made.eval,
             processing_class=made.tokenizer,
             peft_config=models.lora_config(made.model),
             reference=_reference(made, model, cache),

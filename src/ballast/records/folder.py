@@ -11,6 +11,7 @@ from typing import Final
 
 from pydantic import JsonValue
 
+from ballast.engines.options import TECHNICAL
 from ballast.errors import BallastError
 from ballast.records.schema import Values
 from ballast.records.write import RUN
@@ -109,7 +110,8 @@ def drop_weights(folder: Path) -> None:
 def differing_key(found: Values, wanted: Values) -> str | None:
     """Return the first key path at which two resolved recipes differ, None where they are the same run.
 
-    Where things lie is left out: a run that was copied from another machine has other paths in it.
+    Where things lie is left out: a run that was copied from another machine has other paths in it. So is how an engine
+    is asked.
     """
     return _difference(_without_places(found), _without_places(wanted))
 
@@ -119,6 +121,8 @@ def _without_places(recipe: Values) -> Values:
     plain.pop("output", None)
     plain.pop("compare", None)
     reference, model = plain.get("reference"), plain.get("model")
+    if isinstance(engine := plain.get("engine"), dict):
+        plain["engine"] = {key: value for key, value in engine.items() if key not in TECHNICAL}
     if isinstance(reference, dict) and reference.get("cache"):
         reference["cache"] = True
     if isinstance(model, dict):

@@ -19,6 +19,7 @@ from ballast.records.read import read, read_lines
 from ballast.records.schema import (
     SCHEMA,
     CellRecord,
+    EngineRecord,
     EvalRecord,
     ItemRecord,
     LogRecord,
@@ -47,12 +48,19 @@ class Measured:
         scores: task -> scores of all answers.
         items: task -> metric -> one value per item.
         prompts: task -> the items themselves, to pair by.
+        engine: what sampled the answers; None where none did, or an older version.
     """
 
     tasks: Mapping[str, TaskRecord]
     scores: Mapping[str, Scores] = field(default_factory=dict, repr=False)
     items: Mapping[str, Mapping[str, Array]] = field(default_factory=dict, repr=False)
     prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    engine: EngineRecord | None = None
+
+    @property
+    def samples(self) -> bool:
+        """Whether one of the tasks sampled answers."""
+        return any("answers" in task.counts for task in self.tasks.values())
 
     def value(self, task: str, metric: str) -> float | None:
         """Return a metric's value, None where it was not measured or is no number."""
@@ -264,6 +272,7 @@ def _with_items(folder: Path, entry: EvalRecord) -> Measured:
         scores={name: tuple(row.scores or () for row in found) for name, found in scored.items()},
         items={name: _per_item(tasks[name].metrics, found) for name, found in scored.items()},
         prompts={name: tuple(_text(row.prompt) for row in found) for name, found in scored.items()},
+        engine=entry.engine,
     )
 
 

@@ -97,10 +97,39 @@ class InputRecord(Record):
     digest: str
 
 
+class EngineRecord(Record):
+    """What sampled answers.
+
+    Attributes:
+        kind: as in recipes.
+        version: of the server, or of transformers; None where it does not say.
+        model: what the server calls its model; None of one that was started for it.
+        requests, prompt_tokens, answer_tokens: what a server was asked.
+        cost: of that, by the prices in the recipe.
+        checked: mean difference of log-probabilities to the model, in nats per token (`vllm`), or share of greedy
+            answers that are the model's own (`openai`); None where it was not checked.
+    """
+
+    kind: str
+    version: str | None = None
+    model: str | None = None
+    requests: int = 0
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    cost: FiniteFloat | None = None
+    checked: FiniteFloat | None = None
+
+    @property
+    def identity(self) -> str:
+        """What answers must have in common to be compared: our own loop draws the same ones in every version."""
+        return " ".join(filter(None, (self.kind, None if self.kind == "transformers" else self.version)))
+
+
 class EvalRecord(Record):
     """One line of ``evals.jsonl``: one model on all tasks.
 
     Attributes:
+        engine: what sampled the answers; None where no task samples.
         model: ``base``, ``trained``, ``before rl``, ``after rl``, or the path that was measured.
         step: optimiser step of its training.
         recipe, versions, commit, device, inputs: where no ``run.json`` lies beside the file.
@@ -109,6 +138,7 @@ class EvalRecord(Record):
     model: str
     step: int | None = None
     tasks: tuple[TaskRecord, ...]
+    engine: EngineRecord | None = None
     recipe: Values | None = None
     versions: dict[str, str] = {}
     commit: str | None = None

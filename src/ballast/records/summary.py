@@ -209,6 +209,7 @@ class Provenance(Record):
     versions: tuple[dict[str, str], ...]
     commits: tuple[str, ...]
     devices: tuple[str, ...]
+    engines: tuple[str, ...] = ()
 
 
 class Summary(Versioned):

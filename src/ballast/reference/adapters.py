@@ -47,6 +47,41 @@ def refuse_prompt_learning(model: Model) -> None:
             )
 
 
+def refuse_unfit_layers(model: Model) -> None:
+    """Refuse adapters on layers that are linear by class and compute something else, such as some routers.
+
+    Raises:
+        BallastError: an adapter adds to the product of input and weight, which these do not return.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted = [(name, one.get_base_layer()) for name, one in model.named_modules() if isinstance(one, BaseTunerLayer)]
+    unfit = {name.rsplit(".", 1)[-1]: type(layer).__name__ for name, layer in adapted if _computes_otherwise(layer)}
+    if unfit:
+        raise BallastError(
+            f"an adapter on {', '.join(map(repr, unfit))} is not possible: {', '.join({*unfit.values()})} computes "
+            f"more than the product with its weight, and the adapter would fit into none of it; leave it out: "
+            f"exclude_modules: [{', '.join(unfit)}]"
+        )
+
+
+def _computes_otherwise(layer: nn.Module) -> bool:
+    """Return whether a linear layer of a model's own file returns something else than one number for each output."""
+    import torch
+
+    if not isinstance(layer, torch.nn.Linear) or not type(layer).__module__.startswith("transformers.models."):
+        return False
+    if type(layer).forward is torch.nn.Linear.forward:
+        return False
+    given = torch.zeros(1, layer.in_features, device=layer.weight.device, dtype=layer.weight.dtype)
+    try:
+        with torch.no_grad():
+            found = layer(given)
+    except RuntimeError:  # made for another shape
+        return True
+    return not isinstance(found, torch.Tensor) or found.shape != (1, layer.out_features)
+
+
 def base_state(model: Model) -> tuple[Model, dict[str, Tensor]]:
     """Return the base model and its parameters and persistent buffers under the names they have without PEFT."""
     base = _bare(model)

@@ -18,19 +18,21 @@ import numpy as np
 from ballast.errors import BallastError
 from ballast.files import expanded, write_atomically
 from ballast.reference.key import CacheKey
-from ballast.reference.shards import REMEDY, Shard, verify_shard
+from ballast.reference.shards import DIGEST_BYTES, REMEDY, Shard, verify_shard
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 MANIFEST = "manifest.json"
 FORMAT, VERSION = "ballast-reference-cache", 1
+_DIGEST = f"S{DIGEST_BYTES}"
+"""Numpy's text of that many bytes, which compares bytes one by one; all have the same length."""
 
 
 class ReferenceCache:
     """A cache of reference statistics, open for reading.
 
-    Values stay on disk and are memory-mapped; in memory are one digest and three numbers per row. Pickles as its path
+    Values stay on disk and are memory-mapped; in memory are one digest and four numbers per row. Pickles as its path
     and content, so it may travel to worker processes.
 
     Attributes:
@@ -45,7 +47,6 @@ class ReferenceCache:
         self.fields = key.fields
         self._content = content
         self._files: dict[int, dict[str, np.ndarray]] = {}
-        self._rows: dict[bytes, int] = {}
         self._load_index()
 
     @classmethod
@@ -75,7 +76,7 @@ class ReferenceCache:
         Raises:
             BallastError: if the row was not scored.
         """
-        row = self._rows.get(_key_bytes(digest))
+        row = self._row(digest)
         if row is None:
             raise BallastError(
                 f"{self.path}: no values for row {digest}: the row's tokens or labels are not those that were scored; "
@@ -88,13 +89,21 @@ class ReferenceCache:
 
     def missing(self, digests: Iterable[str]) -> list[str]:
         """Return the digests that are not in the cache, each once, in their order."""
-        return [digest for digest in dict.fromkeys(digests) if _key_bytes(digest) not in self._rows]
+        return [digest for digest in dict.fromkeys(digests) if digest not in self]
 
     def __contains__(self, digest: str) -> bool:
-        return _key_bytes(digest) in self._rows
+        return self._row(digest) is not None
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def _row(self, digest: str) -> int | None:
+        """Return the place of a row among those of all shards, the first of equal ones."""
+        wanted = _key_bytes(digest)
+        if len(wanted) != DIGEST_BYTES:
+            return None
+        place = int(self._digests.searchsorted(wanted))
+        return int(self._rows[place]) if self._digests[place : place + 1].tobytes() == wanted else None
 
     @property
     def tokens(self) -> int:
@@ -116,20 +125,22 @@ class ReferenceCache:
         self.__init__(folder, key, shards, content)  # type: ignore[misc]
 
     def _load_index(self) -> None:
-        starts, lengths, owners, first = [], [], [], 0
+        starts, lengths, digests = [], [], [np.zeros((0, DIGEST_BYTES), dtype=np.uint8)]
         for index, shard in enumerate(self.shards):
             tensors = self._open_shard(index)
             row_lengths = np.asarray(tensors["lengths"][:])
-            ends = np.cumsum(row_lengths)
             _check_counts(self.path / shard.file, shard, row_lengths, tensors["digests"])
-            for offset, digest in enumerate(np.ascontiguousarray(tensors["digests"][:])):
-                self._rows.setdefault(digest.tobytes(), first + offset)
-            first += len(row_lengths)
             lengths.append(row_lengths)
-            starts.append(ends - row_lengths)
-            owners.append(np.full(len(row_lengths), index, dtype=np.int32))
+            starts.append(np.cumsum(row_lengths) - row_lengths)
+            digests.append(np.asarray(tensors["digests"][:]))
         empty = [np.zeros(0, dtype=np.int64)]
-        self._start, self._length, self._shard = (np.concatenate(part or empty) for part in (starts, lengths, owners))
+        self._start, self._length = (np.concatenate(part or empty) for part in (starts, lengths))
+        self._shard = np.repeat(np.arange(len(self.shards), dtype=np.int32), [shard.rows for shard in self.shards])
+        # Sorted, and so found by bisection: a dictionary of as many bytes objects takes eight times the memory.
+        keys = np.concatenate(digests).view(_DIGEST).ravel()
+        order = np.argsort(keys, kind="stable")
+        first = np.concatenate([[True], keys[order][1:] != keys[order][:-1]]) if len(keys) else np.zeros(0, dtype=bool)
+        self._digests, self._rows = keys[order][first], order[first]
 
     def _open_shard(self, index: int) -> dict[str, np.ndarray]:
         if index not in self._files:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from ballast.data.fingerprint import content_hash, tokenizer_fingerprint
 from ballast.errors import BallastError
 from ballast.reference.adapters import adapter_state, base_state, starts_at_base
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ballast.protocols import Model, Tokenizer
+    from ballast.protocols import Model
 
 VOLATILE_CONFIG = frozenset(
     {
@@ -55,7 +55,7 @@ VOLATILE_CONFIG = frozenset(
     }
 )
 VOLATILE_ENDINGS = ("dropout", "pdrop", "dropout_prob", "dropout_rate", "layerdrop")
-DIGEST_BYTES = 16
+__all__ = ["model_fingerprint", "stable_config", "start_fingerprint", "tokenizer_fingerprint"]
 SAMPLE = 4096
 """Elements of each tensor that tell starting models apart where no reference depends on all."""
 
@@ -84,7 +84,7 @@ def model_fingerprint(model: Model, *, adapters: bool = False, sample: int | Non
     if adapters:
         settings, weights = adapter_state(model)
         parts["adapters"] = {"settings": settings, "tensors": _tensor_digests(weights, sample)}
-    return _hex(parts)
+    return content_hash(parts)
 
 
 def start_fingerprint(model: Model, *, full: bool) -> str | None:
@@ -110,25 +110,6 @@ def start_fingerprint(model: Model, *, full: bool) -> str | None:
     return found[0]
 
 
-def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
-    """Return the content hash of a tokenizer, as hex: vocabulary, merges, normalisation, special tokens, chat template.
-
-    The padding token, the side of padding and the longest length are left out: trainers set them, and neither token
-    ids nor labels depend on them.
-    """
-    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if name != "pad_token"}
-    parts: dict[str, Any] = {"special": special, "template": getattr(tokenizer, "chat_template", None)}
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        parts["backend"] = json.loads(backend.to_str())
-        for name in ("truncation", "padding"):
-            parts["backend"].pop(name, None)
-    else:
-        parts["vocabulary"] = tokenizer.get_vocab()
-        parts["settings"] = {name: getattr(tokenizer, name, None) for name in ("add_bos_token", "add_eos_token")}
-    return _hex(parts)
-
-
 def stable_config(config: Any) -> Any:
     """Return a configuration mapping without the fields that leave a model's outputs in eval mode alone."""
     if isinstance(config, dict):
@@ -140,18 +121,6 @@ def stable_config(config: Any) -> Any:
     if isinstance(config, (list, tuple)):
         return [stable_config(value) for value in config]
     return config
-
-
-def _hex(parts: Any) -> str:
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=_plain)
-    # A vocabulary may hold lone surrogates, which strict UTF-8 refuses.
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, (set, frozenset)):
-        return sorted(map(str, value))
-    return str(value)
 
 
 def _tensor_digests(state: Mapping[str, Tensor], sample: int | None = None) -> dict[str, list[Any]]:

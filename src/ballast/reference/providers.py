@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
+import types
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ballast.errors import BallastError
-from ballast.head import LMHead, backbone_hidden, lm_head
+from ballast.head import LMHead, backbone_hidden, lm_head, unwrapped
 from ballast.reference.adapters import is_peft, trainable_base_names
 
 if TYPE_CHECKING:
@@ -35,17 +37,22 @@ class LiveReference:
 
 
 class ModelReference(LiveReference):
-    """A second model, frozen for good: no weight asks for a gradient, and it stays in eval mode."""
+    """A second model, frozen for good: no weight asks for a gradient, and it stays in eval mode.
+
+    It is entered by its own forward, where the hooks of FSDP and DeepSpeed begin.
+    """
 
     def __init__(self, model: Model) -> None:
         self.model = model.requires_grad_(False).eval()
+        _add_hidden(self.model)
 
     def hidden(self, **inputs: Any) -> Tensor:
         """Return the last hidden states ``[B, T, H]`` for a transformers model's inputs."""
         import torch
 
         with torch.no_grad(), evaluating(self.model):
-            return backbone_hidden(self.model, **inputs)
+            found: Tensor = self.model(**inputs, hidden_states_alone=True)
+            return found
 
 
 class AdapterOffReference(LiveReference):
@@ -100,6 +107,18 @@ class AsItStands(LiveReference):
             return backbone_hidden(self.model, **inputs)
 
 
+def _add_hidden(model: Model) -> None:
+    """Let ``model(..., hidden_states_alone=True)`` return the last hidden states ``[B, T, H]``, without logits."""
+    causal: Any = unwrapped(model)
+    original = causal.forward
+
+    @functools.wraps(type(causal).forward)
+    def forward(self: Any, *args: Any, hidden_states_alone: bool = False, **kwargs: Any) -> Any:
+        return backbone_hidden(self, **kwargs) if hidden_states_alone else original(*args, **kwargs)
+
+    causal.forward = types.MethodType(forward, causal)
+
+
 @contextmanager
 def evaluating(model: Model) -> Iterator[None]:
     """Put every module into eval mode, and afterwards each back into its own mode."""
@@ -116,16 +135,23 @@ def evaluating(model: Model) -> Iterator[None]:
 
 @contextmanager
 def adapter_off(model: PeftModel) -> Iterator[None]:
-    """Switch the adapters off, and afterwards on again with each weight's ``requires_grad`` as it was."""
-    # PEFT turns gradients off along with the adapters, and on again for the active ones, whatever they were.
-    flags = [(weight, weight.requires_grad) for weight in model.parameters()]
+    """Switch the adapters off, and afterwards on again.
+
+    Not by PEFT's own context, which takes their ``requires_grad`` away meanwhile: FSDP keeps what it finds in the first
+    forward, so the adapters would never train.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    layers: list[Any] = [part for part in model.modules() if isinstance(part, kinds) and not part.disable_adapters]
+    for layer in layers:
+        layer._disable_adapters = True
     try:
-        with model.disable_adapter():
-            yield
+        yield
     finally:
-        for weight, flag in flags:
-            if weight.requires_grad != flag:
-                weight.requires_grad_(flag)
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 def frozen_copy(model: Model) -> ModelReference:

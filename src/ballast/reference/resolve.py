@@ -19,6 +19,7 @@ from ballast.reference.providers import (
     check_vocabulary,
     frozen_copy,
 )
+from ballast.sharding import loaded_whole
 
 if TYPE_CHECKING:
     from ballast.protocols import Model
@@ -123,7 +124,8 @@ def _load(path: str | Path, model: Model) -> Model:
         "use_safetensors": True,
     }
     try:
-        loaded: Model = AutoModelForCausalLM.from_pretrained(expanded(str(path)), **options)
+        with loaded_whole():
+            loaded: Model = AutoModelForCausalLM.from_pretrained(expanded(str(path)), **options)
     except (OSError, ValueError) as error:
         first = str(error).strip().split("\n")[0]
         raise BallastError(f"reference model {str(path)!r} cannot be loaded: {first}") from None

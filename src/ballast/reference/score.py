@@ -13,6 +13,7 @@ from ballast.errors import BallastError
 from ballast.head import token_stats, trained_positions
 from ballast.limits import check_length, context_length
 from ballast.progress import on_stderr
+from ballast.ranks import ALONE, Ranks
 from ballast.reference.cache import ReferenceCache
 from ballast.reference.key import CacheKey, weights_dtype
 from ballast.reference.providers import AsItStands, LiveReference
@@ -56,6 +57,7 @@ def score_rows(
     wait: float | None = None,
     shard_tokens: int = 2_000_000,
     shard_seconds: float = 60.0,
+    ranks: Ranks = ALONE,
 ) -> ReferenceCache:
     """Score the rows that a cache does not have yet, and return the cache.
 
@@ -73,6 +75,7 @@ def score_rows(
         wait: seconds to wait while another process writes to this cache; None waits for it to end.
         shard_tokens: trained tokens after which values are written to disk.
         shard_seconds: seconds after which values are written to disk.
+        ranks: who shares the batches; all call this with the same rows, key and a model of their own.
 
     Raises:
         BallastError: for a missing column, a row whose digest is not its own, a token outside the vocabulary, values
@@ -87,13 +90,16 @@ def score_rows(
     digests, context = rows["digest"], context_length(reference.model)
     for index, length in enumerate(rows["length"]):
         check_length(f"row {index}", length, context)
-    with CacheWriter(path, key, wait=wait, shard_tokens=shard_tokens, shard_seconds=shard_seconds) as writer:
+    with CacheWriter(
+        path, key, wait=wait, shard_tokens=shard_tokens, shard_seconds=shard_seconds, ranks=ranks
+    ) as writer:
         wanted = set(writer.missing(digests))
         first = {digest: index for index, digest in reversed(list(enumerate(digests))) if digest in wanted}
         lengths = {index: rows["length"][index] for index in first.values()}
-        done, total = 0, sum(lengths.values())
+        own = ranks.share(list(_batches(lengths, tokens_per_batch)))
+        done, total = 0, sum(lengths[index] for batch in own for index in batch)
         with on_stderr("tokens", show=progress) as tell:
-            for batch in _batches(lengths, tokens_per_batch):
+            for batch in own:
                 loaded = _load(rows, batch)
                 for row, values in zip(loaded, _score(reference, loaded, key), strict=True):
                     writer.add(row.digest, values)

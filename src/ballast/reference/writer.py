@@ -1,4 +1,4 @@
-"""Adding rows to a reference cache: one writer at a time, and nothing lost that was flushed."""
+"""Adding rows to a reference cache: one writer, or the ranks of one, at a time, and nothing lost that was flushed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ballast.errors import BallastError
 from ballast.files import expanded
+from ballast.ranks import ALONE, Ranks
 from ballast.reference.cache import MANIFEST, ReferenceCache, check_key, read_manifest, write_manifest
 from ballast.reference.shards import Shard, adopt_shard, verify_shard, write_shard
 
@@ -26,6 +27,8 @@ class CacheWriter:
     """Holds the lock of a cache and adds rows to it; leaving the context without an error flushes the rest.
 
     Rows become visible shard by shard. After a kill, the shards that were renamed into place are kept, listed or not.
+    Of several ranks the first holds the lock and writes the manifest; every rank writes shards of its own, which are
+    listed when all have left the context without an error.
 
     Args:
         path: the folder; made if there is none.
@@ -33,6 +36,7 @@ class CacheWriter:
         wait: seconds to wait for another writer; None waits as long as it works.
         shard_tokens: trained tokens after which a shard is written.
         shard_seconds: seconds after which a shard is written, so that a kill costs no more.
+        ranks: who adds to the cache together; all enter and leave the context.
     """
 
     def __init__(
@@ -43,22 +47,21 @@ class CacheWriter:
         wait: float | None = None,
         shard_tokens: int = 2_000_000,
         shard_seconds: float = 60.0,
+        ranks: Ranks = ALONE,
     ) -> None:
         from filelock import FileLock
 
         self.path, self.key = Path(expanded(str(path))), key
         self._limit_tokens, self._limit_seconds, self._wait = shard_tokens, shard_seconds, wait
-        self._lock = FileLock(self.path / LOCK)
-        self._shards: list[Shard] = []
+        self._lock, self._ranks = FileLock(self.path / LOCK), ranks
+        self._begun: list[Shard] = []
+        self._own: list[Shard] = []
         self._clear()
 
     def __enter__(self) -> CacheWriter:
-        _check_target(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._acquire()
         try:
-            self._shards = self._recover()
-            self._cache = ReferenceCache.open(self.path, self.key, verify=False) if self._shards else None
+            self._begun = self._ranks.first(self._begin)
+            self._cache = ReferenceCache.open(self.path, self.key, verify=False) if self._begun else None
         except BaseException:
             self._lock.release()
             raise
@@ -70,6 +73,10 @@ class CacheWriter:
         try:
             # Rows that were scored before an error are right, and an interrupted run keeps them.
             self.flush()
+            if error is None:
+                shards = self._ranks.gather(self._own)
+                if any(shards[1:]):
+                    self._ranks.first(lambda: self._list([one for own in shards for one in own]))
         finally:
             self._lock.release()
 
@@ -90,9 +97,13 @@ class CacheWriter:
         if not self._digests:
             return
         name = f"shard-{self._next_index():05d}.safetensors"
-        self._shards.append(write_shard(self.path, name, self.key.hex, self._digests, self._values))
-        write_manifest(self.path, self.key, self._shards)
+        self._own.append(write_shard(self.path, name, self.key.hex, self._digests, self._values))
+        if self._ranks.main:
+            self._list(self._own)
         self._clear()
+
+    def _list(self, added: list[Shard]) -> None:
+        write_manifest(self.path, self.key, sorted([*self._begun, *added], key=lambda shard: shard.file))
 
     def _clear(self) -> None:
         self._digests: list[str] = []
@@ -100,7 +111,14 @@ class CacheWriter:
         self._tokens, self._since = 0, time.monotonic()
 
     def _next_index(self) -> int:
-        return 1 + max((int(Path(shard.file).stem.split("-")[1]) for shard in self._shards), default=-1)
+        begun = 1 + max((int(Path(shard.file).stem.split("-")[1]) for shard in self._begun), default=-1)
+        return begun + self._ranks.rank + len(self._own) * self._ranks.size
+
+    def _begin(self) -> list[Shard]:
+        _check_target(self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._acquire()
+        return self._recover()
 
     def _acquire(self) -> None:
         from filelock import Timeout

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ballast.data.readers import from_rows
-from ballast.parts import Revisions, read_manifest, revisions
+from ballast.parts import MANIFEST, Revisions, read_manifest, revisions
 from ballast.revise.loop import Revised, Version
 from ballast.revise.options import ReviseOptions
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 VERSION = 1
+OWN = "transformers"
 LEFT_OUT = "left-out"
 """Folder of the rows that are not trained on, part by part."""
 NOT_STORED = (
@@ -46,6 +47,7 @@ WHAT_DIFFERS = {
     "seed": "it was revised from another seed",
     "templates": "it was revised with other templates",
     "options": "it was revised with other settings",
+    "engine": "it was revised by another engine",
 }
 
 
@@ -64,6 +66,7 @@ class Settings:
         seed: of the samples.
         templates: the texts, by key.
         options: the `ReviseOptions` but for `NOT_STORED`.
+        engine: what sampled, with its version; empty for our own loop.
     """
 
     model: str
@@ -77,24 +80,27 @@ class Settings:
     seed: int
     templates: Mapping[str, str]
     options: Mapping[str, Any]
+    engine: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as the manifest holds them."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        named = (name for name in self.__dataclass_fields__ if name != "engine" or self.engine)
+        values = {name: getattr(self, name) for name in named}
         return {**values, "ends": list(self.ends), "templates": dict(self.templates), "options": dict(self.options)}
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
         """Return one phrase for each setting that differs from those of a folder."""
         found = []
-        for name, mine in self.to_dict().items():
-            theirs = other.get(name)
+        named = {"engine": ""}
+        for name, mine in (named | self.to_dict()).items():
+            theirs = (named | dict(other)).get(name)
             if name == "options" and isinstance(theirs, Mapping):
                 stored = {**stored_options(ReviseOptions()), **theirs}
                 changed = [key for key in mine if mine[key] != stored.get(key)]
                 found += [f"{WHAT_DIFFERS[name]} (revise.{key} {stored[key]!r}, not {mine[key]!r})" for key in changed]
             elif mine != theirs:
-                plain = name in ("rows", "seed", "dtype", "ends")
-                found.append(WHAT_DIFFERS[name] + (f" ({theirs}, not {mine})" if plain else ""))
+                plain = name in ("rows", "seed", "dtype", "ends", "engine")
+                found.append(WHAT_DIFFERS[name] + (f" ({theirs or OWN}, not {mine or OWN})" if plain else ""))
         return found
 
 
@@ -134,6 +140,13 @@ class RevisionFolder(Revisions):
             kept, counts = _from_parquet(file)
             beside = self.path / LEFT_OUT / file.name
             yield kept + (_from_parquet(beside)[0] if beside.exists() else []), counts
+
+
+def stored_engine(path: str | Path, size: int) -> str | None:
+    """Return what sampled a folder of so many prompts where it is full, None where a part is missing."""
+    if not (Path(path) / MANIFEST).is_file() or Revisions(path, size).missing():
+        return None
+    return str(read_settings(path).get("engine", ""))
 
 
 def read_settings(path: str | Path) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from trl import RewardConfig, RewardTrainer
 
-from ballast.loop import CheckedLoop, refuse_strangers
+from ballast.loop import CheckedLoop, refuse_data_parallel, refuse_strangers
 from ballast.reward.scores import LOSSES, last, token_scores
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def config(options: RewardOptions, *, output_dir: str, seed: int) -> RewardConfi
         warnings.simplefilter("ignore", FutureWarning)
         made = RewardConfig(**settings)
     refuse_strangers(made, use_cpu="reward.trainer.use_cpu")
+    refuse_data_parallel(made)
     return made
 
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from ballast.loop import CheckedLoop, numbers, refuse_strangers, rows_of_examples
+from ballast.loop import CheckedLoop, numbers, refuse_data_parallel, refuse_strangers, rows_of_examples
+from ballast.quantised import keep_differentiable, trained_weights_kept
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -87,6 +88,7 @@ def _processes(use_cpu: bool) -> int:
 
     args = TrainingArguments(output_dir=".", use_cpu=use_cpu, report_to="none")
     refuse_strangers(args, use_cpu="rl.trainer.use_cpu")
+    refuse_data_parallel(args)
     return args.world_size
 
 
@@ -227,7 +229,8 @@ def trainer(
         log_metric("seconds/scoring", judged.seconds)
         return [*judged.rewards]
 
-    with _without_notices():
+    keep_differentiable(model)
+    with _without_notices(), trained_weights_kept(model):
         kind: Any = next(one.trainer for one in ALGORITHMS.values() if isinstance(args, one.config))
         made: Reinforcer = kind(
             model,

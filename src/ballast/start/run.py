@@ -188,7 +188,9 @@ def _write(path: Path, rows: Sequence[Row]) -> None:
 
 def _advised(section: ModelSection, train: Path) -> Any:
     data = DataSection(train=(str(train),), limit=ADVISED)
-    return run_advise(Recipe(model=section, data=data, training=dict(TRAINING)), say=silent).advice.regime
+    advised = run_advise(Recipe(model=section, data=data, training=dict(TRAINING)), say=silent)
+    assert advised is not None  # of several ranks one has it, and this command has one
+    return advised.advice.regime
 
 
 def probed(found: Probe) -> list[str]:

@@ -14,6 +14,7 @@ import torch
 from ballast.errors import BallastError
 from ballast.head import trained_positions
 from ballast.objectives import Objective
+from ballast.objectives.base import has_extra
 from ballast.stats import TokenStats
 from ballast.training.ranks import without_repeats
 
@@ -172,7 +173,8 @@ class Weighed(Objective):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        own = tuple(name for name in self.inner.needs if name != "logprob") if self._goes_on else ()
+        reports = type(self.inner).report is not Objective.report
+        own = tuple(name for name in self.inner.needs if name != "logprob") if reports or has_extra(self.inner) else ()
         return ("logprob", STEP_WEIGHT, *own)
 
     @property
@@ -183,11 +185,6 @@ class Weighed(Objective):
     def reduction(self) -> Reduction:
         return self.inner.reduction
 
-    @property
-    def _goes_on(self) -> bool:
-        """Whether the objective has more than weights."""
-        return any(getattr(type(self.inner), name) is not getattr(Objective, name) for name in ("extra", "report"))
-
     def weight(self, stats: TokenStats) -> Tensor:
         return stats.require(STEP_WEIGHT)
 
@@ -195,7 +192,7 @@ class Weighed(Objective):
         return self.inner.extra(stats)
 
     def active(self, columns: Mapping[str, Tensor]) -> Tensor | None:
-        return None if self._goes_on or STEP_WEIGHT not in columns else columns[STEP_WEIGHT] != 0
+        return None if has_extra(self.inner) or STEP_WEIGHT not in columns else columns[STEP_WEIGHT] != 0
 
     def report(self, stats: TokenStats) -> dict[str, Tensor]:
         return self.inner.report(stats)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ballast.head import Backend
     from ballast.objectives import Objective
     from ballast.training.inputs import Prepare
-    from ballast.training.reference import RunReference
+    from ballast.training.reference import RunReference, States
     from ballast.training.trl import StatisticsOutput
 
 
@@ -101,13 +101,16 @@ class Forward:
             given["progress"] = torch.full(targets.shape, progress, device=targets.device)
         ends = torch.tensor(self.ends, device=targets.device, dtype=targets.dtype)
         given |= {"sequence": sequence, "position": position, "end": torch.isin(targets, ends)}
-        model_inputs = {name: value for name, value in inputs.items() if name != "labels"}
-        with self.autocast():
-            states = self.reference.states(mask, model_inputs, fields)
-        return {"given": given, "run": self.reference, "states": states, "fields": fields}
+        return {"given": given, "run": self.reference, "fields": fields}
 
     def _run(
         self, model: torch.nn.Module, inputs: Mapping[str, Any], compute: Any, prepare: Prepare | None
     ) -> StatisticsOutput:
-        found: StatisticsOutput = model(**inputs, **self.options, statistics=compute, prepare=prepare)
+        def states() -> States | None:
+            mask, _ = trained_positions(inputs["labels"])
+            own = {name: value for name, value in inputs.items() if name != "labels"}
+            with self.autocast():
+                return self.reference.states(mask, own, compute.keywords["fields"])
+
+        found: StatisticsOutput = model(**inputs, **self.options, statistics=compute, prepare=prepare, reference=states)
         return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +27,7 @@ from ballast.groups.members import refuse_preparation
 from ballast.groups.options import ROUND
 from ballast.groups.read import Wanted
 from ballast.groups.sampler import scored_groups
+from ballast.sharding import fsdp_version, shards_weights
 from ballast.stats import GROUP_FIELDS, JUDGED_FIELDS
 from ballast.training.group_metrics import GroupSums
 
@@ -66,17 +66,27 @@ class RowCollator:
 class GroupBatches:
     """Turns batches of prompts into micro-batches of answers, a round of sampling at a time."""
 
-    def __init__(self, draw: Draw, refresh: int, columns: tuple[str, ...], **collation: Any) -> None:
+    def __init__(
+        self,
+        draw: Draw,
+        refresh: int,
+        columns: tuple[str, ...],
+        rows_left: Callable[[int], int] = int,
+        **collation: Any,
+    ) -> None:
         """Make an empty queue.
 
         Args:
             draw: samples and judges.
             refresh: optimiser steps that one round serves.
             columns: what batches carry of the answers, from `OF_ANSWERS`.
+            rows_left: how many of the prompts of the batch at hand are there for the first time in the epoch.
             collation: arguments of the collator that lays out sequences.
         """
         self._draw = draw
         self._refresh = refresh
+        self._rows_left = rows_left
+        self._columns = columns
         self._collate = Collator(columns=columns, **collation)
         self._waiting: deque[list[int]] = deque()
         self._groups: dict[int, Group] = {}
@@ -117,7 +127,8 @@ class GroupBatches:
     def _begin_round(self, prompts: Iterator[Batch], count: int, step: int) -> None:
         size = len(self._resumed) or count * self._refresh
         # The range first: a batch drawn beyond the round would be lost.
-        parts = [batch[ROW].tolist() for _, batch in zip(range(size), prompts, strict=False)]
+        # One at a time: only while the last is the latest that was drawn, accelerate knows it for the last.
+        parts = [self._first_time(batch[ROW].tolist()) for _, batch in zip(range(size), prompts, strict=False)]
         if self._resumed and parts != self._resumed:
             raise BallastError(
                 "the prompts that follow the checkpoint are not those its answers were sampled for: data, batch size, "
@@ -127,13 +138,22 @@ class GroupBatches:
         if self._resumed:
             self._resumed = []
             return
-        drawn = self._draw(list(dict.fromkeys(row for rows in parts for row in rows)), step)
+        rows = list(dict.fromkeys(row for part in parts for row in part))
+        drawn = self._draw(rows, step) if rows else SampledGroups(())
         self._groups = {group.row: group for group in drawn.groups}
         self.rounds.append(drawn)
 
+    def _first_time(self, rows: list[int]) -> list[int]:
+        return rows[: self._rows_left(len(rows))]
+
     def _lay_out(self, groups: Sequence[Group]) -> Batch:
-        """Return the answers of some groups as one padded (or padding-free) micro-batch."""
-        return self._collate([one for number, group in enumerate(groups) for one in _examples(number, group)])
+        """Return the answers of some groups as one padded (or padding-free) micro-batch.
+
+        A rank whose prompts only fill up the last batch takes part in the step with two tokens that are not trained.
+        """
+        examples = [one for number, group in enumerate(groups) for one in _examples(number, group)]
+        nothing = {"input_ids": [0, 0], "labels": [-100, -100], **{name: [math.nan] * 2 for name in self._columns}}
+        return self._collate(examples or [nothing])
 
 
 @dataclass(frozen=True)
@@ -206,12 +226,12 @@ class RunGroups:
         self.prepared = True
         return Dataset.from_list([{ROW: row, "input_ids": list(prompt)} for row, prompt in ids.items()])
 
-    def attach(self, model: Model, collation: Mapping[str, Any]) -> None:
-        """Sample with this model from now on."""
+    def attach(self, model: Model, collation: Mapping[str, Any], rows_left: Callable[[int], int]) -> None:
+        """Sample with this model from now on; see `GroupBatches` for `rows_left`."""
         if self.rows is not None:
             self.rows.check_ends(end_ids(model, self.rows.tokenizer))
         self._model = model
-        self._batches = GroupBatches(self._draw, self.options.refresh, self.columns, **collation)
+        self._batches = GroupBatches(self._draw, self.options.refresh, self.columns, rows_left, **collation)
 
     def take(self, prompts: Iterator[Batch], count: int, step: int) -> list[Batch]:
         """Return the micro-batches of one optimiser step."""
@@ -277,17 +297,13 @@ def run_groups(
     wanted = wanted_of(objective, reference)
     if problem := options.lacking(objective.name, wanted.origins, judged=wanted.judged):
         raise BallastError(f"groups.{problem[0]}: {problem[1]}")
-    if not options.file and options.own and _is_sharded(args):
+    if not options.file and options.own and shards_weights(args):
+        name = "FSDP" if fsdp_version(args) else "ZeRO-3"
         raise BallastError(
-            "groups.own: a model sharded by FSDP cannot sample while it trains: sample beforehand with "
+            f"groups.own: a model sharded by {name} cannot sample while it trains: sample beforehand with "
             "`ballast sample`, and train with groups.file"
         )
     return RunGroups(options, seed=args.seed, stored=stored, wanted=wanted)
-
-
-def _is_sharded(args: TrainingConfig) -> bool:
-    # `accelerate launch --use_fsdp` says so in the environment alone.
-    return bool(getattr(args, "fsdp", None)) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
 
 
 def _refuse_ignored(options: GroupOptions) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ballast.errors import BallastError
-from ballast.head import backbone, backbone_hidden, greedy, lm_head, trained_positions, unwrapped
+from ballast.head import at_head, backbone, backbone_hidden, greedy, lm_head, trained_positions, unwrapped
 from ballast.reference.providers import evaluating
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def _greedy_tokens(causal: Model, ids_BT: Tensor, labels_BT: Tensor, others: dic
     with torch.no_grad(), evaluating(causal), _without_cast_cache():
         hidden_NH = backbone(causal)(input_ids=ids_BT, **quiet).last_hidden_state[:, :-1][mask]
         arg_max_BT = ids_BT.clone()
-        arg_max_BT[:, 1:][mask] = greedy(hidden_NH, lm_head(causal))
+        arg_max_BT[:, 1:][mask] = at_head(causal, hidden_NH, greedy)
     return arg_max_BT
 
 

@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ballast.head import Formed, fused_pass, token_stats, two_phase
+from ballast.sharding import gathered
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ballast.head import Backend, LMHead
     from ballast.objectives import Objective
-    from ballast.training.reference import RunReference
-
-    States = tuple[Tensor, LMHead]
+    from ballast.training.reference import RunReference, States
 
 
 def measured(
@@ -23,20 +22,22 @@ def measured(
     targets_N: Tensor,
     given: Mapping[str, Any],
     run: RunReference,
-    states: States | None,
     fields: tuple[str, ...],
+    *,
+    states: States | None = None,
     backend: Backend = "auto",
 ) -> Formed:
     """Return the mean negative log-likelihood and these statistics of all tokens, without an objective."""
-    found = token_stats(
-        hidden_NH,
-        head,
-        targets_N,
-        fields=fields,
-        reference=states,
-        backend=backend,
-        vocab_size=run.vocab_size,
-    )
+    with gathered(parameters_of(states)):
+        found = token_stats(
+            hidden_NH,
+            head,
+            targets_N,
+            fields=fields,
+            reference=states,
+            backend=backend,
+            vocab_size=run.vocab_size,
+        )
     loss = -found.require("logprob").sum() / max(len(targets_N), 1)
     return Formed(loss, found.changed(given), None)
 
@@ -47,9 +48,9 @@ def formed(
     targets_N: Tensor,
     given: Mapping[str, Any],
     run: RunReference,
-    states: States | None,
     fields: tuple[str, ...],
     *,
+    states: States | None = None,
     objective: Objective,
     denominator: Tensor,
     whole: bool,
@@ -65,28 +66,19 @@ def formed(
         denominator: what the sum of the losses is divided by.
         whole: compute the statistics of every token, also of those that have no loss.
     """
-    if objective.scope == "token" and not hasattr(objective, "prepare_inputs"):
-        return fused_pass(
-            hidden_NH,
-            head,
-            targets_N,
-            objective,
-            columns=given,
-            reference=states,
-            denominator=denominator,
-            vocab_size=run.vocab_size,
-            fields=fields,
-            whole=whole,
-        )
-    return two_phase(
-        hidden_NH,
-        head,
-        targets_N,
-        objective.per_token_loss,
-        fields=fields,
-        columns=given,
-        reference=states,
-        denominator=denominator,
-        vocab_size=run.vocab_size,
-        declared=objective.columns,
-    )
+    shared: dict[str, Any] = {
+        "columns": given,
+        "reference": states,
+        "denominator": denominator,
+        "vocab_size": run.vocab_size,
+        "fields": fields,
+    }
+    with gathered(parameters_of(states)):
+        if objective.scope == "token" and not hasattr(objective, "prepare_inputs"):
+            return fused_pass(hidden_NH, head, targets_N, objective, whole=whole, **shared)
+        return two_phase(hidden_NH, head, targets_N, objective.per_token_loss, declared=objective.columns, **shared)
+
+
+def parameters_of(states: States | None) -> list[Any]:
+    """Return the weights of a reference's head."""
+    return [] if states is None else [one for one in (states[1].weight, states[1].bias) if one is not None]

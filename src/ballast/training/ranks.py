@@ -21,9 +21,24 @@ def rows_left(accelerator: Accelerator, rows: int) -> int:
     accelerate fills up the last batch of several ranks with rows from the start, so that all have as many.
     """
     state = accelerator.gradient_state
-    if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
+    if accelerator.num_processes == 1 or not state.end_of_dataloader:
         return rows
-    return min(rows, max(0, state.remainder - accelerator.process_index * rows))
+    last = state.remainder if state.remainder > 0 else _resumed_remainder(state, rows * accelerator.num_processes)
+    return min(rows, max(0, last - accelerator.process_index * rows)) if last else rows
+
+
+def _resumed_remainder(state: Any, size: int) -> int:
+    """Return the rows of the last batch of all ranks, of `size`, in an epoch that is gone on with; else 0.
+
+    accelerate does not know it there: the batches that are skipped are, by a sampler that names no size.
+    """
+    from accelerate.data_loader import SkipBatchSampler
+
+    loader = state.active_dataloader
+    sampler = getattr(loader, "batch_sampler", None)
+    if not isinstance(sampler, SkipBatchSampler) or getattr(sampler.batch_sampler, "drop_last", False):
+        return 0
+    return len(loader.dataset) % size
 
 
 def without_repeats(batch: dict[str, Any], accelerator: Accelerator) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ballast.reference import (
     AdapterOffReference,
     CacheKey,
     LiveReference,
+    ModelReference,
     ReferenceCache,
     resolve_reference,
     score_rows,
@@ -25,8 +26,10 @@ from ballast.reference import (
 from ballast.reference.resolve import BY_NAME
 from ballast.statistics import check_statistics, is_of_models, is_pair, reads_reference
 from ballast.stats import GROUP_FIELDS, REFERENCE_FIELDS
+from ballast.training.sharded import shard_frozen
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from datasets import Dataset
     from torch import Tensor
 
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from ballast.reference.resolve import ReferenceSpec
 
     RunSpec: TypeAlias = "ReferenceSpec | ScoredCache"
+    States: TypeAlias = tuple[Tensor, LMHead]
 
 
 @dataclass(frozen=True)
@@ -113,10 +117,12 @@ class RunReference:
     vocab_size: int | None = None
     teacher: bool = False
 
-    def to(self, device: torch.device) -> None:
-        """Move a live reference to a device."""
-        if self.live is not None:
-            self.live.model.to(device)
+    def place(self, accelerator: Accelerator) -> None:
+        """Put a live reference where the run computes, sharded as the policy will be if it is a model of its own."""
+        if isinstance(self.live, ModelReference):
+            shard_frozen(self.live.model, accelerator)
+        elif self.live is not None:
+            self.live.model.to(accelerator.device)
 
     def context(self, model: Model) -> int | None:
         """Return the positions that both the model and a live reference were built for, None being without bound."""
@@ -134,15 +140,22 @@ class RunReference:
         return "none"
 
     def attach(self, dataset: Dataset, score: Callable[[Dataset], ReferenceCache]) -> Dataset:
-        """Return the rows with the cached columns; rows that the cache does not have are scored by `score(rows)`."""
+        """Return the rows with the cached columns; rows that the cache does not have are scored by `score(rows)`.
+
+        A row of a stream that the cache does not have is an error when it is reached.
+        """
         if self.cache is None:
             return dataset
+        from datasets import IterableDataset
+
         from ballast.data import attach
 
+        if isinstance(dataset, IterableDataset):
+            return attach(dataset, self.cache.lookup, self.columns)
         cache = score(dataset) if self.cache.missing(dataset["digest"]) else self.cache
         return attach(dataset, cache.lookup, self.columns)
 
-    def states(self, mask: Tensor, inputs: dict[str, Any], fields: tuple[str, ...]) -> tuple[Tensor, LMHead] | None:
+    def states(self, mask: Tensor, inputs: dict[str, Any], fields: tuple[str, ...]) -> States | None:
         """Return the live reference's hidden states at the trained positions ``[N, H]``, and its head.
 
         None where none of the fields reads it.

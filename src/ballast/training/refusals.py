@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from ballast import sharding
 from ballast.errors import BallastError
 from ballast.files import check_place
 from ballast.half import check_arguments, half_options
-from ballast.loop import refuse_strangers
+from ballast.loop import NAMES, refuse_data_parallel, refuse_strangers
 from ballast.packages import lacking, refuse_lacking
+from ballast.quantised import NO_ADAPTER
 
 if TYPE_CHECKING:
+    from ballast.protocols import Model
     from ballast.training.config import TrainingConfig
 
 
@@ -24,7 +27,6 @@ def refuse_arguments(args: TrainingConfig) -> None:
     liger = args.use_liger_kernel and (args.liger_kernel_config or {}).get("fused_linear_cross_entropy")
     # transformers has parsed what was given as text by now.
     preparation: Any = args.dataset_kwargs or {}
-    parallel = args.parallelism_config
     refused = {
         "loss_type": (args.loss_type != "nll", "the objective decides the loss; use objective='dft' for this one"),
         "label_smoothing_factor": (args.label_smoothing_factor > 0, "it would be ignored; set it to 0"),
@@ -37,18 +39,14 @@ def refuse_arguments(args: TrainingConfig) -> None:
             preparation.get("skip_prepare_dataset"),
             "rows would get no digest and no cached columns; pass tokenised rows (input_ids, labels) without it",
         ),
-        "parallelism_config": (
-            parallel is not None and max(parallel.tp_size, parallel.cp_size, parallel.sp_size) > 1,
-            "tensor, context and sequence parallelism split the head or the sequence; use DDP or FSDP",
-        ),
-        "deepspeed": (
-            args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3,
-            "ZeRO-3 partitions the head again before the backward reads it; use ZeRO-2 or FSDP2",
+        "neftune_noise_alpha": (
+            args.neftune_noise_alpha is not None and hasattr(args.build_objective(), "prepare_inputs"),
+            "the objective changes the embeddings itself, and its two passes would read different noise; leave it out",
         ),
     }
-    for name, (is_set, reason) in refused.items():
-        if is_set:
-            raise BallastError(f"training.{name} is not supported: {reason}")
+    found = [(name, reason) for name, (is_set, reason) in refused.items() if is_set]
+    for name, reason in (*found, *sharding.refusals(args)):
+        raise BallastError(f"training.{name} is not supported: {reason}")
     if args.half is not None:
         check_arguments(half_options(args.half), args)
     # Last: what is not supported is not worth installing.
@@ -57,12 +55,21 @@ def refuse_arguments(args: TrainingConfig) -> None:
     refuse_no_steps(args)
 
 
-def refuse_half(args: TrainingConfig, peft_config: Any, quantization_config: Any) -> None:
-    """Refuse to train half of what is no model's own, or not there to train, before weights are loaded.
+def refuse_together(model: Any, args: TrainingConfig, peft_config: Any, quantization_config: Any) -> None:
+    """Refuse what does not go together before weights are loaded: half, adapters, weights in few bits.
+
+    Half trains weights of the model's own, which an adapter or a quantisation keeps from training.
 
     Raises:
-        BallastError: naming what does not go with half.
+        BallastError: naming what does not go with what.
     """
+    if quantization_config is not None and not isinstance(model, str):
+        raise BallastError(
+            "quantization_config would be ignored: the model is loaded already; load it with this configuration, or "
+            "give its path"
+        )
+    if quantization_config is not None and peft_config is None:
+        raise BallastError(f"quantization_config: {NO_ADAPTER}; give peft_config")
     for name, value in (("peft_config", peft_config), ("quantization_config", quantization_config)):
         if args.half is not None and value is not None:
             raise BallastError(
@@ -120,6 +127,7 @@ def refuse_surroundings(args: TrainingConfig, quantization_config: Any) -> None:
         BallastError: naming argument, folder or package.
     """
     refuse_arguments(args)
+    refuse_data_parallel(args)
     if args.save_strategy != "no":
         check_place("output_dir", args.output_dir)
     method = getattr(quantization_config, "quant_method", None)
@@ -142,3 +150,33 @@ def refuse_parts(**parts: Any) -> None:
     for name, reason in reasons.items():
         if parts.get(name) is not None:
             raise BallastError(f"{name} is not supported: {reason}")
+
+
+def refuse_partitioned(model: Model) -> None:
+    """Refuse a model whose weights are partitioned before the trainer has looked at them.
+
+    Raises:
+        BallastError: checks, hashes and a reference would be of nothing.
+    """
+    if any(map(sharding.is_partitioned, model.parameters())):
+        raise BallastError(
+            "the model was loaded in parts (zero.Init), so that it could be neither checked nor copied for a "
+            "reference; give its path, or load it before the TrainingConfig is made"
+        )
+
+
+def refuse_unsharded(args: TrainingConfig, *, fsdp: bool, deepspeed: bool) -> None:
+    """Refuse a run that asked for sharding and has none.
+
+    Args:
+        fsdp, deepspeed: whether accelerate has set it up.
+
+    Raises:
+        BallastError: every process would hold the whole model and its optimiser.
+    """
+    kind = sharding.kind_of(args)
+    if kind and not (fsdp or deepspeed):
+        raise BallastError(
+            f"{NAMES[kind]} was asked for, and accelerate leaves it out here, as it does on CPUs and for one process: "
+            "each process would hold all weights; take it out, or start several processes on GPUs"
+        )

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ballast.data import Collator, PrepareOptions, check_data, pack, prepare, renamed
+from ballast.data import Collator, PrepareOptions, pack, prepare, renamed
 from ballast.errors import BallastError
 from ballast.evaluation.generation import end_ids
 from ballast.half import freeze, half_options
 from ballast.limits import check_tokenizer
 from ballast.loop import numbers
 from ballast.objectives import objective as build_objective
+from ballast.quantised import trained_weights_kept
 from ballast.records.model_card import append_objective
+from ballast.training import refusals
 from ballast.training.ahead import OLD, STEP_WEIGHT, Ahead, Weighed
 from ballast.training.config import TrainingConfig, autocast_dtype
 from ballast.training.forward import Forward
 from ballast.training.given import own_config, tokenizer_of
 from ballast.training.groups import OF_ANSWERS, RowCollator, StoredGroups, run_groups
+from ballast.training.handed import Handed, refuse_streaming, row_count, rows_of
 from ballast.training.inputs import input_change, settle_inputs
 from ballast.training.metrics import MetricSums
-from ballast.training.ranks import ROW_ENDS, tokens_seen, without_repeats
+from ballast.training.ranks import ROW_ENDS, rows_left, tokens_seen, without_repeats
 from ballast.training.reduction import count
 from ballast.training.reference import check_needs, run_reference, score_missing
-from ballast.training.refusals import refuse_half, refuse_no_steps, refuse_parts, refuse_surroundings
 from ballast.training.rows import rows_in
 from ballast.training.shares import fill_shares
-from ballast.training.trl import AdaptedTrainer, add_statistics, check_head, load_model, with_adapter
+from ballast.training.trl import AdaptedTrainer, add_statistics, check_model, load_model, with_adapter
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
     from transformers.trainer_utils import EvalLoopOutput
 
-    from ballast.data import PrepareReport
+    from ballast.data import Prepared, PrepareReport, Streamed
     from ballast.groups import GroupOptions
     from ballast.objectives import Objective
     from ballast.reference import ReferenceCache
@@ -59,13 +62,13 @@ class Trainer(AdaptedTrainer):
     reference. Where tokens are known beforehand to have no loss (`prift-mass` from a cache, groups without advantage),
     steps that are not logged leave them out of the head: means are then of the logged steps, and ``measured_share``
     says of how many of the tokens. ``eval_loss`` is the negative log-likelihood per token over the whole evaluation
-    set, whatever the objective, so that runs compare (packed rows that fill up the last batch of several ranks count
-    again). All in nats per trained token.
+    set, whatever the objective, so that runs compare. All in nats per trained token.
 
     Args:
         model: a causal language model, its path or its hub id.
         args: a `TrainingConfig`; None takes the defaults.
-        train_dataset: raw rows in any of TRL's text formats, or tokenised rows (``input_ids``, ``labels``).
+        train_dataset: raw rows in any of TRL's text formats, or tokenised rows (``input_ids``, ``labels``); what
+            `ballast.data.prepare` made of such, or `prepare_stream` of rows to be read as they are trained on.
         eval_dataset: the same, or a mapping of names to such.
         processing_class: the tokenizer; None loads the model's own.
         objective: overrides ``args.objective``.
@@ -88,8 +91,8 @@ class Trainer(AdaptedTrainer):
         model: str | PreTrainedModel | PeftModel,
         args: TrainingConfig | None = None,
         data_collator: None = None,
-        train_dataset: Dataset | None = None,
-        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        train_dataset: Dataset | Prepared | Streamed | None = None,
+        eval_dataset: Dataset | Prepared | dict[str, Dataset] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         compute_loss_func: None = None,
         compute_metrics: None = None,
@@ -109,52 +112,52 @@ class Trainer(AdaptedTrainer):
         self.objective: Objective = build_objective(objective) if objective is not None else args.build_objective()
         args.objective = self.objective.to_dict()
         spec = reference if reference is not None else args.reference
-        refuse_surroundings(args, quantization_config)
-        refuse_parts(
+        refusals.refuse_surroundings(args, quantization_config)
+        refusals.refuse_parts(
             data_collator=data_collator,
             compute_loss_func=compute_loss_func,
             compute_metrics=compute_metrics,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
-        refuse_half(args, peft_config, quantization_config)
+        refusals.refuse_together(model, args, peft_config, quantization_config)
         check_needs(self.objective, spec)
-        self.groups = run_groups(self.objective, groups if groups is not None else args.groups, args, spec)
+        self.groups = run_groups(self.objective, args.groups if groups is None else groups, args, spec)
         args.groups = None if self.groups is None else self.groups.options.to_dict()
-        if isinstance(model, str):
-            model = load_model(model, args, quantization_config)
+        refuse_streaming(train_dataset, args, groups=self.groups is not None)
+        model = load_model(model, args, quantization_config) if isinstance(model, str) else model
         tokenizer = processing_class if processing_class is not None else tokenizer_of(model, args)
         check_tokenizer(type(model).__name__, model.config, tokenizer)
-        if train_dataset is not None and self.groups is None and formatting_func is None:
-            options = PrepareOptions.from_training_args(args)
-            own = tuple(self.objective.columns.values())
-            train_dataset = check_data(train_dataset, tokenizer, options, columns=own)
+        self._handed = Handed.of(train_dataset, eval_dataset)
+        train_dataset, eval_dataset = rows_of(train_dataset), rows_of(eval_dataset)
+        if self.groups is None and formatting_func is None:
+            train_dataset = self._handed.checked(train_dataset, tokenizer, args, self.objective)
         if peft_config is not None:
             model = with_adapter(model, peft_config, args.seed)
-        check_head(model)
+        check_model(model)
         settle_inputs(model, self.objective)
         self.half = freeze(model, None if args.half is None else half_options(args.half), args.seed)
         # Before TRL patches the forward: a copy made later would follow the weights in training.
         self.reference = run_reference(self.objective, spec, model, tokenizer, autocast_dtype(args))
         self.prepare_reports: dict[str, PrepareReport] = {}
         self._scorer, self._device = model, args.device
-        self._rows: Dataset | None = None
-        self._sums = {"train": MetricSums(), "eval": MetricSums()}
-        self._steps_summed = 0
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=train_dataset if self.groups is None else self.groups.source(train_dataset),
-            eval_dataset=eval_dataset,
-            processing_class=tokenizer,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
-            formatting_func=formatting_func,
-        )
-        rows: Any = self.train_dataset
-        refuse_no_steps(args, None if rows is None else len(rows))
-        own_columns = tuple(self.objective.columns)
-        self.data_collator = Collator(columns=self.reference.columns, own=own_columns, **self.collation)
+        self._train: Prepared | Streamed | None = None
+        self._sums, self._steps_summed = {"train": MetricSums(), "eval": MetricSums()}, 0
+        with trained_weights_kept(model):
+            super().__init__(
+                model=model,
+                args=args,
+                train_dataset=train_dataset if self.groups is None else self.groups.source(train_dataset),
+                eval_dataset=eval_dataset,
+                processing_class=tokenizer,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+                formatting_func=formatting_func,
+            )
+        refusals.refuse_unsharded(args, fsdp=self.is_fsdp_enabled, deepspeed=self.is_deepspeed_enabled)
+        refusals.refuse_no_steps(args, row_count(self.train_dataset))
+        own = tuple(self.objective.columns)
+        self.data_collator = Collator(columns=self.reference.columns, own=own, **self.collation)
         add_statistics(self.model)
         self.forward = Forward(
             objective=Weighed(self.objective) if self.objective.scope == "step" else self.objective,
@@ -167,8 +170,8 @@ class Trainer(AdaptedTrainer):
         self.ahead = Ahead(self.objective, self._score_batch, self.reference.needed, self.accelerator)
         if self.groups is not None:
             self.data_collator = RowCollator(self.data_collator)
-            self.groups.attach(self.model, self.collation)
-        self.reference.to(self.accelerator.device)
+            self.groups.attach(self.model, self.collation, partial(rows_left, self.accelerator))
+        self.reference.place(self.accelerator)
 
     def prepared(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: SFTConfig, packing: bool, name: str
@@ -180,11 +183,13 @@ class Trainer(AdaptedTrainer):
             return self.groups.prepare(dataset, tokenizer, options)
         # Held-out rows are measured by their likelihood, whatever weights the training rows have.
         read = dict(self.objective.columns)
-        if self._rows is not None:
+        if self._train is not None:
             read = {name: column for name, column in read.items() if column in dataset.column_names}
-        ready = prepare(dataset, tokenizer, options, name=name, columns=tuple(dict.fromkeys(read.values())))
+        own = tuple(dict.fromkeys(read.values()))
+        ready = self._handed.find(dataset, options, own)
+        ready = ready or prepare(dataset, tokenizer, options, name=name, columns=own)
         self.prepare_reports[name] = ready.report
-        self._rows = ready.dataset if self._rows is None else self._rows
+        self._train = self._train or ready
         return pack(self.reference.attach(renamed(ready.dataset, read), self._score), options, own=tuple(read))
 
     def _score(self, dataset: Dataset) -> ReferenceCache:
@@ -234,7 +239,7 @@ class Trainer(AdaptedTrainer):
         """Return the numbers of the demonstrations, or of the step's prompts."""
         if self.groups is not None:
             return numbers(sorted(set(self.groups.step_rows)), "the prompts")
-        return super().rows_named(batches) if self._rows is None else rows_in(batches, self._rows)
+        return super().rows_named(batches) if self._train is None else rows_in(batches, self._train)
 
     def step_count(self, batches: list[dict[str, Any]], device: torch.device) -> Tensor:
         """Count what the objective's reduction names over the micro-batches of all ranks."""
@@ -256,10 +261,10 @@ class Trainer(AdaptedTrainer):
         training = self.model.training
         inputs = inputs if training else without_repeats(inputs, self.accelerator)
         denominator = self._denominator(inputs, num_items_in_batch) if training else None
-        seen = tokens_seen(inputs)
-        found = self._forward(model, inputs, denominator)
+        seen, found = tokens_seen(inputs), self._forward(model, inputs, denominator)
         self._measure(found, seen, training)
-        loss = found.loss
+        loss = found.exact_loss
+        self.check_before_step(loss, inputs)
         if training and found.aux_loss is not None:
             # A mean per micro-batch, so it is averaged over the micro-batches of the step.
             loss = loss + self.router_coefficient() * found.aux_loss / self.current_gradient_accumulation_steps
@@ -379,8 +384,7 @@ class Trainer(AdaptedTrainer):
 
     def _read(self, mode: str, steps: int) -> dict[str, float]:
         metrics = self._sums[mode].read(self._summed, steps)
-        seen = int(metrics.pop("seen", 0))
-        metrics.pop("tokens", None)
+        seen, _ = int(metrics.pop("seen", 0)), metrics.pop("tokens", None)
         if mode == "train" and metrics:
             # A resumed run goes on counting where its log ends.
             before = next((int(log["num_tokens"]) for log in self.state.log_history[::-1] if "num_tokens" in log), 0)

@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Any
 
 from ballast.errors import BallastError, suggest
+from ballast.ranks import ALONE, Ranks, in_order
 from ballast.verifiers import program, worker
 from ballast.verifiers.answers import close, first_line, last_number, normalised
 from ballast.verifiers.code import CodeLimits
@@ -141,12 +142,29 @@ def check_rows(verify: Verifier, rows: Iterable[Row]) -> None:
             raise BallastError(f"row {index + 1}: {error}") from error
 
 
-def score_answers(verify: Verifier, answers: Iterable[tuple[str, Row]]) -> ScoredBatch:
+def score_answers(verify: Verifier, answers: Iterable[tuple[str, Row]], ranks: Ranks = ALONE) -> ScoredBatch:
     """Score (completion, row) pairs; an exception, a time-out or a score outside 0 … 1 is a 0, with one warning.
+
+    Args:
+        ranks: who shares the answers; all have the same ones, and all get all scores.
 
     Raises:
         BallastError: if the verifier has never started, so that every score would be 0.
     """
+    shares = ranks.gather(_score_all(verify, ranks.share(list(answers))))
+    scores = in_order([share.scores for share in shares])
+    errors, timeouts = sum(share.errors for share in shares), sum(share.timeouts for share in shares)
+    first_error = next((share.first_error for share in shares if share.first_error), None)
+    if errors or timeouts:
+        warnings.warn(
+            f"verifier {verify.name!r}: {errors} exceptions and {timeouts} time-outs in {len(scores)} answers scored "
+            f"0; the first: {first_error}",
+            stacklevel=2,
+        )
+    return ScoredBatch(tuple(scores), errors, timeouts, first_error)
+
+
+def _score_all(verify: Verifier, answers: Sequence[tuple[str, Row]]) -> ScoredBatch:
     scores: list[float] = []
     errors = timeouts = 0
     first_error = None
@@ -163,12 +181,6 @@ def score_answers(verify: Verifier, answers: Iterable[tuple[str, Row]]) -> Score
             errors += 1
             first_error = first_error or _printable(f"{type(error).__name__}: {error}")
         scores.append(score)
-    if errors or timeouts:
-        warnings.warn(
-            f"verifier {verify.name!r}: {errors} exceptions and {timeouts} time-outs in {len(scores)} answers scored "
-            f"0; the first: {first_error}",
-            stacklevel=2,
-        )
     return ScoredBatch(tuple(scores), errors, timeouts, first_error)
 
 

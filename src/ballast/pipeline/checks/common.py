@@ -10,19 +10,24 @@ from ballast import checkpoints, models
 from ballast.config import training as settings
 from ballast.config.recipe import Check, ModelSection, Recipe
 from ballast.config.source import Problem
+from ballast.data.refusals import streaming_problem
+from ballast.engines.options import TECHNICAL
 from ballast.errors import BallastError
 from ballast.files import LEAST_FREE, place_problem, same_file
 from ballast.groups.options import ROUND, round_problem
 from ballast.limits import check_tokenizer
 from ballast.pipeline import sources
 from ballast.pipeline.advise import check_has_demonstrations, check_reference_is_start
+from ballast.pipeline.checks import engine as engine_checks
 from ballast.pipeline.checks import groups as group_checks
 from ballast.pipeline.checks import half as half_checks
+from ballast.pipeline.checks import quantised as quantised_checks
 from ballast.pipeline.run_folder import LOCK, is_trained
 from ballast.records.runs import read_record
 from ballast.statistics import check_statistics, is_pair
 
 FIXED: dict[str, tuple[str, ...]] = dict.fromkeys(("model", "data", "objective", "reference", "groups", "seed"), ())
+FIXED |= {"engine": TECHNICAL}
 """Sections that a resumed run may not change; training settings, evaluation and output may."""
 
 
@@ -59,6 +64,7 @@ def check_model(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     except BallastError as error:
         yield Problem(("model",), str(error))
         return
+    yield from quantised_checks.check_loading(section, config)
     try:
         given = {} if "training" in broken else recipe.training
         models.load_tokenizer(section, {key: value for key, value in given.items() if isinstance(value, str)})
@@ -84,6 +90,26 @@ def check_data(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
         for index, source in enumerate(listed):
             if problem := sources.check_source(source):
                 yield Problem(("data", key, *([index] if len(listed) > 1 else [])), problem)
+
+
+def check_streaming(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+    """Whether all that trains can do without knowing how many rows there are."""
+    if "data" in broken or not recipe.data.streaming:
+        return
+    if "training" not in broken and (problem := streaming_problem(recipe.training)):
+        key, why = problem
+        yield Problem(("data", "streaming") if key == "max_steps" else ("training", key), why)
+    if "groups" not in broken and recipe.groups is not None:
+        yield Problem(
+            ("data", "streaming"), "answers are sampled for prompts by their number, so all are read; set it to false"
+        )
+    for index, source in enumerate(recipe.data.train):
+        if source.endswith((".json", ".json.gz")):
+            yield Problem(
+                ("data", "train", *([index] if len(recipe.data.train) > 1 else [])),
+                f"{source}: an array ends only with its file, so it cannot be read in pieces; write it as .jsonl, a "
+                "row a line, or leave data.streaming out",
+            )
 
 
 def check_reference(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
@@ -272,6 +298,20 @@ def check_resume(fixed: Mapping[str, Sequence[str]]) -> Check:
     return check
 
 
+def check_devices(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+    """One process that sees several GPUs, which transformers would spread each batch over."""
+    from ballast.loop import data_parallel_problem
+
+    if "training" in broken:
+        return
+    try:
+        args = settings.training_config(recipe)
+    except (ValueError, TypeError, ImportError, NotImplementedError):  # reported by `check_training`
+        return
+    if problem := data_parallel_problem(args):
+        yield Problem(("training",), problem)
+
+
 def _begun(recipe: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
     """Return the sections of a recipe as this version resolves them."""
     resolved = Recipe.from_dict({key: recipe[key] for key in keys if key in recipe}).resolved()
@@ -301,7 +341,14 @@ _COMMON = (
     half_checks.check_half,
     check_cache_place,
 )
-_TRAIN = (check_required("model", "objective", "output"), *_COMMON, check_tasks)
+_TRAIN = (
+    check_required("model", "objective", "output"),
+    *_COMMON,
+    quantised_checks.check_training,
+    check_streaming,
+    check_tasks,
+    *engine_checks.TRAINING,
+)
 
 SCORE_CHECKS: tuple[Check, ...] = (check_required("model"), *_COMMON, check_score)
 SAMPLE_CHECKS: tuple[Check, ...] = (
@@ -310,6 +357,8 @@ SAMPLE_CHECKS: tuple[Check, ...] = (
     check_data,
     group_checks.check_sampling,
     settings.check_training,
+    engine_checks.check_engine,
+    engine_checks.check_sampling,
 )
 ADVISE_CHECKS: tuple[Check, ...] = (
     check_required("model"),
@@ -322,7 +371,7 @@ ADVISE_CHECKS: tuple[Check, ...] = (
     check_cache_place,
 )
 # The output first: in a run of several processes none can have made it before all have met to set up training.
-TRAIN_CHECKS: tuple[Check, ...] = (check_output, *_TRAIN)
-RESUME_CHECKS: tuple[Check, ...] = (*_TRAIN, check_resume(FIXED))
-TASK_CHECKS: tuple[Check, ...] = (check_evaluate, check_tasks)
+TRAIN_CHECKS: tuple[Check, ...] = (check_output, *_TRAIN, check_devices)
+RESUME_CHECKS: tuple[Check, ...] = (*_TRAIN, check_devices, check_resume(FIXED))
+TASK_CHECKS: tuple[Check, ...] = (check_evaluate, check_tasks, *engine_checks.MEASURING)
 EVALUATE_CHECKS: tuple[Check, ...] = (check_model, *TASK_CHECKS)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ballast.config.recipe import Recipe
 from ballast.config.source import Problem
+from ballast.engines.options import is_local
 from ballast.errors import BallastError
 from ballast.files import place_problem
 from ballast.groups.options import GroupOptions
@@ -141,6 +142,12 @@ def check_verifier(section: str, options: GroupOptions | ReviseOptions | RLOptio
 
 def _check_surroundings(recipe: Recipe, options: GroupOptions, broken: frozenset[str]) -> Iterable[Problem]:
     yield from _check_training(recipe, broken)
+    if "engine" not in broken and not is_local(recipe.engine) and not options.file and options.own:
+        yield Problem(
+            ("engine",),
+            f"{recipe.engine.kind} would answer with the weights that its server once loaded, and those in training "
+            "change; repeat `sample` and `train` with `ballast rounds`, name groups.file, or take engine=transformers",
+        )
     if "training" in broken:
         return
     if recipe.training.get("fsdp") and not options.file and options.own:

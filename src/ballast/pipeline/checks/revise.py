@@ -13,6 +13,7 @@ from ballast.errors import BallastError
 from ballast.files import place_problem
 from ballast.parts import Revisions, check_target
 from ballast.pipeline import sources
+from ballast.pipeline.checks import engine
 from ballast.pipeline.checks.common import check_data, check_model, check_required
 from ballast.pipeline.checks.groups import check_verifier
 from ballast.pipeline.pairs import SUMMARY
@@ -99,4 +100,6 @@ REVISE_CHECKS: tuple[Check, ...] = (
     check_data,
     check_revising,
     settings.check_training,
+    engine.check_engine,
+    engine.check_revising,
 )

@@ -23,6 +23,8 @@ def check_reward(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
                 yield Problem(
                     ("model", key), "a reward is learnt with all weights of the model; merge it first, or leave it out"
                 )
+        if section.quantization is not None:
+            yield Problem(("model", "quantization"), "a reward is learnt with all weights of the model; leave it out")
     if "groups" not in broken:
         yield from _check_files(recipe)
     if "reward" not in broken:

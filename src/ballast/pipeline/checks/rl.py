@@ -18,11 +18,14 @@ from ballast.half import check_arguments
 from ballast.packages import refuse_lacking
 from ballast.pipeline import sources
 from ballast.pipeline.checks import common as checks
+from ballast.pipeline.checks import engine as engine_checks
 from ballast.pipeline.checks import groups as group_checks
 from ballast.pipeline.checks import half as half_checks
+from ballast.pipeline.checks import quantised as quantised_checks
 from ballast.rl.options import ELSEWHERE, TRAINER, RLOptions
 
 FIXED: dict[str, tuple[str, ...]] = {"model": (), "data": (), "rl": ("steps", "save_steps"), "seed": ()}
+FIXED |= {"engine": checks.FIXED["engine"]}
 """Sections that a resumed run may not change, and their keys that it may: a longer run begins like a shorter one."""
 NARROWER: dict[str, Any] = {
     **settings.NARROWER,
@@ -64,7 +67,10 @@ def check_start(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     except BallastError as error:
         yield Problem(("model",), str(error))
         return
-    yield from checks.check_model(recipe.model_copy(update={"model": section}), broken)
+    started = recipe.model_copy(update={"model": section})
+    yield from checks.check_model(started, broken)
+    # RL has training settings of its own.
+    yield from quantised_checks.check_training(started, broken | {"training"})
     if recipe.rl is not None and "rl" not in broken:
         yield from half_checks.check_drawn(("rl", "half"), recipe.rl.half, section, recipe.seed)
 
@@ -196,7 +202,7 @@ def _construct(recipe: Recipe, options: RLOptions) -> Iterable[Problem]:
         yield Problem(("rl", *(["trainer", named] if named else [])), message.removeprefix(f"rl.trainer.{named} is "))
 
 
-_RL = (checks.check_required("model", "output"), check_start, check_rl, checks.check_tasks)
+_RL = (checks.check_required("model", "output"), check_start, check_rl, checks.check_tasks, *engine_checks.TRAINING)
 
 RL_CHECKS: tuple[Check, ...] = (checks.check_output, *_RL)
 RL_RESUME_CHECKS: tuple[Check, ...] = (*_RL, checks.check_resume(FIXED))

@@ -9,15 +9,19 @@ from pathlib import Path
 
 from ballast.config.recipe import Check, Recipe
 from ballast.config.source import Problem
+from ballast.engines.options import TransformersEngine
 from ballast.files import place_problem
 from ballast.options import Options, Where
-from ballast.pipeline.checks import common, revise, reward, rl
+from ballast.pipeline.checks import common, engine, revise, reward, rl
 from ballast.pipeline.inputs import silent
 from ballast.pipeline.round_recipes import Round, on_groups
 from ballast.pipeline.rounds import problem_with
 
 SECTIONS = {"sample": "groups", "revise": "revise", "train": "objective", "rl": "rl"}
 """What a command cannot do without."""
+
+READ_BY = {"rows": "sample", "revise": "revise", "reward": "reward", "rl": "rl"}
+"""Sections that one command alone reads."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,11 @@ def _revising(one: Round) -> Recipe:
 
 
 def _training(one: Round) -> Recipe:
-    rows = one.source is not None and not on_groups(one.recipe)
-    return one.recipe.model_copy(update={"groups": None}) if rows else one.recipe
+    if one.source is None:
+        return one.recipe
+    # What trains reads what was made before it, and samples nothing.
+    changes = {"engine": TransformersEngine(), **({} if on_groups(one.recipe) else {"groups": None})}
+    return one.recipe.model_copy(update=changes)
 
 
 def _reinforcing(one: Round) -> Recipe:
@@ -64,7 +71,7 @@ COMMANDS = {
         lambda one: frozenset({"groups"} if one.source == "revise" and on_groups(one.recipe) else ()),
     ),
     "rl": Command(rl.RL_RESUME_CHECKS[:-1], _reinforcing),
-    "evaluate": Command(common.TASK_CHECKS),
+    "evaluate": Command((*common.TASK_CHECKS, engine.check_one_model)),
 }
 
 
@@ -104,6 +111,9 @@ def _ignored(one: Round) -> Iterator[Problem]:
     if recipe.evaluation.tasks and "evaluate" not in one.rounds.steps:
         yield Problem(("evaluation", "tasks"), "would be ignored: rounds.steps lacks evaluate; add it as the last step")
     steps = set(one.rounds.steps)
+    for name, verb in READ_BY.items():
+        if getattr(recipe, name) is not None and verb not in steps:
+            yield Problem((name,), f"would be ignored: rounds.steps lacks {verb}; add it, or leave {name} out")
     if recipe.groups is not None and "revise" in steps and not steps & {"sample", "reward"}:
         message = "would be ignored: revise makes what train reads, and no step samples; leave it out, or add sample"
         yield Problem(("groups",), message)
@@ -140,4 +150,9 @@ def check_place(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
         yield Problem(("output",), problem)
 
 
-ROUNDS_CHECKS: tuple[Check, ...] = (common.check_required("model", "output"), check_rounds, check_place)
+ROUNDS_CHECKS: tuple[Check, ...] = (
+    common.check_required("model", "output"),
+    check_rounds,
+    engine.check_rounds,
+    check_place,
+)

@@ -79,6 +79,7 @@ def _facts(source: Source) -> Table:
         ("RL", _pairs(rl), ""),
         ("commit", _listed([_short(commit) for commit in made.commits]), _uncommitted(made.commits)),
         ("device", _listed(made.devices), ""),
+        ("answers sampled by", _listed(made.engines), ""),
     ]
     lines = ((Cell(name), Cell(text, detail)) for name, text, detail in facts if text)
     return Table(("", ""), tuple(lines), prose=True)
