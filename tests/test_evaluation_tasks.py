@@ -124,17 +124,21 @@ READ = {
     "readiness": SAMPLED | JUDGED | {"group", "demonstrations", "forgetting"},
     "choice": {"style", "overlong"},
     "nll": {"context", "stride", "base_kl"},
+    "lm-eval": {"tasks", "few_shot", "include_path", "batch_size"},
 }
+NEEDED = {"lm-eval": {"tasks": ("ifeval",)}}
+"""Options that a kind cannot be without, and which take the place of rows."""
 
 
 @pytest.mark.parametrize("kind", READ)
 def test_a_kind_takes_the_options_that_it_reads_and_refuses_those_of_other_kinds(kind):
-    assert set(Task("x", kind, "rows.jsonl").settings()) == READ_BY_ALL | READ[kind]
+    asked = NEEDED.get(kind, {"data": "rows.jsonl"})
+    assert set(Task("x", kind, **asked).settings()) == READ_BY_ALL | READ[kind]
     for key in set().union(*READ.values()) - READ[kind]:
         readers = ", ".join(other for other in CLASSES if key in READ[other])
         said = f"task 'x': {key}: is an option of kind {readers}; {kind} would ignore it, so leave it out"
         with pytest.raises(BallastError) as caught:
-            Task("x", kind, "rows.jsonl", **{key: "value"})
+            Task("x", kind, **asked, **{key: "value"})
         assert str(caught.value) == said
 
 
@@ -152,22 +156,29 @@ DEFAULTS = {
     | {**JUDGING, "group": 8, "demonstrations": None, "forgetting": None},
     "choice": {"style": "text", "overlong": "refuse"},
     "nll": {"context": None, "stride": None, "base_kl": False},
+    "lm-eval": {"tasks": ["ifeval"], "few_shot": None, "include_path": None, "batch_size": 8},
 }
 
 
 @pytest.mark.parametrize("kind", DEFAULTS)
 def test_defaults_of_every_kind(kind):
-    task = Task(name="x", kind=kind, data=SUMS)
+    needed = NEEDED.get(kind, {})
+    task = Task(name="x", kind=kind, data=SUMS, **needed)
     assert task.settings() == {"name": "x", "kind": kind, **COMMON, **DEFAULTS[kind]}
-    assert Task("x", kind, SUMS, **dict.fromkeys(DEFAULTS[kind])) == task
+    assert Task("x", kind, SUMS, **{**dict.fromkeys(DEFAULTS[kind]), **needed}) == task
 
 
 def test_a_task_is_of_the_class_of_its_kind():
     for kind, cls in CLASSES.items():
-        made = Task("x", kind, SUMS)
+        needed = NEEDED.get(kind, {})
+        made = Task("x", kind, SUMS, **needed)
         assert type(made) is cls
         assert isinstance(made, Task)
-        assert made == cls(name="x", data=SUMS) == Task.from_dict({"name": "x", "kind": kind, "data": SUMS})
+        assert (
+            made
+            == cls(name="x", data=SUMS, **needed)
+            == Task.from_dict({"name": "x", "kind": kind, "data": SUMS, **needed})
+        )
         assert pickle.loads(pickle.dumps(made)) == copy.deepcopy(made) == made
     assert Task(data="rows.jsonl").settings()["kind"] == "generate"
     assert Task(data="rows.jsonl").name == "rows.jsonl"

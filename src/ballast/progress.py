@@ -55,14 +55,17 @@ def _bars(unit: str) -> Iterator[Tell]:
 
 
 def _lines(unit: str) -> Tell:
-    began = last = time.monotonic()
+    began: dict[str, float] = {}
+    last = time.monotonic()
 
     def tell(what: str, done: int, total: int) -> None:
         nonlocal last
         now = time.monotonic()
+        # It is told of when part of it is done, so it began where what was before it was last told of.
+        began.setdefault(what, last)
         if done < total and now - last < SECONDS_BETWEEN_LINES:
             return
-        last, rate = now, done / max(now - began, 1e-9)
+        last, rate = now, done / max(now - began[what], 1e-9)
         left = (total - done) / max(rate, 1e-9)
         line = f"{what}: {done:,} of {total:,} {unit}, {rate:,.0f} {unit}/s, {left:.0f} s left"
         print(line, file=sys.stderr, flush=True)

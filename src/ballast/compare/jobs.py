@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ballast.compare import trackers
 from ballast.compare.inputs import Inputs
 from ballast.compare.plan import Plan, cell_recipe, prompt_settings, rl_recipe, seeded
 from ballast.config.recipe import EvaluationSection, Recipe
@@ -111,8 +112,10 @@ class JobContext:
     def recipe(self, job: Job) -> Recipe:
         """Return the recipe of a job."""
         if job.kind == "rl":
-            return rl_recipe(self.plan, job.cell.seed, job.folder(self.store))
-        return cell_recipe(self.plan, job.cell, self.store, steps=self.steps)
+            made = rl_recipe(self.plan, job.cell.seed, job.folder(self.store))
+        else:
+            made = cell_recipe(self.plan, job.cell, self.store, steps=self.steps)
+        return trackers.named(made, job.name, self.plan.recipe)
 
     def is_done(self, job: Job) -> bool:
         """Whether a job is done, by this recipe.
@@ -187,7 +190,9 @@ def _fine_tune(context: JobContext, job: Job, folder: Path, say: Say) -> None:
 
     if context.plan.method(job.label).random:
         make_random(context.plan, job.cell.seed, context.store.random(job.cell.seed))
-    run_train(context.recipe(job), cell=job.cell, say=_silent, progress=False)
+    recipe = context.recipe(job)
+    with trackers.tracked(recipe, trackers.group_of(context.plan.recipe)):
+        run_train(recipe, cell=job.cell, say=_silent, progress=False)
     context.drop_tuning_weights(job)
 
 
@@ -195,7 +200,9 @@ def _reinforce(context: JobContext, job: Job, folder: Path, say: Say) -> None:
     from ballast.pipeline import run_rl
 
     start = None if job.cell.label == BASE else context.store.cell(job.cell.name)
-    run_rl(context.recipe(job), start=start, output=folder, cell=job.cell, say=_silent, progress=False)
+    recipe = context.recipe(job)
+    with trackers.tracked(recipe, trackers.group_of(context.plan.recipe)):
+        run_rl(recipe, start=start, output=folder, cell=job.cell, say=_silent, progress=False)
 
 
 def _score_rows(context: JobContext, job: Job, folder: Path, say: Say) -> None:

@@ -39,6 +39,9 @@ QUIET = {"save_strategy": "no", "report_to": "none"}
 BETTER: tuple[tuple[str, int], ...] = (
     (r"accuracy(_per_token|_per_character)?|mean@\d+|pass@\d+|maj@\d+", 1),
     (r"nll|bits_per_character|perplexity|base_kl|forgetting", -1),
+    # Of kind lm-eval: TASK/METRIC, or TASK/METRIC,FILTER.
+    (r"[^/]+/(\w*acc(_norm|_mutual_info)?|exact_match|em|f1|mc1|mc2)(,.+)?", 1),
+    (r"[^/]+/(word_perplexity|byte_perplexity|bits_per_byte|perplexity)(,.+)?", -1),
 )
 """Patterns of metrics, and whether more of them is better (1) or less (-1); of others neither is."""
 

@@ -122,7 +122,8 @@ def _written_down(task: Any) -> Any:
     given = vars(task) if isinstance(task, Task) else task
     if not isinstance(given, dict):
         return task
-    wrong = [name for name in SOURCES if not isinstance(given.get(name), str | None)]
+    # An empty tuple is the default of a kind that takes no rows.
+    wrong = [name for name in SOURCES if given.get(name) != () and not isinstance(given.get(name), str | None)]
     if wrong:
         raise OptionsError(
             [((name,), f"must be text, the source of the rows; got {shown(given[name])}") for name in wrong]

@@ -8,11 +8,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ballast.errors import BallastError
-from ballast.evaluation import choice, likelihood, metrics, readiness, revising
+from ballast.evaluation import choice, harness, likelihood, metrics, readiness, revising
 from ballast.evaluation.generation import Completion, Sampler, encode_prompts, generate, own_sequences
 from ballast.evaluation.results import estimates
 from ballast.evaluation.scoring import sequence_statistics
-from ballast.evaluation.tasks import ChoiceTask, CodeTask, GenerateTask, JudgedTask, NllTask, ReadinessTask, SampledTask
+from ballast.evaluation.tasks import (
+    ChoiceTask,
+    CodeTask,
+    GenerateTask,
+    JudgedTask,
+    LmEvalTask,
+    NllTask,
+    ReadinessTask,
+    SampledTask,
+)
 from ballast.protocols import Progress
 from ballast.ranks import ALONE, Ranks
 from ballast.revise.templates import load_templates
@@ -295,6 +304,14 @@ def _measure_demonstrations(task: NllTask, rows: Rows, context: Context) -> Meas
     return measured, {"tokens": sum(tokens)}, []
 
 
+def _check_lm_eval(task: LmEvalTask, rows: Rows) -> None:
+    """Its rows are the harness's own: what cannot be asked was refused when they were read."""
+
+
+def _measure_lm_eval(task: LmEvalTask, rows: Rows, context: Context) -> Measured:
+    return context.ranks.first(lambda: harness.measure(task, context.model, context.tokenizer, context.progress))
+
+
 def _divergence(task: NllTask, sequences: Any, context: Context, owners: Any = None) -> dict[str, metrics.Estimate]:
     found = likelihood.kl_to_base(
         context.model,
@@ -312,6 +329,7 @@ KINDS: dict[str, Kind] = {
     "choice": Kind(_check_choice, _measure_choice),
     "code": Kind(_check_code, _measure_code),
     "generate": Kind(_check_revised, _measure_revised),
+    "lm-eval": Kind(_check_lm_eval, _measure_lm_eval),
     "nll": Kind(_check_nll, _measure_nll),
     "readiness": Kind(_check_generate, _measure_readiness),
 }

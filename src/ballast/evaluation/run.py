@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ballast.errors import BallastError
+from ballast.evaluation import harness
 from ballast.evaluation.generation import Sampler
 from ballast.evaluation.kinds import KINDS, Context, Rows
 from ballast.evaluation.readiness import check_beside
 from ballast.evaluation.results import TaskResult, write_items, write_results
-from ballast.evaluation.tasks import ReadinessTask, Task
+from ballast.evaluation.tasks import LmEvalTask, ReadinessTask, Task
 from ballast.files import file_name, same_file
 from ballast.limits import check_tokenizer
 from ballast.protocols import Progress
@@ -86,6 +87,8 @@ def load_task_rows(task: Task) -> list[Mapping[str, Any]]:
         BallastError: if there is none, or the source cannot be read.
     """
     try:
+        if isinstance(task, LmEvalTask):
+            return harness.rows(task) if isinstance(task.data, str) or not task.data else list(task.data)
         return _read(task.data, task.limit, split=task.split, columns=task.columns)
     except BallastError as error:
         raise BallastError(f"task {task.name!r}: {error}") from error

@@ -9,7 +9,7 @@ from pydantic import Field, PlainValidator, WithJsonSchema, field_validator, mod
 
 from ballast.errors import suggest
 from ballast.files import expanded
-from ballast.options import Columns, Options, OptionsError, Text, Texts, shown
+from ballast.options import Columns, Options, OptionsError, Path, Text, Texts, shown
 from ballast.revise.options import TaskLoopOptions
 from ballast.verifiers.options import conflicts
 from ballast.verifiers.program import TOLERANCE
@@ -17,7 +17,7 @@ from ballast.verifiers.program import TOLERANCE
 if TYPE_CHECKING:
     from ballast.evaluation.generation import GenerationOptions
 
-Kind = Literal["generate", "choice", "code", "nll", "readiness"]
+Kind = Literal["generate", "choice", "code", "nll", "readiness", "lm-eval"]
 SOURCES = ("data", "demonstrations", "forgetting")
 """Options that are rows, or name a source of them."""
 
@@ -39,7 +39,8 @@ class Task(Options):
     """Name in results and files, unique within a run; the source's where absent."""
     kind: Kind = "generate"
     """`generate` (answers judged by a verifier), `choice` (options by likelihood), `code` (answers judged by their
-    tests), `nll` (likelihood of held-out text) or `readiness` (`generate`, read as the start of RL)."""
+    tests), `nll` (likelihood of held-out text), `readiness` (`generate`, read as the start of RL) or `lm-eval` (tasks
+    of lm-evaluation-harness)."""
     data: Rows = Field(repr=False)
     """Source of the rows, as in `data.train`; in Python also rows."""
     split: Text | None = None
@@ -287,11 +288,50 @@ class NllTask(Task):
         return self
 
 
-AnyTask = Annotated[GenerateTask | ChoiceTask | CodeTask | NllTask | ReadinessTask, Field(discriminator="kind")]
+class LmEvalTask(Task):
+    """Tasks of lm-evaluation-harness, each with its own rows, prompts and scores; see `ballast.evaluation.harness`."""
+
+    kind: Literal["lm-eval"] = "lm-eval"
+    data: Rows = Field((), repr=False, exclude=True)
+    """To be left out: the rows are those of `tasks`."""
+    tasks: Texts = Field(min_length=1)
+    """Its tasks, groups or tags by name, one or a list, such as `ifeval`; `limit` holds for each."""
+    few_shot: int | None = Field(None, ge=0)
+    """Examples before each question; the task's own number where absent."""
+    include_path: Path | None = None
+    """Folder with task files of your own, YAML as lm-eval reads it."""
+    batch_size: int = Field(8, ge=1)
+    """Sequences of one batch."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, values: Any) -> Any:
+        if not values.get("name") and (tasks := values.get("tasks")):
+            return {**values, "name": tasks if isinstance(tasks, str) else "+".join(map(str, tasks))}
+        return values
+
+    @model_validator(mode="after")
+    def _reads_no_rows(self) -> LmEvalTask:
+        given = {"data": isinstance(self.data, str), "split": self.split, "columns": self.columns}
+        given["batch_tokens"] = self.batch_tokens != Task.model_fields["batch_tokens"].default
+        for name in (name for name, value in given.items() if value):
+            instead = (
+                "set batch_size" if name == "batch_tokens" else "leave it out; include_path adds tasks of your own"
+            )
+            raise OptionsError(
+                [((name,), f"would be ignored: lm-eval's tasks have rows and batches of their own; {instead}")]
+            )
+        return self
+
+
+AnyTask = Annotated[
+    GenerateTask | ChoiceTask | CodeTask | NllTask | ReadinessTask | LmEvalTask, Field(discriminator="kind")
+]
 CLASSES: dict[str, type[Task]] = {
     "generate": GenerateTask,
     "choice": ChoiceTask,
     "code": CodeTask,
     "nll": NllTask,
     "readiness": ReadinessTask,
+    "lm-eval": LmEvalTask,
 }

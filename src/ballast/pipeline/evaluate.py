@@ -104,7 +104,8 @@ def run_evaluate(
     say = say if ranks.main else silent
     base: Model | None = None
     for name, section in chosen:
-        say(f"{name}: {section.adapter or section.path}")
+        path = section.adapter or section.path
+        say(name if name == path else f"{name}: {path}")
         tokenizer = models.load_tokenizer(section, recipe.training)
         model = models.load_model(section, device=models.default_device())
         for line in check_prompts(tasks, model, tokenizer):
@@ -174,14 +175,14 @@ def measure(
     Args:
         base: the model before training, where `tasks` measure divergences from it.
         sampled: by what, where `tasks` sample answers.
-        progress: show bars on a terminal.
+        progress: show bars on a terminal, a line now and then elsewhere.
         ranks: who shares the work.
     """
     from ballast.evaluation import evaluate
 
     options = sampled.engine if tasks.sample else TransformersEngine()
     with (
-        on_stderr("rows", show=progress, lines=False) as tell,
+        on_stderr("rows", show=progress) as tell,
         engines.opened(options, model, tokenizer, sampled.section) as engine,
     ):
         results = evaluate(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ballast import models
 from ballast.config.recipe import DataSection, Recipe
 from ballast.errors import BallastError
-from ballast.evaluation.tasks import SampledTask, Task
+from ballast.evaluation.tasks import LmEvalTask, SampledTask, Task
 from ballast.pipeline import sources
 from ballast.pipeline.digests import task_digest
 
@@ -60,6 +60,8 @@ def load_task(task: Task, data: DataSection | None = None) -> Task:
 
     if task.reviser is not None and (problem := models.folder_problem(task.reviser)):
         raise BallastError(f"revise.reviser: {problem}")
+    if isinstance(task, LmEvalTask):
+        return task.changed({"data": load_task_rows(task)})
     named = task.sources()
     source = named.pop("data")
     if problem := sources.check_source(source):

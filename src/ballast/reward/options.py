@@ -48,7 +48,7 @@ class RewardOptions(Options):
 TRAINER = (
     "adam_beta1", "adam_beta2", "adam_epsilon", "bf16", "disable_dropout", "disable_tqdm", "fp16",
     "gradient_checkpointing", "gradient_checkpointing_kwargs", "logging_steps", "lr_scheduler_kwargs",
-    "lr_scheduler_type", "max_grad_norm", "optim", "optim_args", "report_to", "run_name", "tf32", "use_cpu",
+    "lr_scheduler_type", "max_grad_norm", "optim", "optim_args", "project", "report_to", "run_name", "tf32", "use_cpu",
     "warmup_steps", "weight_decay",
 )  # fmt: skip
 """Fields of `trl.RewardConfig` that a recipe may set under ``trainer``."""

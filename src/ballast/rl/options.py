@@ -142,7 +142,7 @@ SAMPLING = (
 MACHINE = (
     "bf16", "ddp_find_unused_parameters", "disable_tqdm", "fp16", "gradient_checkpointing",
     "gradient_checkpointing_kwargs", "log_completions", "log_unique_prompts", "logging_steps",
-    "num_completions_to_print", "report_to", "run_name", "save_total_limit", "tf32", "use_cpu",
+    "num_completions_to_print", "project", "report_to", "run_name", "save_total_limit", "tf32", "use_cpu",
 )  # fmt: skip
 TRAINER = (*OPTIMISER, *LOSS, *SAMPLING, *MACHINE)
 """Fields of `trl.GRPOConfig` or `trl.RLOOConfig` that a recipe may set under ``trainer``."""
