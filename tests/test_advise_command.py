@@ -74,7 +74,9 @@ def test_figures_are_those_of_the_cache(lab_advice):
 
     _, advice, _, folder = lab_advice
     cache = ReferenceCache.open(folder / "cache")
-    q = np.exp(np.concatenate([cache.lookup(digest.hex())["ref_logprob"] for digest in cache._rows]).astype(float))
+    q = np.exp(
+        np.concatenate([cache.lookup(digest.tobytes().hex())["ref_logprob"] for digest in cache._digests]).astype(float)
+    )
     assert advice["support"]["tokens"] == cache.tokens == len(q)
     assert advice["support"]["mean_probability"] == pytest.approx(q.mean(), rel=1e-6)
     special = {info.name for info in list_objectives()} - {"reweight", "product"}

@@ -281,7 +281,11 @@ CASES = [
     Case("shuffling twice", "training.shuffle_dataset: True", ("training.shuffle_dataset=true",)),
     Case("sharded model", "training.fsdp: a sharded model cannot sample", ("training.fsdp=full_shard",)),
     Case("cached reference", "reference.cache: holds demonstrations", ("reference.cache=cache",)),
-    Case("streaming", "data.streaming: unknown key", ("data.streaming=true",)),
+    Case(
+        "streaming",
+        "data.streaming: answers are sampled for prompts by their number, so all are read",
+        ("data.streaming=true", "training.max_steps=2"),
+    ),
     # groups sampled beforehand
     Case(
         "no such file",

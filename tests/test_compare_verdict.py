@@ -413,3 +413,19 @@ def test_the_next_step_is_the_winners_own_settings():
     assert merge.endswith("ballast merge runs/final --output runs/final-merged")
     assert serve == "serve it: transformers serve runs/final-merged, or vllm serve runs/final-merged"
     assert next_steps(summary(FIRST), recipe, ["r.yaml"]) == []
+
+
+def test_the_next_step_knows_an_objective_of_ones_own_and_all_digits_of_its_rate():
+    from ballast.compare.next_steps import next_steps
+    from ballast.config.recipe import Recipe
+
+    own = "ballast.objectives.dft:dft"
+    recipe = Recipe.model_validate({"compare": {"objectives": ["sft", own], "rates": 1e-4}, "output": "out"})
+    made = summary(FIRST)
+    rows = tuple(row.model_copy(update={"rate": 1.2345678e-5}) for row in made.rows)
+    made = made.model_copy(update={"verdicts": (decide(made, BEFORE, ACCURACY),), "rows": rows})
+    train, *_ = next_steps(made, recipe, ["model=lab", "data.train=a b"])
+    assert train == (
+        f"train it: ballast train model=lab 'data.train=a b' objective={own} training.learning_rate=1.2345678e-05 "
+        "output=runs/final"
+    )

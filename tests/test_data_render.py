@@ -124,13 +124,13 @@ def test_a_task_asks_with_the_tools_and_options_of_its_rows(given, monkeypatch):
     tokenizer = wide_tokenizer()
     rows = [{**row, "answer": "four", "chat_template_kwargs": None} for row in ROWS["plain tools"]]
     rows[1]["chat_template_kwargs"] = {"mood": "calm"}
-    asked, generate = [], generation._generate_batch
+    asked, write = [], generation._write
 
-    def watched(model, prompts, *rest):
-        asked.extend(prompts)
-        return generate(model, prompts, *rest)
+    def watched(batch):
+        asked.extend(batch.prompts)
+        return write(batch)
 
-    monkeypatch.setattr(generation, "_generate_batch", watched)
+    monkeypatch.setattr(generation, "_write", watched)
     model = tiny_model(vocab=len(tokenizer), context=2048)
     task = {"name": "sums", "data": given(rows), "verifier": "exact", "max_new_tokens": 2, "entropy": True}
     (result,) = evaluate(model, tokenizer, [Task(**task)])

@@ -41,7 +41,7 @@ def test_a_card_has_base_data_objective_settings_and_measurements():
     text = card(
         record(),
         [measured("base", accuracy=0.5), measured("trained", accuracy=0.7, nll=1.5)],
-        About("m", "PriFT", "mit", True),
+        About("m", "PriFT", "owner/base", "mit", True),
     )
     for piece in (
         "base_model: owner/base\nlibrary_name: peft\nlicense: mit\n",
@@ -70,6 +70,8 @@ def test_after_rl_the_card_names_the_judge_and_the_start():
     assert "tags: [ballast, reinforcement-learning]" in text
     assert "## Evaluation" not in text
     assert "names none" in text
+    assert "base_model" not in text
+    assert "see its page" in card(record(), [], About("m", hub="owner/base"))
 
 
 def test_text_of_the_record_stays_in_its_cell():
@@ -83,9 +85,26 @@ def test_text_of_the_record_stays_in_its_cell():
 def test_the_licence_is_the_bases_own(tmp_path):
     assert models.licence(models.resolve(ModelSection(path="lab"))) == "apache-2.0"
     assert models.licence(ModelSection(path=str(tmp_path))) is None
-    for text, licence in (("---\nlicense: mit\n---\n", "mit"), ("---\nlicense: [a]\n---\n", None), ("none", None)):
+    for text, licence in (
+        ("---\nlicense: mit\n---\n", "mit"),
+        ("---\nlicense: [a]\n---\n", None),
+        ("---\nlicense: [a\n---\n", None),
+        ("---\nlicense: 'mit: x'\n---\n", None),
+        ('---\nlicense: "mit\\nbase_model: other"\n---\n', None),
+        ("none", None),
+    ):
         (tmp_path / "README.md").write_text(text)
         assert models.licence(ModelSection(path=str(tmp_path))) == licence
+
+
+def test_a_folder_is_no_name_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("runs/final").mkdir(parents=True)
+    folders = ("runs/final", "runs/final/", "./runs", "a/b/c", "a b/c", "owner/base\nlicense: mit", "owner/base\n")
+    assert {models.hub_id(ModelSection(path=path)) for path in folders} == {None}
+    assert models.hub_id(models.resolve(ModelSection(path="lab"))) is None
+    for name in ("owner/base-1.5B_x", "gpt2"):
+        assert models.hub_id(ModelSection(path=name)) == name
 
 
 def test_weights_that_a_checkpoint_shares_with_the_final_model_are_stored_once(tmp_path):

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from ballast.cli import app
 from ballast.config.recipe import load_recipe
 from ballast.errors import BallastError, Interrupted
-from ballast.pipeline import rounds, run_rounds, sources
+from ballast.pipeline import ROUNDS_CHECKS, rounds, run_rounds, sources
 from ballast.records import write as records
 from rl_tools import ROWS, tiny_policy, tiny_tokenizer
 
@@ -331,7 +331,9 @@ def test_another_recipe_another_model_and_a_foreign_folder_are_refused(folder, m
     Path("out/rounds.json").write_text("{")
     assert "out/rounds.json: " in invoke("rounds", *SAMPLED, "output=out").stderr
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "rounds: go in one process" in invoke("rounds", *SAMPLED, "output=new").stderr
+    assert "`ballast rounds` works in one process" in invoke("rounds", *SAMPLED, "output=new").stderr
+    with pytest.raises(BallastError, match="rounds: go in one process"):
+        load_recipe(None, [*SAMPLED, "output=new"], checks=ROUNDS_CHECKS)
 
 
 def test_the_inputs_on_record_are_those_that_the_rounds_began_with(folder, monkeypatch):

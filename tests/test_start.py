@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from ballast.advise.regime import ABOVE, BELOW, EQUAL, UNKNOWN
-from ballast.cli import app
+from ballast.cli import app, start
 from ballast.compare import COMPARE_CHECKS
 from ballast.config.recipe import load_recipe
 from ballast.errors import BallastError
@@ -19,11 +21,11 @@ from ballast.objectives import list_objectives
 from ballast.start import plan as planning
 from ballast.start.answers import choose, judged
 from ballast.start.columns import PAIRS, recognise
-from ballast.start.plan import SIZES, Size, plan
+from ballast.start.plan import SIZES, Room, Size, plan
 from ballast.start.probe import Probe, quantile
 from ballast.start.recipe import RECIPE, TEST, TRAIN, VALIDATION, Written, text
 from ballast.start.rows import demonstrations, split
-from ballast.start.run import ASKED, Request, is_made
+from ballast.start.run import ASKED, Request, _put, _rows, is_made
 from tiny import CHAT_TEMPLATE, char_tokenizer, tiny_model
 
 PROBE = Probe(
@@ -37,6 +39,7 @@ PROBE = Probe(
     memory=10**9,
     weights=10**6,
 )
+ROOM = Room(steps=1000, validation=1000, test=1000)
 
 
 def cli(*words):
@@ -92,6 +95,12 @@ def test_rows_that_nothing_can_judge_have_no_verifier_and_wrong_ones_are_left_ou
     assert judged(found.judge, rows, ["It is 7."] * 4) == ["7", None, None, None]
 
 
+def test_the_verifier_is_chosen_on_rows_from_everywhere():
+    prose = "The war ended, and with it an age; what came then is told in the next chapter, and the one after."
+    assert choose([{}] * 2000, ["It is 7."] * 100 + [prose] * 1900) is None
+    assert choose([{}] * 2000, ["It is 7.", prose, "It is 7.", "It is 7."] * 500).share == pytest.approx(0.75, abs=0.15)
+
+
 def test_rows_become_chats_where_there_is_a_template_and_keep_a_line_apart_where_there_is_none():
     rows = [{"prompt": "Ask? ", "completion": " Reply."}]
     (chat,) = demonstrations(rows, chat=True, as_written=False)
@@ -134,23 +143,27 @@ def test_no_prompt_is_in_two_parts_and_the_order_of_the_rows_does_not_decide():
 
 @pytest.mark.parametrize("seconds", [0, 60, 600, 3600, 10**6])
 def test_the_most_thorough_size_that_fits_is_taken(seconds):
-    found = plan(["sft", "dft"], PROBE, seconds, lora=False, most_steps=1000)
+    found = plan(["sft", "dft"], PROBE, seconds, lora=False, room=ROOM)
     place = next(n for n, size in enumerate(SIZES) if size == found.size)
     assert found.seconds <= seconds or place == len(SIZES) - 1
     if place:
-        larger = plan(["sft", "dft"], PROBE, 10**9, lora=False, most_steps=1000)
+        larger = plan(["sft", "dft"], PROBE, 10**9, lora=False, room=ROOM)
         assert larger.seconds > found.seconds
-        assert planning._sized(["sft", "dft"], PROBE, SIZES[place - 1], False, 1000).seconds > seconds
+        assert planning._sized(["sft", "dft"], PROBE, SIZES[place - 1], False, ROOM).seconds > seconds
 
 
 def test_the_cost_is_that_of_all_runs():
-    found = planning._sized(["sft"], PROBE, Size(2, 1, 3, 10, 20, 30, 5), False, 8)
+    found = planning._sized(["sft"], PROBE, Size(2, 1, 3, 10, 20, 30, 5), False, Room(8, 1000, 1000))
     run = planning.OVERHEAD + 2 * 1.0 + 8 * 1.0
     tuning, reported = 2 * (run + 20 * 0.1), 3 * (run + (20 + 30 + 5 * 8) * 0.1)
     assert found.seconds == pytest.approx(tuning + reported + 70 * 0.1)
     assert (found.runs, found.disk) == (5, 3 * 10**6)
-    single = planning._sized(["sft"], PROBE, Size(1, 1, 3, 10, 0, 30, 0), False, 8)
+    single = planning._sized(["sft"], PROBE, Size(1, 1, 3, 10, 0, 30, 0), False, Room(8, 1000, 1000))
     assert (single.runs, single.seconds) == (3, pytest.approx(3 * (run + 3) + 3))
+    side_by_side = planning._sized(["sft"], PROBE, Size(2, 1, 3, 10, 20, 30, 5), False, Room(8, 1000, 1000, jobs=2))
+    assert side_by_side.seconds == pytest.approx(tuning / 2 + 2 * reported / 3 + 70 * 0.1)
+    few = planning._sized(["sft"], PROBE, Size(2, 1, 3, 10, 20, 30, 15), False, Room(8, 7, 12))
+    assert (few.size.validation, few.size.items, few.size.sampled) == (7, 12, 12)
 
 
 def test_every_regime_has_objectives_that_exist_sft_first():
@@ -177,7 +190,7 @@ def test_every_recipe_passes_the_checks_of_compare(judge, size, lora, tmp_path, 
     for number, name in enumerate((TRAIN, VALIDATION, TEST), start=1):
         row = {"prompt": f"1+{number}=?", "completion": f"#{number + 1}", "answer": f"{number + 1}"}
         (folder / name).write_text(json.dumps(row) + "\n")
-    made = planning._sized(["sft", "dft"], PROBE, size, lora, 1000)
+    made = planning._sized(["sft", "dft"], PROBE, size, lora, ROOM)
     written = text(
         Written("ballast init", "lab", folder, "1 row", judge, "why", lora, {"sft": "a", "dft": "b"}, made, PROBE)
     )
@@ -186,6 +199,24 @@ def test_every_recipe_passes_the_checks_of_compare(judge, size, lora, tmp_path, 
     assert recipe.compare.seeds == size.seeds
     assert recipe.compare.rates == made.rates
     assert recipe.data.train == (str(folder / TRAIN),)
+
+
+def test_numbers_as_answers_are_refused_with_the_columns_that_read_them(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"question": f"{n}+1", "answer": n + 1}) + "\n" for n in range(80)))
+    with pytest.raises(BallastError, match=r"line 1: 'completion' is a number, .* columns={'completion': '{NAME}'}"):
+        _rows(Request("lab", str(file)), False, print)
+    parts, _, judge = _rows(Request("lab", str(file), {"prompt": "question", "completion": "{answer}"}), False, print)
+    assert judge.judge.said == "the column answer"
+    assert {row["answer"] for row in parts.test} == {row["completion"] for row in parts.test}
+
+
+def test_rows_set_apart_that_nothing_can_judge_are_refused(tmp_path, monkeypatch):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"{n}+1", "completion": f"{n + 1}"}) + "\n" for n in range(80)))
+    monkeypatch.setattr("ballast.start.run._held", lambda *_: [])
+    with pytest.raises(BallastError, match="of the rows set apart none can be judged"):
+        _rows(Request("lab", str(file)), False, print)
 
 
 # The commands.
@@ -234,10 +265,43 @@ def test_try_ends_with_a_decision_and_goes_on_where_it_was_stopped(small):
     taken = next(line for line in done.stdout.splitlines() if line.startswith("or take a run as it is: "))
     assert Path(taken.rpartition(" ")[2], "model.safetensors").is_file()
     before = Path("out/runs/summary.json").read_bytes()
-    again = cli("try", "lab", "rows.jsonl", "--yes", "--output", "out", "--minutes", "5")
+    again = cli("try", "lab", "rows.jsonl", "--yes", "--output", "out")
     assert again.exit_code == 0
     assert "out/recipe.yaml: goes on" in again.stdout
     assert Path("out/runs/summary.json").read_bytes() == before
+
+
+def test_who_said_no_is_asked_again_and_another_time_is_another_plan(small, monkeypatch):
+    asked = []
+
+    def confirm(*_, **__):
+        asked.append(1)
+        raise typer.Abort
+
+    monkeypatch.setattr(start, "sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
+    monkeypatch.setattr(typer, "confirm", confirm)
+    for count in (1, 2):
+        assert cli("try", "lab", "rows.jsonl", "--output", "o k", "--minutes", "3").exit_code == 1
+        assert len(asked) == count
+        assert {one.name for one in Path("o k").iterdir()} == {RECIPE, TRAIN, VALIDATION, TEST, ASKED}
+    lines = Path("o k", RECIPE).read_text().splitlines()
+    assert lines[0].startswith("# Written by `ballast try lab rows.jsonl --minutes 3 --output 'o k'`.")
+    assert lines[1].startswith("#   ballast compare 'o k/recipe.yaml' ")
+    other = cli("try", "lab", "rows.jsonl", "--yes", "--output", "o k", "--minutes", "5")
+    assert (other.exit_code, len(other.stderr.splitlines())) == (2, 1)
+    assert "--minutes: 5: would be ignored: o k was planned for 3 min" in other.stderr
+
+
+@pytest.mark.parametrize("output", [".", "../link", "../there", "../new"])
+def test_an_empty_folder_is_filled_whatever_it_is(output, tmp_path, monkeypatch):
+    for name in ("there", "made", "here"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    for name in (ASKED, RECIPE):
+        (tmp_path / "made" / name).write_text(name)
+    monkeypatch.chdir(tmp_path / "here")
+    _put(tmp_path / "made", Path(output))
+    assert {one.name for one in Path(output).iterdir()} == {ASKED, RECIPE}
 
 
 def test_a_chat_model_is_asked_as_a_chat(small):
@@ -283,9 +347,12 @@ def test_try_does_not_begin_unasked(small):
     assert not Path("runs").exists()
 
 
-def test_more_minutes_are_the_same_request(tmp_path):
+def test_a_folder_serves_the_model_data_and_minutes_that_it_was_made_for(tmp_path):
     (tmp_path / ASKED).write_text(json.dumps(Request("lab", "x", minutes=5).plain()))
-    assert is_made(tmp_path, Request("lab", "x", minutes=9))
+    assert is_made(tmp_path, Request("lab", "x"))
+    assert is_made(tmp_path, Request("lab", "x", minutes=5))
+    with pytest.raises(BallastError, match="--minutes: 9: would be ignored"):
+        is_made(tmp_path, Request("lab", "x", minutes=9))
     with pytest.raises(BallastError, match="was made for another model"):
         is_made(tmp_path, Request("lab-code", "x"))
     assert not is_made(tmp_path / "new", Request("lab", "x"))

@@ -162,10 +162,8 @@ def read_cache(folder):
     from ballast.reference import ReferenceCache
 
     cache = ReferenceCache.open(folder)
-    return {
-        digest.hex(): {name: values.tobytes() for name, values in cache.lookup(digest.hex()).items()}
-        for digest in cache._rows
-    }
+    digests = [digest.tobytes().hex() for digest in cache._digests]
+    return {one: {name: values.tobytes() for name, values in cache.lookup(one).items()} for one in digests}
 
 
 def read_stored_groups(folder):

@@ -129,7 +129,7 @@ def test_a_task_runs_each_program_once_for_accuracy_and_vote(monkeypatch):
     monkeypatch.setattr(registry.os, "cpu_count", lambda: 1)
     sampled = {"samples": 2, "temperature": 1.0, "allow_code_execution": True}
     task = Task(name="sums", kind="generate", data=[ROW], verifier="program", **sampled)
-    measured, _, items = kinds.KINDS["generate"].measure(task, [ROW], None)
+    measured, _, items = kinds.KINDS["generate"].measure(task, [ROW], kinds.Context(None, None, None, None))
     assert (measured["maj@2"].value, items[0]["read"], len(runs)) == (1.0, ["12.5"] * 2, 1)
 
 

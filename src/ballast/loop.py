@@ -219,13 +219,13 @@ class CheckedLoop(Base):
             Diverged: it is no finite number.
         """
         loss = super().training_step(model, inputs, *args, **kwargs)
-        self._check_finite("loss", float(loss), [inputs], taken=False)
+        self._check_finite("loss", loss.item(), [inputs], taken=False)
         return loss
 
     def check_before_step(self, loss: Any, inputs: dict[str, Any]) -> None:
         """Raise `Diverged` under DeepSpeed, which steps within the last backward, if a loss is no finite number."""
         if self.is_deepspeed_enabled and self.model.training:
-            self._check_finite("loss", float(loss), [inputs], taken=False)
+            self._check_finite("loss", loss.item(), [inputs], taken=False)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]  # of transformers

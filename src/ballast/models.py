@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -113,9 +114,16 @@ def load_config(section: ModelSection) -> Any:
     return config
 
 
+def hub_id(section: ModelSection) -> str | None:
+    """Return the name of a model on the hub, None where it is a folder here."""
+    named = re.fullmatch(r"([\w.-]+/)?[\w.-]+", section.path, re.ASCII)
+    return None if named is None or Path(section.path).exists() else section.path
+
+
 def licence(section: ModelSection) -> str | None:
     """Return the licence that the card in a local model's folder names, None where it names none."""
     from huggingface_hub import metadata_load
+    from yaml import YAMLError
 
     from ballast.lab import BASES
 
@@ -124,9 +132,9 @@ def licence(section: ModelSection) -> str | None:
         return "apache-2.0"
     try:
         found = (metadata_load(card) or {}).get("license") if card.is_file() else None
-    except (ValueError, OSError):
+    except (ValueError, OSError, YAMLError):
         return None
-    return found if isinstance(found, str) else None
+    return found if isinstance(found, str) and re.fullmatch(r"[\w.+-]+", found, re.ASCII) else None
 
 
 def attention_problem(section: ModelSection) -> str | None:

@@ -196,9 +196,13 @@ def has_the_word() -> bool:
         return True
 
 
+SIGNS_OF_LOSS = ("closed by peer", "reset by peer", "broken pipe", "remote process", "timed out waiting", "watchdog")
+"""What the errors of gloo and NCCL say where another rank is gone."""
+
+
 def is_loss(error: RuntimeError) -> bool:
     """Return whether an error is that of a rank which was left waiting by one that has ended, anywhere in a library."""
-    return started() > 1 and ("closed by peer" in str(error) or "reset by peer" in str(error))
+    return started() > 1 and any(sign in str(error).lower() for sign in SIGNS_OF_LOSS)
 
 
 @contextmanager

@@ -154,18 +154,3 @@ def gathered(weights: Iterable[Any]) -> Iterator[None]:
 
     with deepspeed.zero.GatheredParameters(parts):
         yield
-
-
-LOST = ("closed by peer", "reset by peer", "broken pipe", "remote process", "timed out waiting", "watchdog")
-"""What the errors of gloo and NCCL say where another process is gone."""
-
-
-def lost_process(error: BaseException) -> str | None:
-    """Return a line on an error that another process of the run has caused by ending; None for any other error."""
-    text = str(error).lower()
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not any(sign in text for sign in LOST):
-        return None
-    return (
-        f"process {os.environ.get('RANK', '?')}: another process of this run has ended, and the others cannot go on "
-        "without it; its own output says why"
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -11,9 +11,6 @@ from ballast.cli.base import AddressCommand, AsJson, DryRun, Words, app, path_of
 from ballast.cli.launch import LaunchConfig, NProc, share
 from ballast.files import check_file, check_place
 from ballast.terminal import console, print_json, print_text, print_yaml
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.command()

@@ -21,7 +21,9 @@ Data = Annotated[
     str, typer.Argument(parser=expanded, metavar="DATA", help="Demonstrations: a file, a folder or a hub id.")
 ]
 Output = Annotated[Path | None, place("--output", "Folder to make.", show_default="runs/try-NAME")]
-Minutes = Annotated[float, typer.Option("--minutes", min=0, help="What the comparison may take.")]
+Minutes = Annotated[
+    float | None, typer.Option("--minutes", min=0, help="What the comparison may take.", show_default="20")
+]
 OfColumns = Annotated[
     str | None,
     typer.Option(
@@ -30,7 +32,7 @@ OfColumns = Annotated[
 ]
 
 
-def _request(model: str, data: str, columns: str | None, minutes: float) -> Any:
+def _request(model: str, data: str, columns: str | None, minutes: float | None) -> Any:
     from ballast.config.source import parse_override
     from ballast.pipeline import quiet
     from ballast.start.run import Request
@@ -45,18 +47,18 @@ def init(
     data: Data,
     output: Output = None,
     columns: OfColumns = None,
-    minutes: Minutes = 20,
+    minutes: Minutes = None,
 ) -> None:
     """Look at rows and model, and write a commented recipe that compares the objectives worth their time."""
-    from ballast.start.recipe import RECIPE
+    from ballast.start.recipe import RECIPE, compare_command
     from ballast.start.run import default_folder, is_made, run_init, shown_command
 
     request = _request(model, data, columns, minutes)
     folder = default_folder(data) if output is None else output
     if is_made(folder, request):
         raise BallastError(f"--output: {folder}: has this recipe already; see {folder / RECIPE}")
-    run_init(request, folder, command=shown_command("init", request), say=print_text)
-    print_text(f"{folder / RECIPE}: written; next: ballast compare {folder / RECIPE}")
+    run_init(request, folder, command=shown_command("init", request, output), say=print_text)
+    print_text(f"{folder / RECIPE}: written; next: {compare_command(folder)}")
 
 
 @app.command("try")
@@ -65,11 +67,11 @@ def try_(
     data: Data,
     output: Output = None,
     columns: OfColumns = None,
-    minutes: Minutes = 20,
+    minutes: Minutes = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Begin without asking.")] = False,
 ) -> None:
     """Init, compare and report: from rows and a model to a decision. Run again, it goes on where it was stopped."""
-    from ballast.start.recipe import RECIPE
+    from ballast.start.recipe import RECIPE, RUNS
     from ballast.start.run import default_folder, is_made, run_init, shown_command
 
     if not yes and not sys.stdin.isatty():
@@ -79,7 +81,7 @@ def try_(
     if is_made(folder, request):
         print_text(f"{folder / RECIPE}: goes on")
     else:
-        run_init(request, folder, command=shown_command("try", request), say=console().print)
-        if not yes:
-            typer.confirm("begin?", abort=True)
+        run_init(request, folder, command=shown_command("try", request, output), say=console().print)
+    if not yes and not (folder / RUNS).exists():
+        typer.confirm("begin?", abort=True)
     measure.compare(words=[str(folder / RECIPE)])

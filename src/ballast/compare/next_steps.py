@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ballast.compare.plan import label_of
 from ballast.config.recipe import Recipe
 from ballast.config.sections import MethodSection
 from ballast.records.folder import BEFORE
@@ -23,7 +24,7 @@ def next_steps(summary: Summary, recipe: Recipe, words: Sequence[str]) -> list[s
     """
     assert recipe.compare is not None
     winner = next((one.winner for one in reversed(summary.verdicts) if one.kind in ("use", "same", "baseline")), None)
-    method = next((one for one in recipe.compare.objectives if (one.label or one.name) == winner), None)
+    method = next((one for one in recipe.compare.objectives if label_of(one) == winner), None)
     row = next((one for one in summary.rows if one.label == winner), None)
     if method is None or row is None or row.rate is None:
         return []
@@ -35,7 +36,7 @@ def _commands(recipe: Recipe, method: MethodSection, row: Row, words: Sequence[s
     given = " ".join(shlex.quote(word) for word in words)
     yield f"train it: ballast train {given} {' '.join(_override(key, value) for key, value in settings.items())}"
     if runs := row.stages[BEFORE].runs if BEFORE in row.stages else ():
-        yield f"or take a run as it is: {recipe.output}/{runs[0]}"
+        yield f"or take a run as it is: {shlex.quote(f'{recipe.output}/{runs[0]}')}"
     if recipe.rl is not None:
         yield f"go on with RL: ballast rl {given} model={FINAL} output={FINAL}-rl"
     served = FINAL
@@ -57,7 +58,7 @@ def _settings(method: MethodSection, rate: float | None) -> dict[str, Any]:
 
 
 def _override(key: str, value: Any) -> str:
-    plain = value if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else _flow(value)
+    plain = value if isinstance(value, str) else _flow(value)
     return shlex.quote(f"{key}={plain}")
 
 

@@ -19,7 +19,7 @@ from ballast.compare.progress import Board, Slot, slot_of
 from ballast.compare.schedule import Schedule
 from ballast.compare.summary import chosen_rates, is_planned, summarise, sweep
 from ballast.compare.worker import configure_process
-from ballast.config.recipe import Recipe
+from ballast.config.recipe import ModelSection, Recipe
 from ballast.errors import BallastError
 from ballast.pipeline.sources import read_once
 from ballast.protocols import Say
@@ -66,7 +66,8 @@ def run_compare(
     plan, part = Plan(recipe), part or Part()
     part.check(plan)
     store = Store(Path(str(recipe.output)))
-    threads = 1 if _is_small(plan) else None
+    assert recipe.model is not None
+    threads = _threads(recipe.model)
     configure_process(threads)
     with _locked(store), _place(ray, jobs, threads, say) as place:
         context = JobContext(plan, store, _budget_steps(plan), current_inputs(plan))
@@ -229,6 +230,11 @@ def _budget_steps(plan: Plan) -> int | None:
     return max(1, round(budget.tokens / report.tokens * epoch))
 
 
+def runs_at_a_time(model: ModelSection) -> int:
+    """Return how many runs of a model go at a time unless the user says how many."""
+    return _jobs(_threads(model))
+
+
 def _jobs(threads: int | None) -> int:
     import torch
 
@@ -250,13 +256,13 @@ def _place(ray: RayOptions | None, jobs: int | None, threads: int | None, say: S
         yield cluster
 
 
-def _is_small(plan: Plan) -> bool:
+def _threads(model: ModelSection) -> int | None:
+    """Return the threads of each run, None where that is left to torch: a small model only waits for more than one."""
     from ballast import models
 
-    assert plan.recipe.model is not None
-    folder = Path(models.resolve(plan.recipe.model).path)
+    folder = Path(models.resolve(model).path)
     weights = [file.stat().st_size for file in folder.glob("*.safetensors")] if folder.is_dir() else []
-    return bool(weights) and sum(weights) < SMALL
+    return 1 if weights and sum(weights) < SMALL else None
 
 
 @contextmanager

@@ -36,7 +36,9 @@ def _check_prompt_completion(row: Row) -> str | None:
         if isinstance(value, str) and (problem := text_problem(value)):
             return f"{column!r} {problem}"
         if not isinstance(value, str | list):
-            return f"{column!r} is {kind(value)}, not text or a list of messages"
+            mapped = f"; make text of it with columns={{{column!r}: '{{NAME}}'}}, NAME being the column"
+            remedy = mapped if kind(value) == "a number" else ""
+            return f"{column!r} is {kind(value)}, not text or a list of messages{remedy}"
     if type(prompt) is not type(completion):
         return f"'prompt' is {kind(prompt)} but 'completion' is {kind(completion)}; make both text or both messages"
     if isinstance(prompt, str):

@@ -120,7 +120,7 @@ def write_card(output: Path, record: RunRecord, section: ModelSection) -> None:
     """Write the model card, of the record and of all that was measured."""
     source = None if record.objective is None else objective(record.objective).source
     adapter = (output / models.ADAPTER_CONFIG).is_file()
-    about = About(output.name, source, models.licence(section), adapter)
+    about = About(output.resolve().name, source, models.hub_id(section), models.licence(section), adapter)
     write_atomically(output / CARD, card(record, read_lines(output / records.EVALS, EvalRecord), about))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -9,10 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ballast import checkpoints
+from ballast import checkpoints, ranks
 from ballast.errors import BallastError, Interrupted
 from ballast.records.runs import read_record
-from ballast.sharding import lost_process
 
 INTERRUPTED, TERMINATED = 130, 143
 """Exit codes of a command that SIGINT or SIGTERM ended, as shells have them."""
@@ -101,8 +101,12 @@ def stoppable(output: Path, stop: Stop, *, weights_only: bool = False) -> Iterat
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted; {_way_on(output, weights_only)}", INTERRUPTED) from None
     except RuntimeError as error:
-        if (line := lost_process(error)) is None:
+        if not ranks.is_loss(error):
             raise
+        line = (
+            f"process {os.environ.get('RANK', '?')}: another process of this run has ended, the others cannot go on "
+            "without it; its own output says why"
+        )
         raise Interrupted(f"{line}; {_way_on(output, weights_only)}", LOST) from error
     finally:
         if listens:

@@ -23,12 +23,14 @@ class About:
     Attributes:
         name: of the model.
         source: where the objective is published.
+        hub: name of the base on the hub; None where it is a folder.
         licence: of the base, as its own card names it; None where that is not known.
         adapter: whether the folder holds an adapter.
     """
 
     name: str
     source: str | None = None
+    hub: str | None = None
     licence: str | None = None
     adapter: bool = False
 
@@ -45,12 +47,10 @@ def kind(record: RunRecord) -> str:
 
 
 def _front(record: RunRecord, about: About) -> list[str]:
-    base = _base(record)
-    hub = base.count("/") == 1 and not base.startswith((".", "/", "~"))
     tags = ["ballast", {"train": "sft", "rl": "reinforcement-learning", "reward": "reward-model"}[kind(record)]]
     return [
         "---",
-        *([f"base_model: {base}"] if hub else []),
+        *([f"base_model: {about.hub}"] if about.hub else []),
         f"library_name: {'peft' if about.adapter else 'transformers'}",
         *([f"license: {about.licence}"] if about.licence else []),
         f"tags: [{', '.join(tags)}]",
@@ -146,7 +146,7 @@ def _evaluation(measured: Sequence[EvalRecord]) -> list[str]:
 def _licence(about: About) -> list[str]:
     if about.licence:
         return [f"The licence is that of the base model: {about.licence}."]
-    return ["The licence of the base model holds; its folder names none."]
+    return [f"The licence of the base model holds; {'see its page' if about.hub else 'its folder names none'}."]
 
 
 def _shown(value: Estimate | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 from ballast.errors import BallastError
@@ -90,10 +91,11 @@ def choose(rows: Sequence[Row], texts: Sequence[str]) -> Chosen | None:
     """Return the first kind's judge under which most demonstrations are right; None where fewer than `ENOUGH` are.
 
     Args:
-        rows: rows of demonstrations; the first `JUDGED` are tried.
+        rows: rows of demonstrations; `JUDGED` of them are tried, drawn from all: files are often laid end to end.
         texts: the demonstration of each.
     """
-    rows, texts = rows[:JUDGED], texts[:JUDGED]
+    tried = sorted(Random(0).sample(range(len(rows)), min(JUDGED, len(rows))))
+    rows, texts = [rows[place] for place in tried], [texts[place] for place in tried]
     for alike in JUDGES:
         shares = [(sum(one is not None for one in judged(judge, rows, texts)) / len(rows), judge) for judge in alike]
         share, judge = max(shares, key=lambda found: found[0])

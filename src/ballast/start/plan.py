@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ballast.advise.regime import ABOVE, BELOW, EQUAL, UNKNOWN
 from ballast.start.probe import Probe
@@ -74,8 +75,24 @@ SIZES = (
 
 
 @dataclass(frozen=True)
+class Room:
+    """What bounds a comparison beside the time.
+
+    Attributes:
+        steps: optimiser steps after which the rows have been seen often enough.
+        validation, test: rows that there are.
+        jobs: runs at a time.
+    """
+
+    steps: int
+    validation: int
+    test: int
+    jobs: int = 1
+
+
+@dataclass(frozen=True)
 class Plan:
-    """A comparison and what it costs: seconds, bytes on disk, bytes of memory."""
+    """A comparison and what it costs: seconds with so many runs at a time, bytes on disk, bytes of memory of a run."""
 
     objectives: tuple[str, ...]
     size: Size
@@ -83,6 +100,7 @@ class Plan:
     seconds: float
     disk: int
     memory: int
+    jobs: int
 
     @property
     def runs(self) -> int:
@@ -90,28 +108,38 @@ class Plan:
         return len(self.objectives) * (tuning + self.size.seeds)
 
 
-def plan(objectives: Sequence[str], probe: Probe, seconds: float, *, lora: bool, most_steps: int) -> Plan:
+def plan(objectives: Sequence[str], probe: Probe, seconds: float, *, lora: bool, room: Room) -> Plan:
     """Return the most thorough comparison that fits into `seconds`; the least of all where none does.
 
     Args:
         objectives: names.
         probe: what steps and answers cost.
         lora: whether an adapter is trained.
-        most_steps: optimiser steps after which the rows have been seen often enough.
+        room: what there is beside the time.
     """
-    made = [_sized(objectives, probe, size, lora, most_steps) for size in SIZES]
+    made = [_sized(objectives, probe, size, lora, room) for size in SIZES]
     return next((one for one in made if one.seconds <= seconds), made[-1])
 
 
-def _sized(objectives: Sequence[str], probe: Probe, size: Size, lora: bool, most_steps: int) -> Plan:
+def _sized(objectives: Sequence[str], probe: Probe, size: Size, lora: bool, room: Room) -> Plan:
     rates = (LORA_RATES if lora else FULL_RATES)[: size.rates]
-    steps = min(size.steps, most_steps)
-    size = Size(**{**vars(size), "steps": steps})
-    training = OVERHEAD + 2 * probe.load_seconds + steps * probe.step_seconds
+    size = replace(
+        size,
+        steps=min(size.steps, room.steps),
+        validation=min(size.validation, room.validation),
+        items=min(size.items, room.test),
+        sampled=min(size.sampled, room.test),
+    )
+    training = OVERHEAD + 2 * probe.load_seconds + size.steps * probe.step_seconds
     reported = size.items + size.sampled * SAMPLES
-    tuning = len(rates) * size.tuning_seeds * (training + size.validation * probe.answer_seconds)
-    final = size.seeds * (training + (size.validation + reported) * probe.answer_seconds)
-    each = (tuning if len(rates) > 1 else 0.0) + final
+    tuning = training + size.validation * probe.answer_seconds
+    final = tuning + reported * probe.answer_seconds
+    count = len(objectives) * len(rates) * size.tuning_seeds if len(rates) > 1 else 0
+    seconds = _rounds(count, room) * tuning + _rounds(len(objectives) * size.seeds, room) * final
     base = reported * probe.answer_seconds
     disk = len(objectives) * size.seeds * probe.weights
-    return Plan(tuple(objectives), size, rates, len(objectives) * each + base, disk, probe.memory)
+    return Plan(tuple(objectives), size, rates, seconds + base, disk, probe.memory, room.jobs)
+
+
+def _rounds(runs: int, room: Room) -> int:
+    return math.ceil(runs / room.jobs)

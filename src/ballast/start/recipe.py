@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 
 from ballast.start.plan import SAMPLES, Plan
 from ballast.start.probe import Probe
+from ballast.text import inert
 
 RECIPE, TRAIN, VALIDATION, TEST = "recipe.yaml", "train.jsonl", "validation.jsonl", "test.jsonl"
+RUNS = "runs"
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 TRAINING: Mapping[str, Any] = {
     "per_device_train_batch_size": 8,
@@ -54,8 +57,8 @@ def text(made: Written) -> str:
 
 def _lines(made: Written) -> Iterator[str]:
     size = made.plan.size
-    yield f"# Written by `{made.command}`. Compares objectives on these rows, each at a learning rate of its own:"
-    yield f"#   ballast compare {made.folder / RECIPE}      # goes on where it was stopped"
+    yield f"# Written by `{inert(made.command)}`. Compares objectives, each at a learning rate of its own:"
+    yield f"#   {inert(compare_command(made.folder))}      # goes on where it was stopped"
     yield "model:"
     yield f"  path: {_yaml(made.model)}"
     if made.lora:
@@ -82,8 +85,13 @@ def _lines(made: Written) -> Iterator[str]:
     yield f"  tasks:  # {made.judged}"
     yield from _tasks(made)
     yield ""
-    yield f"output: {_path(made, 'runs')}"
+    yield f"output: {_path(made, RUNS)}"
     yield "seed: 42"
+
+
+def compare_command(folder: Path) -> str:
+    """Return the command that runs what a folder is made for."""
+    return shlex.join(["ballast", "compare", str(folder / RECIPE)])
 
 
 def _tasks(made: Written) -> Iterator[str]:

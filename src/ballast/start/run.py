@@ -10,7 +10,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ballast import checkpoints, models
+from ballast import models
+from ballast.compare.numbers import duration
+from ballast.compare.run import runs_at_a_time
 from ballast.config.recipe import DataSection, ModelSection, Recipe
 from ballast.data.columns import Columns
 from ballast.data.exact import as_stored
@@ -24,7 +26,7 @@ from ballast.protocols import Say
 from ballast.start import columns as reading
 from ballast.start import plan as planning
 from ballast.start.answers import Chosen, choose, judged
-from ballast.start.plan import Plan
+from ballast.start.plan import Plan, Room
 from ballast.start.probe import CUT_OFF, Probe, probe
 from ballast.start.recipe import LORA, RECIPE, TEST, TRAIN, TRAINING, VALIDATION, Written, text
 from ballast.start.rows import Parts, demonstrations, split
@@ -34,6 +36,8 @@ ADVISED = 64
 """Rows that the advice is on."""
 EPOCHS = 3
 """Passes over the rows beyond which a comparison does not train."""
+MINUTES = 20.0
+"""What a comparison may take unasked."""
 ASKED = "asked.json"
 """What a folder was made for, so that it goes on with nothing else."""
 
@@ -46,21 +50,26 @@ class Request:
         model: as in a recipe.
         data: a source of rows.
         columns: as in ``data.columns``; None finds them.
-        minutes: that the comparison may take.
+        minutes: that the comparison may take; None for `MINUTES`.
     """
 
     model: str
     data: str
     columns: Columns = None
-    minutes: float = 20
+    minutes: float | None = None
+
+    @property
+    def time(self) -> float:
+        """Return the minutes that a new comparison may take."""
+        return MINUTES if self.minutes is None else self.minutes
 
     def same(self, other: Any) -> bool:
-        """Return whether a folder that was made for `other` serves this request."""
+        """Return whether a folder that was made for `other` has this model and these rows."""
         return {**self.plain(), "minutes": None} == {**other, "minutes": None}
 
     def plain(self) -> dict[str, Any]:
         """Return it as it is kept."""
-        return dict(vars(self))
+        return {**vars(self), "minutes": self.time}
 
 
 def default_folder(data: str) -> Path:
@@ -73,7 +82,7 @@ def is_made(folder: Path, request: Request) -> bool:
     """Return whether a folder holds the recipe of this request already.
 
     Raises:
-        BallastError: it holds something else.
+        BallastError: it holds something else, or was planned for another time.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
@@ -83,6 +92,11 @@ def is_made(folder: Path, request: Request) -> bool:
         raise BallastError(f"--output: {folder}: is not empty and would be mixed up; name a new folder") from None
     if not isinstance(known, dict) or not request.same(known):
         raise BallastError(f"--output: {folder}: was made for another model or other data; name a new folder")
+    if request.minutes not in (None, known["minutes"]):
+        raise BallastError(
+            f"--minutes: {request.minutes:g}: would be ignored: {folder} was planned for {known['minutes']:g} min; "
+            f"leave it out, change {folder / RECIPE}, or plan anew with another --output"
+        )
     return True
 
 
@@ -105,9 +119,10 @@ def run_init(request: Request, folder: Path, *, command: str, say: Say) -> Plan:
     found = probe(section, TRAINING, name, parts.test, parts.train)
     for line in probed(found):
         say(line)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
-        made = Path(beside, "made")
+    beside = folder if folder.exists() else folder.parent
+    beside.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{folder.name}.", dir=beside) as temporary:
+        made = Path(temporary, "made")
         made.mkdir()
         for file, rows in ((TRAIN, parts.train), (VALIDATION, parts.validation), (TEST, parts.test)):
             _write(made / file, rows)
@@ -115,7 +130,8 @@ def run_init(request: Request, folder: Path, *, command: str, say: Say) -> Plan:
         say(f"prior: {regime.name}, by `ballast advise`: {regime.meaning}")
         why = dict(planning.WORTH[regime.expects])
         steps = EPOCHS * len(parts.train) // TRAINING["per_device_train_batch_size"]
-        plan = planning.plan(list(why), found, 60 * request.minutes, lora=lora, most_steps=max(1, steps))
+        room = Room(max(1, steps), len(parts.validation), len(parts.test), runs_at_a_time(section))
+        plan = planning.plan(list(why), found, 60 * request.time, lora=lora, room=room)
         written = Written(
             command=command,
             model=request.model,
@@ -130,12 +146,19 @@ def run_init(request: Request, folder: Path, *, command: str, say: Say) -> Plan:
         )
         (made / RECIPE).write_text(text(written), encoding="utf-8")
         (made / ASKED).write_text(json.dumps(request.plain(), indent=2) + "\n", encoding="utf-8")
-        if folder.exists():
-            folder.rmdir()
-        checkpoints.put_in_place(made, folder)
-    for line in planned(plan, request.minutes):
+        _put(made, folder)
+    for line in planned(plan, request.time):
         say(line)
     return plan
+
+
+def _put(made: Path, folder: Path) -> None:
+    """Move what was made to its place. An empty folder there is filled: it may be a link, a disk, where one stands."""
+    if not folder.exists():
+        made.rename(folder)
+        return
+    for file in sorted(made.iterdir(), key=lambda file: file.name == ASKED):
+        file.rename(folder / file.name)
 
 
 def _rows(request: Request, chat: bool, say: Say) -> tuple[Parts, str, Chosen | None]:
@@ -160,6 +183,11 @@ def _rows(request: Request, chat: bool, say: Say) -> tuple[Parts, str, Chosen | 
     judge = choose(rows, [last_text(one["completion"]) for one in made])
     say(_judging(judge))
     parts = Parts(parts.train, _held(judge, parts.validation), _held(judge, parts.test))
+    if not parts.validation or not parts.test:
+        raise BallastError(
+            f"{request.data}: of the rows set apart none can be judged, so nothing could be compared; give more rows, "
+            "or write a recipe by hand (docs/recipe.md)"
+        )
     sizes = f"{len(parts.train):,} to train on, {len(parts.validation)} to choose by, {len(parts.test)} to report"
     say(f"split by prompt: {sizes}")
     return parts, layout.said, judge
@@ -214,10 +242,11 @@ def planned(plan: Plan, minutes: float) -> list[str]:
     """Return the plan and its cost, as lines."""
     size = plan.size
     tuned = f"{len(plan.rates)} rates × {size.tuning_seeds} to choose, " if len(plan.rates) > 1 else ""
-    runs = f"{size.seeds} seeds to report; {size.steps} steps a run, {plan.runs} runs"
+    runs = f"{size.seeds} seeds to report; {size.steps} steps a run, {plan.runs} runs, {plan.jobs} at a time"
+    room = f"{_bytes(plan.disk)} on disk, {_bytes(plan.memory)} of memory a run"
     lines = [
         f"plan: {', '.join(plan.objectives)}; {tuned}{runs}",
-        f"cost: about {plan.seconds / 60:.0f} min here, {_bytes(plan.disk)} on disk, {_bytes(plan.memory)} of memory",
+        f"cost: about {duration(plan.seconds)} here, {room}",
     ]
     if plan.seconds > 60 * minutes:
         lines.append(f"that is more than the {minutes:g} min asked for; less would not tell chance from a difference")
@@ -228,6 +257,10 @@ def _bytes(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
 
 
-def shown_command(verb: str, request: Request) -> str:
+def shown_command(verb: str, request: Request, output: Path | None) -> str:
     """Return the command that was given, as it can be given again."""
-    return f"ballast {verb} {shlex.quote(request.model)} {shlex.quote(request.data)}"
+    columns = request.columns if isinstance(request.columns, str | None) else json.dumps(dict(request.columns))
+    minutes = None if request.minutes is None else f"{request.minutes:g}"
+    options = {"--columns": columns, "--minutes": minutes, "--output": output}
+    given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
+    return shlex.join(["ballast", verb, request.model, request.data, *given])
