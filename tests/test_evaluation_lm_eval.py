@@ -46,6 +46,9 @@ def folder(tmp_path_factory):
         (path / f"{name}.yaml").write_text(f"task: {name}\n{data}{extra}{text}")
     gone = "dataset_path: nobody/has-this\ntest_split: test\n"
     (path / "far.yaml").write_text(f"task: far\n{gone}{FILES['pick']}")
+    (path / "lacks.py").write_text("import no_such_module_here\n")
+    lacks = FILES["pick"].replace("doc_to_text: '{{q}}'", "doc_to_text: !function lacks.text")
+    (path / "lacks.yaml").write_text(f"task: lacks\n{data}{lacks}")
     (path / "both.yaml").write_text("group: both\ntask: [pick, fixed]\naggregate_metric_list:\n  - metric: acc\n")
     return path
 
@@ -103,12 +106,12 @@ def test_chat_template_and_examples_reach_the_prompt(folder, model):
     needs_package()
     tokenizer = char_tokenizer()
     tokenizer.chat_template = TEMPLATE
-    before = tokenizer.pad_token
+    tokenizer.pad_token = None
     (result,) = evaluate(model, tokenizer, [task(folder, "pick", few_shot=1, limit=2)])
     prompt = result.items[0]["prompt"][0][0]
     assert prompt.count("user: ") == 2
     assert result.counts["chat_template"] == 1
-    assert tokenizer.pad_token == before
+    assert tokenizer.pad_token is None
 
 
 def test_training_mode_is_as_before(folder, model):
@@ -123,6 +126,7 @@ def test_training_mode_is_as_before(folder, model):
     [
         (["pik"], {}, "lm-eval has no task 'pik'; did you mean 'pick'"),
         (["far"], {}, "its data are on the hub, which is out of reach; fetch it once"),
+        (["lacks"], {}, "'lacks' needs the package no_such_module_here, which is not installed; pip install"),
         (["runs"], {}, "runs what the model wrote outside any sandbox"),
         (["fixed"], {"few_shot": 2}, "has no examples by its authors' setting"),
     ],

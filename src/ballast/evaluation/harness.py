@@ -136,6 +136,10 @@ def _manager(include_path: str | None) -> Any:
 def _loaded(manager: Any, name: str) -> Any:
     try:
         return manager.load([name])
+    except ModuleNotFoundError as error:
+        raise BallastError(
+            f"lm-eval's task {name!r} needs the package {error.name}, which is not installed; pip install {error.name}"
+        ) from error
     except Exception as error:  # task files run code of their own, and data sets come from anywhere
         from huggingface_hub import constants
 
