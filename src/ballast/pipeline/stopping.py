@@ -103,6 +103,8 @@ def stoppable(output: Path, stop: Stop, *, weights_only: bool = False) -> Iterat
     except RuntimeError as error:
         if not ranks.is_loss(error):
             raise
+        # The launcher ends what is left of the run at once, and would before the line is said.
+        before = signal.SIG_IGN
         line = (
             f"process {os.environ.get('RANK', '?')}: another process of this run has ended, the others cannot go on "
             "without it; its own output says why"
