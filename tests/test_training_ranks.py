@@ -54,7 +54,7 @@ def check_equal(found: Path, wanted: Path, setting: str) -> None:
     # DeepSpeed keeps what the optimiser moves in float32, whose rounding iw-sft amplifies to 1e-4.
     bound = 3e-4 if setting.startswith("zero") else 1e-10
     for name, weight in theirs.items():
-        assert float((ours[name] - weight).abs().max()) < bound, name
+        assert float((ours[name] - weight).abs().max()) < bound, f"{found.name}: {name}"
 
 
 def run_cases(folder: Path, setting: str, cases: tuple[str, ...], limit: int = 300) -> None:
