@@ -15,6 +15,13 @@ Tell = Callable[[str, int, int], None]
 """Called with (what is being done, done, total)."""
 
 
+def duration(seconds: float) -> str:
+    """Return a span of time in one unit: ``40 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 @contextmanager
 def on_stderr(unit: str, *, show: bool = True, lines: bool = True) -> Iterator[Tell]:
     """Yield what is told how far something is; each thing that is done has a bar of its own.

@@ -76,13 +76,6 @@ def joined(parts: list[str], last: str = "and") -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {last} {parts[-1]}" if parts else ""
 
 
-def duration(seconds: float) -> str:
-    """Return a span of time in one unit: ``40 s``, ``12 min``, ``3.5 h``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def counted(count: int, noun: str, plural: str = "") -> str:
     """Return ``1 seed``, ``5 seeds``."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"

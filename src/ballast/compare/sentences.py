@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ballast.compare.figures import SIGNS, VERDICTS, WITHIN, Metric, clipped, difference_value, verdict
-from ballast.compare.numbers import ROUNDING, counted, duration, figure, interval, joined, number, p_value, signed
+from ballast.compare.numbers import ROUNDING, counted, figure, interval, joined, number, p_value, signed
 from ballast.compare.statistics import POWER, seeds_needed
+from ballast.progress import duration
 from ballast.records.folder import AFTER, BASE, BEFORE
 from ballast.records.summary import Difference, Row, Summary, Verdict
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ballast.progress import duration
 from ballast.protocols import Say
 
 MOST = 40
@@ -43,5 +44,4 @@ def _left(moment: float, step: int, state: Any) -> list[str]:
     done, left = state.global_step - step, state.max_steps - state.global_step
     if not done or not left:
         return []
-    seconds = (time.monotonic() - moment) / done * left
-    return [f"{seconds:.0f} s left" if seconds < 90 else f"{seconds / 60:.0f} min left"]
+    return [f"{duration((time.monotonic() - moment) / done * left)} left"]

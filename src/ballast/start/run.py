@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ballast import models
-from ballast.compare.numbers import duration
 from ballast.compare.run import runs_at_a_time
 from ballast.config.recipe import DataSection, ModelSection, Recipe
 from ballast.data.columns import Columns
@@ -22,6 +21,7 @@ from ballast.files import check_place
 from ballast.pipeline import sources
 from ballast.pipeline.advise import run_advise
 from ballast.pipeline.inputs import silent
+from ballast.progress import duration
 from ballast.protocols import Say
 from ballast.start import columns as reading
 from ballast.start import plan as planning
