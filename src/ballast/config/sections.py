@@ -116,6 +116,22 @@ class ChooseSection(Options):
     """Metric of that task: `accuracy`, `mean@N`, `pass@K`, `maj@K`, `nll`, …"""
 
 
+class HalvingSection(Options):
+    """Successive halving: all pairs of objective and rate train shortly, the best of them longer; ``true`` is this."""
+
+    eta: int = Field(3, ge=2, le=100)
+    """How many times fewer pairs, and how many times more steps, each rung has than the one before it."""
+    min_steps: int | None = Field(None, ge=1)
+    """Steps of the shortest runs, at least; `steps` / `eta` where absent, which is one rung before the last."""
+
+
+def _halving(value: Any) -> Any:
+    return {True: HalvingSection(), False: None}[value] if isinstance(value, bool) else value
+
+
+Halving = Annotated[HalvingSection | None, BeforeValidator(_halving)]
+
+
 class BudgetSection(Options):
     """How long every row trains: steps or tokens, one of the two."""
 
@@ -123,6 +139,9 @@ class BudgetSection(Options):
     """Optimiser steps."""
     tokens: int | None = Field(None, ge=1)
     """Tokens read, prompts included, rounded to steps."""
+    halving: Halving = None
+    """Spend them where they decide: pairs of objective and rate that are behind in short runs leave; `true` is all
+    defaults."""
 
     @model_validator(mode="after")
     def _one_unit(self) -> BudgetSection:

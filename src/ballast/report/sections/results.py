@@ -76,7 +76,8 @@ def _main_table(summary: Summary, metric: Metric, to_base: Differences) -> Table
     lines = []
     for row in rows(summary):
         measured = {stage: result(row, stage, metric) for stage in reached}
-        cells = [Cell(row.label, KINDS.get(row.kind, ""))]
+        gone = "" if row.left is None else f"left after {row.left.steps} steps"
+        cells = [Cell(row.label, gone or KINDS.get(row.kind, ""))]
         cells += [_stage_cell(summary, row, stage, one, metric, best[stage]) for stage, one in measured.items()]
         if AFTER in reached:
             cells.append(_difference_cell(_gain(row, measured[AFTER]), metric))
