@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ballast.compare.halving import lengths, pairs_of
+from ballast.compare.numbers import counted
 from ballast.compare.plan import (
     LENGTH,
     PROMPTS,
@@ -185,7 +186,9 @@ def check_halving(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
         message = f"leaves no rung below the budget: the longest has {budget.steps} / {eta} steps; take at most"
         yield Problem((*HALVING, "min_steps"), f"{message} {longest}")
     elif pairs < eta:
-        message = f"there are {pairs} pairs of objective and rate, fewer than eta {eta}, so there is nothing to halve"
+        message = (
+            f"{counted(pairs, 'pair')} of objective and rate cannot be cut to 1/{eta}, so there is nothing to halve"
+        )
         yield Problem(HALVING, f"{message}; list more of them, or leave it out")
     else:
         found = _check_rungs(recipe, lengths(Plan(recipe))[0], budget.steps)

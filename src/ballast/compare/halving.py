@@ -156,7 +156,8 @@ def course(plan: Plan, runs: Sequence[Run]) -> Course:
         rungs.append(rung := _rung(plan, steps, cells, found))
         if rung.kept is None:
             return Course(plan, tuple(rungs), None)
-        pairs = rung.kept
+        if not (pairs := rung.kept):
+            break
     return Course(plan, tuple(rungs), pairs)
 
 

@@ -119,7 +119,7 @@ class ChooseSection(Options):
 class HalvingSection(Options):
     """Successive halving: all pairs of objective and rate train shortly, the best of them longer; ``true`` is this."""
 
-    eta: int = Field(3, ge=2, le=100)
+    eta: int = Field(4, ge=2, le=100)
     """How many times fewer pairs, and how many times more steps, each rung has than the one before it."""
     min_steps: int | None = Field(None, ge=1)
     """Steps of the shortest runs, at least; `steps` / `eta` where absent, which is one rung before the last."""
