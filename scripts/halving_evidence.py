@@ -83,12 +83,25 @@ def keep(name: str, output: Path, words: Sequence[str]) -> Path:
 
 @dataclass(frozen=True)
 class Setting:
-    """A stored comparison, and how it is halved; `smaller` is whether the next smaller rate comes along."""
+    """A stored comparison, and how it is halved.
+
+    Attributes:
+        smaller: whether the next smaller rate comes along.
+        together: whether all rows are ranked together, or each by itself, so that none leaves.
+    """
 
     name: str
     eta: int
     rungs: tuple[int, ...]
     smaller: bool = True
+    together: bool = True
+
+    @property
+    def told(self) -> str:
+        how = "" if self.smaller else ", without the rate below"
+        return (
+            f"{self.eta}, {' and '.join(map(str, self.rungs))} steps{how if self.together else ', each row by itself'}"
+        )
 
 
 SETTINGS = (
@@ -97,6 +110,8 @@ SETTINGS = (
     Setting("published", 2, (12, 24)),
     Setting("published", 4, (12,), smaller=False),
     Setting("weak-prior-noisy", 4, (12,), smaller=False),
+    Setting("published", 4, (12,), together=False),
+    Setting("weak-prior-noisy", 4, (12,), together=False),
 )
 
 
@@ -152,12 +167,16 @@ def replay(setting: Setting) -> Outcome:
 def _stay(scores: Mapping[Pair, float | None], setting: Setting, baseline: str) -> list[Pair]:
     from ballast.compare.halving import survivors
 
+    if not setting.together:
+        rows = dict.fromkeys(label for label, _ in scores)
+        own = [{pair: score for pair, score in scores.items() if pair[0] == label} for label in rows]
+        return [pair for one in own for pair in survivors(one, sign=1, eta=setting.eta, baseline=baseline)]
     if setting.smaller:
         return survivors(scores, sign=1, eta=setting.eta, baseline=baseline)
     # Each pair by itself, as if no row had a smaller rate.
     alone: dict[Pair, float | None] = {(f"{label} {rate!r}", rate): score for (label, rate), score in scores.items()}
-    own = [(label, rate) for label, rate in scores if label == baseline]
-    best = max(own, key=lambda pair: (scores[pair] or 0.0, -pair[1]))
+    mine = [(label, rate) for label, rate in scores if label == baseline]
+    best = max(mine, key=lambda pair: (scores[pair] or 0.0, -pair[1]))
     kept = survivors(alone, sign=1, eta=setting.eta, baseline=f"{best[0]} {best[1]!r}")
     return [pair for pair in scores if (f"{pair[0]} {pair[1]!r}", pair[1]) in kept]
 
@@ -182,12 +201,12 @@ def table() -> str:
     ]
     for setting in SETTINGS:
         found = replay(setting)
-        alone = "" if setting.smaller else ", without the rate below"
-        rungs = f"{setting.eta}, {' and '.join(map(str, setting.rungs))} steps{alone}"
         kept = f"`{found.winner}` {'stays' if found.kept else '**is lost**'}"
         stay = ", ".join(f"`{label}`" for label in found.rates)
         wrong = f"{len(found.wrong)} of {len(found.rates)}"
-        lines.append(f"| {setting.name} | {rungs} | {found.steps / found.full:.0%} | {kept} | {stay} | {wrong} |")
+        lines.append(
+            f"| {setting.name} | {setting.told} | {found.steps / found.full:.0%} | {kept} | {stay} | {wrong} |"
+        )
     return "\n".join(lines)
 
 

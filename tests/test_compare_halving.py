@@ -253,7 +253,8 @@ def halved_runs(made, worth):
 
 
 def worth(one):
-    return round(0.5 + 0.1 * ROWS.index(one.label) - 3000 * abs(one.rate - 3e-5) + 0.001 * (one.seed % 10), 6)
+    """Short runs score less."""
+    return round(0.5 - 0.05 * (one.steps is not None) + 0.1 * ROWS.index(one.label) - 3000 * abs(one.rate - 3e-5) + 0.001 * (one.seed % 10), 6)
 
 
 def test_the_summary_says_who_left_where_and_what_it_saved():
@@ -262,10 +263,13 @@ def test_the_summary_says_who_left_where_and_what_it_saved():
     rows = {row.label: row for row in summary.rows}
     assert [label for label, row in rows.items() if row.left is not None] == ["dft"]
     left = rows["dft"].left
-    assert (left.rung, left.steps, left.rate, left.score) == (16, 16, 3e-5, pytest.approx(0.607))
+    assert (left.rung, left.steps, left.rate, left.score) == (16, 16, 3e-5, pytest.approx(0.557))
     assert (rows["dft"].stages, rows["dft"].rate, rows["dft"].tuning) == ({}, None, ())
     assert len(rows["dft"].rungs) == 3
     assert rows["talr"].rate == 3e-5
+    assert [one.values for one in rows["sft"].tuning] == [
+        tuple(worth(cell("sft", rate, seed, TUNING)) for seed in (1007, 1008)) for rate in (1e-5, 3e-5)
+    ]
     halving = summary.halving
     assert [one.plain() for one in halving.rungs] == [{"steps": 16, "pairs": 12, "kept": 6}]
     # 12 short ones; 3 rows × 2 rates × 2 seeds; 3 rows × 2 seeds. The sweep: 12 pairs × 2 seeds, 4 rows × 2 seeds.
@@ -280,7 +284,7 @@ def test_the_summary_says_who_left_where_and_what_it_saved():
     assert rows["talr"].edge is None
     text = markdown(summary)
     assert "| dft | 3e-05 |  | left |  |  |" in text
-    assert "dft: left after runs of 16 steps (0.607 at 3e-05); nothing is claimed of it." in text
+    assert "dft: left after runs of 16 steps (0.557 at 3e-05); nothing is claimed of it." in text
     assert "30 runs of 1,056 steps in all, where the full sweep has 32 of 1,536 (69%)" in text
     from rich.console import Console
 
@@ -461,7 +465,7 @@ def test_a_whole_one_leaves_runs_of_every_rung_and_the_summary_of_its_records(wh
     assert gone
     assert not [row for row in summary["rows"] if row["label"] in gone and row["stages"]]
     assert not [path for path in (output / "cells").glob("*-s5") if path.name.split("-lr")[0] in gone]
-    assert lines[0].startswith("halving: 8 runs of 1 steps, 7 runs of 2 steps, then at most")
+    assert lines[0].startswith("halving: 8 runs of 1 step, 7 runs of 2 steps, then at most")
     assert all(any(f"{label}: left after" in line for line in lines) for label in gone)
     # Counts shrink as rows leave: at the end what was done is all there was.
     total = summary["halving"]["runs"]

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
+from ballast.compare.numbers import counted
 from ballast.compare.plan import Plan, own_steps
 from ballast.records.folder import TUNING
 from ballast.records.runs import Run
@@ -274,7 +275,9 @@ def forecast(plan: Plan) -> str | None:
     runs = sum(pairs[:-1]) + pairs[-1] * seeds + rows * len(plan.seeds)
     short = sum(count * steps for count, steps in zip(pairs, rungs, strict=False))
     steps = short + pairs[-1] * seeds * budget + sum(whole[:rows]) * len(plan.seeds)
-    began = ", ".join(f"{count} runs of {steps} steps" for count, steps in zip(pairs, rungs, strict=False))
+    began = ", ".join(
+        f"{counted(count, 'run')} of {counted(length, 'step')}" for count, length in zip(pairs, rungs, strict=False)
+    )
     return (
         f"halving: {began}, then at most {pairs[-1]} pairs of objective and rate with all steps; at most {runs:,} runs "
         f"and {steps:,} steps in all (the full sweep: {known.full_runs:,} and {known.full_steps:,})"

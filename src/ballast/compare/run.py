@@ -14,6 +14,7 @@ from ballast.compare.cluster import RayOptions, connected
 from ballast.compare.halving import Course, course, forecast, left_at, short_cells
 from ballast.compare.inputs import check_current, current_inputs
 from ballast.compare.jobs import Job, JobContext, base_rl, row_recipes
+from ballast.compare.numbers import counted
 from ballast.compare.plan import Part, Plan
 from ballast.compare.pool import Machine, Place, visible_gpus
 from ballast.compare.progress import Board, Slot, slot_of
@@ -141,7 +142,9 @@ class Choice:
         before, self._course = self._course.labels, course(plan, runs)
         for label in before:
             if (left := left_at(self._course, label)) is not None:
-                self._board.dropped(label, f"left after {left.steps} steps: {_chosen_by(plan)} {_number(left.score)}")
+                self._board.dropped(
+                    label, f"left after {counted(left.steps, 'step')}: {_chosen_by(plan)} {_number(left.score)}"
+                )
         self._board.replan(_totals(_jobs_of(plan, self._part, self._course, self._rates)))
         self._write()
         return self._course

@@ -15,7 +15,7 @@ from ballast.compare.figures import (
     difference_value,
     interval_of,
 )
-from ballast.compare.numbers import half_or_bounds
+from ballast.compare.numbers import counted, half_or_bounds
 from ballast.compare.sentences import cautions, sentences
 from ballast.protocols import Say
 from ballast.records.folder import AFTER
@@ -152,17 +152,18 @@ def halving_notes(summary: Summary) -> Iterator[str]:
     found = summary.halving
     if found is None:
         return
-    rungs = ", ".join(f"{one.pairs} pairs of objective and rate for {one.steps} steps" for one in found.rungs)
+    rungs = ", ".join(f"{counted(one.pairs, 'pair')} for {counted(one.steps, 'step')}" for one in found.rungs)
     if found.runs is not None and found.steps is not None:
         share = found.steps / found.full_steps
         yield (
-            f"Halving: {rungs}; {found.runs:,} runs of {found.steps:,} steps in all, where the full sweep has "
-            f"{found.full_runs:,} of {found.full_steps:,} ({share:.0%}). Runs of a rung are whole runs of its steps."
+            f"Halving: {rungs}, each a whole run; {found.runs:,} runs of {found.steps:,} steps in all, where the full "
+            f"sweep has {found.full_runs:,} of {found.full_steps:,} ({share:.0%})."
         )
     for row in summary.rows:
         if row.left is not None:
             score = "its runs broke off" if row.left.score is None else f"{row.left.score:.3f} at {row.left.rate:g}"
-            yield f"{row.label}: left after runs of {row.left.steps} steps ({score}); nothing is claimed of it."
+            steps = counted(row.left.steps, "step")
+            yield f"{row.label}: left after runs of {steps} ({score}); nothing is claimed of it."
 
 
 def _row(row: Row, metric: Metric, after: bool, text: Form) -> tuple[str, ...]:
