@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,7 +107,6 @@ class Setting:
 SETTINGS = (
     Setting("published", 4, (12,)),
     Setting("weak-prior-noisy", 4, (12,)),
-    Setting("published", 2, (12, 24)),
     Setting("published", 4, (12,), smaller=False),
     Setting("weak-prior-noisy", 4, (12,), smaller=False),
     Setting("published", 4, (12,), together=False),
@@ -125,6 +124,7 @@ class Outcome:
         wrong: rows that stay and would have another rate than by the full sweep.
         winner, kept: the best row of the full sweep by what chooses, and whether it stays at its rate.
         left: rows that leave.
+        use, full_use: which row the verdict after fine-tuning says to use, halved (None: rates differ) and in full.
     """
 
     steps: int
@@ -134,6 +134,8 @@ class Outcome:
     winner: str
     kept: bool
     left: tuple[str, ...]
+    use: str | None
+    full_use: str | None
 
 
 def replay(setting: Setting) -> Outcome:
@@ -152,16 +154,30 @@ def replay(setting: Setting) -> Outcome:
     steps += sum(length[label] * (choosing * len(some) * (len(some) > 1) + reported) for label, some in rates.items())
     full = sum(length[label] * (choosing * len(row.tuning) + reported) for label, row in rows.items())
     chosen = {label: max(some, key=lambda rate: (values[label, rate], -rate)) for label, some in rates.items()}
+    wrong = tuple(label for label, one in chosen.items() if one != rows[label].rate)
     winner, rate = max(values, key=lambda pair: values[pair])
     return Outcome(
         steps=steps,
         full=full,
         rates=chosen,
-        wrong=tuple(label for label, one in chosen.items() if one != rows[label].rate),
+        wrong=wrong,
         winner=winner,
         kept=chosen.get(winner) == rate,
         left=tuple(label for label in rows if label not in rates),
+        use=None if wrong else _use(summary, rates),
+        full_use=_use(summary, rows),
     )
+
+
+def _use(summary: Summary, labels: Container[str]) -> str | None:
+    """Return which row the verdict after fine-tuning would name, of some rows at the rates they have."""
+    from ballast.compare.figures import deciding
+    from ballast.compare.summary import adjusted
+    from ballast.compare.verdict import decide
+
+    kept = adjusted([row for row in summary.rows if row.kind != "method" or row.label in labels])
+    halved = summary.model_copy(update={"rows": kept})
+    return decide(halved, evidence.BEFORE, deciding(halved)).winner
 
 
 def _stay(scores: Mapping[Pair, float | None], setting: Setting, baseline: str) -> list[Pair]:
@@ -196,24 +212,18 @@ def _length(row: Row) -> int:
 def table() -> str:
     """Return the table of docs/compare.md."""
     lines = [
-        "| comparison | eta, rungs | steps | winner of the full sweep | rows that stay | rates of these that differ |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| comparison | eta, rungs | steps | best by `choose_by` | verdict | rows that stay | other rates |",
+        "| --- | --- | ---: | --- | --- | --- | --- |",
     ]
     for setting in SETTINGS:
         found = replay(setting)
+        use = "–" if found.use is None else f"`{found.use}`{' too' if found.use == found.full_use else ''}"
         kept = f"`{found.winner}` {'stays' if found.kept else '**is lost**'}"
-        stay = ", ".join(f"`{label}`" for label in found.rates)
-        wrong = f"{len(found.wrong)} of {len(found.rates)}"
-        lines.append(
-            f"| {setting.name} | {setting.told} | {found.steps / found.full:.0%} | {kept} | {stay} | {wrong} |"
-        )
+        stay, wrong = len(found.rates), len(found.wrong)
+        cost = f"{found.steps / found.full:.0%}"
+        rows = f"{stay} of {stay + len(found.left)} | {wrong} of {stay}"
+        lines.append(f"| {setting.name} | {setting.told} | {cost} | {kept} | {use} | {rows} |")
     return "\n".join(lines)
-
-
-def page(text: str) -> str:
-    """Return the page with its table written anew."""
-    head, rest = text.split(START)
-    return f"{head}{START}\n\n{table()}\n\n{evidence.END}{rest.split(evidence.END, 1)[1]}"
 
 
 def main() -> None:
@@ -224,7 +234,7 @@ def main() -> None:
     parser.add_argument("words", nargs="*", help="settings laid over the recipe")
     given = parser.parse_args()
     if given.what == "table":
-        PAGE.write_text(page(PAGE.read_text()))
+        PAGE.write_text(evidence.page_with(table(), PAGE.read_text(), START))
     elif given.what == "run":
         run(given.name, given.output, given.words)
     else:

@@ -254,7 +254,14 @@ def halved_runs(made, worth):
 
 def worth(one):
     """Short runs score less."""
-    return round(0.5 - 0.05 * (one.steps is not None) + 0.1 * ROWS.index(one.label) - 3000 * abs(one.rate - 3e-5) + 0.001 * (one.seed % 10), 6)
+    return round(
+        0.5
+        - 0.05 * (one.steps is not None)
+        + 0.1 * ROWS.index(one.label)
+        - 3000 * abs(one.rate - 3e-5)
+        + 0.001 * (one.seed % 10),
+        6,
+    )
 
 
 def test_the_summary_says_who_left_where_and_what_it_saved():
@@ -473,7 +480,7 @@ def test_a_whole_one_leaves_runs_of_every_rung_and_the_summary_of_its_records(wh
     assert summarise(load_plan(output), read_comparison(Store(output))).plain() == summary
 
 
-@pytest.mark.parametrize("left", [3, 9, 13])
+@pytest.mark.parametrize("left", [3, 13])
 def test_stopped_anywhere_it_ends_with_the_same_records(whole, folder, tmp_path, left):
     output, summary, _ = whole
     copy = Path(shutil.copytree(output, tmp_path / "copy"))

@@ -148,7 +148,7 @@ def course(plan: Plan, runs: Sequence[Run]) -> Course:
     Args:
         runs: of the comparison; those that are no rung's are passed over.
     """
-    over = {_cell_of(run): run for run in runs if run.role == TUNING and run.steps is not None}
+    over = {_cell_of(run): run for run in runs if run.role == TUNING}
     rungs: list[Rung] = []
     pairs: tuple[Pair, ...] = tuple(pairs_of(plan))
     for steps in lengths(plan):

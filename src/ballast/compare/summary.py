@@ -177,7 +177,7 @@ def tabulate(
         missing=tuple(missing),
         failed=_failures(failed),
         tasks=tuple(_described(name, runs) for name in names),
-        rows=_adjusted([row.model_copy(update={"stages": _stages(row, baseline, runs, names)}) for row in rows]),
+        rows=adjusted([row.model_copy(update={"stages": _stages(row, baseline, runs, names)}) for row in rows]),
         provenance=_provenance([*runs, *tuning]),
         unplanned=_failures(unplanned),
         warnings=tuple(RunWarning(run=run.path, warning=text) for run in runs for text in run.record.warnings),
@@ -333,7 +333,7 @@ def _results(runs: Sequence[Run], partners: Mapping[str, Sequence[Run]], task: s
     }
 
 
-def _adjusted(rows: Sequence[Row]) -> tuple[Row, ...]:
+def adjusted(rows: Sequence[Row]) -> tuple[Row, ...]:
     """Return rows with Holm's adjustment over the methods, for each stage, task and metric by itself."""
     families: dict[tuple[str, str, str], dict[str, Difference]] = {}
     for row in rows:
