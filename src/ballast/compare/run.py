@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ballast.compare.cluster import RayOptions, connected
-from ballast.compare.halving import Course, course, forecast, left_at, short_cells
+from ballast.compare.halving import Course, course, short_cells
 from ballast.compare.inputs import check_current, current_inputs
 from ballast.compare.jobs import Job, JobContext, base_rl, row_recipes
 from ballast.compare.numbers import counted
 from ballast.compare.plan import Part, Plan
 from ballast.compare.pool import Machine, Place, visible_gpus
 from ballast.compare.progress import Board, Slot, slot_of
+from ballast.compare.savings import forecast, left_at
 from ballast.compare.schedule import Schedule
 from ballast.compare.summary import is_planned, rates_on, summarise, sweep
 from ballast.compare.worker import configure_process

@@ -9,11 +9,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from ballast.compare.figures import BETTER
-from ballast.compare.halving import Course, course, left_at, rung_points, saved
+from ballast.compare.halving import Course, course
 from ballast.compare.inputs import check_alike, check_engines
 from ballast.compare.numbers import ROUNDING
 from ballast.compare.plan import Method, Plan, direction
 from ballast.compare.results import difference, result
+from ballast.compare.savings import left_at, rung_points, saved
 from ballast.compare.statistics import holm, over_seeds
 from ballast.compare.verdict import verdicts
 from ballast.evaluation.metrics import LEVEL
