@@ -430,7 +430,7 @@ def test_what_broke_off_is_done_again_and_may_change_who_stays(folder):
     whole = JobContext.is_done
     try:
         JobContext.is_done = lambda _, job: job.cell in played.runs and not played.runs[job.cell].failed
-        begun = names(in_order(Schedule(context, Part(), played), played))
+        begun = names(in_order(Schedule(context, Part(), played), played, workers=2))
     finally:
         JobContext.is_done = whole
     assert begun[:2] == lost
