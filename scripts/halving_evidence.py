@@ -138,15 +138,19 @@ class Outcome:
     full_use: str | None
 
 
-def replay(setting: Setting) -> Outcome:
-    """Halve a stored comparison with its own figures."""
+def replay(setting: Setting, unknown: float | None = None) -> Outcome:
+    """Halve a stored comparison with its own figures.
+
+    Args:
+        unknown: the score of a pair whose short run was not made; None has it leave.
+    """
     summary, short = _summary(setting.name), json.loads((KEPT / f"{setting.name}.json").read_text())
     rows = {row.label: row for row in summary.rows if row.kind == "method"}
     values = {(label, one.rate): sum(one.values) / len(one.values) for label, row in rows.items() for one in row.tuning}
     length = {label: _length(row) for label, row in rows.items()}
     pairs, steps = list(values), 0
     for rung in setting.rungs:
-        scores = {pair: short[str(rung)][pair[0]][repr(pair[1])] for pair in pairs}
+        scores = {pair: short[str(rung)][pair[0]].get(repr(pair[1]), unknown) for pair in pairs}
         steps += sum(math.ceil(length[label] * rung / STEPS) for label, _ in pairs)
         pairs = _stay(scores, setting, summary.baseline)
     rates = {label: [rate for row, rate in pairs if row == label] for label in dict.fromkeys(row for row, _ in pairs)}
