@@ -20,7 +20,7 @@ from ballast.pipeline.digests import inputs_of
 from tiny import CHAT_TEMPLATE, tiny_model
 
 pytest.importorskip("gguf")
-from gguf import GGMLQuantizationType, GGUFWriter  # noqa: E402
+from gguf import GGMLQuantizationType, GGUFWriter
 
 TOKENS = ["<unk>", "<s>", "</s>", "<end>", *map(chr, range(33, 127)), "Ġ", "Ċ", "ab"]
 CONTROL, NORMAL = 3, 1
@@ -84,7 +84,7 @@ def write(
         writer.add_chat_template(CHAT_TEMPLATE)
     more(writer)
     for name, weights in source.state_dict().items():
-        if name == "lm_head.weight" and config.tie_word_embeddings or gguf_name(name) in drop:
+        if (name == "lm_head.weight" and config.tie_word_embeddings) or gguf_name(name) in drop:
             continue
         if ".q_proj." in name or ".k_proj." in name:
             weights = interleaved(weights, config.num_attention_heads)

@@ -56,7 +56,7 @@ def place_problem(path: str | Path, needed: int = LEAST_FREE) -> str | None:
         return f"{str(path)!r}: cannot be a folder: a name has no zero bytes; choose another place"
     whole = Path(path).absolute()
     try:
-        nearest = next(folder for folder in (whole, *whole.parents) if folder.is_symlink() or folder.exists())
+        nearest = _nearest(whole)
         if not nearest.is_dir():
             if nearest == whole:
                 return f"{path}: is {'a link to nothing' if nearest.is_symlink() else 'a file'}; name a folder"
@@ -70,6 +70,16 @@ def place_problem(path: str | Path, needed: int = LEAST_FREE) -> str | None:
         short = f"{free / 1e6:,.0f} MB are free there, the run needs {needed / 1e6:,.0f} MB at least"
         return f"{path}: the disk is full: {short}; make room, or choose another place"
     return None
+
+
+def free_bytes(path: str | Path) -> int:
+    """Return how many bytes are free where a folder lies, or will."""
+    return shutil.disk_usage(_nearest(Path(path).absolute())).free
+
+
+def _nearest(whole: Path) -> Path:
+    """Return what is there of a path, from its end."""
+    return next(folder for folder in (whole, *whole.parents) if folder.is_symlink() or folder.exists())
 
 
 def write_atomically(path: str | Path, content: bytes | str) -> None:

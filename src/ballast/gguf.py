@@ -241,11 +241,12 @@ def convert(file: Path, folder: Path, *, dtype: str = "float32", name: str | Non
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that mapped memory is read only
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-            model, loaded = AutoModelForCausalLM.from_pretrained(
+            found: Any = AutoModelForCausalLM.from_pretrained(
                 file.parent, gguf_file=file.name, dtype=getattr(torch, dtype), output_loading_info=True
             )
     except Exception as error:  # torch, tokenizers and transformers each raise their own
         raise BallastError(f"{path}: cannot be unpacked: {_first_line(error)}") from error
+    model, loaded = found
     if missing := sorted(loaded["missing_keys"]):
         raise BallastError(f"{path}: lacks the weights {missing[0]!r}, which would be random; take another file")
     # The weights are full numbers now; transformers would refuse to save what it takes for a quantised model.

@@ -320,6 +320,19 @@ def try_lora(section: ModelSection, config: Any) -> None:
     check_adapted_head(empty)
 
 
+def adapter_size(section: ModelSection, empty: Any) -> int:
+    """Return how many numbers the LoRA settings train on a model without weights, which they are put on."""
+    import torch
+    from peft import get_peft_model
+
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tied weights, which `try_lora` refuses
+        settings = lora_config(section)
+        assert settings is not None
+        adapted = get_peft_model(empty, settings)
+    return sum(weights.numel() for weights in adapted.parameters() if weights.requires_grad)
+
+
 def check_adapter(path: str) -> str | None:
     """Return what makes a local folder unusable as a PEFT adapter, or None."""
     folder = Path(path).expanduser()

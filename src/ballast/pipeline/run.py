@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from ballast import checkpoints, models
 from ballast.config.recipe import ModelSection, Recipe
 from ballast.errors import BallastError
-from ballast.pipeline import sources
+from ballast.pipeline import disk, sources
 from ballast.pipeline.digests import inputs_of
 from ballast.pipeline.evaluate import Measured, Sampled, base_model, measure, table
 from ballast.pipeline.run_folder import alone, is_trained, save_final, write_card, write_evals, write_record
 from ballast.pipeline.stopping import Stop, stoppable
 from ballast.pipeline.tasks import Tasks
 from ballast.protocols import Model, Say, Tokenizer
+from ballast.ranks import speaks
 from ballast.records import write as records
 from ballast.records.runs import read_record
 from ballast.records.schema import SCHEMA, CellRecord, InputRecord, ModelRecord, RunRecord
@@ -108,6 +109,17 @@ class Run:
         # A comparison holds the folder of all its runs.
         if self.cell is None:
             self.held.enter_context(alone(self.output, resume=self.resume))
+
+    def announce_disk(self, args: Any, steps: int, epochs: int = 1) -> None:
+        """Say how much a run of so many steps and epochs writes to disk.
+
+        Raises:
+            BallastError: less is free.
+        """
+        found = disk.written(self.section, args, steps, epochs=epochs, seed=self.recipe.seed)
+        line = disk.refuse_full(self.output, found.total, found.line())
+        if speaks():
+            self.say(line)
 
     def measure_before(self, model: Model, tokenizer: Tokenizer, device: torch.device) -> list[Measured]:
         """Return how the model does that training starts from, where the recipe asks for it."""

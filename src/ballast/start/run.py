@@ -20,6 +20,7 @@ from ballast.errors import BallastError
 from ballast.files import check_place
 from ballast.pipeline import sources
 from ballast.pipeline.advise import run_advise
+from ballast.pipeline.disk import refuse_full, shown_bytes
 from ballast.pipeline.inputs import silent
 from ballast.progress import duration
 from ballast.protocols import Say
@@ -132,6 +133,8 @@ def run_init(request: Request, folder: Path, *, command: str, say: Say) -> Plan:
         steps = EPOCHS * len(parts.train) // TRAINING["per_device_train_batch_size"]
         room = Room(max(1, steps), len(parts.validation), len(parts.test), runs_at_a_time(section))
         plan = planning.plan(list(why), found, 60 * request.time, lora=lora, room=room)
+        stays = f"{len(plan.objectives) * plan.size.seeds:,} models of {shown_bytes(found.weights)}"
+        refuse_full(folder, plan.disk, stays, option="--output", less="give fewer --minutes, which plans fewer seeds")
         written = Written(
             command=command,
             model=request.model,
@@ -243,7 +246,7 @@ def planned(plan: Plan, minutes: float) -> list[str]:
     size = plan.size
     tuned = f"{len(plan.rates)} rates × {size.tuning_seeds} to choose, " if len(plan.rates) > 1 else ""
     runs = f"{size.seeds} seeds to report; {size.steps} steps a run, {plan.runs} runs, {plan.jobs} at a time"
-    room = f"{_bytes(plan.disk)} on disk, {_bytes(plan.memory)} of memory a run"
+    room = f"{shown_bytes(plan.disk)} on disk, {shown_bytes(plan.memory)} of memory a run"
     lines = [
         f"plan: {', '.join(plan.objectives)}; {tuned}{runs}",
         f"cost: about {duration(plan.seconds)} here, {room}",
@@ -251,10 +254,6 @@ def planned(plan: Plan, minutes: float) -> list[str]:
     if plan.seconds > 60 * minutes:
         lines.append(f"that is more than the {minutes:g} min asked for; less would not tell chance from a difference")
     return lines
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
 
 
 def shown_command(verb: str, request: Request, output: Path | None) -> str:
