@@ -212,8 +212,8 @@ class Run:
         seconds, recipe = {**record.seconds, **self.clock.laps}, {**record.recipe, "evaluation": self._evaluation}
         ended = {"status": "finished", "finished": now(), "seconds": seconds, "recipe": recipe}
         record = record.model_copy(update=ended)
-        write_card(self.output, record, self.section)
         write_record(self.output, record)
+        self._write_card(record)
         if measured:
             self.say(table(measured))
         for warning in record.warnings:
@@ -221,6 +221,13 @@ class Run:
         total = sum(self.clock.laps.values())
         self.say(f"{self.output}: {_reward(record)}checkpoint and run record written ({total:.0f} s)")
         return Outcome(record, tuple(measured))
+
+    def _write_card(self, record: RunRecord) -> None:
+        try:
+            write_card(self.output, record, self.section)
+        except Exception as error:  # whatever the base's folder or the disk has: the run itself is through
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            self.say(f"warning: {self.output}: the model card is not written ({why}); the run is whole without it")
 
     @property
     def _trained(self) -> ModelSection:
