@@ -16,6 +16,7 @@ from ballast import gguf, models
 from ballast.cli import app
 from ballast.config.recipe import ModelSection, Recipe
 from ballast.errors import BallastError
+from ballast.gguf import unpack
 from ballast.pipeline.digests import inputs_of
 from tiny import CHAT_TEMPLATE, tiny_model
 
@@ -152,15 +153,15 @@ def test_a_file_is_unpacked_once_by_content(place, monkeypatch):
     write(place / "a.gguf", model())
     first = gguf.unpacked("a.gguf")
     shutil.copy("a.gguf", "b.gguf")
-    gguf._made.cache_clear()
-    gguf._digest.cache_clear()
-    monkeypatch.setattr(gguf, "convert", None)
-    monkeypatch.setattr(gguf, "_reader", None)
+    unpack._made.cache_clear()
+    unpack._digest.cache_clear()
+    monkeypatch.setattr(unpack, "convert", None)
+    monkeypatch.setattr(unpack, "check_header", None)
     assert gguf.unpacked("b.gguf") == first
     # Neither is a large file read again for its digest.
-    gguf._digest.cache_clear()
-    gguf._made.cache_clear()
-    monkeypatch.setattr(gguf, "_digest_of", None)
+    unpack._digest.cache_clear()
+    unpack._made.cache_clear()
+    monkeypatch.setattr(unpack, "digest_of", None)
     assert gguf.unpacked("a.gguf") == first
     assert sorted(one.suffix for one in first.parent.iterdir() if one.is_file()) == [".json", ".json", ".lock"]
 
@@ -170,6 +171,20 @@ def test_another_file_under_the_name_is_another_model(place):
     first = gguf.unpacked("m.gguf")
     write(place / "m.gguf", model(seed=1))
     assert gguf.unpacked("m.gguf") != first
+
+
+def test_a_folder_that_is_gone_names_its_file(place):
+    """As the base of an adapter that was trained on it, say."""
+    write(place / "m.gguf", model())
+    folder = gguf.unpacked("m.gguf")
+    shutil.rmtree(folder)
+    said = str(models.check_folder(str(folder)))
+    assert (
+        said
+        == f"{folder}: was unpacked from a GGUF and is gone; to unpack it again name the file as model once: "
+        + (str(place / "m.gguf"))
+    )
+    assert models.check_folder(str(folder.with_name("other"))) is not None
 
 
 def _unpack_there(path: str) -> str:
@@ -191,7 +206,7 @@ def test_nothing_half_written_stays(place, monkeypatch):
         Path(root, f"{gguf.digest('m.gguf')}.part", "x").parent.mkdir(parents=True)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(gguf, "convert", full)
+    monkeypatch.setattr(unpack, "convert", full)
     assert "No space left on device" in str(gguf.problem("m.gguf"))
     assert [one.name for one in root.iterdir() if one.is_dir()] == []
 
@@ -263,6 +278,16 @@ def test_names_tell_before_anything_is_read(place, monkeypatch):
     assert "holds the GGUF m-00001-of-00003.gguf and 1 more, each" in str(models.check_folder(str(place)))
     monkeypatch.setenv("BALLAST_CACHE", "off")
     assert "BALLAST_CACHE switches off; set it" in str(models.check_folder("n.gguf"))
+
+
+def test_a_file_that_cannot_be_read_is_one_line(place, monkeypatch):
+    write(place / "m.gguf", model())
+
+    def denied(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(unpack, "digest_of", denied)
+    assert str(gguf.problem("m.gguf")).startswith("m.gguf: cannot be read or unpacked: Permission denied; ")
 
 
 def test_without_the_package_the_extra_is_named(place, monkeypatch):

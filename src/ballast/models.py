@@ -74,6 +74,8 @@ def check_folder(path: str) -> str | None:
         return f"{path}: is a file; name the folder that holds config.json and the weights"
     if folder in MADE.values() and not folder.is_dir():
         return f"{path}: no such folder; `make real-model` writes it (python scripts/smollm2.py)"
+    if not folder.is_dir() and (problem := gguf.gone(folder)):
+        return problem
     if not folder.is_dir():
         looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
         return f"{path}: no such folder" if looks_local and "/" in path else None
