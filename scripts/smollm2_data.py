@@ -3,10 +3,10 @@
     python scripts/smollm2_data.py --gsm8k-train "openai/gsm8k:main train" --gsm8k-test "openai/gsm8k:main test" \\
         --svamp "ChilleD/SVAMP train" --text "roneneldan/TinyStories validation"
 
-writes data/smollm2. A source is a file, or a dataset of the hub with its split. `facts` asks for capitals, opposites and
-past tenses; every seventh demonstration has a wrong answer. `words` are the shortest rows of GSM8K to learn from, without
-its notes for a calculator; asked are stories of SVAMP and GSM8K's shortest test rows. No question is in two files.
-`stories`, of one sum each, and `text` are for what `facts` does not teach.
+writes data/smollm2. A source is a file, or a dataset of the hub with its split. `facts` asks for capitals, opposites
+and past tenses; every seventh demonstration has a wrong answer. `words` are the shortest rows of GSM8K to learn from,
+without its notes for a calculator; asked are stories of SVAMP and GSM8K's shortest test rows. No question is in two
+files. `stories`, of one sum each, and `text` are for what `facts` does not teach.
 """
 
 from __future__ import annotations
