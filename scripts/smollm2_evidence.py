@@ -1,4 +1,4 @@
-"""What comparisons on SmolLM2-135M showed, and EKSFT on few rows: from their records to tables in docs/evidence/smollm2.md.
+"""What comparisons on SmolLM2-135M showed, and EKSFT on few rows: tables of docs/evidence/smollm2.md from records.
 
 PYTHONPATH=. ballast compare recipes/smollm2/facts.yaml
 python scripts/smollm2_evidence.py keep runs/smollm2-facts   # its summary and claims into docs/evidence/smollm2
