@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ballast.compare.cluster import RayOptions, connected
+from ballast.compare.disk import announced
 from ballast.compare.halving import Course, course, short_cells
 from ballast.compare.inputs import check_current, current_inputs
 from ballast.compare.jobs import Job, JobContext, base_rl, row_recipes
@@ -77,6 +78,7 @@ def run_compare(
         runs = read_comparison(store)
         found = course(plan, runs)
         check_current([run for run in runs if is_planned(found, {}, run)], context.inputs)
+        say(announced(context, place.count))
         if (line := forecast(plan)) is not None:
             say(line)
         board = _board(context, part, found, runs, say, place.count)
