@@ -28,8 +28,10 @@ def figure(value: float | None, *, share: bool) -> str:
     return f"{value:.3f}" if share and value is not None and 0 <= value <= 1 else number(value)
 
 
-def signed(value: float | None, digits: int = 3) -> str:
-    """Return a difference: `number` with its sign."""
+def signed(value: float | None, digits: int = 3, *, share: bool = False) -> str:
+    """Return a difference: `number` with its sign; of shares with three decimals however small it is."""
+    if share and value is not None and math.isfinite(value):
+        value = round(value, digits)
     text = number(value, digits)
     return f"+{text}" if value is not None and value > ROUNDING else text
 

@@ -12,8 +12,9 @@ from ballast.report import tokens
 from ballast.report.charts.data import Report
 from ballast.report.sections import curves
 from ballast.report.sections.answer import answer, not_measured
-from ballast.report.sections.results import drift, learning_rates, other_metrics, results
+from ballast.report.sections.results import drift, learning_rates, results
 from ballast.report.sections.settings import settings, subject
+from ballast.report.sections.tasks import task_sections
 from ballast.report.source import Source
 
 
@@ -33,7 +34,7 @@ def build(source: Source, *, metric: str | None = None) -> Report:
         None if decides is None else results(source, decides),
         None if decides is None else drift(summary, decides),
         curves.pass_curves(source),
-        other_metrics(summary, decides),
+        *task_sections(summary, decides),
         curves.training(source),
         curves.rewards(source),
         learning_rates(summary),

@@ -1,4 +1,4 @@
-"""From values to positions in a drawing, and the ticks between."""
+"""From values to positions in a drawing, the ticks between, and the range that is worth drawing."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
+FEWEST, ONE_OF, STRETCH = 4, 6, 3.0
+"""An axis leaves values out from this number on, one of so many, where they would stretch it by more than this."""
+NEAR = 1.5
+"""What stretches an axis by less than this is not left out."""
+
+Extent = tuple[float, float, float]
+"""A value between the bounds of its interval: (low, value, high)."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,15 @@ class Scale:
     def __call__(self, value: float) -> float:
         low, high, x = (math.log(v) if self.log else v for v in (self.low, self.high, value))
         return self.start + (x - low) / (high - low) * (self.end - self.start)
+
+    def side(self, value: float) -> int:
+        """Return -1 for a value below the scale, 1 for one above it, 0 within but for rounding."""
+        margin = 1e-9 * (self.high - self.low)
+        return (value > self.high + margin) - (value < self.low - margin)
+
+    def nearest(self, value: float) -> float:
+        """Return the position of a value, at the edge for one that lies outside."""
+        return self(min(max(value, self.low), self.high))
 
 
 def linear(values: Sequence[float], start: float, end: float, *, count: int = 5, whole: bool = False) -> Scale:
@@ -54,6 +70,41 @@ def logarithmic(values: Sequence[float], start: float, end: float) -> Scale:
         raise ValueError("a scale by logarithm needs positive values")
     low, high = (ticks[0], ticks[-1]) if len(ticks) > 1 else (ticks[0] / 2, ticks[0] * 2)
     return Scale(low, high, start, end, ticks, log=True)
+
+
+def robust(extents: Sequence[Extent], keep: Sequence[float] = ()) -> tuple[float, float]:
+    """Return the range to draw: of all values, but for few that would squash the others.
+
+    Of four values or more up to one in six is left out, the fewest that will do, where the range of the rest is at most
+    a third; then, in the same way, bounds of intervals.
+
+    Args:
+        extents: values with the bounds of their intervals, the value itself where there is none; not empty.
+        keep: what the range holds in any case.
+    """
+    shown = _kept(sorted(extents, key=lambda extent: extent[1]), keep)
+    values = [value for _, value, _ in shown]
+    bounds = sorted(bound for low, _, high in shown for bound in (low, high))
+    rest = _kept([(bound, bound, bound) for bound in bounds], [*keep, min(values), max(values)])
+    return _range(rest, [*keep, *values])
+
+
+def _kept(ordered: Sequence[Extent], keep: Sequence[float]) -> Sequence[Extent]:
+    """Return the extents without the fewest at their ends whose absence makes the range a third or less."""
+    low, high = _range(ordered, keep)
+    most = max(len(ordered) // ONE_OF, 1) if len(ordered) >= FEWEST else 0
+    for dropped in range(1, most + 1):
+        parts = (ordered[first : len(ordered) - dropped + first] for first in range(dropped + 1))
+        ranges = [_range(part, keep) for part in parts]
+        left, right = min(ranges, key=lambda one: one[1] - one[0])
+        # Equal values have no range that others could squash.
+        if right - left > 1e-9 * (high - low) and high - low >= STRETCH * (right - left):
+            return [one for one in ordered if max(right, one[2]) - min(left, one[0]) <= NEAR * (right - left)]
+    return ordered
+
+
+def _range(extents: Sequence[Extent], keep: Sequence[float]) -> tuple[float, float]:
+    return min([*keep, *(low for low, _, _ in extents)]), max([*keep, *(high for _, _, high in extents)])
 
 
 def _step(least: float) -> float:
