@@ -45,7 +45,7 @@ def build(source: Source, *, metric: str | None = None) -> Report:
     labels = [row.label for row in rows(summary)]
     labels += [run.label for run in source.runs] + tokens.labels(source.tokens)
     return Report(
-        title=f"{source.folders[0].resolve().name}: comparison of objectives",
+        title=f"{source.folders[0].resolve().name}: {_about(source)}",
         answer=answer(source, decides),
         status=_status(source),
         sections=tuple(section for section in sections if section is not None),
@@ -53,6 +53,11 @@ def build(source: Source, *, metric: str | None = None) -> Report:
         cautions=tuple(_cautions(source)),
         tokens=source.tokens,
     )
+
+
+def _about(source: Source) -> str:
+    methods = rows(source.summary, "method")
+    return f"fine-tuning with {methods[0].label}" if len(methods) == 1 else "comparison of objectives"
 
 
 def _status(source: Source) -> str:

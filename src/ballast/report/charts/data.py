@@ -85,6 +85,7 @@ class IntervalChart:
     Attributes:
         references: (value, name) of dashed lines.
         holds: values that the axis holds in any case.
+        names: lines of names above the rows that room is left for, so that charts side by side have rows at one height.
     """
 
     title: str
@@ -92,6 +93,7 @@ class IntervalChart:
     rows: tuple[IntervalRow, ...]
     references: tuple[tuple[float, str], ...] = ()
     holds: tuple[float, ...] = ()
+    names: int = 0
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -100,18 +100,17 @@ def _dot(dot: Dot, scales: _Scales) -> str:
 def _names(chart: DotChart, scales: _Scales, origins: list[Point]) -> list[str]:
     """Return a name for each label at its first dot, and for the base model, where there is room; legends have all."""
     first = {dot.label: dot for dot in reversed(chart.dots) if dot.label != BASE}
-    named = [*((BASE, point, BASE) for point in origins)]
+    named = [(BASE, point, BASE) for point in origins]
     named += [(dot.label, scales.of(dot), _words(dot, scales)) for dot in reversed(first.values())]
-    words = [shortened(word, NAME_WIDTH) for _, _, word in named]
     area = Box(scales.x.start, TOP - 12, WIDTH - 2, TALL - BOTTOM)
     marks = [around(point, MARK_SIZE) for point in (*origins, *map(scales.of, chart.dots))]
     marks += [box for dot in chart.dots for box in _whiskers(dot, scales)]
-    spots = place([point for _, point, _ in named], list(map(text_width, words)), area, marks)
+    spots = place([point for _, point, _ in named], [text_width(words) for _, _, words in named], area, marks)
     found = []
-    for (label, point, _), word, spot in zip(named, words, spots, strict=True):
+    for (label, point, words), spot in zip(named, spots, strict=True):
         if spot is not None:
             join = path([point, spot.box.nearest(point)], "leader") if spot.leader else ""
-            name = text((spot.box.left + spot.box.right) / 2, spot.box.bottom - 3, word, "middle", "point")
+            name = text((spot.box.left + spot.box.right) / 2, spot.box.bottom - 3, words, "middle", "point")
             found.append(group(css_class(label, scales.styles), join + name))
     return found
 
@@ -119,4 +118,5 @@ def _names(chart: DotChart, scales: _Scales, origins: list[Point]) -> list[str]:
 def _words(dot: Dot, scales: _Scales) -> str:
     """Return a dot's name, with the values that the axes do not reach."""
     beyond = [number(value) for axis, value in ((scales.x, dot.x.value), (scales.y, dot.y.value)) if axis.side(value)]
-    return f"{dot.label} {', '.join(beyond)}".strip()
+    values = "".join(f" {value}" for value in beyond)
+    return shortened(dot.label, NAME_WIDTH) + values

@@ -41,7 +41,7 @@ EDGE = 8.0
 def interval_chart(chart: IntervalChart, styles: Styles) -> Markup:
     """Return the rows; a value that would squash the others is drawn at the edge and written there."""
     left = 14 + max((text_width(shortened(row.label, LABEL_WIDTH)) for row in chart.rows), default=0)
-    top = TOP + NAME * max(len(chart.references) - 1, 0)
+    top = TOP + NAME * max(len(chart.references) - 1, chart.names - 1, 0)
     heights = list(_heights(chart.rows, top))
     bottom = (heights[-1] if heights else top) + (ROW + GAP) / 2 + 3
     keep = [*(value for value, _ in chart.references), *chart.holds]
@@ -50,6 +50,7 @@ def interval_chart(chart: IntervalChart, styles: Styles) -> Markup:
     parts = [x_axis(chart.x, scale, bottom, top - 8), *_references(chart.references, scale, bottom)]
     parts += _labels(chart.rows, heights, left)
     parts += [_row(row, scale, y, styles) for row, y in zip(chart.rows, heights, strict=True)]
+    parts += _not_measured(chart.rows, heights, left)
     return svg(f"{chart.title}: {chart.x}, {len(chart.rows)} rows", parts, bottom + BOTTOM)
 
 
@@ -67,10 +68,22 @@ def _heights(rows: Sequence[IntervalRow], top: float) -> Iterator[float]:
 
 def _labels(rows: Sequence[IntervalRow], heights: Sequence[float], left: float) -> list[str]:
     """Return each label once, beside the middle of its rows."""
+    middles = _middles(rows, heights).items()
+    return [text(left - 8, y + 3.5, label, "end", "label", LABEL_WIDTH) for label, y in middles]
+
+
+def _not_measured(rows: Sequence[IntervalRow], heights: Sequence[float], left: float) -> list[str]:
+    """Return words beside each label that has no value."""
+    known = {row.label for row in rows if row.value is not None}
+    middles = _middles(rows, heights).items()
+    return [text(left + 5, y + 3.5, "not measured", "start", "name") for label, y in middles if label not in known]
+
+
+def _middles(rows: Sequence[IntervalRow], heights: Sequence[float]) -> dict[str, float]:
     places: dict[str, list[float]] = {}
     for row, y in zip(rows, heights, strict=True):
         places.setdefault(row.label, []).append(y)
-    return [text(left - 8, sum(ys) / len(ys) + 3.5, label, "end", "label", LABEL_WIDTH) for label, ys in places.items()]
+    return {label: sum(ys) / len(ys) for label, ys in places.items()}
 
 
 def _references(references: Sequence[tuple[float, str]], scale: Scale, bottom: float) -> list[str]:
@@ -88,7 +101,7 @@ def _references(references: Sequence[tuple[float, str]], scale: Scale, bottom: f
 
 def _row(row: IntervalRow, scale: Scale, y: float, styles: Styles) -> str:
     if row.value is None:
-        return text(scale.start + 4, y + 3.5, "–", "start", "tick")
+        return ""
     value, drawn = row.value, ""
     side = scale.side(value.value)
     if value.low is not None and value.high is not None and not side:

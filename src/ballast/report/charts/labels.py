@@ -19,6 +19,8 @@ RINGS = (7.0, 14.0, 24.0, 36.0, 50.0, 66.0)
 """Distances from its point at which a label is tried, the nearest first."""
 DIRECTIONS = (0, 180, 270, 90, 330, 30, 210, 150, 300, 60, 240, 120)
 """Degrees at each distance, in the order in which they are tried; 90 is below the point."""
+HEAD = 0.6
+"""Share of a shortened text that its beginning takes."""
 LEADER_FROM = 12.0
 """Distance from which on a thin line joins a label to its point."""
 
@@ -78,16 +80,25 @@ def text_width(text: str) -> float:
 
 
 def shortened(text: str, width: float) -> str:
-    """Return as much of a text as fits into a width, by the width that its letters have at most."""
+    """Return as much of a text as fits into a width, by the width that its letters have at most.
+
+    What is left out is in the middle: long labels differ at their ends, such as by a rate.
+    """
     text = one_line(text)
     if text_width(text) <= width:
         return text
-    part, left = "", width - _width("…")
-    for character in text:
-        left -= _width(character)
-        if left < 0:
-            return f"{part}…"
-        part += character
+    room = width - _width("…")
+    start = _fitting(text, room * HEAD)
+    end = _fitting(text[len(start) :][::-1], room - text_width(start))[::-1]
+    return f"{start}…{end}"
+
+
+def _fitting(text: str, width: float) -> str:
+    """Return the first letters that fit into a width."""
+    for count, character in enumerate(text):
+        width -= _width(character)
+        if width < 0:
+            return text[:count]
     return text
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 from markupsafe import Markup
 
 from ballast.compare.figures import Value
-from ballast.compare.numbers import number
+from ballast.compare.numbers import number, rate
 from ballast.report.charts.data import Line, LineChart
 from ballast.report.charts.labels import LINE, Point, shortened, spread, text_width
 from ballast.report.charts.scales import Scale, linear, logarithmic, robust
@@ -41,6 +41,7 @@ MANY_LINES = 5
 """Lines from which on bands are fainter, because they lie on each other."""
 MARKED_POINTS = 24
 """Points of a line up to which each has a mark."""
+LARGEST_RATE = 0.1
 LABEL_WIDTH, LABEL_GAP = 76.0, 14.0
 """Width of the longest label at the end of a line, and the room before it."""
 
@@ -69,10 +70,14 @@ def line_chart(chart: LineChart, styles: Styles) -> Markup:
     xs = [x for line in chart.lines for x, _ in line.points]
     span = (left_of(y_scale) + 4, right)
     whole = all(x == int(x) for x in xs)
-    x_scale = logarithmic(chart.x_ticks, *span) if chart.x_ticks else linear(xs, *span, whole=whole, count=4)
+    x_scale = (
+        logarithmic(chart.x_ticks, *span) if chart.x_ticks else linear(xs, *span, whole=whole, count=4, tight=True)
+    )
     scales = _Scales(x_scale, y_scale, styles)
+    # Learning rates are written as in the tables.
+    show = rate if chart.x_ticks and chart.x_ticks[-1] < LARGEST_RATE else tick
     bands = "".join(_band(line, scales) for line in chart.lines if line.band)
-    parts = [axes(chart.x, chart.y, x_scale, y_scale, right + 4)]
+    parts = [axes(chart.x, chart.y, x_scale, y_scale, right + 4, show=show)]
     parts.append(group("many", bands) if len(chart.lines) >= MANY_LINES else bands)
     parts += [_line(line, scales) for line in chart.lines]
     parts += [

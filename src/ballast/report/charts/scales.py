@@ -41,8 +41,12 @@ class Scale:
         return self(min(max(value, self.low), self.high))
 
 
-def linear(values: Sequence[float], start: float, end: float, *, count: int = 5, whole: bool = False) -> Scale:
+def linear(
+    values: Sequence[float], start: float, end: float, *, count: int = 5, whole: bool = False, tight: bool = False
+) -> Scale:
     """Return a scale that holds all values, its bounds being ticks of round numbers (`whole`: of whole ones).
+
+    With `tight` it ends at the values, and has the ticks between.
 
     Raises:
         ValueError: if there is no value.
@@ -50,12 +54,14 @@ def linear(values: Sequence[float], start: float, end: float, *, count: int = 5,
     low, high = min(values), max(values)
     if high - low <= 1e-9 * max(abs(low), abs(high), 1e-9):
         # A single value has no range: it is put in the middle of one.
-        margin = abs(low) * 0.1 or 1.0
-        low, high = low - margin, high + margin
+        margin = abs(low) * 0.1
+        low, high = (low - margin, high + margin) if margin else (0.0, 1.0)
     step = _step((high - low) / count)
     step = max(math.ceil(step), 1) if whole else step
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     ticks = tuple(float(f"{multiple * step:.12g}") for multiple in range(first, last + 1))
+    if tight:
+        return Scale(low, high, start, end, tuple(one for one in ticks if low <= one <= high))
     return Scale(ticks[0], ticks[-1], start, end, ticks)
 
 

@@ -22,6 +22,7 @@ WIDTH, HEIGHT = 360, 236
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 26, 36
 STYLES = 8
 """Number of colours and of marks; the ninth label takes the first ones with other dashes."""
+DASHES = ("", "6 3", "2 2", "8 3 2 3", "10 4")
 MARK_SIZE = 5.5
 """Half of the side of the square that a mark fills, with its outline."""
 
@@ -43,7 +44,7 @@ def dashes(label: str, styles: Styles) -> str:
     """Return a label's dashes, different where colours repeat."""
     if label not in styles:
         return "2 3"
-    return ("", "6 3", "2 2", "8 3 2 3")[styles[label] // STYLES % 4]
+    return DASHES[styles[label] // STYLES % len(DASHES)]
 
 
 def svg(title: str, parts: Iterable[str], height: float = HEIGHT) -> Markup:
@@ -102,22 +103,30 @@ def left_of(y: Scale) -> float:
     return max(LEFT, 12 + LETTER * max(len(tick(one)) for one in y.ticks))
 
 
-def axes(x_name: str, y_name: str, x: Scale, y: Scale, right: float, height: float = HEIGHT) -> str:
-    """Return both axes with their names; lines of the grid go from the left of the drawing to its right."""
+def axes(
+    x_name: str,
+    y_name: str,
+    x: Scale,
+    y: Scale,
+    right: float,
+    height: float = HEIGHT,
+    show: Callable[[float], str] = tick,
+) -> str:
+    """Return both axes with their names; lines of the grid go to `right`, and `show` writes the ticks of x."""
     left = left_of(y)
     rows = "".join(
         f'<path class="grid" d="M{left:.1f} {y(one):.1f}H{right:.1f}"/>'
         + text(left - 6, y(one) + 3.5, tick(one), "end", "tick")
         for one in y.ticks
     )
-    return rows + text(4, 11, y_name, "start", "axis") + x_axis(x_name, x, height - BOTTOM)
+    return rows + text(4, 11, y_name, "start", "axis") + x_axis(x_name, x, height - BOTTOM, show=show)
 
 
-def x_axis(name: str, x: Scale, bottom: float, top: float | None = None) -> str:
+def x_axis(name: str, x: Scale, bottom: float, top: float | None = None, show: Callable[[float], str] = tick) -> str:
     """Return the axis below a drawing; with `top`, lines of the grid go up to there."""
     columns = ""
     for one in x.ticks:
-        at, words = x(one), tick(one)
+        at, words = x(one), show(one)
         # A long last label would be cut by the edge.
         last = at + text_width(words) / 2 > WIDTH - 2
         columns += text(WIDTH - 2 if last else at, bottom + 15, words, "end" if last else "middle", "tick")

@@ -169,19 +169,24 @@ def _coverage(summary: Summary, metric: Metric) -> str:
 
 
 def _row_charts(summary: Summary, metric: Metric) -> Iterator[IntervalChart]:
-    """Yield the metric beside drift and cut-off answers, whose rows are the same, then differences to the baseline."""
-    own = metric_chart(summary, metric, title_of(summary, metric))
+    """Yield the metric beside drift and cut-off answers, whose rows lie at one height; then differences."""
+    title = title_of(summary, metric)
+    own = metric_chart(summary, metric, title)
     if own is None:
         return
-    yield own
-    drifted = _distance_metric(metrics(summary), metric)
-    if drifted is not None:
-        title = f"KL to {BASE} on {_measured_on(drifted)}"
-        kl = metric_chart(summary, drifted, title, x="nats per token")
-        yield from [replace(kl, holds=(0.0,))] if kl else []
-    yield from _charts_of_answers(summary, metric)
-    differences = difference_chart(summary, metric, title_of(summary, metric))
+    charts = [own, *_drift_chart_of_rows(summary, metric), *_charts_of_answers(summary, metric)]
+    names = max(len(chart.references) for chart in charts)
+    yield from (replace(chart, names=names) for chart in charts)
+    differences = difference_chart(summary, metric, title)
     yield from [differences] if differences else []
+
+
+def _drift_chart_of_rows(summary: Summary, metric: Metric) -> Iterator[IntervalChart]:
+    """Yield the KL to the base model, where it was measured."""
+    drifted = _distance_metric(metrics(summary), metric)
+    if drifted is not None and drifted != metric:
+        chart = metric_chart(summary, drifted, f"KL to {BASE} on {_measured_on(drifted)}", x="nats per token")
+        yield from [replace(chart, holds=(0.0,))] if chart else []
 
 
 def _charts_of_answers(summary: Summary, metric: Metric) -> Iterator[IntervalChart]:

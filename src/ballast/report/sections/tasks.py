@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import zip_longest
 
 from ballast.compare.figures import SIGNS, STAGES, Metric, answers_words, result, rows, stages, starred
 from ballast.compare.numbers import counted
@@ -124,8 +123,9 @@ def _table(summary: Summary, stage: str, task: TaskSummary, listed: Sequence[Met
         return None
     heads = tuple(Cell(row.label) for row in measured)
     table = ((Cell(""), *heads), *lines)
-    if len(lines) < len(measured):
-        table = tuple(zip_longest(*table, fillvalue=MISSING))
+    # By the rows of all stages, so that tables side by side lie the same way.
+    if len(lines) < len(summary.rows):
+        table = tuple(zip(*table, strict=True))
     first, *rest = table
     return Table(tuple(cell.text for cell in first), tuple(rest), STAGES[stage])
 
