@@ -28,6 +28,11 @@ def figure(value: float | None, *, share: bool) -> str:
     return f"{value:.3f}" if share and value is not None and 0 <= value <= 1 else number(value)
 
 
+def percentage(share: float) -> str:
+    """Return a share in percent with one decimal; what is little is not none."""
+    return "< 0.1%" if 0 < share < 0.0005 else f"{share:.1%}"
+
+
 def signed(value: float | None, digits: int = 3, *, share: bool = False) -> str:
     """Return a difference: `number` with its sign; of shares with three decimals however small it is."""
     if share and value is not None and math.isfinite(value):

@@ -17,7 +17,7 @@ WIDE, NARROW = 1.65, 0.7
 """Widths of wide and narrow letters, in digits."""
 RINGS = (7.0, 14.0, 24.0, 36.0, 50.0, 66.0)
 """Distances from its point at which a label is tried, the nearest first."""
-DIRECTIONS = (0, 180, 270, 90, 330, 30, 210, 150, 300, 60, 240, 120)
+DIRECTIONS = (0, 180, 270, 90, 330, 30, 210, 150, 315, 45, 225, 135, 300, 60, 240, 120)
 """Degrees at each distance, in the order in which they are tried; 90 is below the point."""
 HEAD = 0.6
 """Share of a shortened text that its beginning takes."""

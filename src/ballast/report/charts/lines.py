@@ -42,7 +42,7 @@ MANY_LINES = 5
 MARKED_POINTS = 24
 """Points of a line up to which each has a mark."""
 LARGEST_RATE = 0.1
-LABEL_WIDTH, LABEL_GAP = 76.0, 14.0
+LABEL_WIDTH, LABEL_GAP = 84.0, 14.0
 """Width of the longest label at the end of a line, and the room before it."""
 
 

@@ -79,34 +79,47 @@ def logarithmic(values: Sequence[float], start: float, end: float) -> Scale:
 
 
 def robust(extents: Sequence[Extent], keep: Sequence[float] = ()) -> tuple[float, float]:
-    """Return the range to draw: of all values, but for few that would squash the others.
+    """Return the range to draw: of all values with their intervals, but for few that would squash the others.
 
     Of four values or more up to one in six is left out, the fewest that will do, where the range of the rest is at most
-    a third; then, in the same way, bounds of intervals.
+    a third; then, in the same way, the widest intervals, whose values stay.
 
     Args:
         extents: values with the bounds of their intervals, the value itself where there is none; not empty.
         keep: what the range holds in any case.
     """
-    shown = _kept(sorted(extents, key=lambda extent: extent[1]), keep)
-    values = [value for _, value, _ in shown]
-    bounds = sorted(bound for low, _, high in shown for bound in (low, high))
-    rest = _kept([(bound, bound, bound) for bound in bounds], [*keep, min(values), max(values)])
-    return _range(rest, [*keep, *values])
+    shown = _without_far_values(sorted(extents, key=lambda extent: extent[1]), keep)
+    inside = [*keep, *(value for _, value, _ in shown)]
+    by_width = sorted(shown, key=lambda extent: extent[2] - extent[0])
+    whole = _range(shown, inside)
+    for dropped in range(1, _most(shown) + 1):
+        narrow = _range(by_width[:-dropped], inside)
+        if _squashed(narrow, whole):
+            return narrow
+    return whole
 
 
-def _kept(ordered: Sequence[Extent], keep: Sequence[float]) -> Sequence[Extent]:
-    """Return the extents without the fewest at their ends whose absence makes the range a third or less."""
-    low, high = _range(ordered, keep)
-    most = max(len(ordered) // ONE_OF, 1) if len(ordered) >= FEWEST else 0
-    for dropped in range(1, most + 1):
+def _without_far_values(ordered: Sequence[Extent], keep: Sequence[float]) -> Sequence[Extent]:
+    """Return the extents without the fewest at their ends that squash the others."""
+    whole = _range(ordered, keep)
+    for dropped in range(1, _most(ordered) + 1):
         parts = (ordered[first : len(ordered) - dropped + first] for first in range(dropped + 1))
-        ranges = [_range(part, keep) for part in parts]
-        left, right = min(ranges, key=lambda one: one[1] - one[0])
-        # Equal values have no range that others could squash.
-        if right - left > 1e-9 * (high - low) and high - low >= STRETCH * (right - left):
-            return [one for one in ordered if max(right, one[2]) - min(left, one[0]) <= NEAR * (right - left)]
+        low, high = min((_range(part, keep) for part in parts), key=lambda one: one[1] - one[0])
+        # What lies near the others is not left out with what is far.
+        near = [one for one in ordered if max(high, one[2]) - min(low, one[0]) <= NEAR * (high - low)]
+        if near and _squashed(_range(near, keep), whole):
+            return near
     return ordered
+
+
+def _most(extents: Sequence[Extent]) -> int:
+    return max(len(extents) // ONE_OF, 1) if len(extents) >= FEWEST else 0
+
+
+def _squashed(part: tuple[float, float], whole: tuple[float, float]) -> bool:
+    """Whether a range is a third of another, or less; equal values have none that others could squash."""
+    width, full = part[1] - part[0], whole[1] - whole[0]
+    return width > 1e-9 * full and full >= STRETCH * width
 
 
 def _range(extents: Sequence[Extent], keep: Sequence[float]) -> tuple[float, float]:

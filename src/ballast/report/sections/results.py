@@ -131,6 +131,9 @@ def _notes(summary: Summary, metric: Metric, to_base: Differences) -> Iterator[s
         yield f"{BASE} is the model that all runs start from{after}."
     if "random" in kinds:
         yield f"random is {baseline} from random weights: what the demonstrations teach without the base model."
+    answers = [one for row in summary.rows for stage in row.stages.values() for one in stage.answers.values()]
+    if answers and not any(one.cut_off for one in answers):
+        yield "No answer was cut off: all ended by themselves."
     yield _coverage(summary, metric)
     tested = _tested_differences(summary, metric, to_base)
     if any(one.p_holm is not None for one in tested):
@@ -190,11 +193,11 @@ def _drift_chart_of_rows(summary: Summary, metric: Metric) -> Iterator[IntervalC
 
 
 def _charts_of_answers(summary: Summary, metric: Metric) -> Iterator[IntervalChart]:
-    """Yield the answers to the task that were cut off; of another task where this one has none."""
+    """Yield the answers to the task that were cut off; of another task where none of this one was."""
     for task in sorted(summary.tasks, key=lambda task: task.name != metric.task):
-        if any(row.answers(stage, task.name) for row in summary.rows for stage in STAGES):
-            chart = cut_off_chart(summary, task.name, f"{heading(task)}: answers cut off before they ended")
-            yield from [chart] if chart else []
+        chart = cut_off_chart(summary, task.name, f"{heading(task)}: answers cut off before they ended")
+        if chart is not None:
+            yield chart
             return
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ballast.compare.figures import SIGNS, STAGES, Metric, answers_words, result, rows, stages, starred
-from ballast.compare.numbers import counted
+from ballast.compare.figures import SIGNS, STAGES, Metric, result, rows, stages, starred
+from ballast.compare.numbers import counted, percentage
 from ballast.records.folder import BEFORE
 from ballast.records.summary import Answers, Row, Summary, TaskSummary
 from ballast.report.charts.data import MISSING, Cell, Section, Table
@@ -133,9 +133,7 @@ def _table(summary: Summary, stage: str, task: TaskSummary, listed: Sequence[Met
 def _line(summary: Summary, stage: str, metric: Metric, measured: Sequence[Row]) -> tuple[Cell, ...]:
     best = starred(summary, stage, metric)
     cells = (
-        MISSING
-        if (one := result(row, stage, metric)) is None
-        else result_cell(one, metric, row.label in best, note=answers_words(row, stage, metric))
+        MISSING if (one := result(row, stage, metric)) is None else result_cell(one, metric, row.label in best)
         for row in measured
     )
     return (Cell(f"{metric.name} {metric.arrow}".strip(), UNITS.get(_family(metric), "")), *cells)
@@ -149,6 +147,5 @@ def _cut_off(stage: str, task: str, measured: Sequence[Row]) -> tuple[Cell, ...]
 
 
 def _share(answers: Answers) -> Cell:
-    """Return the share of answers that were cut off; one in thousands is not none."""
     share = answers.cut_off / answers.total if answers.total else 0.0
-    return Cell("< 0.1%" if 0 < share < 0.0005 else f"{share:.1%}", f"{answers.cut_off:,} of {answers.total:,}")
+    return Cell(percentage(share), f"{answers.cut_off:,} of {answers.total:,}")
