@@ -134,6 +134,7 @@ def test_one_outlier_does_not_squash_the_others():
     assert robust(plain([*near, 40.0])) == (0.50, 0.54)
     assert robust(plain([-40.0, *near])) == (0.50, 0.54)
     assert robust(plain([0.30, *near])) == (0.50, 0.54)
+    assert robust(plain([*near, 1e13])) == (0.50, 0.54)
     assert robust(plain([0.45, *near])) == (0.45, 0.54), "it stretches the axis by less than threefold"
 
 

@@ -119,7 +119,7 @@ def _most(extents: Sequence[Extent]) -> int:
 def _squashed(part: tuple[float, float], whole: tuple[float, float]) -> bool:
     """Whether a range is a third of another, or less; equal values have none that others could squash."""
     width, full = part[1] - part[0], whole[1] - whole[0]
-    return width > 1e-9 * full and full >= STRETCH * width
+    return width > 1e-9 * max(map(abs, part)) and full >= STRETCH * width
 
 
 def _range(extents: Sequence[Extent], keep: Sequence[float]) -> tuple[float, float]:
