@@ -109,7 +109,7 @@ def summarise(plan: Plan, runs: Sequence[Run]) -> Summary:
     done = [run for run in runs if run.done]
     rates = chosen_rates(plan, runs)
     by = plan.compare.choose_by
-    return tabulate(
+    made = tabulate(
         [BASE_ROW, *(_row(plan, method, rates.get(method.label), runs) for method in plan.methods)],
         _planned(plan, rates, done),
         baseline=plan.baseline,
@@ -121,6 +121,14 @@ def summarise(plan: Plan, runs: Sequence[Run]) -> Summary:
         unplanned=[run for run in runs if run.failed and not is_planned(plan, rates, run)],
         tuning=[run for run in done if run.role == TUNING and is_planned(plan, rates, run)],
     )
+    titles = {task.name: task.title for task in plan.tasks(REPORT)}
+    return made.model_copy(update={"tasks": tuple(_titled(task, titles[task.name]) for task in made.tasks)})
+
+
+def _titled(task: TaskSummary, title: str | None) -> TaskSummary:
+    """Return a task under the recipe's title, which may have been given after the runs were made."""
+    settings = {key: value for key, value in task.settings.items() if key != "title"}
+    return task.model_copy(update={"settings": settings | ({"title": title} if title else {})})
 
 
 def tabulate(
