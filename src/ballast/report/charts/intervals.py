@@ -26,6 +26,7 @@ from ballast.report.charts.shapes import (
     said,
     svg,
     text,
+    titled,
     x_axis,
 )
 
@@ -92,7 +93,8 @@ def _references(references: Sequence[tuple[float, str]], scale: Scale, bottom: f
     for place, (value, name) in enumerate(references):
         # Names of lines that lie close would run into each other at one height.
         x, y = scale(value), TOP - 11 + NAME * place
-        lines.append(f'<path class="reference" d="M{x:.1f} {y:.1f}V{bottom:.1f}"/>')
+        title = titled(f"{name}: {number(value)}")
+        lines.append(f'<path class="reference" d="M{x:.1f} {y:.1f}V{bottom:.1f}">{title}</path>')
         outward = len(references) > 1 and value == leftmost
         before = outward or x + 4 + text_width(shortened(name, NAME_WIDTH)) > WIDTH
         names.append(text(x + (-4 if before else 4), y + 4, name, "end" if before else "start", "name", NAME_WIDTH))

@@ -106,7 +106,8 @@ def _end(line: Line) -> tuple[float, float] | None:
 def _band(line: Line, scales: _Scales) -> str:
     upper = [scales.at(x, high) for x, _, high in line.band]
     lower = [scales.at(x, low) for x, low, _ in reversed(line.band)]
-    return group(css_class(line.label, scales.styles), f'<path class="band" d="{commands([*upper, *lower])}Z"/>')
+    band = f'<path class="band" d="{commands([*upper, *lower])}Z"/>'
+    return group(css_class(line.label, scales.styles), band, line.label)
 
 
 def _line(line: Line, scales: _Scales) -> str:
