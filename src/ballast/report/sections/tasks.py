@@ -54,10 +54,14 @@ def describes(task: TaskSummary) -> str:
         f"{how}{f' ({verifier})' if verifier else ''}",
         f"{counted(task.n, 'item')} of {settings['data']}" if settings.get("data") else counted(task.n, "item"),
         f"{counted(samples, 'sample')} of each" if isinstance(samples, int) and samples > 1 else "",
-        f"temperature {settings['temperature']:g}" if isinstance(settings.get("temperature"), int | float) else "",
+        f"temperature {_plain(settings['temperature'])}" if settings.get("temperature") is not None else "",
         f"up to {settings['max_new_tokens']} tokens" if settings.get("max_new_tokens") else "",
     ]
     return f"Task {task.name}: {', '.join(fact for fact in facts if fact)}."
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def described(summary: Summary, name: str) -> str:
