@@ -146,7 +146,9 @@ def measured_alone(folder, tasks) -> list[dict]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", ["ddp", "fsdp2", pytest.param("zero2", marks=NEEDS_DEEPSPEED)])
+@pytest.mark.parametrize(
+    "setting", ["ddp", "fsdp2", *(pytest.param(name, marks=NEEDS_DEEPSPEED) for name in ("zero2", "zero3"))]
+)
 def test_several_processes_measure_what_one_does(folder, tasks, measured_alone, setting):
     done = ranks(folder, f"{setting}-measured", setting, tasks)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -154,7 +156,7 @@ def test_several_processes_measure_what_one_does(folder, tasks, measured_alone, 
     # Before training the same to the bit; afterwards the weights differ in their last one.
     assert found[:2] == measured_alone[:2]
     # A model that is sharded is not measured afterwards.
-    wanted = measured_alone[2 : 2 if setting == "fsdp2" else 4]
+    wanted = measured_alone[2 : 2 if setting in ("fsdp2", "zero3") else 4]
     for ours, theirs in zip(found[2:], wanted, strict=True):
         values = [{name: one["value"] for name, one in task["metrics"].items()} for task in (ours, theirs)]
         assert values[0] == pytest.approx(values[1], rel=1e-4)

@@ -229,13 +229,16 @@ class Run:
         self, model: Model, tokenizer: Tokenizer, name: str, base: Model | None, section: ModelSection
     ) -> Measured:
         """Return a model's results; ranks share the work where each has the whole model, and samples with it."""
+        from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
         sampled, ranks = Sampled(self.recipe.engine, section), join()
         work = partial(
             measure, self.tasks, model, tokenizer, name=name, base=base, sampled=sampled, progress=self.progress
         )
         if models.on_rank_0_alone() or (self.tasks.sample and not is_local(self.recipe.engine)):
             return ranks.first(work)
-        return work(ranks=ranks)
+        # Under ZeRO-3 transformers' `generate` waits for all ranks at each token: none may have fewer rows.
+        return work() if is_deepspeed_zero3_enabled() else work(ranks=ranks)
 
     def _record(self, model: Model, args: Any, own: dict[str, Any]) -> RunRecord:
         return RunRecord(
