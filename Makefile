@@ -47,7 +47,7 @@ benchmarks: $(VENV)/.installed
 	$(BIN)/python benchmarks/memory.py
 
 real-model: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) gguf
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[gguf]'
 	$(BIN)/python scripts/smollm2.py
 
 clean:

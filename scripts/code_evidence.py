@@ -7,7 +7,6 @@ python scripts/code_evidence.py tables                        # the tables of th
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,29 +68,16 @@ COLUMNS = {
 
 def keep(output: Path) -> Path:
     """Put a comparison's summary and claims into docs/evidence/code, under its recipe's name."""
-    from ballast.compare import load_plan, write_summary
-    from ballast.records.folder import Store
-    from ballast.records.write import write_json
-
-    summary = write_summary(Store(output), load_plan(output))
     name = output.name.removeprefix("lab-")
-    folder = KEPT / name
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(evidence.rounded(summary.plain()), separators=(",", ":"))
-    (folder / "summary.json").write_text(text + "\n")
-    write_json(folder / "claims.json", evidence.rounded(evidence.claims(output, summary, CLAIMS[name])))
-    return folder
+    evidence.keep_claims(output, KEPT / name, CLAIMS[name])
+    return KEPT / name
 
 
 def tables() -> str:
     """Return the tables of every comparison that is kept."""
-    from ballast.records.read import read
-    from ballast.records.summary import Summary
-
     parts = []
     for name in (name for name in CLAIMS if (KEPT / name).is_dir()):
-        summary = read(KEPT / name / "summary.json", Summary)
-        found = json.loads((KEPT / name / "claims.json").read_text())
+        summary, found = evidence.kept_claims(KEPT / name)
         parts += [f"### {name}\n", overview(summary), "", evidence.claims_table(found), ""]
     return "\n".join(parts)
 

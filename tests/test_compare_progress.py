@@ -7,12 +7,13 @@ import pytest
 import rich.live
 from rich.console import Console
 
-from ballast.compare.jobs import base_rl
+from ballast.compare.jobs import Job, base_rl
 from ballast.compare.progress import Board
 from compare_tools import job
 
 RUNS = [job("train", label, 1e-3, seed) for seed in (5, 6) for label in ("sft", "dft")]
 TUNE = job("train", "sft", 1e-3, 1005, "tuning")
+measuring_job = Job(kind="base", cell=base_rl(5).cell)
 RL, BASE_RL = job("rl", "sft", 1e-3, 5), base_rl(5)
 
 
@@ -37,6 +38,32 @@ def timed(shown, clock, job, seconds):
     shown.began(job)
     clock.now += seconds
     shown.ended(job)
+
+
+def test_lines_of_several_threads_are_said_one_at_a_time(clock):
+    """Whoever says a line holds the lock that the others need, as they say theirs."""
+    inside, together = [], []
+
+    def say(line):
+        inside.append(line)
+        threading.Event().wait(0.01)
+        together.append(len(inside))
+        inside.clear()
+
+    shown = board({("sft", "runs"): 8}, say=say, clock=clock)
+    speakers = [
+        lambda: shown.began(measuring_job),
+        lambda: shown.said("a line"),
+        lambda: shown.failed(RUNS[0], "no luck"),
+        lambda: shown.again(RUNS[2], "a worker died"),
+        lambda: shown.chose("sft", 1e-3, "the best"),
+    ]
+    threads = [threading.Thread(target=speak) for speak in speakers * 3]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == [1] * 15
 
 
 def test_lines_count_what_is_done_and_foretell(clock):

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from ruamel.yaml import YAML
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from ballast import lab, pipeline
 from ballast.cli import app
 from ballast.compare import COMPARE_CHECKS
 from ballast.config.recipe import load_recipe
+from ballast.config.source import RecipeError
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md")])
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)\s]+)\)")
+UsageError = typer.BadParameter.__mro__[1]  # click's, which newer typers bring under a name of their own
+PLACEHOLDERS = {"I/N": "1/2", **dict.fromkeys("NMGC", "1"), "D": "float32"}
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -44,12 +51,78 @@ def test_links_lead_somewhere(page):
             assert fragment in anchors(target), f"{name_of(page)}: {link}"
 
 
+def commands_of(page: Path) -> list[str]:
+    """Return the commands of ballast on a page: lines of its blocks, and words between backticks."""
+    text = page.read_text(encoding="utf-8")
+    lines = [line for _, block in BLOCK.findall(text) for line in block.replace("\\\n", " ").splitlines()]
+    found = [match[1] for line in lines if (match := re.match(r"(?:\$ )?(ballast .*)", line))]
+    return found + re.findall(r"`(?:\$ )?(ballast [^`\n]+)`", BLOCK.sub("", text))
+
+
+def parsed(command: str) -> tuple[Any, Any] | None:
+    """Parse a command as the program does, its placeholders filled in; None where it is a name alone, or prints help.
+
+    Raises:
+        UsageError: no such command or option, or a value of another type.
+    """
+    if re.search(r" \[(--|key=|NAME)", command):  # a line of usage
+        command = re.sub(r"\[key=value…\]|\[ADDRESS\]|(?<=\w)…", "", command)
+        command = re.sub(r"[][]", "", command)
+    words = [PLACEHOLDERS.get(word, word) for word in shlex.split(command, comments=True)[1:]]
+    group = get_command(app)
+    if words[0].startswith("-") or len(words) == 1:
+        assert words[0] in {*group.commands, "--version", "--debug", "…"}, words[0]
+        return None
+    name, found, rest = group.resolve_command(group.context_class(group, info_name="ballast"), words)
+    return found, found.make_context(name, rest)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_commands_exist(page):
-    commands = get_command(app).commands
-    for _, block in BLOCK.findall(page.read_text(encoding="utf-8")):
-        for command in re.findall(r"^(?:\$ )?ballast (\S+)", block, re.MULTILINE):
-            assert command in commands or command == "--version", f"{name_of(page)}: ballast {command}"
+def test_commands_are_read_with_their_options_and_recipes(page):
+    text = page.read_text(encoding="utf-8")
+    for command in commands_of(page):
+        try:
+            read = parsed(command)
+        except UsageError as error:
+            cut = type(error).__name__ in ("MissingParameter", "BadOptionUsage")
+            if cut and f"`{command}`" in text:
+                continue  # words in a sentence, not a line to type
+            pytest.fail(f"{name_of(page)}: {command}: {error.format_message()}")
+        words = list(read[1].params.get("words") or []) if read else []
+        named = words.pop(0) if words and "=" not in words[0] else None
+        there = named is not None and (ROOT / named).is_file()
+        try:
+            load_recipe(ROOT / str(named) if there else None, words)
+        except RecipeError as error:
+            # A reader's own recipe has what its overrides leave out.
+            missing = [line for line in error.problems if there or "is required and missing" not in line]
+            assert not missing, f"{name_of(page)}: {command}: {missing[0]}"
+
+
+DRY = sorted(
+    {
+        command.partition("  #")[0]
+        for page in PAGES
+        for command in commands_of(page)
+        if re.search(r"\brecipes/[\w/-]+\.yaml|model=lab", command)
+    }
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", DRY)
+def test_commands_with_ready_recipes_pass_every_check(command, tmp_path, monkeypatch):
+    """All but what an earlier command leaves under runs/, and a server or data that is not in the repository."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    read = parsed(command)
+    assert read is not None
+    if all(option.name != "dry_run" for option in read[0].params):
+        pytest.skip("it has no --dry-run")
+    done = CliRunner().invoke(app, [*shlex.split(command, comments=True)[1:], "--dry-run"])
+    wrong = [line for line in done.stderr.splitlines() if not re.search(r"no such (file|folder)|runs/|vllm", line)]
+    assert not wrong, wrong
+    assert done.exit_code in (0, 2), done.output
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

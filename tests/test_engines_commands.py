@@ -13,6 +13,7 @@ from ballast.cli import app
 from ballast.compare import Plan
 from ballast.compare.run import write_summary
 from ballast.errors import BallastError
+from ballast.pipeline.engines import COPY
 from ballast.records import write as records
 from ballast.records.folder import Store
 from compare_tools import matrix, run_quietly, write_inputs
@@ -235,7 +236,11 @@ def test_a_comparison_serves_every_model_and_never_mixes_engines(managed, tmp_pa
         write_summary(Store(tmp_path / "own"), Plan(compared(tmp_path, "own")))
 
 
-def test_an_adapter_is_served_in_the_weights_and_its_copy_removed(managed):
+def test_an_adapter_is_served_in_the_weights_and_its_copy_removed(managed, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    left = tmp_path / "temporary" / f"{COPY}0"  # by a command that was killed
+    left.mkdir(parents=True)
+    Path(f"{left}.lock").touch()
     train = ("train", "model=model", "model.lora={r: 2, target_modules: all-linear}", "objective=sft")
     settings = "training={max_steps: 2, per_device_train_batch_size: 4, learning_rate: 1e-1, report_to: none}"
     ballast(*train, "data.train=rows.jsonl", "output=lora", settings, tasks(), "engine=vllm")
@@ -243,7 +248,8 @@ def test_an_adapter_is_served_in_the_weights_and_its_copy_removed(managed):
     assert [entry["engine"]["kind"] for entry in entries] == ["vllm", "vllm"]
     assert all(entry["engine"]["checked"] < 1e-4 for entry in entries)
     assert managed[0] == "model"
-    assert not Path(managed[1]).exists()
+    assert Path(managed[1]).parent == left.parent
+    assert list(left.parent.iterdir()) == []
     done = [*train, "data.train=rows.jsonl", "output=lora", settings, tasks()]
     [line] = refused([*done, "--resume"])
     assert "engine: differs from the run to be resumed" in line

@@ -52,6 +52,7 @@ LAYERS = (
     ("training",),
     ("config",),
     ("lab",),
+    ("gguf",),
     ("models",),
     ("pipeline",),
     ("compare",),

@@ -365,3 +365,15 @@ def test_answers_that_were_sampled_beforehand_and_cut_off_are_counted(folder):
     # Two steps of two prompts: each of the four once.
     assert sum(line["groups/cut_off"] for line in lines) == counted
     assert sum(line["groups/own"] for line in lines) == 12
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_card_that_cannot_be_written_costs_the_card_alone(folder, monkeypatch, command):
+    def broken(*_):
+        raise UnicodeDecodeError("utf-8", b"x", 0, 1, "the base's card\nis none")
+
+    monkeypatch.setattr("ballast.pipeline.run_folder.card", broken)
+    said = done(command, "out", UNSAVED[command])
+    assert record("out")["status"] == "finished"
+    assert "warning: out: the model card is not written (UnicodeDecodeError: " in said
+    assert not Path("out/README.md").exists()

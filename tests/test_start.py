@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,16 +15,18 @@ from typer.testing import CliRunner
 from ballast.advise.regime import ABOVE, BELOW, EQUAL, UNKNOWN
 from ballast.cli import app, start
 from ballast.compare import COMPARE_CHECKS
-from ballast.config.recipe import load_recipe
+from ballast.config.recipe import ModelSection, load_recipe
 from ballast.errors import BallastError
 from ballast.lab import split as lab_split
 from ballast.objectives import list_objectives
 from ballast.start import plan as planning
+from ballast.start import probe as probing
 from ballast.start.answers import choose, judged
 from ballast.start.columns import PAIRS, recognise
+from ballast.start.end import end_token
 from ballast.start.plan import SIZES, Room, Size, plan
-from ballast.start.probe import Probe, quantile
-from ballast.start.recipe import RECIPE, TEST, TRAIN, VALIDATION, Written, text
+from ballast.start.probe import Probe, gain, quantile
+from ballast.start.recipe import RECIPE, TEST, TRAIN, TRAINING, VALIDATION, Written, text
 from ballast.start.rows import demonstrations, split
 from ballast.start.run import ASKED, Request, _put, _rows, is_made
 from tiny import CHAT_TEMPLATE, char_tokenizer, tiny_model
@@ -182,8 +185,8 @@ def test_a_limit_cuts_off_no_more_than_its_share():
 
 @pytest.mark.parametrize("judge", [None, "last-number"])
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("lora", [False, True])
-def test_every_recipe_passes_the_checks_of_compare(judge, size, lora, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("lora", "more"), [(False, {}), (True, {"eos_token": "<eos>", "bf16": True})])
+def test_every_recipe_passes_the_checks_of_compare(judge, size, lora, more, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = Path("out: put#")
     folder.mkdir()
@@ -192,7 +195,19 @@ def test_every_recipe_passes_the_checks_of_compare(judge, size, lora, tmp_path, 
         (folder / name).write_text(json.dumps(row) + "\n")
     made = planning._sized(["sft", "dft"], PROBE, size, lora, ROOM)
     written = text(
-        Written("ballast init", "lab", folder, "1 row", judge, "why", lora, {"sft": "a", "dft": "b"}, made, PROBE)
+        Written(
+            "ballast init",
+            "lab",
+            folder,
+            "1 row",
+            judge,
+            "why",
+            lora,
+            {**TRAINING, **more},
+            {"sft": "a", "dft": "b"},
+            made,
+            PROBE,
+        )
     )
     (folder / RECIPE).write_text(written)
     recipe = load_recipe(folder / RECIPE, checks=COMPARE_CHECKS)
@@ -217,6 +232,60 @@ def test_rows_set_apart_that_nothing_can_judge_are_refused(tmp_path, monkeypatch
     monkeypatch.setattr("ballast.start.run._held", lambda *_: [])
     with pytest.raises(BallastError, match="of the rows set apart none can be judged"):
         _rows(Request("lab", str(file)), False, print)
+
+
+@pytest.mark.parametrize(
+    ("plain", "half", "ratio"),
+    [
+        ([9, 2.4, 3], [9, 1.5, 1.2], 2),
+        ([9, 2.4, 2.4], [9, 2, 2], pytest.approx(1.2)),
+        ([9, 2.3, 2.4], [9, 2, 2], None),
+        ([9, 2, 2], [1, 4, 4], None),
+        ([9, 2, 2], [], None),
+    ],
+)
+def test_bfloat16_is_taken_where_a_step_is_a_fifth_faster(plain, half, ratio):
+    assert gain(plain, half) == ratio
+
+
+@pytest.mark.parametrize(("bf16", "line"), [(None, None), (2.24, "  bf16: true  # a step is 2.2 times as fast here")])
+def test_the_recipe_says_why_it_computes_in_bfloat16(bf16, line, tmp_path):
+    made = planning._sized(["sft"], PROBE, SIZES[-1], False, ROOM)
+    training = {**TRAINING, **({} if bf16 is None else {"bf16": True})}
+    probe = replace(PROBE, bf16=bf16)
+    written = text(
+        Written("ballast init", "lab", tmp_path, "1 row", None, "why", False, training, {"sft": "a"}, made, probe)
+    )
+    found = [one for one in written.splitlines() if "bf16" in one]
+    assert found == ([] if line is None else [f"{line}; the weights stay float32"])
+
+
+# What ends an answer.
+
+
+def without_end(folder, *, generation=None, config=None):
+    model, tokenizer = tiny_model(vocab=len(char_tokenizer())), char_tokenizer()
+    model.config.eos_token_id, model.generation_config.eos_token_id = config, generation
+    tokenizer.eos_token = None
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return ModelSection(path=str(folder)), tokenizer
+
+
+def test_an_end_token_is_found_named_or_missed_at_once(tmp_path):
+    said = []
+    section, tokenizer = without_end(tmp_path / "a", generation=[5, 2], config=7)
+    assert end_token(section, tokenizer, None, said.append) == {"eos_token": tokenizer.convert_ids_to_tokens(5)}
+    assert said == ["end token:  , by the model's configuration; the tokenizer names none"]
+    assert end_token(section, tokenizer, "<eos>", said.append) == {"eos_token": "<eos>"}
+    section, tokenizer = without_end(tmp_path / "b", config=2)
+    assert end_token(section, tokenizer, None, said.append) == {"eos_token": "<eos>"}
+    section, tokenizer = without_end(tmp_path / "c")
+    with pytest.raises(BallastError, match=r"no answer would be taught to end; .* --eos-token TOKEN"):
+        end_token(section, tokenizer, None, said.append)
+    with pytest.raises(BallastError, match="--eos-token: '<nope>' is not in the tokenizer's vocabulary"):
+        end_token(section, tokenizer, "<nope>", said.append)
+    assert end_token(section, char_tokenizer(), None, said.append) == {}
 
 
 # The commands.
@@ -339,6 +408,62 @@ def test_bad_input_is_one_line_and_leaves_nothing(words, message, small):
     assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1), done.output
     assert message in done.stderr
     assert sorted(Path().rglob("*")) == before
+
+
+def test_a_tokenizer_without_end_is_told_of_before_a_weight_is_read_and_the_advice_works(small, monkeypatch):
+    without_end(Path("model"))
+    with monkeypatch.context() as patched:
+        patched.setattr("ballast.models.load_model", None)
+        done = cli("init", "model", "rows.jsonl")
+    assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)
+    assert "--eos-token TOKEN" in done.stderr
+    done = cli("init", "model", "rows.jsonl", "--eos-token", "<eos>")
+    assert done.exit_code == 0, done.output
+    written = Path("runs/try-rows", RECIPE).read_text()
+    assert '  eos_token: "<eos>"  # ends an answer; the tokenizer names none' in written
+    assert "--eos-token '<eos>'" in written.splitlines()[0]
+    load_recipe(Path("runs/try-rows", RECIPE), checks=COMPARE_CHECKS)
+
+
+def test_bfloat16_is_timed_with_the_adapter_that_trains(small, monkeypatch):
+    monkeypatch.setattr(probing, "_may_gain", lambda *_: True)
+    monkeypatch.setattr(probing, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(probing, "gain", lambda plain, half: 3.0 if len(plain) == len(half) == probing.STEPS else None)
+    monkeypatch.setattr(planning, "LORA_ABOVE", 0)
+    done = cli("init", "lab", "rows.jsonl")
+    assert done.exit_code == 0, done.output
+    assert "arithmetic in bfloat16 makes a step 3.0 times as fast here: it is taken" in done.stdout
+    recipe = load_recipe("runs/try-rows/recipe.yaml", checks=COMPARE_CHECKS)
+    assert recipe.training["bf16"] is True
+    assert recipe.model.lora is not None
+
+
+@pytest.mark.parametrize("what", ["rows", "weights"])
+def test_a_folder_made_of_other_rows_or_weights_is_not_gone_on_with(small, what):
+    tiny_model(vocab=len(char_tokenizer())).save_pretrained("model")
+    char_tokenizer().save_pretrained("model")
+    assert cli("init", "model", "rows.jsonl").exit_code == 0
+    folder, request = Path("runs/try-rows"), Request("model", "rows.jsonl")
+    assert is_made(folder, request)
+    if what == "rows":
+        Path("rows.jsonl").write_text(Path("rows.jsonl").read_text() + '{"Question": "9+9?", "Answer": "#18"}\n')
+    else:
+        tiny_model(seed=1, vocab=len(char_tokenizer())).save_pretrained("model")
+    done = cli("try", "model", "rows.jsonl", "--yes")
+    assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)
+    named = "rows of rows.jsonl" if what == "rows" else "weights of model"
+    assert f"was made of other {named}, which changed since then" in done.stderr
+    assert done.stderr.endswith("ballast compare runs/try-rows/recipe.yaml\n")
+    if what == "rows":
+        # The folder has a copy of its own: what is gone has not changed.
+        Path("rows.jsonl").unlink()
+        assert is_made(folder, request)
+
+
+def test_what_a_killed_command_left_in_a_folder_does_not_fill_it(tmp_path):
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / ".o.1234").mkdir()
+    assert not is_made(tmp_path / "o", Request("lab", "x"))
 
 
 def test_try_does_not_begin_unasked(small):

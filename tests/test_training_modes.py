@@ -148,3 +148,17 @@ def test_inductor_trains_the_same(tmp_path, name):
     compiled = run(tmp_path / "a", name, torch_compile=True, torch_compile_backend="inductor", **settings)
     plain = run(tmp_path / "b", name, **settings)
     assert largest_difference(weights(compiled), weights(plain)) < 1e-4
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="computes in bfloat16 there anyway")
+@pytest.mark.parametrize("asked", [None, False, True])
+def test_a_cpu_computes_in_bfloat16_where_it_is_asked_to(tmp_path, asked):
+    """transformers refuses it there unless it is told that there is no GPU."""
+    seen = []
+    args = ballast.TrainingConfig(str(tmp_path), bf16=asked, max_steps=1, report_to="none")
+    assert (args.bf16, args.use_cpu) == (bool(asked), bool(asked))
+    trainer = ballast.Trainer(tiny_model(), args=args, train_dataset=dataset(), processing_class=char_tokenizer())
+    layer = trainer.model.model.layers[0].mlp.down_proj
+    layer.register_forward_hook(lambda module, given, result: seen.append((module.weight.dtype, result.dtype)))
+    trainer.train()
+    assert set(seen) == {(torch.float32, torch.bfloat16 if asked else torch.float32)}

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
+import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ballast.errors import BallastError
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 LEAST_FREE = 1 << 20
 """Bytes without which nothing is begun."""
@@ -56,7 +63,7 @@ def place_problem(path: str | Path, needed: int = LEAST_FREE) -> str | None:
         return f"{str(path)!r}: cannot be a folder: a name has no zero bytes; choose another place"
     whole = Path(path).absolute()
     try:
-        nearest = next(folder for folder in (whole, *whole.parents) if folder.is_symlink() or folder.exists())
+        nearest = _nearest(whole)
         if not nearest.is_dir():
             if nearest == whole:
                 return f"{path}: is {'a link to nothing' if nearest.is_symlink() else 'a file'}; name a folder"
@@ -70,6 +77,51 @@ def place_problem(path: str | Path, needed: int = LEAST_FREE) -> str | None:
         short = f"{free / 1e6:,.0f} MB are free there, the run needs {needed / 1e6:,.0f} MB at least"
         return f"{path}: the disk is full: {short}; make room, or choose another place"
     return None
+
+
+def free_bytes(path: str | Path) -> int:
+    """Return how many bytes are free where a folder lies, or will."""
+    return shutil.disk_usage(_nearest(Path(path).absolute())).free
+
+
+def _nearest(whole: Path) -> Path:
+    """Return what is there of a path, from its end."""
+    return next(folder for folder in (whole, *whole.parents) if folder.is_symlink() or folder.exists())
+
+
+@contextmanager
+def temporary_folder(prefix: str, beside: str | Path) -> Iterator[Path]:
+    """Give a new folder that goes with the block; those that killed processes left behind go first.
+
+    A folder is its process's as long as that holds the lock beside it, which the system takes from the dead.
+
+    Args:
+        prefix: of its name; folders of others must not begin so.
+        beside: where it is made; not below it.
+    """
+    from filelock import FileLock, Timeout
+
+    where = Path(beside)
+    where.mkdir(parents=True, exist_ok=True)
+    for left in where.glob(f"{glob.escape(prefix)}*.lock"):
+        lock = FileLock(left)
+        with suppress(Timeout, OSError):  # somebody is at work in it; or it is another user's
+            lock.acquire(timeout=0)
+            _remove(left.with_suffix(""), lock)
+    place = where / f"{prefix}{secrets.token_hex(4)}"
+    lock = FileLock(f"{place}.lock")
+    lock.acquire()
+    try:
+        place.mkdir(mode=0o700)
+        yield place
+    finally:
+        _remove(place, lock)
+
+
+def _remove(folder: Path, lock: FileLock) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
 
 
 def write_atomically(path: str | Path, content: bytes | str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ballast import gguf
 from ballast.config.recipe import ModelSection
 from ballast.errors import BallastError, suggest
 from ballast.files import expanded
@@ -27,11 +28,16 @@ MADE = {"smollm2": Path("models", "smollm2")}
 
 
 def resolve(section: ModelSection) -> ModelSection:
-    """Return the section with the name of an embedded base, or one of `MADE`, replaced by its folder."""
+    """Return the section with the name of an embedded base, one of `MADE`, or a GGUF file replaced by its folder.
+
+    A GGUF that cannot be used stays: `check_folder` says why.
+    """
     from ballast.lab import BASES, base_path
 
     if section.path in MADE:
         return section.model_copy(update={"path": str(MADE[section.path])})
+    if gguf.is_gguf(section.path) and gguf.problem(section.path) is None:
+        return section.model_copy(update={"path": str(gguf.unpacked(section.path))})
     if section.path not in BASES:
         return section
     return section.model_copy(update={"path": str(base_path(section.path))})
@@ -60,18 +66,24 @@ def section_of(path: str, like: ModelSection | None = None) -> ModelSection:
 
 
 def check_folder(path: str) -> str | None:
-    """Return what makes a local folder unusable as a model, or None; a path that is no folder is taken for a hub id."""
+    """Return what makes a local folder or GGUF unusable as a model, or None; another path is taken for a hub id."""
+    if gguf.is_gguf(path):
+        return gguf.problem(path)
     folder = Path(path).expanduser()
     if folder.is_file():
         return f"{path}: is a file; name the folder that holds config.json and the weights"
     if folder in MADE.values() and not folder.is_dir():
         return f"{path}: no such folder; `make real-model` writes it (python scripts/smollm2.py)"
+    if not folder.is_dir() and (problem := gguf.gone(folder)):
+        return problem
     if not folder.is_dir():
         looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
         return f"{path}: no such folder" if looks_local and "/" in path else None
     if not (folder / "config.json").is_file():
         if (folder / ADAPTER_CONFIG).is_file():
             return f"{path}: holds a PEFT adapter, not a model; set model.path to its base and model.adapter to this"
+        if problem := gguf.folder_problem(folder):
+            return problem
         return f"{path}: has no config.json, so it is not a model in transformers format"
     if not any(folder.glob("*.safetensors")):
         if pickled := sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern)):
@@ -168,6 +180,8 @@ def load_tokenizer(section: ModelSection, training: Mapping[str, Any] | None = N
 
     from ballast.data.trl import with_template
 
+    if gguf.is_gguf(section.path) and (problem := check_folder(section.path)):
+        raise BallastError(problem)
     beside = section.adapter and (Path(section.adapter) / "tokenizer_config.json").is_file()
     path, options = (section.adapter, {}) if beside else (section.path, _where(section))
     try:
@@ -306,6 +320,19 @@ def try_lora(section: ModelSection, config: Any) -> None:
     except ValueError as error:
         raise BallastError(" ".join(str(error).split())) from error
     check_adapted_head(empty)
+
+
+def adapter_size(section: ModelSection, empty: Any) -> int:
+    """Return how many numbers the LoRA settings train on a model without weights, which they are put on."""
+    import torch
+    from peft import get_peft_model
+
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tied weights, which `try_lora` refuses
+        settings = lora_config(section)
+        assert settings is not None
+        adapted = get_peft_model(empty, settings)
+    return sum(weights.numel() for weights in adapted.parameters() if weights.requires_grad)
 
 
 def check_adapter(path: str) -> str | None:

@@ -15,7 +15,7 @@ from ballast.files import expanded
 from ballast.terminal import console, print_text
 
 Model = Annotated[
-    str, typer.Argument(parser=expanded, metavar="MODEL", help="A folder, a hub id, or an embedded model.")
+    str, typer.Argument(parser=expanded, metavar="MODEL", help="A folder, a GGUF file, a hub id, or an embedded model.")
 ]
 Data = Annotated[
     str, typer.Argument(parser=expanded, metavar="DATA", help="Demonstrations: a file, a folder or a hub id.")
@@ -32,13 +32,20 @@ OfColumns = Annotated[
 ]
 
 
-def _request(model: str, data: str, columns: str | None, minutes: float | None) -> Any:
+OfEnd = Annotated[
+    str | None,
+    typer.Option("--eos-token", metavar="TOKEN", help="End token of a tokenizer without one.", show_default="found"),
+]
+
+
+def _request(model: str, data: str, columns: str | None, minutes: float | None, eos_token: str | None) -> Any:
     from ballast.config.source import parse_override
     from ballast.pipeline import quiet
     from ballast.start.run import Request
 
     quiet()
-    return Request(model, data, None if columns is None else parse_override(f"columns={columns}")[1], minutes)
+    found = None if columns is None else parse_override(f"columns={columns}")[1]
+    return Request(model, data, found, minutes, eos_token)
 
 
 @app.command()
@@ -48,12 +55,13 @@ def init(
     output: Output = None,
     columns: OfColumns = None,
     minutes: Minutes = None,
+    eos_token: OfEnd = None,
 ) -> None:
     """Look at rows and model, and write a commented recipe that compares the objectives worth their time."""
     from ballast.start.recipe import RECIPE, compare_command
     from ballast.start.run import default_folder, is_made, run_init, shown_command
 
-    request = _request(model, data, columns, minutes)
+    request = _request(model, data, columns, minutes, eos_token)
     folder = default_folder(data) if output is None else output
     if is_made(folder, request):
         raise BallastError(f"--output: {folder}: has this recipe already; see {folder / RECIPE}")
@@ -68,6 +76,7 @@ def try_(
     output: Output = None,
     columns: OfColumns = None,
     minutes: Minutes = None,
+    eos_token: OfEnd = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Begin without asking.")] = False,
 ) -> None:
     """Init, compare and report: from rows and a model to a decision. Run again, it goes on where it was stopped."""
@@ -76,7 +85,7 @@ def try_(
 
     if not yes and not sys.stdin.isatty():
         raise BallastError("try asks before it begins, and there is no terminal to ask; add --yes")
-    request = _request(model, data, columns, minutes)
+    request = _request(model, data, columns, minutes, eos_token)
     folder = default_folder(data) if output is None else output
     if is_made(folder, request):
         print_text(f"{folder / RECIPE}: goes on")

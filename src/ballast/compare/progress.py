@@ -71,7 +71,7 @@ class Board:
         with self._lock:
             self.running[job] = self._clock()
         if job.shared:
-            self._say(BEGINS[job.kind])
+            self.said(BEGINS[job.kind])
 
     def ended(self, job: Job) -> None:
         """A job is done."""
@@ -107,7 +107,12 @@ class Board:
 
     def said(self, line: object) -> None:
         """There is something to say of what all runs share."""
-        self._say(line)
+        if self._live:
+            # The table is drawn around it, under a lock of its own, and `view` asks for the one here.
+            self._say(line)
+            return
+        with self._lock:
+            self._say(line)
 
     def chose(self, label: str, rate: float, why: str) -> None:
         """A row has its rate."""
@@ -120,9 +125,9 @@ class Board:
 
         A row's own mean where it has one, else that of the same kind of job, else that of all jobs.
         """
-        if not self._times():
-            return None
         with self._lock:
+            if not self._times():
+                return None
             runs = [(job, began) for job, began in self.running.items() if not job.shared]
             since = [(slot_of(job), self._clock() - began) for job, began in runs]
             running = [max(self._expected(slot) - spent, 0.0) for slot, spent in since]
@@ -137,8 +142,9 @@ class Board:
         left = self.left()
         if left is None:
             return "time left unknown"
-        timed = {kind for _, kind in self._times()}
-        untimed = {kind for (row, kind) in self.totals if self._open((row, kind)) and kind not in timed}
+        with self._lock:
+            timed = {kind for _, kind in self._times()}
+            untimed = {kind for (row, kind) in self.totals if self._open((row, kind)) and kind not in timed}
         guess = " and ".join(noun for kind, noun in NOUNS.items() if kind in untimed)
         return f"about {_clock_text(left)} left{f' ({guess} untimed)' if guess else ''}"
 

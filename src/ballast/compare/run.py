@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ballast.compare.cluster import RayOptions, connected
+from ballast.compare.disk import announced
 from ballast.compare.inputs import check_current, current_inputs
 from ballast.compare.jobs import Job, JobContext, base_rl, row_recipes
 from ballast.compare.plan import Part, Plan
@@ -73,6 +74,7 @@ def run_compare(
         context = JobContext(plan, store, _budget_steps(plan), current_inputs(plan))
         there = [run for run in read_comparison(store) if is_planned(plan, {}, run)]
         check_current(there, context.inputs)
+        say(announced(context, place.count))
         board = _board(context, part, say, place.count)
         # Only now: a recipe that the runs refuse leaves the plan as it was.
         choice = Choice(context, board)

@@ -35,8 +35,8 @@ class ModelSection(Options):
     """The model that fine-tuning starts from; a bare string is its ``path``."""
 
     path: PathText
-    """A folder in transformers format, a hub id, `lab` or `lab-code` for an embedded model, or `smollm2` for the folder
-    that `make real-model` writes."""
+    """A folder in transformers format, a GGUF file, a hub id, `lab` or `lab-code` for an embedded model, or `smollm2`
+    for the folder that `make real-model` writes."""
     revision: Text | None = None
     """Branch, tag or commit on the hub."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"

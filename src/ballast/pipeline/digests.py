@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ballast import models
+from ballast import gguf, models
 from ballast.config.recipe import DataSection, ModelSection, Recipe
 from ballast.evaluation.tasks import Task
 from ballast.pipeline import sources
@@ -28,7 +28,7 @@ def inputs_of(recipe: Recipe) -> dict[str, InputRecord]:
     Where RL has rows of its own, those of ``data.train`` are not read. Tasks have digests of their own.
     """
     found = {}
-    if recipe.model is not None and (weights := _weights(models.resolve(recipe.model))):
+    if recipe.model is not None and (weights := _model_digest(recipe.model)):
         found[MODEL] = InputRecord(source=recipe.model.path, digest=weights)
     data, rl = recipe.data, recipe.rl
     own = rl is not None and rl.data is not None
@@ -74,6 +74,15 @@ def _train_digest(data: DataSection) -> str:
 
 def _files(path: Path) -> list[Path]:
     return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path] * path.is_file()
+
+
+def _model_digest(section: ModelSection) -> str | None:
+    """Return that of `_weights`, of a GGUF file its SHA-256, by which it is known elsewhere."""
+    sha256 = gguf.digest(section.path)
+    if sha256 is None:
+        return _weights(models.resolve(section))
+    adapter = None if section.adapter is None else _weights(ModelSection(path=section.adapter))
+    return sha256 if adapter is None else rows_digest([sha256, adapter])
 
 
 def _weights(section: ModelSection) -> str | None:

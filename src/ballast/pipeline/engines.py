@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ballast import models
 from ballast.config.recipe import ModelSection
 from ballast.engines.options import DEFAULT, Engine, OpenAIEngine, TransformersEngine, VllmEngine, is_local
+from ballast.files import temporary_folder
 from ballast.protocols import Model, Tokenizer
 from ballast.records.schema import EngineRecord
 from ballast.records.write import disk_full_as_error
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from ballast.engines import base
     from ballast.engines.sampling import Check, Draws
     from ballast.evaluation.generation import Sampler
+
+
+COPY = "ballast-model-"
+"""What the name of a model's copy for a server begins with."""
 
 
 @dataclass(frozen=True)
@@ -149,8 +153,8 @@ def _folder(section: ModelSection) -> Iterator[str]:
     if section.adapter is None and path.is_dir():
         yield str(path)
         return
-    place = Path(tempfile.mkdtemp(prefix="ballast-engine-"))
-    try:
+    # It is as large as the model, so that what a killed command left is not let lie.
+    with temporary_folder(COPY, tempfile.gettempdir()) as place:
         with disk_full_as_error(place):
             loaded: Any = models.load_model(section)
             if section.adapter is not None:
@@ -159,8 +163,6 @@ def _folder(section: ModelSection) -> Iterator[str]:
             models.load_tokenizer(section).save_pretrained(str(place))
             del loaded
         yield str(place)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
 
 
 def line(record: EngineRecord) -> str | None:

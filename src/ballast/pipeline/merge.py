@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ballast import checkpoints, models
 from ballast.config.recipe import ModelSection, Recipe
 from ballast.config.sections import QuantizationSection
 from ballast.errors import BallastError
-from ballast.files import check_place
+from ballast.files import check_place, temporary_folder
 from ballast.limits import context_length
 from ballast.protocols import Say
 from ballast.records.runs import read_record
@@ -119,9 +118,8 @@ def _section(path: str, base: str | None) -> ModelSection:
 
 def _write(model: Any, tokenizer: Any, output: Path) -> None:
     """Write beside the place, and move there when whole."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as beside:
-        made = Path(beside, "merged")
+    with temporary_folder(f".{output.name}.", output.parent) as beside:
+        made = beside / "merged"
         with disk_full_as_error(output):
             model.save_pretrained(str(made))
             tokenizer.save_pretrained(str(made))

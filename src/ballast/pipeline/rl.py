@@ -83,6 +83,7 @@ def _run(run: Run) -> Outcome:
     if (outcome := run.measure_again()) is not None:
         return outcome
     made = _ready(run.recipe, run.section)
+    run.announce_disk(made.args, made.options.steps)
     run.clock.lap("prepare")
     model = models.load_model(run.section, trainable=True)
     for line in check_prompts(run.tasks, model, made.tokenizer):

@@ -15,7 +15,7 @@ from ballast import checkpoints, models
 from ballast.config.recipe import ModelSection, Recipe
 from ballast.engines.options import is_local
 from ballast.errors import BallastError
-from ballast.pipeline import sources
+from ballast.pipeline import disk, sources
 from ballast.pipeline.digests import inputs_of
 from ballast.pipeline.evaluate import Measured, Sampled, base_model, measure, table
 from ballast.pipeline.run_folder import alone, is_trained, save_final, write_card, write_evals, write_record
@@ -111,6 +111,17 @@ class Run:
         # A comparison holds the folder of all its runs.
         if self.cell is None:
             self.held.enter_context(alone(self.output, resume=self.resume))
+
+    def announce_disk(self, args: Any, steps: int, epochs: int = 1) -> None:
+        """Say how much a run of so many steps and epochs writes to disk.
+
+        Raises:
+            BallastError: less is free.
+        """
+        found = disk.written(self.section, args, steps, epochs=epochs, seed=self.recipe.seed)
+        line = disk.refuse_full(self.output, found.total, found.line())
+        if speaks():
+            self.say(line)
 
     def measure_before(self, model: Model, tokenizer: Tokenizer, device: torch.device) -> list[Measured]:
         """Return how the model does that training starts from, where the recipe asks for it."""
@@ -210,8 +221,8 @@ class Run:
         seconds, recipe = {**record.seconds, **self.clock.laps}, {**record.recipe, "evaluation": self._evaluation}
         ended = {"status": "finished", "finished": now(), "seconds": seconds, "recipe": recipe}
         record = record.model_copy(update=ended)
-        write_card(self.output, record, self.section)
         write_record(self.output, record)
+        self._write_card(record)
         if measured:
             self.say(table(measured))
         for warning in record.warnings:
@@ -219,6 +230,13 @@ class Run:
         total = sum(self.clock.laps.values())
         self.say(f"{self.output}: {_reward(record)}checkpoint and run record written ({total:.0f} s)")
         return Outcome(record, tuple(measured))
+
+    def _write_card(self, record: RunRecord) -> None:
+        try:
+            write_card(self.output, record, self.section)
+        except Exception as error:  # whatever the base's folder or the disk has: the run itself is through
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            self.say(f"warning: {self.output}: the model card is not written ({why}); the run is whole without it")
 
     @property
     def _trained(self) -> ModelSection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,7 @@ def _run(run: Run) -> Outcome:
         return outcome
     made = inputs.ready(recipe, run.say, streams=True)
     _check_steps(made)
+    run.announce_disk(made.args, *_steps(made))
     run.clock.lap("prepare")
     model = models.load_model(made.model, trainable=True)
     for line in check_prompts(run.tasks, model, made.tokenizer):
@@ -107,9 +109,23 @@ def _check_steps(made: inputs.Ready) -> None:
     """Refuse settings under which these rows make no step; packing makes fewer of them, and the trainer looks again."""
     from ballast.training.refusals import refuse_no_steps
 
+    if (rows := _rows(made)) is not None:
+        refuse_no_steps(made.args, rows)
+
+
+def _steps(made: inputs.Ready) -> tuple[int, int]:
+    """Return optimiser steps and epochs; a stream has no epochs."""
+    from ballast.training.refusals import planned_steps
+
+    if (rows := _rows(made)) is None:
+        return max(0, made.args.max_steps), 1
+    steps, each = planned_steps(made.args, rows), made.args.train_batch_size * made.args.world_size
+    return steps, math.ceil(steps * made.args.gradient_accumulation_steps / math.ceil(rows / each))
+
+
+def _rows(made: inputs.Ready) -> int | None:
     rows: Any = made.prompts if made.train is None else made.train.dataset
-    if hasattr(rows, "__len__"):
-        refuse_no_steps(made.args, len(rows))
+    return len(rows) if hasattr(rows, "__len__") else None
 
 
 def _trainer(

@@ -27,8 +27,12 @@ MOST_TOKENS = 256
 CUT_OFF = 0.05
 """Share of answers that a limit may cut off."""
 STEPS = 3
-"""Optimiser steps that are trained; the last is timed."""
+"""Optimiser steps that are trained; the first warms up."""
 MULTIPLE = 16
+LEAST_SECONDS = 0.2
+"""Of a step in float32 that one in bfloat16 is compared with: of shorter ones chance decides, and they cost little."""
+WORTH = 1.2
+"""How many times as fast a step in bfloat16 must be to be taken: it costs precision."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Probe:
         load_seconds: of loading model and tokenizer.
         memory: bytes of the process at its peak; on an accelerator those of the device.
         weights: bytes of what a run leaves: the model, or its adapter.
+        bf16: how many times as fast a step in bfloat16 is, which `step_seconds` then is of; None where it is not worth
+            it, or training computes in it anyway.
     """
 
     accuracy: float | None
@@ -56,6 +62,7 @@ class Probe:
     load_seconds: float
     memory: int
     weights: int
+    bf16: float | None = None
 
 
 def probe(
@@ -73,7 +80,7 @@ def probe(
     from ballast.evaluation.generation import GenerationOptions, encode_rows, generate
 
     device, started = models.default_device(), time.monotonic()
-    model, tokenizer = models.load_model(section, device=device), models.load_tokenizer(section)
+    model, tokenizer = models.load_model(section, device=device), models.load_tokenizer(section, training)
     loaded = time.monotonic() - started
     rows = test[:ITEMS]
     most = _most_tokens(context_length(model), max(map(len, encode_rows(tokenizer, rows))))
@@ -82,18 +89,46 @@ def probe(
     seconds = time.monotonic() - started
     shown = [len(tokenizer(last_text(row["completion"]))["input_ids"]) for row in train[: 8 * ITEMS]]
     limit = max(quantile([one.tokens for one in answers], 1 - CUT_OFF), quantile(shown, 1 - CUT_OFF / 5))
-    step_seconds, weights = _train(section, training, model, tokenizer, train)
+    lora = models.lora_config(section)
+    plain, trained = _train(training, model, tokenizer, train, lora)
+    weights = sum(one.numel() * one.element_size() for one in trained.parameters() if one.requires_grad or lora is None)
+    half: list[float] = []
+    if min(plain[1:]) >= LEAST_SECONDS and _may_gain(training, device.type):
+        half, _ = _train({**training, "bf16": True}, trained, tokenizer, train, None)
+    bf16 = gain(plain, half)
     return Probe(
         accuracy=None if judge is None else _accuracy(judge, [one.text for one in answers], rows),
         items=len(rows),
         max_new_tokens=min(most, math.ceil((limit + 1) / MULTIPLE) * MULTIPLE),
         cut_off=sum(not one.ended for one in answers) / len(answers),
         answer_seconds=seconds / len(answers),
-        step_seconds=step_seconds,
+        step_seconds=(plain if bf16 is None else half)[-1],
         load_seconds=loaded,
         memory=_peak(device.type),
         weights=weights,
+        bf16=bf16,
     )
+
+
+def gain(plain: Sequence[float], half: Sequence[float]) -> float | None:
+    """Return how many times as fast steps in bfloat16 are, None where that is less than `WORTH`.
+
+    Args:
+        plain: seconds of steps in float32, the first of which warms up; others slow a step down, nothing speeds it up.
+        half: the same in bfloat16; empty where none were made.
+    """
+    if not half:
+        return None
+    ratio = min(plain[1:]) / min(half[1:])
+    return ratio if ratio >= WORTH else None
+
+
+def _may_gain(training: Mapping[str, Any], device: str) -> bool:
+    """Whether training computes in float32 here, and could in bfloat16."""
+    from transformers.utils import is_torch_bf16_available_on_device
+
+    args = training_config(Recipe(training=dict(training)))
+    return not args.bf16 and not args.fp16 and is_torch_bf16_available_on_device(device)
 
 
 def quantile(lengths: Sequence[int], share: float) -> int:
@@ -110,9 +145,9 @@ def _accuracy(judge: str, texts: Sequence[str], rows: Sequence[Row]) -> float:
 
 
 def _train(
-    section: ModelSection, training: Mapping[str, Any], model: Any, tokenizer: Any, rows: Sequence[Row]
-) -> tuple[float, int]:
-    """Return seconds of the last of `STEPS` steps, and bytes of what it trains."""
+    training: Mapping[str, Any], model: Any, tokenizer: Any, rows: Sequence[Row], lora: Any
+) -> tuple[list[float], Any]:
+    """Return seconds of each of `STEPS` steps, and the model that was trained, with its adapter."""
     from datasets import Dataset
     from transformers import PrinterCallback, TrainerCallback
 
@@ -138,15 +173,12 @@ def _train(
             args=args,
             train_dataset=Dataset.from_list(shown),
             processing_class=tokenizer,
-            peft_config=models.lora_config(section),
+            peft_config=lora,
             callbacks=[Clock()],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-        kept = trainer.model.parameters()
-        adapted = section.lora is not None
-        weights = sum(one.numel() * one.element_size() for one in kept if one.requires_grad or not adapted)
-    return times[-1] - times[-2], weights
+    return [end - begin for begin, end in zip(times[::2], times[1::2], strict=True)], trainer.model
 
 
 def _peak(device: str) -> int:

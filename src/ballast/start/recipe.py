@@ -35,6 +35,7 @@ class Written:
         rows: how many there are to train on, in words how they were read.
         judge: name of the verifier, None where there is none.
         lora: whether an adapter is trained.
+        training: settings of every run.
         why: of each objective, why it is there.
     """
 
@@ -45,6 +46,7 @@ class Written:
     judge: str | None
     judged: str
     lora: bool
+    training: Mapping[str, Any]
     why: Mapping[str, str]
     plan: Plan
     probe: Probe
@@ -79,7 +81,7 @@ def _lines(made: Written) -> Iterator[str]:
     yield "  # then: {rl: {steps: 40}}  # GRPO from every run and from the base: `ballast rl`, docs/rl.md"
     yield ""
     yield "training:"
-    yield from (f"  {key}: {_yaml(value)}" for key, value in TRAINING.items())
+    yield from (f"  {key}: {_yaml(value)}{_reason(made, key)}" for key, value in made.training.items())
     yield ""
     yield "evaluation:"
     yield f"  tasks:  # {made.judged}"
@@ -87,6 +89,16 @@ def _lines(made: Written) -> Iterator[str]:
     yield ""
     yield f"output: {_path(made, RUNS)}"
     yield "seed: 42"
+
+
+def _reason(made: Written, key: str) -> str:
+    """Return the comment on a setting that is not always there."""
+    ratio = made.probe.bf16
+    reasons = {
+        "eos_token": "ends an answer; the tokenizer names none",
+        "bf16": f"a step is {ratio or 1:.1f} times as fast here; the weights stay float32",
+    }
+    return f"  # {reasons[key]}" if key in reasons else ""
 
 
 def compare_command(folder: Path) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from ballast import models
@@ -17,18 +16,32 @@ from ballast.data.columns import Columns
 from ballast.data.exact import as_stored
 from ballast.data.messages import last_text
 from ballast.errors import BallastError
-from ballast.files import check_place
+from ballast.files import check_place, temporary_folder
 from ballast.pipeline import sources
 from ballast.pipeline.advise import run_advise
+from ballast.pipeline.digests import MODEL, inputs_of
+from ballast.pipeline.digests import TRAIN as TRAIN_ROWS
+from ballast.pipeline.disk import refuse_full, shown_bytes
 from ballast.pipeline.inputs import silent
 from ballast.progress import duration
 from ballast.protocols import Say
 from ballast.start import columns as reading
 from ballast.start import plan as planning
 from ballast.start.answers import Chosen, choose, judged
+from ballast.start.end import end_token
 from ballast.start.plan import Plan, Room
 from ballast.start.probe import CUT_OFF, Probe, probe
-from ballast.start.recipe import LORA, RECIPE, TEST, TRAIN, TRAINING, VALIDATION, Written, text
+from ballast.start.recipe import (
+    LORA,
+    RECIPE,
+    TEST,
+    TRAIN,
+    TRAINING,
+    VALIDATION,
+    Written,
+    compare_command,
+    text,
+)
 from ballast.start.rows import Parts, demonstrations, split
 
 Row = Mapping[str, Any]
@@ -40,6 +53,8 @@ MINUTES = 20.0
 """What a comparison may take unasked."""
 ASKED = "asked.json"
 """What a folder was made for, so that it goes on with nothing else."""
+INPUTS = "inputs"
+"""In that file: the digests of model and rows."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +66,14 @@ class Request:
         data: a source of rows.
         columns: as in ``data.columns``; None finds them.
         minutes: that the comparison may take; None for `MINUTES`.
+        eos_token: the tokenizer's end token where it names none itself; None finds one.
     """
 
     model: str
     data: str
     columns: Columns = None
     minutes: float | None = None
+    eos_token: str | None = None
 
     @property
     def time(self) -> float:
@@ -65,7 +82,8 @@ class Request:
 
     def same(self, other: Any) -> bool:
         """Return whether a folder that was made for `other` has this model and these rows."""
-        return {**self.plain(), "minutes": None} == {**other, "minutes": None}
+        asked = {"eos_token": None, **other, "minutes": None}
+        return {**self.plain(), "minutes": None} == {key: asked[key] for key in asked if key != INPUTS}
 
     def plain(self) -> dict[str, Any]:
         """Return it as it is kept."""
@@ -84,7 +102,7 @@ def is_made(folder: Path, request: Request) -> bool:
     Raises:
         BallastError: it holds something else, or was planned for another time.
     """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or (folder.is_dir() and not any(_left(folder))):
         return False
     try:
         known = json.loads((folder / ASKED).read_text(encoding="utf-8"))
@@ -92,12 +110,41 @@ def is_made(folder: Path, request: Request) -> bool:
         raise BallastError(f"--output: {folder}: is not empty and would be mixed up; name a new folder") from None
     if not isinstance(known, dict) or not request.same(known):
         raise BallastError(f"--output: {folder}: was made for another model or other data; name a new folder")
+    if changed := _changed(request, known.get(INPUTS, {})):
+        raise BallastError(
+            f"--output: {folder}: was made of other {changed}, which changed since then, and would go on with its copy "
+            f"of them: name another --output to begin anew, or go on as it is: {compare_command(folder)}"
+        )
     if request.minutes not in (None, known["minutes"]):
         raise BallastError(
             f"--minutes: {request.minutes:g}: would be ignored: {folder} was planned for {known['minutes']:g} min; "
             f"leave it out, change {folder / RECIPE}, or plan anew with another --output"
         )
     return True
+
+
+def _left(folder: Path) -> Iterator[Path]:
+    """Yield what lies in a folder, but for what a killed command was making in it."""
+    return (file for file in folder.iterdir() if not file.name.startswith(f".{folder.name}."))
+
+
+def _inputs(request: Request) -> dict[str, str]:
+    """Return the digests of model and rows; what is not here, on the hub, has none."""
+    columns: Any = request.columns
+    data = DataSection(train=(request.data,), columns=columns)
+    recipe = Recipe(model=ModelSection(path=request.model), data=data)
+    return {name: record.digest for name, record in inputs_of(recipe).items()}
+
+
+def _changed(request: Request, known: Mapping[str, str]) -> str | None:
+    """Return what is no longer what a folder was made of; what is gone has not changed."""
+    try:
+        now = _inputs(request)
+    except BallastError:
+        return None
+    names = {MODEL: f"weights of {request.model}", TRAIN_ROWS: f"rows of {request.data}"}
+    found = [said for name, said in names.items() if name in known and known[name] != now.get(name, known[name])]
+    return " and ".join(found) or None
 
 
 def run_init(request: Request, folder: Path, *, command: str, say: Say) -> Plan:
@@ -112,26 +159,29 @@ def run_init(request: Request, folder: Path, *, command: str, say: Say) -> Plan:
     parameters = sum(one.numel() for one in models.empty_model(section, config).parameters())
     lora = parameters > planning.LORA_ABOVE
     section = section.model_copy(update={"lora": dict(LORA)}) if lora else section
-    chat = bool(getattr(models.load_tokenizer(section), "chat_template", None))
+    tokenizer = models.load_tokenizer(section)
+    training = {**TRAINING, **end_token(section, tokenizer, request.eos_token, say)}
+    chat = bool(getattr(tokenizer, "chat_template", None))
     parts, layout, judge = _rows(request, chat, say)
     say(f"model: {parameters / 1e6:,.1f} M parameters; {'an adapter is' if lora else 'all weights are'} trained")
     name = None if judge is None else judge.judge.verifier
-    found = probe(section, TRAINING, name, parts.test, parts.train)
+    found = probe(section, training, name, parts.test, parts.train)
+    training |= {} if found.bf16 is None else {"bf16": True}
     for line in probed(found):
         say(line)
-    beside = folder if folder.exists() else folder.parent
-    beside.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{folder.name}.", dir=beside) as temporary:
-        made = Path(temporary, "made")
+    with temporary_folder(f".{folder.name}.", folder if folder.exists() else folder.parent) as temporary:
+        made = temporary / "made"
         made.mkdir()
         for file, rows in ((TRAIN, parts.train), (VALIDATION, parts.validation), (TEST, parts.test)):
             _write(made / file, rows)
-        regime = _advised(section, made / TRAIN)
+        regime = _advised(section, training, made / TRAIN)
         say(f"prior: {regime.name}, by `ballast advise`: {regime.meaning}")
         why = dict(planning.WORTH[regime.expects])
         steps = EPOCHS * len(parts.train) // TRAINING["per_device_train_batch_size"]
         room = Room(max(1, steps), len(parts.validation), len(parts.test), runs_at_a_time(section))
         plan = planning.plan(list(why), found, 60 * request.time, lora=lora, room=room)
+        stays = f"{len(plan.objectives) * plan.size.seeds:,} models of {shown_bytes(found.weights)}"
+        refuse_full(folder, plan.disk, stays, option="--output", less="give fewer --minutes, which plans fewer seeds")
         written = Written(
             command=command,
             model=request.model,
@@ -140,12 +190,14 @@ def run_init(request: Request, folder: Path, *, command: str, say: Say) -> Plan:
             judge=name,
             judged=_judging(judge),
             lora=lora,
+            training=training,
             why=why,
             plan=plan,
             probe=found,
         )
         (made / RECIPE).write_text(text(written), encoding="utf-8")
-        (made / ASKED).write_text(json.dumps(request.plain(), indent=2) + "\n", encoding="utf-8")
+        asked = {**request.plain(), INPUTS: _inputs(request)}
+        (made / ASKED).write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
         _put(made, folder)
     for line in planned(plan, request.time):
         say(line)
@@ -214,9 +266,9 @@ def _write(path: Path, rows: Sequence[Row]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-def _advised(section: ModelSection, train: Path) -> Any:
+def _advised(section: ModelSection, training: Mapping[str, Any], train: Path) -> Any:
     data = DataSection(train=(str(train),), limit=ADVISED)
-    advised = run_advise(Recipe(model=section, data=data, training=dict(TRAINING)), say=silent)
+    advised = run_advise(Recipe(model=section, data=data, training=dict(training)), say=silent)
     assert advised is not None  # of several ranks one has it, and this command has one
     return advised.advice.regime
 
@@ -227,6 +279,8 @@ def probed(found: Probe) -> list[str]:
         f"a step takes {found.step_seconds:.2g} s, an answer {found.answer_seconds:.2g} s; up to "
         f"{found.max_new_tokens} tokens an answer"
     ]
+    if found.bf16 is not None:
+        lines.append(f"arithmetic in bfloat16 makes a step {found.bf16:.1f} times as fast here: it is taken")
     if found.accuracy is not None:
         lines.append(f"the model as it is: {found.accuracy:.0%} of {found.items} answers right")
     if found.accuracy == 0:
@@ -243,7 +297,7 @@ def planned(plan: Plan, minutes: float) -> list[str]:
     size = plan.size
     tuned = f"{len(plan.rates)} rates × {size.tuning_seeds} to choose, " if len(plan.rates) > 1 else ""
     runs = f"{size.seeds} seeds to report; {size.steps} steps a run, {plan.runs} runs, {plan.jobs} at a time"
-    room = f"{_bytes(plan.disk)} on disk, {_bytes(plan.memory)} of memory a run"
+    room = f"{shown_bytes(plan.disk)} on disk, {shown_bytes(plan.memory)} of memory a run"
     lines = [
         f"plan: {', '.join(plan.objectives)}; {tuned}{runs}",
         f"cost: about {duration(plan.seconds)} here, {room}",
@@ -253,14 +307,10 @@ def planned(plan: Plan, minutes: float) -> list[str]:
     return lines
 
 
-def _bytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
-
-
 def shown_command(verb: str, request: Request, output: Path | None) -> str:
     """Return the command that was given, as it can be given again."""
     columns = request.columns if isinstance(request.columns, str | None) else json.dumps(dict(request.columns))
     minutes = None if request.minutes is None else f"{request.minutes:g}"
-    options = {"--columns": columns, "--minutes": minutes, "--output": output}
+    options = {"--columns": columns, "--minutes": minutes, "--eos-token": request.eos_token, "--output": output}
     given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
     return shlex.join(["ballast", verb, request.model, request.data, *given])

@@ -17,6 +17,8 @@ from ballast.training.trl import SFTConfig
 class TrainingConfig(SFTConfig):
     """`trl.SFTConfig` plus `objective` and `reference`; on a machine without accelerator bf16 is off by default.
 
+    Where it is set there, the CPU computes in it.
+
     Args:
         objective: name of an objective, ``package.module:Class``, a mapping with ``name`` and options, or an
             `Objective`; kept as a mapping so that the arguments serialise.
@@ -40,8 +42,10 @@ class TrainingConfig(SFTConfig):
     half: Any = field(default=None, metadata={"help": "Half fine-tuning: a fraction, or a mapping with options."})
 
     def __post_init__(self) -> None:
-        if self.bf16 is None and not _has_accelerator(self):
-            self.bf16 = False
+        if not _has_accelerator(self):
+            self.bf16 = bool(self.bf16)
+            # transformers looks for a GPU that can do it unless it is told that there is none.
+            self.use_cpu |= self.bf16
         super().__post_init__()  # type: ignore[no-untyped-call]  # of TRL
         self.objective = objective(self.objective).to_dict()
         if self.groups is not None:

@@ -1,0 +1,103 @@
+"""What comparisons on SmolLM2-135M showed, and EKSFT on few rows: tables of docs/evidence/smollm2.md from records.
+
+PYTHONPATH=. ballast compare recipes/smollm2/facts.yaml
+python scripts/smollm2_evidence.py keep runs/smollm2-facts   # its summary and claims into docs/evidence/smollm2
+python scripts/smollm2_evidence.py tables                    # the tables of the page from these
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import evidence
+from evidence import AFTER, BEFORE, Claim
+from published_evidence import seen
+
+if TYPE_CHECKING:
+    from ballast.records.summary import Summary
+
+KEPT = evidence.EVIDENCE / "smollm2"
+PAGE = evidence.EVIDENCE / "smollm2.md"
+START = "<!-- tables: scripts/smollm2_evidence.py -->"
+ASKED = {"facts": ("facts", "accuracy"), "words": ("svamp", "accuracy"), "eksft-few": evidence.GREEDY}
+"""What a comparison asks first, by the name of its recipe."""
+SAMPLED = {"facts": evidence.SAMPLED, "eksft-few": evidence.SAMPLED}
+ENTROPY = {"facts": evidence.ENTROPY, "words": ("svamp", "entropy"), "eksft-few": evidence.ENTROPY}
+TEXT = {"facts": evidence.FORGETTING, "words": ("text", "nll")}
+PAPERS = {"prift-mass": "PriFT", "prift-mass-end": "PriFT", "dft": "DFT", "gft": "GFT", "ift": "IFT", "hft": "HFT"}
+EKSFT = {"facts": ("eksft", "eksft-normalised"), "eksft-few": ("eksft", "eksft-released")}
+
+
+def made(name: str) -> tuple[Claim, ...]:
+    """Return what is claimed of a comparison: the papers' claims in its measures."""
+    few = name == "eksft-few"
+    asked = [of[name] for of in (ASKED, SAMPLED) if name in of]
+    papers = {"prift-mass": "PriFT"} if few else PAPERS
+    stages = (BEFORE,) if name == "words" else (BEFORE, AFTER)
+    found = [
+        Claim(f"{paper} beats SFT", metric, (label, stage), ("sft", stage))
+        for stage in stages
+        for metric in asked
+        for label, paper in papers.items()
+    ]
+    if not few:
+        found += [
+            Claim("the prior's weight beats the live one (PriFT)", one, _at("prift-prob"), _at("dft")) for one in asked
+        ]
+        found += [Claim("SFT forgets more (HFT)", TEXT[name], _at("sft"), _at("hft"))]
+        found += [Claim("SFT forgets more (PriFT)", TEXT[name], _at("sft"), _at("prift-mass"))]
+    for label in EKSFT.get(name, ("eksft", "eksft-normalised")):
+        found.append(Claim("EKSFT keeps entropy", ENTROPY[name], _at(label), _at("sft")))
+        found += [Claim("EKSFT is ahead of SFT", one, (label, stages[-1]), ("sft", stages[-1])) for one in asked]
+    return tuple(found)
+
+
+def _at(label: str) -> tuple[str, str]:
+    return label, BEFORE
+
+
+def keep(output: Path) -> Path:
+    """Put a comparison's summary and claims into docs/evidence/smollm2, under its recipe's name."""
+    name = output.name.removeprefix("smollm2-").removeprefix("lab-")
+    evidence.keep_claims(output, KEPT / name, made(name))
+    return KEPT / name
+
+
+def tables() -> str:
+    """Return the tables of every comparison that is kept."""
+    parts = []
+    for name in (name for name in ASKED if (KEPT / name).is_dir()):
+        summary, found = evidence.kept_claims(KEPT / name)
+        parts += [f"### {name}\n", overview(summary), "", evidence.sweep_table(summary), ""]
+        parts += [evidence.claims_table(found), "", seen(found), ""]
+    return "\n".join(parts)
+
+
+def overview(summary: Summary) -> str:
+    """Return one row for each row and stage, with every figure that the page has room for."""
+    asked = [(task.name, metric) for task in summary.tasks for metric in task.metrics if metric in SHOWN]
+    lines = ["| | rate | " + " | ".join(f"{task} {SHOWN[metric]}".strip() for task, metric in asked) + " |"]
+    lines.append("|---" * (len(asked) + 2) + "|")
+    for row in summary.rows:
+        rate = "–" if row.rate is None else f"{row.rate:g}" + ("" if row.edge is None else f" ({row.edge})")
+        for stage in row.stages:
+            cells = [evidence.cell(row.result(stage, *of)) for of in asked]
+            lines.append(f"| {row.label}{evidence.STAGES[stage]} | {rate} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+SHOWN = {
+    "accuracy": "",
+    "pass@1": "pass@1",
+    "pass@8": "pass@8",
+    "entropy": "entropy",
+    "base_kl": "KL to base",
+    "forgetting": "forgetting",
+    "nll": "nll",
+}
+"""Metrics of the tables, and what they are called there."""
+
+
+if __name__ == "__main__":
+    evidence.run(__doc__, keep, tables, PAGE, START)
