@@ -14,12 +14,13 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from ballast.compare import Part, load_plan
+from ballast.compare import Part, Plan, load_plan
+from ballast.compare.halving import Course, course
 from ballast.compare.jobs import Job, JobContext
 from ballast.compare.schedule import Schedule
 from ballast.compare.summary import chosen_rates
 from ballast.records.folder import Store
-from ballast.records.runs import read_comparison, read_record
+from ballast.records.runs import Run, read_comparison, read_record
 
 STAGES = ("base", "score", "tuning", "report", "rl")
 
@@ -45,10 +46,19 @@ class AsStored(JobContext):
         return
 
 
+class Stored:
+    """What was decided, from the records."""
+
+    def __init__(self, plan: Plan, runs: Sequence[Run]) -> None:
+        self._course, self.rate = course(plan, runs), chosen_rates(plan, runs).get
+
+    def course(self) -> Course:
+        return self._course
+
+
 def schedule_of(store: Store) -> Schedule:
     plan = load_plan(store.root)
-    rates = chosen_rates(plan, read_comparison(store))
-    return Schedule(AsStored(plan, store), Part(), rates.get)
+    return Schedule(AsStored(plan, store), Part(), Stored(plan, read_comparison(store)))
 
 
 def by_needs(schedule: Schedule, workers: int, seconds: Callable[[Job], float]) -> float:

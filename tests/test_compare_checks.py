@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ballast.compare import COMPARE_CHECKS
-from ballast.compare.checks import check_choice, check_place, check_rows, check_section, check_then
+from ballast.compare.checks import check_choice, check_halving, check_place, check_rows, check_section, check_then
 from ballast.config.recipe import load_recipe
 from ballast.config.source import RecipeError
 from ballast.pipeline.checks import common
@@ -25,7 +25,7 @@ evaluation:
     - {name: test, data: lab:test, limit: 4}
 output: out
 """
-CHEAP = (check_section, check_choice, check_rows, check_then)
+CHEAP = (check_section, check_choice, check_rows, check_halving, check_then)
 
 
 @pytest.fixture
@@ -176,6 +176,87 @@ def test_tokens_say_nothing_of_rows_whose_answers_are_sampled(recipe):
     assert "compare.objectives.1: objective gft reads answers that are not sampled yet" in only(recipe, rows, budget)
     assert problems(recipe, rows, budget, "compare.objectives.1.training={max_steps: 2}") == []
     assert "compare.budget.tokens: packing decides" in only(recipe, budget, "training.packing=true")
+
+
+HALVED = "compare.budget={steps: 48, halving: {}}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["compare.budget={tokens: 999, halving: true}"],
+            "compare.budget.halving: divides steps, which a budget of to",
+        ),
+        (["compare.budget={halving: true}"], "compare.budget: takes steps or tokens, one of the two"),
+        ([HALVED, "compare.budget.halving.eta=1"], "compare.budget.halving.eta: should be greater than or equal to 2"),
+        ([HALVED, "compare.budget.halving.eta=2.5"], "compare.budget.halving.eta: should be a valid integer"),
+        ([HALVED, "compare.budget.halving.eta=0"], "compare.budget.halving.eta: should be greater than or equal to 2"),
+        (
+            [HALVED, "compare.budget.halving.eta=5"],
+            "compare.budget.halving: 4 pairs of objective and rate cannot be cut to 1/5, so",
+        ),
+        ([HALVED, "compare.budget.halving.min_steps=0"], "compare.budget.halving.min_steps: should be greater than"),
+        (
+            [HALVED, "compare.budget.halving.min_steps=13"],
+            "compare.budget.halving.min_steps: leaves no rung below the budget: the longest has 48 / 4 steps; take",
+        ),
+        ([HALVED, "compare.budget.halving.min_step=4"], "compare.budget.halving.min_step: unknown key; did you mean"),
+        ([HALVED, "compare.budget.halving=yes please"], "compare.budget.halving: "),
+        ([HALVED, "compare.budget.halving=3"], "compare.budget.halving: "),
+        (
+            ["compare.budget={steps: 3, halving: true}"],
+            "compare.budget.halving.eta: 3 / 4 is less than one step; take",
+        ),
+        (
+            [HALVED, "compare.objectives=[sft]", "compare.rates=[1e-4]"],
+            "compare.budget.halving: 1 pair of objective and rate cannot be cut to 1/4, so there is nothing to",
+        ),
+        (
+            [HALVED, "compare.choose_by=null"],
+            "compare.choose_by: is required and missing: of several pairs of objective",
+        ),
+        (
+            [HALVED, "compare.objectives.1.training={num_train_epochs: 2}"],
+            "compare.objectives.1.training.num_train_epochs: a rung of compare.budget.halving is a share of a row's",
+        ),
+        (
+            [HALVED, "compare.objectives.1.training={max_steps: 3}"],
+            "compare.objectives.1.training.max_steps: 3 steps leave less than one for the rung of 12 of 48",
+        ),
+        (
+            [HALVED, "training.warmup_steps=12"],
+            "training.warmup_steps: a rung of 12 steps would end within a warm-up of 12, and rank rates that it never",
+        ),
+        (
+            [HALVED, "compare.objectives.1.training={max_steps: 10, warmup_steps: 3}"],
+            "compare.objectives.1.training.warmup_steps: a rung of 3 steps would end within a warm-up of 3",
+        ),
+        (
+            [HALVED, "evaluation.tasks.0.data=lab:test"],
+            "compare.choose_by.task: 'validation' and the reported task 'test' share",
+        ),
+        # Without a rate to choose, too: objectives are.
+        (
+            [HALVED, "compare.budget.halving.eta=2", "compare.rates=[1e-4]", "evaluation.tasks.0.data=lab:test"],
+            "compare.choose_by.task: 'validation' and the reported task 'test' share",
+        ),
+    ],
+)
+def test_a_halving_that_could_not_be_one_is_refused(recipe, overrides, said):
+    assert said in only(recipe, *overrides)
+
+
+def test_what_a_halving_takes(recipe):
+    own = "compare.objectives.1.training={max_steps: 10, warmup_steps: 2}"
+    assert (
+        problems(
+            recipe, "compare.budget={steps: 48, halving: true}", own, "training.warmup_steps=0.1", checks=COMPARE_CHECKS
+        )
+        == []
+    )
+    assert problems(recipe, HALVED, "compare.budget.halving.eta=2", "compare.rates=[1e-4]") == []
+    assert problems(recipe, "compare.budget={steps: 3, halving: false}") == []
 
 
 def test_groups_that_are_missing_or_wrong_are_said_of_the_row(recipe):

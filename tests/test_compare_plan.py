@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from ballast.compare.halving import course
 from ballast.compare.jobs import base_recipe
 from ballast.compare.plan import Part, Plan, cell_recipe, direction, rl_recipe, seeded
 from ballast.compare.summary import choose_rate, chosen_rates, sweep
@@ -194,7 +195,7 @@ def test_a_rate_at_which_a_run_broke_off_or_scored_nothing_is_not_chosen():
     # One that broke off at a seed of an earlier recipe counts no more.
     old = dataclasses.replace(failure, seed=9999)
     assert chosen_rates(made, [*runs, old]) == {"sft": 3e-4}
-    assert [one.failed for one in sweep(made, made.method("sft"), [*runs, old])] == [(), ()]
+    assert [one.failed for one in sweep(course(made, []), "sft", [*runs, old])] == [(), ()]
     assert chosen_rates(made, [broken_off(cell) for cell in cells]) == {}
 
 

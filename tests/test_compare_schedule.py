@@ -6,6 +6,7 @@ import random
 import pytest
 
 from ballast.compare import Part, Plan
+from ballast.compare.halving import course
 from ballast.compare.jobs import JobContext
 from ballast.compare.schedule import Schedule
 from ballast.records.folder import TUNING, Store
@@ -26,12 +27,15 @@ def context_of(folder, output, **changes):
 
 
 class Chooser:
-    """Chooses the first rate, and keeps which rows asked."""
+    """Nothing is halved; chooses the first rate, and keeps which rows asked."""
 
     def __init__(self, plan, none=()):
         self.plan, self.none, self.asked = plan, none, []
 
-    def __call__(self, label):
+    def course(self):
+        return course(self.plan, [])
+
+    def rate(self, label):
         self.asked.append(label)
         return None if label in self.none else self.plan.method(label).rates[0]
 
@@ -168,7 +172,7 @@ def test_a_row_without_a_rate_reports_nothing_and_one_that_broke_off_counts_as_o
     schedule = schedule_of(context, none=["sft"])
     jobs = in_order(schedule, broken=[f"sft-lr{rate}-s1006" for rate in (0.001, 0.01, 0.1)])
     assert {job.label for job in jobs if stage(job) == "report"} == {"eksft", "prift-mass"}
-    assert schedule._choose.asked == ["sft", "eksft", "prift-mass"]
+    assert schedule._choices.asked == ["sft", "eksft", "prift-mass"]
 
 
 def test_what_is_done_is_skipped_and_what_follows_it_is_not(folder, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 import code_evidence  # noqa: E402
 import evidence  # noqa: E402
+import halving_evidence  # noqa: E402
 import published_evidence  # noqa: E402
 
 ROWS = {"half": 5}
@@ -45,6 +47,22 @@ def test_the_tables_of_the_published_objectives_are_those_of_the_records():
     assert {row["label"] for row in summary["rows"]} >= {*published_evidence.PAPERS, "sft"}
     assert all(one["verdict"] == evidence.judge(one) for one in found)
     assert [one["says"] for one in found] == [one.says for one in published_evidence.CLAIMS]
+
+
+def test_a_halving_with_the_defaults_keeps_the_winner_of_the_stored_sweeps_at_three_fifths_of_their_cost():
+    page = halving_evidence.PAGE.read_text(encoding="utf-8")
+    assert page == evidence.page_with(halving_evidence.table(), page, halving_evidence.START)
+    plain = [one for one in halving_evidence.SETTINGS if one.smaller and one.together and one.eta == 4]
+    assert {one.name for one in plain} == {path.stem for path in halving_evidence.KEPT.iterdir()}
+    # Two short runs of gft on the weak prior were not made: no score of theirs would change the winner.
+    for setting, unknown in itertools.product(plain, (None, 0.0, 0.2, 1.0)):
+        found = halving_evidence.replay(setting, unknown)
+        assert found.kept
+        assert found.use == found.full_use
+        assert not found.wrong
+        assert found.steps <= 0.6 * found.full
+    # What the smaller rate that comes along is for.
+    assert not halving_evidence.replay(halving_evidence.Setting("published", 4, (12,), smaller=False)).kept
 
 
 def test_the_tables_are_those_of_the_records():

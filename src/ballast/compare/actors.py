@@ -112,7 +112,7 @@ class Actors:
 
     def _ask(self, actor: Any, job: Job, watcher: Watcher) -> None:
         watcher.began(job)
-        self._running[actor.run.remote(job.model_dump_json())] = actor, job
+        self._running[actor.run.remote(job.order)] = actor, job
 
     def _over(self, watcher: Watcher) -> list[Any]:
         """Wait for something to be over."""

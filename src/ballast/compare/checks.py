@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
+from ballast.compare.halving import lengths, pairs_of
+from ballast.compare.numbers import counted
 from ballast.compare.plan import (
     LENGTH,
     PROMPTS,
@@ -47,7 +50,7 @@ ROW_CHECKS: tuple[Check, ...] = (
 )
 LABEL = 100
 """Letters of a label: names of folders end at 255 bytes."""
-ROWS, CHOOSE = ("compare", "objectives"), ("compare", "choose_by")
+ROWS, CHOOSE, HALVING = ("compare", "objectives"), ("compare", "choose_by"), ("compare", "budget", "halving")
 
 
 def check_section(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
@@ -165,6 +168,61 @@ def _check_budget(recipe: Recipe, section: CompareSection) -> Iterable[Problem]:
         yield Problem(("compare", "budget", "tokens"), "packing decides how many tokens a step reads; give steps")
 
 
+def check_halving(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
+    """Whether the rungs of a halving are runs that can be told apart, and leave something to halve."""
+    budget = None if recipe.compare is None or broken & {"compare", "training"} else recipe.compare.budget
+    if recipe.compare is None or budget is None or budget.halving is None:
+        return
+    eta, least = budget.halving.eta, budget.halving.min_steps
+    if budget.steps is None:
+        yield Problem(HALVING, "divides steps, which a budget of tokens does not give beforehand; give budget.steps")
+        return
+    longest, pairs = budget.steps // eta, len(pairs_of(Plan(recipe)))
+    if longest < 1:
+        yield Problem(
+            (*HALVING, "eta"), f"{budget.steps} / {eta} is less than one step; take a smaller eta or more steps"
+        )
+    elif least is not None and least > longest:
+        message = f"leaves no rung below the budget: the longest has {budget.steps} / {eta} steps; take at most"
+        yield Problem((*HALVING, "min_steps"), f"{message} {longest}")
+    elif pairs < eta:
+        message = (
+            f"{counted(pairs, 'pair')} of objective and rate cannot be cut to 1/{eta}, so there is nothing to halve"
+        )
+        yield Problem(HALVING, f"{message}; list more of them, or leave it out")
+    else:
+        found = _check_rungs(recipe, lengths(Plan(recipe))[0], budget.steps)
+        # What the recipe says for all rows is wrong with each of them.
+        yield from {problem.where: problem for problem in found}.values()
+
+
+def _check_rungs(recipe: Recipe, shortest: int, steps: int) -> Iterable[Problem]:
+    """Whether the shortest run of each row has steps, some of them after its warm-up."""
+    assert recipe.compare is not None
+    for index, row in enumerate(recipe.compare.objectives):
+        here: Where = (*ROWS, index, "training")
+        own = row.training.get("max_steps", steps)
+        if "num_train_epochs" in row.training or not isinstance(own, int) or own < 1:
+            key = "num_train_epochs" if "num_train_epochs" in row.training else "max_steps"
+            message = "a rung of compare.budget.halving is a share of a row's steps, which this does not give"
+            yield Problem((*here, key), f"{message}; give max_steps: N")
+        elif own * shortest < steps:
+            message = f"{own} steps leave less than one for the rung of {shortest} of {steps}; give the row more, or"
+            yield Problem((*here, "max_steps"), f"{message} raise compare.budget.halving.min_steps")
+        else:
+            yield from _check_warmup(recipe, row, here, math.ceil(own * shortest / steps))
+
+
+def _check_warmup(recipe: Recipe, row: MethodSection, here: Where, steps: int) -> Iterable[Problem]:
+    warmup = row.training.get("warmup_steps", recipe.training.get("warmup_steps", 0))
+    if isinstance(warmup, int | float) and warmup >= steps:
+        yield Problem(
+            (*(here if "warmup_steps" in row.training else ("training",)), "warmup_steps"),
+            f"a rung of {steps} steps would end within a warm-up of {warmup:g}, and rank rates that it never reached; "
+            "give a share of the run (0.1), or raise compare.budget.halving.min_steps",
+        )
+
+
 def _relocated(problem: Problem, index: int, row: MethodSection, recipe: Recipe) -> Problem:
     """Move a problem to the row, unless it is with what the recipe says for all rows."""
     head, *rest = problem.where
@@ -182,14 +240,16 @@ def check_choice(recipe: Recipe, broken: frozenset[str]) -> Iterable[Problem]:
     if recipe.compare is None or broken & {"compare", "evaluation"}:
         return
     section = recipe.compare
-    tuned = any(len(row.rates or section.rates) > 1 for row in section.objectives)
+    halved = section.budget is not None and section.budget.halving is not None
+    tuned = halved or any(len(row.rates or section.rates) > 1 for row in section.objectives)
     if section.choose_by is not None and tuned:
         yield from _check_choice(recipe, section.choose_by)
     elif section.choose_by is not None:
         yield Problem(CHOOSE, "every row has one rate, so there is nothing to choose; leave it out")
     elif tuned:
         remedy = "name a task that is not reported: {task: validation, metric: accuracy}"
-        yield Problem(CHOOSE, f"is required and missing: of several rates one is to be chosen; {remedy}")
+        several = "pairs of objective and rate some" if halved else "rates one"
+        yield Problem(CHOOSE, f"is required and missing: of several {several} is to be chosen; {remedy}")
 
 
 def _check_choice(recipe: Recipe, by: ChooseSection) -> Iterable[Problem]:
@@ -309,6 +369,7 @@ COMPARE_CHECKS: tuple[Check, ...] = (
     checks.check_data,
     checks.check_cache_folder,
     check_rows,
+    check_halving,
     checks.check_evaluate,
     checks.check_tasks,
     *engine_checks.TRAINING,

@@ -106,6 +106,11 @@ def rows(summary: Summary, *kinds: str) -> list[Row]:
     return [row for row in summary.rows if not kinds or row.kind in kinds]
 
 
+def contestants(summary: Summary) -> list[Row]:
+    """Return the methods that are compared: a halving leaves out some."""
+    return [row for row in rows(summary, "method") if row.left is None]
+
+
 def stages(summary: Summary) -> list[str]:
     """Return the stages that any method reached."""
     return [stage for stage in STAGES if any(stage in row.stages for row in rows(summary, "method"))]

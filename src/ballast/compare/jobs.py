@@ -58,6 +58,11 @@ class Job(Record):
         of = f"{BASE}-s{self.cell.seed}" if self.cell.label == BASE else self.cell.name
         return of if self.kind == "train" else f"{of}, RL"
 
+    @property
+    def order(self) -> str:
+        """As a line for another process; what is not set stays so, since records hold what was set."""
+        return self.model_dump_json(exclude_unset=True)
+
     def line(self, problem: object) -> str:
         """Return what is wrong with the input of all, with the name of the run that found it."""
         return str(problem) if self.shared else f"{self.name}: {problem}"

@@ -5,8 +5,9 @@ A rate is chosen by separate runs (other seeds) on a separate task; what is repo
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -110,10 +111,10 @@ class Plan:
         """Return the row of a label."""
         return next(row for row in self.methods if row.label == label)
 
-    def tuning(self, label: str) -> list[CellRecord]:
-        """Return the runs that choose a row's rate, none where it has a single one."""
-        rates = self.method(label).rates
-        if len(rates) == 1:
+    def tuning(self, label: str, rates: Sequence[float] | None = None) -> list[CellRecord]:
+        """Return the runs that choose among some rates of a row (None: all), none where there is a single one."""
+        rates = self.method(label).rates if rates is None else rates
+        if len(rates) < 2:
             return []
         pairs = product(self.tuning_seeds, rates)
         return [CellRecord(label=label, rate=rate, seed=seed, role=TUNING) for seed, rate in pairs]
@@ -176,11 +177,17 @@ class Part:
         return cls(int(match[1]), int(match[2]))
 
     def check(self, plan: Plan) -> None:
-        """Refuse more parts than there are things to do.
+        """Refuse more parts than there are things to do, and parts that need each other.
 
         Raises:
-            BallastError: naming how many parts there can be.
+            BallastError: naming how many parts there can be, or what to do instead.
         """
+        budget = plan.compare.budget
+        if self.of > 1 and budget is not None and budget.halving is not None:
+            raise BallastError(
+                f"--only {self.number}/{self.of}: compare.budget.halving ranks all rows together, which no part could; "
+                "run it whole, with --jobs or --ray, or set compare.budget.halving=false"
+            )
         units = sum(1 for _ in _units(plan))
         if self.of > units:
             raise BallastError(
@@ -216,7 +223,11 @@ def cell_recipe(plan: Plan, cell: CellRecord, store: Store, *, steps: int | None
     start = store.random(cell.seed) if method.random else None
     return method_recipe(plan.recipe, method.section, steps=steps, cache=str(store.cache), start=start).model_copy(
         update={
-            "training": {**_training(plan.recipe, method.section, steps), "learning_rate": cell.rate},
+            "training": {
+                **_training(plan.recipe, method.section, steps),
+                **({} if cell.steps is None else {"max_steps": cell.steps}),
+                "learning_rate": cell.rate,
+            },
             "evaluation": EvaluationSection(tasks=seeded(plan.tasks(cell.role), cell.seed), base=False),
             "output": str(store.cell(cell.name)),
             "seed": cell.seed,
@@ -281,6 +292,14 @@ def seeded(tasks: tuple[Task, ...], seed: int) -> tuple[Task, ...]:
 def _seeded(task: Task, seed: int) -> Task:
     sampled = isinstance(task, SampledTask) and task.temperature
     return task.changed({"seed": task.seed + seed}) if sampled else task
+
+
+def own_steps(plan: Plan, label: str, steps: int) -> int:
+    """Return the steps of a row in a rung of some steps: as large a share of its own, where it has steps of its own."""
+    budget, own = plan.compare.budget, plan.method(label).section.training.get("max_steps")
+    assert budget is not None
+    assert budget.steps is not None
+    return steps if own is None else math.ceil(int(own) * steps / budget.steps)
 
 
 def _training(recipe: Recipe, section: MethodSection, steps: int | None) -> dict[str, Any]:

@@ -256,7 +256,7 @@ class _Process:
 
     def ask(self, job: Job) -> Reply | None:
         """Return what came of a job, None where the process died."""
-        self._send(job.model_dump_json())
+        self._send(job.order)
         line = self._read()
         return Reply.model_validate_json(line) if line.endswith("\n") else None
 

@@ -16,18 +16,20 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 Slot = tuple[str, str]
-"""A row's label, and what is counted of it: ``tuning``, ``runs`` or ``rl``."""
+"""A row's label, and what is counted of it: ``short``, ``tuning``, ``runs`` or ``rl``."""
 
-HEADINGS = {"tuning": "choose rate", "runs": "runs", "rl": "RL"}
+HEADINGS = {"short": "short runs", "tuning": "choose rate", "runs": "runs", "rl": "RL"}
 BEGINS = {"base": "base: is being measured", "score": "reference: is being scored"}
-NOUNS = {"tuning": "tuning", "runs": "runs", "rl": "RL"}
+NOUNS = {"short": "short runs", "tuning": "tuning", "runs": "runs", "rl": "RL"}
 
 
 def slot_of(job: Job) -> Slot:
     """Return where a job is counted."""
     if job.kind == "rl":
         return job.label, "rl"
-    return job.label, "tuning" if job.cell.role == "tuning" else "runs"
+    if job.cell.role == "tuning":
+        return job.label, "tuning" if job.cell.steps is None else "short"
+    return job.label, "runs"
 
 
 class Board:
@@ -119,6 +121,18 @@ class Board:
         with self._lock:
             self.rates[label] = rate
             self._print(f"{label}: learning rate {rate:g}, {why}" if why else "")
+
+    def dropped(self, label: str, why: str) -> None:
+        """A row is reported no more."""
+        with self._lock:
+            self.last[label] = why
+            self._print(f"{label}: {why}")
+
+    def replan(self, totals: Mapping[Slot, int]) -> None:
+        """Fewer jobs are left to do than there might have been."""
+        with self._lock:
+            self.totals = dict(totals)
+            self.done = {slot: min(self.done.get(slot, 0), number) for slot, number in totals.items()}
 
     def left(self) -> float | None:
         """Return an estimate of the seconds left, None before anything was timed.

@@ -5,20 +5,23 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ballast.compare.cluster import RayOptions, connected
 from ballast.compare.disk import announced
+from ballast.compare.halving import Course, course, short_cells
 from ballast.compare.inputs import check_current, current_inputs
 from ballast.compare.jobs import Job, JobContext, base_rl, row_recipes
+from ballast.compare.numbers import counted
 from ballast.compare.plan import Part, Plan
 from ballast.compare.pool import Machine, Place, visible_gpus
 from ballast.compare.progress import Board, Slot, slot_of
+from ballast.compare.savings import forecast, left_at
 from ballast.compare.schedule import Schedule
-from ballast.compare.summary import chosen_rates, is_planned, summarise, sweep
+from ballast.compare.summary import is_planned, rates_on, summarise, sweep
 from ballast.compare.worker import configure_process
 from ballast.config.recipe import ModelSection, Recipe
 from ballast.errors import BallastError
@@ -72,12 +75,15 @@ def run_compare(
     configure_process(threads)
     with _locked(store), _place(ray, jobs, threads, say) as place:
         context = JobContext(plan, store, _budget_steps(plan), current_inputs(plan))
-        there = [run for run in read_comparison(store) if is_planned(plan, {}, run)]
-        check_current(there, context.inputs)
+        runs = read_comparison(store)
+        found = course(plan, runs)
+        check_current([run for run in runs if is_planned(found, {}, run)], context.inputs)
         say(announced(context, place.count))
-        board = _board(context, part, say, place.count)
+        if (line := forecast(plan)) is not None:
+            say(line)
+        board = _board(context, part, found, runs, say, place.count)
         # Only now: a recipe that the runs refuse leaves the plan as it was.
-        choice = Choice(context, board)
+        choice = Choice(context, board, part)
         with board.shown(console), place.runner(context) as runner:
             runner.each(Schedule(context, part, choice), board)
         return write_summary(store, plan)
@@ -122,22 +128,38 @@ def _reinforcements(plan: Plan, part: Part, trainings: Sequence[Job]) -> list[Jo
 
 
 class Choice:
-    """Chooses the rate of each row when the runs that choose it are over, and keeps ``compare.json``."""
+    """Says how far a halving came, chooses the rate of each row when its runs are over, and keeps ``compare.json``."""
 
-    def __init__(self, context: JobContext, board: Board) -> None:
-        self._context, self._board = context, board
+    def __init__(self, context: JobContext, board: Board, part: Part) -> None:
+        self._context, self._board, self._part = context, board, part
+        self._course = course(context.plan, [])
         self._rates: dict[str, float] = {}
         self._versions, self._commit = versions(), git_commit()
         self._write()
 
-    def __call__(self, label: str) -> float | None:
-        """Return the rate of a row, None where none of its choosing runs is there; it is shown."""
-        plan = self._context.plan
-        row, runs = plan.method(label), read_cells(self._context.store, plan.tuning(label))
+    def course(self) -> Course:
+        """Return how far the halving came; who left is shown."""
+        plan, store = self._context.plan, self._context.store
+        runs = read_cells(store, short_cells(plan))
         _check_measured(plan, runs)
-        rate = chosen_rates(plan, runs).get(label)
+        before, self._course = self._course.labels, course(plan, runs)
+        for label in before:
+            if (left := left_at(self._course, label)) is not None:
+                self._board.dropped(
+                    label, f"left after {counted(left.steps, 'step')}: {_chosen_by(plan)} {_number(left.score)}"
+                )
+        self._board.replan(_totals(_jobs_of(plan, self._part, self._course, self._rates)))
+        self._write()
+        return self._course
+
+    def rate(self, label: str) -> float | None:
+        """Return the rate of a row, None where none of its choosing runs is there; it is shown."""
+        plan, found = self._context.plan, self._course
+        runs = read_cells(self._context.store, found.tuning(label))
+        _check_measured(plan, runs)
+        rate = rates_on(found, runs).get(label)
         if rate is not None:
-            points = sweep(plan, row, runs)
+            points = sweep(found, label, runs)
             means = ", ".join(f"{one.rate:g}: {_number(one.score.value)}" for one in points)
             self._board.chose(label, rate, f"chosen by {_chosen_by(plan)} ({means})" if means else "")
             self._rates[label] = rate
@@ -147,7 +169,6 @@ class Choice:
     def _write(self) -> None:
         """Keep what is compared, and the runs as far as they are known."""
         plan = self._context.plan
-        cells = [cell for row in plan.methods for cell in plan.tuning(row.label)] + plan.report(self._rates)
         record = PlanRecord(
             schema=SCHEMA,
             recipe=plan.recipe.resolved(),
@@ -155,7 +176,7 @@ class Choice:
             commit=self._commit,
             steps=self._context.steps,
             inputs=dict(self._context.inputs),
-            cells=tuple(cells),
+            cells=(*self._course.cells(), *plan.report(self._rates)),
         )
         with unwritable_as_error(self._context.store.plan):
             write_json(self._context.store.plan, record.plain())
@@ -177,24 +198,30 @@ def _check_measured(plan: Plan, tuning: Sequence[Run]) -> None:
             )
 
 
-def _board(context: JobContext, part: Part, say: Say, jobs: int) -> Board:
+def _board(context: JobContext, part: Part, found: Course, runs: Sequence[Run], say: Say, jobs: int) -> Board:
     """Return the display, with what an earlier process did counted as done."""
-    plan = context.plan
-    rates = chosen_rates(plan, read_comparison(context.store))
-    totals: Counter[Slot] = Counter()
+    rates = rates_on(found, runs)
     done: Counter[Slot] = Counter()
     took: defaultdict[Slot, list[float]] = defaultdict(list)
-    tuning = [cell for row in plan.methods for cell in plan.tuning(row.label)]
-    # A row without its rate counts with its first one: the number of runs is the same.
-    report = plan.report({row.label: rates.get(row.label, row.rates[0]) for row in plan.methods})
-    trainings = _trainings(plan, part, [*tuning, *report])
-    for job in trainings + (_reinforcements(plan, part, trainings) if plan.rl else []):
-        totals[slot_of(job)] += 1
+    planned = _jobs_of(context.plan, part, found, rates)
+    for job in planned:
         known = job.label == BASE or job.cell.role == TUNING or job.label in rates
         if known and context.is_done(job):
             done[slot_of(job)] += 1
             took[slot_of(job)] += [seconds for seconds in [context.seconds(job)] if seconds is not None]
-    return Board(totals, done, took=took, say=say, score=lambda job: _score(context, job), jobs=jobs)
+    return Board(_totals(planned), done, took=took, say=say, score=lambda job: _score(context, job), jobs=jobs)
+
+
+def _jobs_of(plan: Plan, part: Part, found: Course, rates: Mapping[str, float]) -> list[Job]:
+    """Return the jobs of this part as far as they are known, at most: nobody else may leave."""
+    # A row without its rate counts with its first one: the number of runs is the same.
+    report = plan.report({label: rates.get(label, found.rates(label)[0]) for label in found.labels})
+    trainings = _trainings(plan, part, [*found.most(), *report])
+    return trainings + (_reinforcements(plan, part, trainings) if plan.rl else [])
+
+
+def _totals(jobs: Sequence[Job]) -> Counter[Slot]:
+    return Counter(map(slot_of, jobs))
 
 
 def _score(context: JobContext, job: Job) -> str:

@@ -1,11 +1,15 @@
-"""Which job can begin: a row's runs wait for those that choose its rate, RL for its run, nothing for a whole stage."""
+"""Which job can begin: a row's runs wait for those that choose its rate, RL for its run, nothing for a whole stage.
+
+Only the rungs of a halving wait for each other: who goes on is known when the last run of a rung is over.
+"""
 
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Protocol
 
+from ballast.compare.halving import Course
 from ballast.compare.jobs import Job, JobContext, base_rl, measuring, scoring
 from ballast.compare.plan import Part
 from ballast.records.folder import TUNING
@@ -28,6 +32,16 @@ class Jobs(Protocol):
         """Take back a job that nothing came of, to be handed out once more."""
 
 
+class Choices(Protocol):
+    """What is decided while runs end, from the records."""
+
+    def course(self) -> Course:
+        """Return how far the halving came."""
+
+    def rate(self, label: str) -> float | None:
+        """Return the rate of a row whose choosing runs are over, None where there is none to be had."""
+
+
 class Schedule:
     """The jobs of a matrix that are not done yet, each as soon as what it needs is there.
 
@@ -35,22 +49,22 @@ class Schedule:
     reported, seed by seed so that what is there pairs up, then RL.
 
     Args:
-        choose: returns the rate of a row whose choosing runs are over, None where there is none to be had.
+        choices: what is asked when the runs of a rung, or those that choose a row's rate, are over.
 
     Raises:
         BallastError: here and in `settle`: a run that is there was done by another recipe.
     """
 
-    def __init__(self, context: JobContext, part: Part, choose: Callable[[str], float | None]) -> None:
-        self._context, self._plan, self._part, self._choose = context, context.plan, part, choose
+    def __init__(self, context: JobContext, part: Part, choices: Choices) -> None:
+        self._context, self._plan, self._part, self._choices = context, context.plan, part, choices
         self._rows = {row.label: place for place, row in enumerate(self._plan.methods)}
         self._waiting: list[Job] = []
+        self._rungs, self._rung = 0, set[Job]()
         self._choosing: dict[str, set[Job]] = {}
         self._scored: bool | None = None
         if part.takes_base(self._plan) and self._plan.recipe.evaluation.base:
             self._add(measuring(self._plan))
-        for label in self._rows:
-            self._open(label)
+        self._climb()
         for seed in self._plan.seeds if self._plan.rl else ():
             if part.takes_base(self._plan, seed):
                 self._add(base_rl(seed))
@@ -75,9 +89,7 @@ class Schedule:
         elif job.kind == "train" and job.cell.role == TUNING:
             # A process that is killed right after a run leaves its weights.
             self._context.drop_tuning_weights(job)
-            self._choosing[job.label].discard(job)
-            if not self._choosing[job.label]:
-                self._report(job.label)
+            self._chosen_by(job)
         elif job.kind == "train" and done and self._plan.followed(job.cell):
             self._add(Job(kind="rl", cell=job.cell))
 
@@ -88,9 +100,36 @@ class Schedule:
         else:
             insort(self._waiting, job, key=self._place)
 
-    def _open(self, label: str) -> None:
+    def _chosen_by(self, job: Job) -> None:
+        """Go on where a run that chooses was the last that others waited for."""
+        short = job.cell.steps is not None
+        waited_for = self._rung if short else self._choosing[job.label]
+        waited_for.discard(job)
+        if waited_for:
+            return
+        if short:
+            self._climb()
+        else:
+            self._report(job.label)
+
+    def _climb(self) -> None:
+        """Add the runs of the next rung; after the last, what chooses the rates of the rows that stayed.
+
+        From the first rung, whatever is there: a run that broke off is done again, and may change who stays.
+        """
+        course = self._choices.course()
+        if self._rungs < len(course.rungs):
+            rung = self._taken(course.rungs[self._rungs].cells.values())
+            self._rungs, self._rung = self._rungs + 1, set(rung)
+            for job in rung:
+                self._add(job)
+        elif course.over:
+            for label in course.labels:
+                self._open(label, course)
+
+    def _open(self, label: str, course: Course) -> None:
         """Add the runs that choose a row's rate; where none of them is to be done here, those that are reported."""
-        choosing = self._taken(self._plan.tuning(label))
+        choosing = self._taken(course.tuning(label))
         self._choosing[label] = set(choosing)
         if not choosing:
             self._report(label)
@@ -98,7 +137,7 @@ class Schedule:
             self._add(job)
 
     def _report(self, label: str) -> None:
-        if (rate := self._choose(label)) is not None:
+        if (rate := self._choices.rate(label)) is not None:
             for job in self._taken(self._plan.report({label: rate})):
                 self._add(job)
 

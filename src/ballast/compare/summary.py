@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
 
 from ballast.compare.figures import BETTER
+from ballast.compare.halving import Course, course
 from ballast.compare.inputs import check_alike, check_engines
 from ballast.compare.numbers import ROUNDING
 from ballast.compare.plan import Method, Plan, direction
 from ballast.compare.results import difference, result
+from ballast.compare.savings import left_at, rung_points, saved
 from ballast.compare.statistics import holm, over_seeds
 from ballast.compare.verdict import verdicts
 from ballast.evaluation.metrics import LEVEL
@@ -25,7 +26,9 @@ from ballast.records.summary import (
     Budget,
     ChooseSummary,
     Difference,
+    Edge,
     FailedRun,
+    HalvingSummary,
     MetricSummary,
     Provenance,
     Result,
@@ -57,22 +60,29 @@ def choose_rate(scores: Mapping[float, Sequence[float]], sign: int) -> float:
 
 def chosen_rates(plan: Plan, runs: Sequence[Run]) -> dict[str, float]:
     """Return the rate of every row whose tuning is complete; a rate with a failed run is not chosen."""
-    found = {}
-    for row in plan.methods:
-        if len(row.rates) == 1:
-            found[row.label] = row.rates[0]
+    return rates_on(course(plan, runs), runs)
+
+
+def rates_on(found: Course, runs: Sequence[Run]) -> dict[str, float]:
+    """Return `chosen_rates` of a halving that came this far; `runs` may lack those of its rungs."""
+    chosen = {}
+    for label in found.labels if found.over else ():
+        rates = found.rates(label)
+        if len(rates) == 1:
+            chosen[label] = rates[0]
             continue
-        points = sweep(plan, row, runs)
-        if all(len(one.seeds) + len(one.failed) == len(plan.tuning_seeds) for one in points):
+        points = sweep(found, label, runs)
+        if all(len(one.seeds) + len(one.failed) == len(found.plan.tuning_seeds) for one in points):
             scores = {one.rate: one.values for one in points if not one.failed}
             if scores:
-                found[row.label] = choose_rate(scores, plan.sign)
-    return found
+                chosen[label] = choose_rate(scores, found.plan.sign)
+    return chosen
 
 
-def sweep(plan: Plan, method: Method, runs: Sequence[Run]) -> tuple[SweepPoint, ...]:
-    """Return what the tuning runs of a row scored at each of its rates; nothing where it has one rate."""
-    return tuple(_point(plan, method.label, rate, runs) for rate in method.rates) if len(method.rates) > 1 else ()
+def sweep(found: Course, label: str, runs: Sequence[Run]) -> tuple[SweepPoint, ...]:
+    """Return what the tuning runs of a row scored at each of the rates it has left; nothing where that is one."""
+    rates = found.rates(label) if found.over else ()
+    return tuple(_point(found.plan, label, rate, runs) for rate in rates) if len(rates) > 1 else ()
 
 
 def _point(plan: Plan, label: str, rate: float, runs: Sequence[Run]) -> SweepPoint:
@@ -82,7 +92,8 @@ def _point(plan: Plan, label: str, rate: float, runs: Sequence[Run]) -> SweepPoi
     tuning = [
         run
         for run in runs
-        if (run.role, run.label, run.rate) == (TUNING, label, rate) and (run.failed or by.task in _measured(run))
+        if (run.role, run.label, run.rate, run.steps) == (TUNING, label, rate, None)
+        and (run.failed or by.task in _measured(run))
     ]
     values = {run.seed: run.value(by.task, by.metric) for run in tuning if run.done}
     failed = {run.seed for run in tuning if run.failed} | {seed for seed, value in values.items() if value is None}
@@ -107,19 +118,21 @@ def summarise(plan: Plan, runs: Sequence[Run]) -> Summary:
         BallastError: runs that should pair were measured on different items.
     """
     done = [run for run in runs if run.done]
-    rates = chosen_rates(plan, runs)
+    found = course(plan, runs)
+    rates = rates_on(found, runs)
     by = plan.compare.choose_by
     return tabulate(
-        [BASE_ROW, *(_row(plan, method, rates.get(method.label), runs) for method in plan.methods)],
+        [BASE_ROW, *(_row(found, method, rates.get(method.label), runs) for method in plan.methods)],
         _planned(plan, rates, done),
         baseline=plan.baseline,
         tasks=[task.name for task in plan.tasks(REPORT)],
         seeds=SeedsSummary(report=plan.seeds, tuning=plan.tuning_seeds),
         choose_by=None if by is None else ChooseSummary(task=by.task, metric=by.metric, better=BETTER[plan.sign]),
-        missing=missing_runs(plan, rates, done),
-        failed=[run for run in runs if run.failed and is_planned(plan, rates, run)],
-        unplanned=[run for run in runs if run.failed and not is_planned(plan, rates, run)],
-        tuning=[run for run in done if run.role == TUNING and is_planned(plan, rates, run)],
+        missing=missing_runs(found, rates, done),
+        failed=[run for run in runs if run.failed and is_planned(found, rates, run)],
+        unplanned=[run for run in runs if run.failed and not is_planned(found, rates, run)],
+        tuning=[run for run in done if run.role == TUNING and is_planned(found, rates, run)],
+        halving=saved(found),
     )
 
 
@@ -135,6 +148,7 @@ def tabulate(
     failed: Sequence[Run] = (),
     unplanned: Sequence[Run] = (),
     tuning: Sequence[Run] = (),
+    halving: HalvingSummary | None = None,
 ) -> Summary:
     """Return rows with the results of their runs, and differences between them.
 
@@ -145,6 +159,7 @@ def tabulate(
         missing, failed: what is not among the runs, to be named.
         unplanned: runs that failed and that no row asks for, to be named once.
         tuning: runs that chose the rates.
+        halving: who left before the rates were chosen, and what that saved.
 
     Raises:
         BallastError: runs were made of other rows or weights, their answers sampled by other engines, or they should
@@ -163,11 +178,13 @@ def tabulate(
         missing=tuple(missing),
         failed=_failures(failed),
         tasks=tuple(_described(name, runs) for name in names),
-        rows=_adjusted([row.model_copy(update={"stages": _stages(row, baseline, runs, names)}) for row in rows]),
+        rows=adjusted([row.model_copy(update={"stages": _stages(row, baseline, runs, names)}) for row in rows]),
         provenance=_provenance([*runs, *tuning]),
         unplanned=_failures(unplanned),
         warnings=tuple(RunWarning(run=run.path, warning=text) for run in runs for text in run.record.warnings),
     )
+    halved = {} if halving is None else {"halving": halving}
+    made = made.model_copy(update=halved)
     return made.model_copy(update={"verdicts": verdicts(made, runs)})
 
 
@@ -175,29 +192,30 @@ def _failures(runs: Iterable[Run]) -> tuple[FailedRun, ...]:
     return tuple(FailedRun(run=run.path, error=run.record.error) for run in runs)
 
 
-def missing_runs(plan: Plan, rates: Mapping[str, float], runs: Iterable[Run]) -> list[str]:
+def missing_runs(found: Course, rates: Mapping[str, float], runs: Iterable[Run]) -> list[str]:
     """Return the folders, below the output, of runs that the matrix has and that are not done."""
-    there = {run.path for run in runs}
+    plan, there = found.plan, {run.path for run in runs}
     reported = [f"cells/{cell.name}" for cell in plan.report(rates)]
-    wanted = [f"cells/{cell.name}" for method in plan.methods for cell in plan.tuning(method.label)] + reported
+    wanted = [f"cells/{cell.name}" for cell in found.cells()] + reported
     if plan.rl:
         wanted += [f"cells/{cell.name}/rl" for cell in plan.report(rates) if plan.followed(cell)]
         wanted += [f"base/rl/s{seed}" for seed in plan.seeds]
     wanted += ["base"] if plan.recipe.evaluation.base else []
-    unknown = [f"cells/{row.label}-lr…" for row in plan.methods if row.label not in rates]
+    unknown = [f"cells/{label}-lr…" for label in found.labels if label not in rates]
     return [path for path in wanted if path not in there] + unknown
 
 
-def is_planned(plan: Plan, rates: Mapping[str, float], run: Run) -> bool:
-    """Whether the plan has a run; of a row without a rate, whether it has it at one of the rates."""
+def is_planned(found: Course, rates: Mapping[str, float], run: Run) -> bool:
+    """Whether the plan has a run; of a row without a rate, whether it has it at one of the rates it has left."""
+    plan = found.plan
     if run.is_base:
         return True
     if run.role == TUNING:
-        known = [cell for row in plan.methods for cell in plan.tuning(row.label)]
-        return CellRecord(label=run.label, rate=run.rate, seed=run.seed, role=TUNING) in known
+        cell = CellRecord(label=run.label, rate=run.rate, seed=run.seed, role=TUNING, steps=run.steps)
+        return cell in found.cells()
     if run.stage == AFTER and not plan.rl:
         return False
-    labels = {row.label: {rates[row.label]} if row.label in rates else set(row.rates) for row in plan.methods}
+    labels = {label: {rates[label]} if label in rates else set(found.rates(label)) for label in found.labels}
     return run.seed in plan.seeds and (run.label == BASE or run.rate in labels.get(run.label, set()))
 
 
@@ -212,29 +230,33 @@ def _planned(plan: Plan, rates: Mapping[str, float], done: Iterable[Run]) -> lis
     return sorted((run for run in done if wanted(run)), key=lambda run: run.seed)
 
 
-def _row(plan: Plan, method: Method, rate: float | None, runs: Sequence[Run]) -> Row:
+def _row(found: Course, method: Method, rate: float | None, runs: Sequence[Run]) -> Row:
     """Return a method's row without its results."""
-    points = sweep(plan, method, runs)
+    points = sweep(found, method.label, runs)
     resolved = (run.record.objective for run in runs if run.done and run.label == method.label)
-    return Row(
+    row = Row(
         label=method.label,
         kind="random" if method.random else "method",
         objective=next((one for one in resolved if one), {"name": method.section.name, **method.section.options}),
         rate=rate,
-        edge=_edge(points, rate),
+        edge=_edge(points, rate, method.rates),
         tuning=points,
         stages={},
     )
+    short = rung_points(found, method.label)
+    left = left_at(found, method.label)
+    gone = {} if left is None else {"left": left}
+    return row.model_copy(update={"rungs": short, **gone}) if short else row
 
 
-def _edge(points: Sequence[SweepPoint], rate: float | None) -> Literal["lowest", "highest"] | None:
+def _edge(points: Sequence[SweepPoint], rate: float | None, swept: Sequence[float]) -> Edge:
     """Return at which end of the sweep a rate lies; none where a rate further in scored as much."""
-    ends = {min(one.rate for one in points): "lowest", max(one.rate for one in points): "highest"} if points else {}
+    ends: dict[float, Edge] = {min(swept): "lowest", max(swept): "highest"} if len(swept) > 1 else {}
     chosen = next((one.score.value for one in points if one.rate == rate), None)
     alike = [one for one in points if one.rate != rate and one.score.value is not None and chosen is not None]
-    if rate not in ends or any(math.isclose(one.score.value or 0.0, chosen or 0.0, abs_tol=ROUNDING) for one in alike):
+    if rate is None or any(math.isclose(one.score.value or 0.0, chosen or 0.0, abs_tol=ROUNDING) for one in alike):
         return None
-    return "lowest" if ends[rate] == "lowest" else "highest"
+    return ends.get(rate)
 
 
 def _measured(run: Run) -> Iterable[str]:
@@ -312,7 +334,7 @@ def _results(runs: Sequence[Run], partners: Mapping[str, Sequence[Run]], task: s
     }
 
 
-def _adjusted(rows: Sequence[Row]) -> tuple[Row, ...]:
+def adjusted(rows: Sequence[Row]) -> tuple[Row, ...]:
     """Return rows with Holm's adjustment over the methods, for each stage, task and metric by itself."""
     families: dict[tuple[str, str, str], dict[str, Difference]] = {}
     for row in rows:

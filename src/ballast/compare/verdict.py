@@ -13,6 +13,7 @@ from ballast.compare.figures import (
     Metric,
     base_result,
     best_of,
+    contestants,
     deciding,
     entries,
     mean,
@@ -77,7 +78,7 @@ class _Standing:
     @property
     def alone(self) -> bool:
         """Whether there is no other objective to compare with, so that the base model is."""
-        return len(rows(self.summary, "method")) == 1
+        return len(contestants(self.summary)) == 1
 
     @property
     def against(self) -> str:
@@ -221,10 +222,11 @@ class _Standing:
     def cautions(self, winner: object) -> Iterator[str]:
         """Yield what a reader of the verdict must know beside it."""
         measured = {row.label for row, _ in self.order}
-        methods = rows(self.summary, "method")
+        methods = contestants(self.summary)
         without = [row.label for row in methods if row.label not in measured]
         if without:
             yield f"{joined(without)} {'was' if len(without) == 1 else 'were'} not measured here"
+        yield from left_out(self.summary)
         planned = len(self.summary.seeds.report)
         few = [row.label for row, one in self.order if len([v for v in one.values if v is not None]) < planned]
         if few and len(few) < len(methods):
@@ -246,6 +248,18 @@ class _Standing:
             best = next(result for method, result in self.order if method.label == winner)
             if self.metric.sign * (mean(one) - mean(best)) >= -ROUNDING:
                 yield f"{row.label} weights do as well, so the result says nothing about this base model"
+
+
+def left_out(summary: Summary) -> Iterator[str]:
+    """Yield which rows a halving left out after each rung: nothing is claimed of them."""
+    gone: dict[int, list[str]] = {}
+    for row in summary.rows:
+        if row.left is not None:
+            gone.setdefault(row.left.rung, []).append(row.label)
+    by = summary.choose_by
+    for steps, labels in sorted(gone.items()):
+        chosen = "" if by is None else f" by {by.task} {by.metric}"
+        yield f"{joined(labels)} left after runs of {counted(steps, 'step')}{chosen}, and nothing is claimed of them"
 
 
 def cut_off_share(answers: Answers | None) -> float:

@@ -15,7 +15,7 @@ from ballast.compare.figures import (
     difference_value,
     interval_of,
 )
-from ballast.compare.numbers import half_or_bounds
+from ballast.compare.numbers import counted, half_or_bounds
 from ballast.compare.sentences import cautions, sentences
 from ballast.protocols import Say
 from ballast.records.folder import AFTER
@@ -61,7 +61,7 @@ def sheets(summary: Summary, *, short: bool = False) -> Iterator[Sheet]:
             better = f", {about.better} is better" if about.better else ""
             columns = ("", "rate", "seeds", "after SFT", "Δ", "p")
             measured = Metric(task.name, metric, SIGNS[about.better])
-            rows = [_row(row, measured, after, text) for row in summary.rows if row.stages]
+            rows = [_row(row, measured, after, text) for row in summary.rows if row.stages or row.left]
             yield Sheet(
                 f"{task.name}: {metric} ({task.n} items{better})",
                 (*columns, *(("after RL", "Δ", "p", "gain") if after else ())),
@@ -134,6 +134,7 @@ def notes(summary: Summary) -> list[str]:
     by = summary.choose_by
     if by is not None:
         lines.append(CHOSEN_BY.format(task=by.task, metric=by.metric, seeds=len(summary.seeds.tuning)))
+    lines += halving_notes(summary)
     for row in summary.rows:
         if row.edge is not None:
             beyond = "larger" if row.edge == "highest" else "smaller"
@@ -146,7 +147,28 @@ def notes(summary: Summary) -> list[str]:
     return lines
 
 
+def halving_notes(summary: Summary) -> Iterator[str]:
+    """Yield what a halving saved, and who left when."""
+    found = summary.halving
+    if found is None:
+        return
+    rungs = ", ".join(f"{counted(one.pairs, 'pair')} for {counted(one.steps, 'step')}" for one in found.rungs)
+    if found.runs is not None and found.steps is not None:
+        share = found.steps / found.full_steps
+        yield (
+            f"Halving: {rungs}, each a whole run; {found.runs:,} runs of {found.steps:,} steps in all, where the full "
+            f"sweep has {found.full_runs:,} of {found.full_steps:,} ({share:.0%})."
+        )
+    for row in summary.rows:
+        if row.left is not None:
+            score = "its runs broke off" if row.left.score is None else f"{row.left.score:.3f} at {row.left.rate:g}"
+            steps = counted(row.left.steps, "step")
+            yield f"{row.label}: left after runs of {steps} ({score}); nothing is claimed of it."
+
+
 def _row(row: Row, metric: Metric, after: bool, text: Form) -> tuple[str, ...]:
+    if row.left is not None:
+        return (row.label, f"{row.left.rate:g}", "", "left", *[""] * (6 if after else 2))
     results = [
         row.stages[name].tasks.get(metric.task, {}).get(metric.name) if name in row.stages else None for name in STAGES
     ]

@@ -116,6 +116,22 @@ class ChooseSection(Options):
     """Metric of that task: `accuracy`, `mean@N`, `pass@K`, `maj@K`, `nll`, …"""
 
 
+class HalvingSection(Options):
+    """Successive halving: all pairs of objective and rate train shortly, the best of them longer; ``true`` is this."""
+
+    eta: int = Field(4, ge=2, le=100)
+    """A rung keeps 1 / eta of its pairs, and the runs of the next are eta times as long."""
+    min_steps: int | None = Field(None, ge=1)
+    """Steps of the shortest runs, at least: smaller allows more rungs. `steps` / eta where absent: a single one."""
+
+
+def _halving(value: Any) -> Any:
+    return {True: HalvingSection(), False: None}[value] if isinstance(value, bool) else value
+
+
+Halving = Annotated[HalvingSection | None, BeforeValidator(_halving)]
+
+
 class BudgetSection(Options):
     """How long every row trains: steps or tokens, one of the two."""
 
@@ -123,6 +139,9 @@ class BudgetSection(Options):
     """Optimiser steps."""
     tokens: int | None = Field(None, ge=1)
     """Tokens read, prompts included, rounded to steps."""
+    halving: Halving = None
+    """Successive halving: pairs of objective and rate that are behind in short runs leave before the whole budget is
+    spent; `true` takes all defaults. See [below](#halving)."""
 
     @model_validator(mode="after")
     def _one_unit(self) -> BudgetSection:
@@ -146,7 +165,7 @@ class CompareSection(Options):
     rates: Rates
     """Learning rates to choose from; a single one is taken as it is."""
     choose_by: ChooseSection | None = None
-    """What the rate is chosen by; required where there are several."""
+    """What the rate is chosen by; required where there are several, and where a halving chooses who stays."""
     seeds: int = Field(5, ge=1, le=1000)
     """Reported runs of each row, at its chosen rate: seeds `seed`, `seed` + 1, …"""
     tuning_seeds: int = Field(2, ge=1, le=1000)

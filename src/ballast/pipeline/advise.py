@@ -229,7 +229,7 @@ def _outliers(advised: Advised) -> Iterator[Any]:
     if not rows:
         yield _plain("No row lies far below the others.")
         return
-    yield _plain(f"{len(rows):,} {"row lies" if len(rows) == 1 else "rows lie"} far below the others{_first(rows)}")
+    yield _plain(f"{len(rows):,} {'row lies' if len(rows) == 1 else 'rows lie'} far below the others{_first(rows)}")
     table = _table("row", "tokens", "mean q", "deviation", "worst tokens (q)")
     for row in rows[:SHOWN]:
         worst = "  ".join(f"{_quoted(advised, token)} {token.probability:.1g}" for token in row.worst)

@@ -79,6 +79,7 @@ class Run:
         log: what was logged while it trained.
         measured: each model that was measured, by name, as it was measured last.
         result: the model that came out; None where that was not measured.
+        steps: of a run that is shorter than the budget; see `CellRecord`.
     """
 
     path: str
@@ -92,6 +93,7 @@ class Run:
     log: tuple[LogRecord, ...] = field(default=(), repr=False)
     measured: Mapping[str, Measured] = field(default_factory=dict, repr=False)
     result: Measured | None = field(default=None, repr=False)
+    steps: int | None = None
 
     @property
     def done(self) -> bool:
@@ -249,6 +251,7 @@ def _run(folder: Path, path: str, record: RunRecord, cell: CellRecord, stage: st
         log=tuple(log),
         measured=measured,
         result=own[-1] if own else None,
+        steps=cell.steps,
     )
 
 

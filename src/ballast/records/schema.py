@@ -238,17 +238,23 @@ class HalfRecord(Record):
 
 
 class CellRecord(Record):
-    """Which run of a comparison this is; RL straight from the base model has no rate."""
+    """Which run of a comparison this is; RL straight from the base model has no rate.
+
+    Attributes:
+        steps: of a run that is shorter than the budget, to tell which pairs of row and rate are worth more.
+    """
 
     label: str
     rate: float | None
     seed: int
     role: Role
+    steps: int | None = None
 
     @property
     def name(self) -> str:
         """The folder's name; the rate in full, so that two rates never share one."""
-        return f"{self.label}-lr{self.rate!r}-s{self.seed}"
+        whole = f"{self.label}-lr{self.rate!r}-s{self.seed}"
+        return whole if self.steps is None else f"{whole}-{self.steps}steps"
 
 
 class RunRecord(Versioned):

@@ -10,6 +10,8 @@ from ballast.records.schema import Estimate, Number, Record, Values, Versioned
 
 Better = Literal["higher", "lower"] | None
 """Which way is better; None where neither is."""
+Edge = Literal["lowest", "highest"] | None
+"""Which end of the sweep; None where neither is."""
 
 
 class Difference(Record):
@@ -97,6 +99,23 @@ class SweepPoint(Record):
     score: Estimate
 
 
+class RungPoint(Record):
+    """What a run of a halving's rung scored.
+
+    Attributes:
+        rate, steps: of the run; `steps` are its own.
+        rung: steps of the rung, of the budget.
+        score: None where the run broke off, is not over, or its score is no number.
+        stayed: whether the pair of row and rate went on; None while runs of the rung are left.
+    """
+
+    rate: float
+    steps: int
+    rung: int
+    score: FiniteFloat | None
+    stayed: bool | None
+
+
 class Row(Record):
     """The base model, an objective, or the floor from random weights.
 
@@ -106,15 +125,19 @@ class Row(Record):
         edge: whether that rate is an end of the sweep.
         tuning: the sweep, empty where there was one rate.
         stages: ``before_rl`` and ``after_rl``, each where there are runs.
+        rungs: what the runs of a halving scored, the shortest first.
+        left: the best of them in the rung after which the row left; None where it is reported.
     """
 
     label: str
     kind: Literal["start", "method", "random"]
     objective: Values | None
     rate: float | None
-    edge: Literal["lowest", "highest"] | None
+    edge: Edge
     tuning: tuple[SweepPoint, ...]
     stages: dict[str, Stage]
+    rungs: tuple[RungPoint, ...] = ()
+    left: RungPoint | None = None
 
     def result(self, stage: str, task: str, metric: str) -> Result | None:
         """Return a result, None where it was not measured or is no number."""
@@ -150,6 +173,30 @@ class ChooseSummary(Record):
     task: str
     metric: str
     better: Better
+
+
+class RungSummary(Record):
+    """A rung of a halving: the steps of its runs, how many pairs ran, and how many went on (None: runs are left)."""
+
+    steps: int
+    pairs: int
+    kept: int | None
+
+
+class HalvingSummary(Record):
+    """What a halving did, and what it saved of the runs and steps of fine-tuning; RL is not counted.
+
+    Attributes:
+        runs, steps: of the rungs, of choosing rates, and of what is reported; None before that is known.
+        full_runs, full_steps: those of the full sweep.
+    """
+
+    eta: int
+    rungs: tuple[RungSummary, ...]
+    runs: int | None
+    steps: int | None
+    full_runs: int
+    full_steps: int
 
 
 class SeedsSummary(Record):
@@ -225,6 +272,7 @@ class Summary(Versioned):
         warnings: of finished runs.
         rows: the base model first, then the methods in the order of the recipe, then ``random``.
         verdicts: one for each stage; none in summaries of earlier versions.
+        halving: None where every row trained at every rate for the whole budget.
     """
 
     level: FiniteFloat
@@ -240,3 +288,4 @@ class Summary(Versioned):
     unplanned: tuple[FailedRun, ...] = ()
     warnings: tuple[RunWarning, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
+    halving: HalvingSummary | None = None

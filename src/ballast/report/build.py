@@ -12,6 +12,7 @@ from ballast.report import tokens
 from ballast.report.charts.data import Report
 from ballast.report.sections import curves
 from ballast.report.sections.answer import answer, not_measured
+from ballast.report.sections.halving import halving
 from ballast.report.sections.results import drift, learning_rates, other_metrics, results
 from ballast.report.sections.settings import settings, subject
 from ballast.report.source import Source
@@ -36,6 +37,7 @@ def build(source: Source, *, metric: str | None = None) -> Report:
         other_metrics(summary, decides),
         curves.training(source),
         curves.rewards(source),
+        halving(summary),
         learning_rates(summary),
         tokens.histograms(source.tokens),
         not_measured(source),

@@ -109,7 +109,19 @@ def _covers(summary: Summary, runs: Sequence[Run]) -> bool:
         for point in row.tuning
         for seed in point.seeds
     }
+    known |= {f"{CELLS}/{cell.name}" for row in summary.rows for cell in _short_cells(summary, row)}
     return not runs or {run.path for run in runs if run.done} == known - {BASE}
+
+
+def _short_cells(summary: Summary, row: Row) -> list[CellRecord]:
+    """Return the runs of a row in the rungs of a halving, as far as they have a score."""
+    seed = summary.seeds.tuning[:1]
+    return [
+        CellRecord(label=row.label, rate=point.rate, seed=first, role=TUNING, steps=point.steps)
+        for point in row.rungs
+        for first in seed
+        if point.score is not None
+    ]
 
 
 def _single_runs(folders: tuple[Path, ...]) -> Source:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ballast.compare.figures import STAGES, Metric, metrics, rows, stages
+from ballast.compare.figures import STAGES, Metric, contestants, metrics, rows, stages
 from ballast.compare.numbers import counted, joined, rate
 from ballast.compare.sentences import sentences
 from ballast.compare.verdict import decide
@@ -65,9 +65,20 @@ def _stages(source: Source) -> Iterator[Gap]:
     if AFTER not in stages(source.summary):
         yield Gap("results after reinforcement learning", "No reinforcement learning followed these runs.")
         return
-    without = [row.label for row in rows(source.summary, "method") if AFTER not in row.stages]
+    without = [row.label for row in contestants(source.summary) if AFTER not in row.stages]
     if without:
         yield Gap(f"{joined(without)} after RL", f"No reinforcement learning followed {joined(without)}.")
+
+
+def _halved(source: Source) -> Iterator[Gap]:
+    gone = [row for row in source.summary.rows if row.left is not None]
+    if gone:
+        rungs = joined([f"{row.label} ({row.left.steps} steps)" for row in gone if row.left is not None])
+        labels = joined([row.label for row in gone])
+        yield Gap(
+            f"{labels} beyond short runs",
+            f"Left after short runs, so nothing is claimed of them: {rungs}. Longer, they might have caught up.",
+        )
 
 
 def _seeds(source: Source) -> Iterator[Gap]:
@@ -85,7 +96,7 @@ def _base(source: Source) -> Iterator[Gap]:
 
 def _rates(source: Source) -> Iterator[Gap]:
     methods = rows(source.summary, "method")
-    if not any(row.tuning for row in methods):
+    if not any(row.tuning or row.rungs for row in methods):
         yield Gap(
             "other learning rates",
             "Each objective has one learning rate, and the rate can matter more than the objective.",
@@ -118,4 +129,13 @@ def _scope(source: Source) -> Iterator[Gap]:
     )
 
 
-FINDERS: tuple[Callable[[Source], Iterator[Gap]], ...] = (_missing, _stages, _seeds, _base, _rates, _abilities, _scope)
+FINDERS: tuple[Callable[[Source], Iterator[Gap]], ...] = (
+    _missing,
+    _halved,
+    _stages,
+    _seeds,
+    _base,
+    _rates,
+    _abilities,
+    _scope,
+)

@@ -26,7 +26,7 @@ from ballast.compare.figures import (
 )
 from ballast.compare.numbers import counted, figure, interval, joined, number, p_value, rate, signed
 from ballast.records.folder import AFTER, BASE, BEFORE
-from ballast.records.summary import Difference, Result, Row, Summary
+from ballast.records.summary import ChooseSummary, Difference, Result, Row, RungPoint, Summary
 from ballast.report.charts.data import (
     MISSING,
     UNTRAINED,
@@ -76,7 +76,8 @@ def _main_table(summary: Summary, metric: Metric, to_base: Differences) -> Table
     lines = []
     for row in rows(summary):
         measured = {stage: result(row, stage, metric) for stage in reached}
-        cells = [Cell(row.label, KINDS.get(row.kind, ""))]
+        gone = "" if row.left is None else _left_words(row.left, summary.choose_by)
+        cells = [Cell(row.label, gone or KINDS.get(row.kind, ""))]
         cells += [_stage_cell(summary, row, stage, one, metric, best[stage]) for stage, one in measured.items()]
         if AFTER in reached:
             cells.append(_difference_cell(_gain(row, measured[AFTER]), metric))
@@ -86,6 +87,12 @@ def _main_table(summary: Summary, metric: Metric, to_base: Differences) -> Table
             cells.append(_difference_cell(to_base.get(row.label), metric))
         lines.append((*cells, Cell(rate(row.rate), f"{row.edge} tried" if row.edge else "")))
     return Table((*columns, "rate"), tuple(lines))
+
+
+def _left_words(left: RungPoint, by: ChooseSummary | None) -> str:
+    """Return after which rung of a halving a row left, and the best score that it had there."""
+    score = "no score" if left.score is None else number(left.score)
+    return f"left after {counted(left.steps, 'step')}: {by.task if by else ''} {score}"
 
 
 def _stage_cell(

@@ -12,7 +12,7 @@ from ballast.compare.figures import STAGES, rows, stages
 from ballast.compare.numbers import counted, number, rate
 from ballast.records.folder import AFTER, BEFORE
 from ballast.records.schema import Number, RowsRecord, Values
-from ballast.records.summary import Row, TaskSummary
+from ballast.records.summary import Row, Summary, TaskSummary
 from ballast.report.charts.data import Cell, Section, Table
 from ballast.report.source import Source
 from ballast.rl.options import RLOptions
@@ -35,7 +35,8 @@ def subject(source: Source) -> str:
     size = f" ({counted(data.rows_out, 'row')})" if data is not None else ""
     where = " on ".join(filter(None, (str(model or ""), f"{demonstrations}{size}")))
     parts = [counted(len(rows(summary, "method")), "objective")]
-    if rates := max((len(row.tuning) for row in summary.rows), default=0):
+    swept = ({one.rate for one in row.rungs or row.tuning} for row in summary.rows)
+    if rates := max(map(len, swept), default=0):
         parts[0] += f" at {counted(rates, 'learning rate')}"
     parts.append(counted(len(summary.seeds.report), "seed"))
     parts += ["RL after each"] if AFTER in stages(summary) else []
@@ -72,6 +73,7 @@ def _facts(source: Source) -> Table:
         ("model", str(path), f"{model.type}, {model.parameters:,} parameters" if model else ""),
         ("demonstrations", _listed(_section(recipe, "data").get("train") or ()), size),
         ("seeds reported", _listed(summary.seeds.report), ""),
+        ("halving", *_halving(summary)),
         ("seeds of the sweep", _listed(summary.seeds.tuning), ""),
         *((f"task {task.name}", *_task(task)) for task in summary.tasks),
         *(("versions", _pairs(versions), "") for versions in made.versions),
@@ -83,6 +85,16 @@ def _facts(source: Source) -> Table:
     ]
     lines = ((Cell(name), Cell(text, detail)) for name, text, detail in facts if text)
     return Table(("", ""), tuple(lines), prose=True)
+
+
+def _halving(summary: Summary) -> tuple[str, str]:
+    """Return the rungs, and what they saved."""
+    found = summary.halving
+    if found is None:
+        return "", ""
+    rungs = ", ".join(f"{one.pairs} × {one.steps} steps" for one in found.rungs)
+    known = "" if found.steps is None else f"{found.steps:,} steps in place of {found.full_steps:,}"
+    return f"{rungs}, eta {found.eta}", known
 
 
 def _pairs(options: Mapping[str, JsonValue]) -> str:
