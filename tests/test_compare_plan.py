@@ -300,6 +300,8 @@ def test_runs_are_the_same_wherever_they_lie_and_differ_by_the_first_key():
     other = cell_recipe(plan(objectives=["sft"]), cell, store_at("out")).resolved()
     other["evaluation"]["tasks"][0]["limit"] = 3
     assert differing_key(other, there) == "evaluation.tasks.0.limit"
+    other["evaluation"]["tasks"][0] |= {"limit": there["evaluation"]["tasks"][0]["limit"], "title": "Sums"}
+    assert differing_key(other, there) is None, "what reports call a task"
     assert differing_key({**here, "model": {**here["model"], "path": "other"}}, there) == "model.path"
     assert differing_key(here, {**there, "training": {**there["training"], "seq": 1}}) == "training.seq"
     assert differing_key({**here, "training": {**here["training"], "seq": 1}}, there) == "training.seq"

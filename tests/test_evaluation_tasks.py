@@ -114,7 +114,7 @@ def test_own_entropy_is_that_of_the_model(tokenizer):
     assert result.metrics["entropy"].value == pytest.approx(math.log(model.config.vocab_size), rel=1e-5)
 
 
-READ_BY_ALL = {"name", "kind", "data", "split", "columns", "limit", "seed", "batch_tokens"}
+READ_BY_ALL = {"name", "title", "kind", "data", "split", "columns", "limit", "seed", "batch_tokens"}
 SAMPLED = {"samples", "temperature", "top_p", "max_new_tokens", "k", "entropy", "base_kl", "stop"}
 JUDGED = {"verifier", "verifier_seconds", "tolerance", "allow_code_execution"}
 JUDGING = {"verifier": "exact", "verifier_seconds": 10.0, "tolerance": 0.01, "allow_code_execution": False}
@@ -142,7 +142,7 @@ def test_a_kind_takes_the_options_that_it_reads_and_refuses_those_of_other_kinds
         assert str(caught.value) == said
 
 
-COMMON = {"data": None, "split": None, "columns": None, "limit": None, "seed": 0, "batch_tokens": 16384}
+COMMON = {"title": None, "data": None, "split": None, "columns": None, "limit": None, "seed": 0, "batch_tokens": 16384}
 SAMPLING = {"top_p": 1.0, "max_new_tokens": 256, "stop": []}
 DEFAULTS = {
     "generate": SAMPLING

@@ -1,13 +1,17 @@
 """The pages in a real browser: nothing logged, nothing asked for, readable on a phone and in the dark."""
 
+import base64
 import json
+import re
 
 import pytest
 
 import browser as chromium
 import report_records
 from ballast.report import write_report
-from ballast.report.render import tokens_html
+from ballast.report.build import build
+from ballast.report.render import html, tokens_html
+from ballast.report.source import load
 
 NASTY = "</script><script>console.error('acted')</script><img src='http://e.example/x.png'>"
 WIDTHS = {"desktop": 1280, "phone": 390}
@@ -31,7 +35,62 @@ def pages(tmp_path_factory):
     report, _ = write_report([made])
     inspected = folder / "tokens.html"
     inspected.write_text(tokens_html(report_records.tokens_record(texts)))
-    return {"report": report, "inspect": inspected, "wide": wide(folder / "wide")}
+    many = folder / "many.html"
+    many.write_text(html(build(grown(load([made])))))
+    single, _ = write_report([report_records.run(folder / "single")])
+    found = {"report": report, "inspect": inspected, "wide": wide(folder / "wide"), "many": many}
+    return found | {"single": single, "outlier": outlier(folder)}
+
+
+def grown(source):
+    """32 rows, whose names are HTML, long or alike, with answers cut off; eight tasks, one of them with such a name."""
+    names = [NASTY, "W漢" * 60, "a" * 200, "prift-mass-with-a-long-label-0.0003", "prift-mass-with-a-long-label-0.001"]
+    names += [f"objective-{place}" for place in range(26)]
+
+    def change(summary):
+        base, sft, other = summary["rows"][:3]
+        other["stages"]["before_rl"]["answers"] = {"greedy": {"total": 2400, "cut_off": 31, "right": 9}}
+        summary["rows"] = [base, sft, *({**json.loads(json.dumps(other)), "label": name} for name in names)]
+        for place, row in enumerate(summary["rows"][2:]):
+            for stage in row["stages"].values():
+                for metric in [one for task in stage["tasks"].values() for one in task.values()]:
+                    for known in (metric, metric.get("to_start") or {}):
+                        for key in ("over_seeds", "over_items", "over_both"):
+                            shift(known.get(key), place / 100)
+        sampled = summary["tasks"][1]
+        for name in (NASTY, *(f"task_{place}" for place in range(4))):
+            summary["tasks"].append({**sampled, "name": name})
+            for stage in [stage for row in summary["rows"] for stage in row["stages"].values()]:
+                stage["tasks"][name] = stage["tasks"]["sampled"]
+
+    return report_records.changed(source, change)
+
+
+def shift(estimate, by):
+    for key in ("value", "low", "high"):
+        if estimate and estimate[key] is not None:
+            estimate[key] += by
+
+
+def outlier(folder):
+    """A report with one row that has figures far off, and one run that diverged."""
+    made = report_records.comparison(folder / "far", objectives=["sft", "dft", "ift", "eksft", "prift-mass"], then=None)
+
+    def far(summary):
+        [row] = [row for row in summary["rows"] if row["label"] == "eksft"]
+        for task, name, by in (("forgetting", "base_kl", 7.0), ("forgetting", "nll", 9.0)):
+            metric = row["stages"]["before_rl"]["tasks"][task][name]
+            for one in (metric, metric["to_start"], metric["to_baseline"]):
+                for key in ("over_seeds", "over_items", "over_both"):
+                    shift(one.get(key), by)
+
+    for path in made.glob("cells/eksft*/metrics.jsonl"):
+        logs = [json.loads(line) for line in path.read_text().splitlines()]
+        logs = [{**log, "nll": 1.8 ** log["step"]} if "nll" in log else log for log in logs]
+        path.write_text("".join(json.dumps(log) + "\n" for log in logs))
+    page = folder / "outlier.html"
+    page.write_text(html(build(report_records.changed(load([made]), far))))
+    return page
 
 
 def wide(folder):
@@ -81,14 +140,16 @@ def test_text_can_be_read_on_a_phone(browser, pages):
 @pytest.mark.parametrize("width", WIDTHS.values())
 @pytest.mark.parametrize("name", ["report", "wide"])
 def test_the_labels_of_charts_lie_inside_them(browser, pages, name, width):
-    outside = """[...document.querySelectorAll('svg.chart')].flatMap(svg => {
+    assert browser.open(pages[name], width=width).evaluate(OUTSIDE) == []
+
+
+OUTSIDE = """[...document.querySelectorAll('svg.chart')].flatMap(svg => {
         const box = svg.getBoundingClientRect();
         return [...svg.querySelectorAll('text')].filter(text => {
             const own = text.getBoundingClientRect();
             return own.left < box.left - 1 || own.right > box.right + 1 || own.bottom > box.bottom + 1;
         }).map(text => text.textContent);
     })"""
-    assert browser.open(pages[name], width=width).evaluate(outside) == []
 
 
 @pytest.mark.parametrize("width", WIDTHS.values())
@@ -114,6 +175,151 @@ def test_no_word_of_a_table_is_broken(browser, pages, name, width):
     page = browser.open(pages[name], width=width)
     page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
     assert page.evaluate(BROKEN) == []
+
+
+OVERLAPPING = """[...document.querySelectorAll('svg.chart')].flatMap(svg => {
+    const texts = [...svg.querySelectorAll('text')].map(text => [text.textContent, text.getBoundingClientRect()]);
+    // Glyphs are lower than their line.
+    const inner = r => [r.left + 0.5, r.top + r.height * 0.2, r.right - 0.5, r.bottom - r.height * 0.2];
+    return texts.flatMap(([one, box], place) => texts.slice(place + 1).filter(([, other]) => {
+        const [l, t, r, b] = inner(box), [left, top, right, bottom] = inner(other);
+        return l < right && left < r && t < bottom && top < b;
+    }).map(([other]) => one + ' / ' + other));
+})"""
+
+
+@pytest.mark.parametrize("width", [1680, 390])
+@pytest.mark.parametrize("name", ["report", "many", "outlier", "single"])
+def test_no_text_of_a_chart_lies_on_another_and_pages_fit(browser, pages, name, width):
+    page = browser.open(pages[name], width=width, dark=width == 390)
+    seen = page.seen()
+    assert (seen.console, seen.requests) == ([], [])
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(OUTSIDE) == []
+    assert page.evaluate(OVERLAPPING) == []
+    assert page.evaluate("document.querySelectorAll('svg text.point').length") >= 8, "names at points"
+
+
+def test_texts_that_overlap_would_be_told(browser, tmp_path):
+    texts = "<text x='5' y='20'>one</text><text x='12' y='22'>other</text><text x='5' y='60'>third</text>"
+    (tmp_path / "bad.html").write_text(f"<svg class='chart' width='200' height='90'>{texts}</svg>")
+    assert browser.open(tmp_path / "bad.html", width=390).evaluate(OVERLAPPING) == ["one / other"]
+
+
+def test_values_far_off_are_written_at_the_edge(browser, pages):
+    page = browser.open(pages["outlier"], width=1280)
+    edges = page.evaluate("[...document.querySelectorAll('svg text.edge')].map(e => e.textContent)")
+    assert len(edges) >= 2
+    assert any(float(edge.replace(",", "")) > 1000 for edge in edges), "the diverged run"
+    inside = """[...document.querySelectorAll('svg .beyond')].every(e => {
+        const own = e.getBoundingClientRect(), box = e.closest('svg').getBoundingClientRect();
+        return own.left >= box.left - 1 && own.right <= box.right + 1 && own.top >= box.top - 1;
+    })"""
+    assert page.evaluate(inside)
+
+
+def test_a_wide_screen_is_used_without_long_lines(browser, pages):
+    page = browser.open(pages["outlier"], width=1680)
+    right = "Math.max(...[...document.querySelectorAll('{}')].map(e => e.getBoundingClientRect().right))"
+    assert page.evaluate(right.format("figure")) > 0.9 * 1680
+    top = "document.querySelector('#results {}').getBoundingClientRect()"
+    table, charts = (
+        page.evaluate(f"(b => [b.left, b.top, b.right])({top.format(one)})") for one in (".table", ".drawn")
+    )
+    assert table[1] == charts[1], "the charts stand beside the table"
+    assert table[2] < charts[0]
+    beside = "document.querySelector('nav').getBoundingClientRect()"
+    assert page.evaluate(f"{beside}.left > document.querySelector('.answer').getBoundingClientRect().right")
+    characters = """Math.max(...[...document.querySelectorAll('p, li')].map(e => {
+        const range = document.createRange();
+        range.selectNodeContents(e);
+        const lines = new Set([...range.getClientRects()].map(r => Math.round(r.top)));
+        return e.textContent.length / Math.max(lines.size, 1);
+    }))"""
+    assert page.evaluate(characters) <= 110, "letters of a line"
+    for width, columns in ((1280, 3), (390, 1)):
+        shown = "getComputedStyle(document.querySelector('.n3 .charts')).gridTemplateColumns.split(' ').length"
+        assert browser.open(pages["report"], width=width).evaluate(shown) == columns
+
+
+def test_rows_of_charts_side_by_side_lie_at_one_height(browser, pages):
+    heights = """[...document.querySelectorAll('#results svg.chart')].slice(0, 3).map(svg =>
+        [...svg.querySelectorAll('text.label')].map(e => Math.round(e.getBoundingClientRect().top)))"""
+    own, kl, cut = browser.open(pages["many"], width=1280).evaluate(heights)
+    assert len(own) == 33
+    apart = [abs(one - other) for others in (kl, cut) for one, other in zip(own, others, strict=True)]
+    assert max(apart) <= 1, "pixels"
+
+
+def test_every_task_is_in_the_contents_and_has_a_heading(browser, pages):
+    page = browser.open(pages["many"], width=1280)
+    links = page.evaluate("[...document.querySelectorAll('nav a')].map(e => [e.hash.slice(1), e.textContent])")
+    heads = page.evaluate(
+        "[...document.querySelectorAll('section')].map(e => [e.id, e.querySelector('h2').textContent])"
+    )
+    assert links == heads
+    assert len([one for one, _ in links if one.startswith("task-")]) == 8
+    assert [title for _, title in links if title == f"{NASTY}: all metrics"]
+
+
+CONTRAST = """(() => {
+    const parse = c => (c.match(/[\\d.]+/g) || []).map(Number);
+    const over = (top, below) => top.slice(0, 3).map((v, i) => v * (top[3] ?? 1) + below[i] * (1 - (top[3] ?? 1)));
+    const behind = e => {
+        const layers = [];
+        for (let one = e; one; one = one.parentElement) layers.push(parse(getComputedStyle(one).backgroundColor));
+        return layers.reverse().reduce((below, top) => top.length ? over(top, below) : below, [255, 255, 255]);
+    };
+    const linear = v => v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4;
+    const light = c => 0.2126 * linear(c[0]) + 0.7152 * linear(c[1]) + 0.0722 * linear(c[2]);
+    return [...document.querySelectorAll('body *')].filter(e => !e.closest('title, style') &&
+        [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())).map(e => {
+        const style = getComputedStyle(e), paper = behind(e);
+        const ink = over(parse(e.closest('svg') ? style.fill : style.color), paper);
+        const [low, high] = [light(ink), light(paper)].sort((a, b) => a - b);
+        return [(high + 0.05) / (low + 0.05), e.tagName + ' ' + e.textContent.slice(0, 30)];
+    }).filter(([ratio]) => ratio < 4.5);
+})()"""
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("name", ["report", "inspect"])
+def test_all_text_stands_out(browser, pages, name, dark):
+    page = browser.open(pages[name], width=1280, dark=dark)
+    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert page.evaluate(CONTRAST) == []
+
+
+def test_faint_text_would_be_told(browser, tmp_path):
+    (tmp_path / "bad.html").write_text("<body style='background:#fff'><p style='color:#999'>faint</p><p>ink</p>")
+    assert [text for _, text in browser.open(tmp_path / "bad.html", width=390).evaluate(CONTRAST)] == ["P faint"]
+
+
+PAPER_WIDTH, PAPER_HEIGHT = 703, 1024
+"""Pixels of an A4 page within the margins of the style sheet."""
+
+
+@pytest.mark.parametrize("name", ["report", "many"])
+def test_a_page_prints_whole(browser, pages, name):
+    """In the dark too: paper is white, no chart is cut by its end, tables are as wide as the page at most."""
+    paper = browser.open(pages[name], width=PAPER_WIDTH, media="print", dark=True)
+    assert paper.evaluate("document.documentElement.scrollWidth") <= PAPER_WIDTH
+    colours = "['backgroundColor', 'color'].map(key => getComputedStyle(document.body)[key])"
+    assert paper.evaluate(colours) == ["rgb(255, 255, 255)", "rgb(27, 31, 36)"]
+    tall = "Math.max(...[...document.querySelectorAll('figure')].map(e => e.getBoundingClientRect().height))"
+    assert paper.evaluate(tall) <= PAPER_HEIGHT
+    kept = "[...document.querySelectorAll('figure, tr')].every(e => getComputedStyle(e).breakInside === 'avoid')"
+    assert paper.evaluate(kept)
+    assert paper.evaluate(OVERLAPPING) == []
+
+
+def test_it_prints_as_a_pdf_of_a4_pages(browser, pages):
+    page = browser.open(pages["report"], width=PAPER_WIDTH, media="print")
+    made = browser.call("Page.printToPDF", page.session, preferCSSPageSize=True)
+    pdf = base64.b64decode(made["data"])
+    boxes = {tuple(round(float(one)) for one in box.split()[2:]) for box in re.findall(rb"/MediaBox \[([^\]]+)\]", pdf)}
+    assert boxes == {(595, 842)}
+    assert 3 <= len(re.findall(rb"/Type /Page\b", pdf)) <= 9
 
 
 def test_tables_and_charts_lie_on_the_paper(browser, pages):

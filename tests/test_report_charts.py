@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from ballast.compare.figures import RL, SFT, Value
 from ballast.records.folder import BASE
-from ballast.report.charts import svg
+from ballast.report.charts import shapes, svg
 from ballast.report.charts.data import Dot, DotChart, Histogram, IntervalChart, IntervalRow, Line, LineChart
 from ballast.report.charts.scales import linear, logarithmic
 
 LABELS = ("sft", "dft", "prift-prob", "prift-mass", "eksft", "ift", "gft", "x", "ninth")
-STYLES = svg.styles_of(LABELS)
+STYLES = shapes.styles_of(LABELS)
 
 
 def parsed(chart):
@@ -64,7 +64,7 @@ def test_a_line_chart_puts_points_where_they_belong_and_breaks_at_gaps():
     assert "sft: 0.500 at 3" in titles(drawing)
     assert not [title for title in titles(drawing) if "at 2" in title]
     y = [float(pair.split()[1]) for pair in lines[0].get("d")[1:].split("L")]
-    low, high = svg.HEIGHT - svg.BOTTOM, svg.TOP
+    low, high = shapes.HEIGHT - shapes.BOTTOM, shapes.TOP
     assert y == pytest.approx([(low + high) / 2, high], abs=0.1)
 
 
@@ -127,17 +127,17 @@ def test_text_in_charts_is_inert(nasty):
 
 
 def test_every_label_has_a_style_of_its_own_without_colour():
-    seen = {(str(svg.MARKS[STYLES[label] % 8](0, 0)), svg.dashes(label, STYLES)) for label in LABELS}
+    seen = {(str(shapes.MARKS[STYLES[label] % 8](0, 0)), shapes.dashes(label, STYLES)) for label in LABELS}
     assert len(seen) == len(LABELS)
-    assert svg.dashes("ninth", STYLES) != svg.dashes("sft", STYLES)
-    assert svg.css_class("ninth", STYLES) == svg.css_class("sft", STYLES)
-    assert svg.css_class(BASE, STYLES) == "s-base"
+    assert shapes.dashes("ninth", STYLES) != shapes.dashes("sft", STYLES)
+    assert shapes.css_class("ninth", STYLES) == shapes.css_class("sft", STYLES)
+    assert shapes.css_class(BASE, STYLES) == "s-base"
 
 
 def palettes():
     """The colours of the light and of the dark page, and what they lie on."""
     style = resources.files("ballast.report").joinpath("templates/style.css").read_text()
-    light, dark = style.split("@media (prefers-color-scheme: dark)")
+    light, dark = style.split("@media screen and (prefers-color-scheme: dark)")
     for part in (light, dark.split("* {")[0]):
         found = dict(re.findall(r"--(s\d|s-base|panel|ink|soft|paper|accent|warn-paper|warn-ink): (#\w{6})", part))
         yield {name: np.array([int(code[at : at + 2], 16) / 255 for at in (1, 3, 5)]) for name, code in found.items()}

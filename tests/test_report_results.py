@@ -10,7 +10,8 @@ from scipy import stats
 import report_records
 from ballast.compare.figures import RL, SFT, Metric
 from ballast.compare.statistics import holm, over_both, over_items
-from ballast.report.sections.results import drift, learning_rates, other_metrics, results
+from ballast.report.sections.results import drift, learning_rates, results
+from ballast.report.sections.tasks import describes, heading, task_sections
 from ballast.report.source import load
 
 BEFORE, AFTER = "before_rl", "after_rl"
@@ -137,7 +138,7 @@ def test_the_words_of_the_table_are_explained(source):
 
 
 def test_the_chart_draws_the_base_model_as_lines(source):
-    chart, differences = results(source, ACCURACY).charts
+    chart, _, differences = results(source, ACCURACY).charts
     values = [accuracy(source.summary.rows[0], stage).over_seeds.value for stage in (BEFORE, AFTER)]
     assert chart.references == ((values[0], "base"), (values[1], "base + RL"))
     named = [(row.label, row.stage) for row in chart.rows]
@@ -156,35 +157,159 @@ def test_rl_from_the_base_model_is_in_gain_and_drift(source):
     assert against_forgetting.dots[0].x.value == tasks["forgetting"]["nll"].to_start.over_seeds.value
 
 
-def test_other_metrics_have_a_line_each_and_the_best_of_the_objectives(source):
-    before, after = other_metrics(source.summary, ACCURACY).tables
-    assert before.columns == ("", "base", "sft", "prift-mass", "eksft", "random")
-    assert after.columns == ("", "base", "sft", "prift-mass", "eksft")
-    for table, stage in ((before, BEFORE), (after, AFTER)):
-        for line in table.rows:
-            name, task = line[0].text.split()[0], line[0].detail
-            values = {}
-            for label, cell in zip(table.columns[1:], line[1:], strict=True):
-                [row] = [row for row in source.summary.rows if row.label == label]
-                values[label] = row.stages[stage].tasks[task][name].over_seeds.value
-                assert cell.text == f"{values[label]:.3f}"
-            best = {label: values[label] for label in ("sft", "prift-mass", "eksft")}
-            least = min if "↓" in line[0].text else max
-            marked = [label for label, cell in zip(table.columns[1:], line[1:], strict=True) if cell.best]
-            assert marked == [label for label in best if best[label] == least(best.values())]
+def upright(table):
+    """The cells of a table by (label, metric), whichever side its labels are on."""
+    heads = [line[0].text for line in table.rows]
+    cells = {
+        (head, column): cell
+        for head, line in zip(heads, table.rows, strict=True)
+        for column, cell in zip(table.columns[1:], line[1:], strict=True)
+    }
+    return cells if "base" in heads else {(label, metric): cell for (metric, label), cell in cells.items()}
+
+
+def test_each_task_has_its_other_metrics_and_the_best_of_the_objectives(source):
+    sections = {one.id: one for one in task_sections(source.summary, ACCURACY)}
+    assert list(sections) == ["task-2", "task-3"], "the first task has the deciding metric alone"
+    for task, name in (("sampled", "task-2"), ("forgetting", "task-3")):
+        assert sections[name].title == f"{task}: all metrics"
+        assert [table.caption for table in sections[name].tables] == ["after SFT", "after RL"]
+        for table, stage in zip(sections[name].tables, (BEFORE, AFTER), strict=True):
+            cells = upright(table)
+            labels = list(dict.fromkeys(label for label, _ in cells))
+            assert labels == ["base", "sft", "prift-mass", "eksft", *(["random"] if stage == BEFORE else [])]
+            for metric in dict.fromkeys(metric for _, metric in cells):
+                found = {row.label: row.result(stage, task, metric.split()[0]) for row in source.summary.rows}
+                values = {label: one.over_seeds.value for label, one in found.items() if one is not None}
+                assert {label: cells[label, metric].text for label in values} == {
+                    label: f"{value:.3f}" for label, value in values.items()
+                }
+                best = {label: values[label] for label in ("sft", "prift-mass", "eksft")}
+                least = min if "↓" in metric else max
+                marked = [label for label in labels if cells[label, metric].best]
+                assert marked == [label for label in best if best[label] == least(best.values())]
+
+
+def test_the_longer_side_of_a_tasks_table_goes_down_the_page(source):
+    [few, _] = task_sections(source.summary, ACCURACY)
+    assert [line[0].text for line in few.tables[0].rows] == ["base", "sft", "prift-mass", "eksft", "random"]
+
+    def more(summary):
+        metrics = summary["tasks"][1]["metrics"]
+        metrics |= {f"metric_{place}": metrics["pass@4"] for place in range(4)}
+        for row in summary["rows"]:
+            for stage in row["stages"].values():
+                one = stage["tasks"]["sampled"]
+                one |= {f"metric_{place}": one["pass@4"] for place in range(4)}
+
+    [many, _] = task_sections(report_records.changed(source, more).summary, ACCURACY)
+    for table in many.tables:
+        assert [line[0].text for line in table.rows][:2] == ["mean@4 ↑", "pass@4 ↑"]
+        assert len(table.rows) == 6
+        assert table.columns[:3] == ("", "base", "sft")
 
 
 def test_pass_at_k_is_ordered_by_k(source):
     names = ["answer_tokens", "pass@1", "pass@8", "pass@2", "entropy", "pass@4"]
-    facts = {name: {"better": "higher" if "@" in name else None} for name in names}
 
-    def two_tasks(summary):
-        summary["tasks"] = [{**summary["tasks"][0], "name": task, "metrics": facts} for task in ("a", "b")]
+    def many(summary):
+        summary["tasks"] = [summary["tasks"][1]]
+        [task] = summary["tasks"]
+        task["metrics"] = {name: {"better": "higher" if "@" in name else None} for name in names}
+        for row in summary["rows"]:
+            for stage in row["stages"].values():
+                stage["tasks"]["sampled"] = dict.fromkeys(names, stage["tasks"]["sampled"]["pass@4"])
 
-    section = other_metrics(report_records.changed(source, two_tasks).summary, None)
+    [section] = task_sections(report_records.changed(source, many).summary, None)
     shown = [row[0].text.removesuffix(" ↑") for row in section.tables[0].rows]
-    ordered = ["answer_tokens", "pass@1", "pass@2", "pass@4", "pass@8", "entropy"]
-    assert shown == ordered + ordered
+    assert shown == ["answer_tokens", "pass@1", "pass@2", "pass@4", "pass@8", "entropy"]
+
+
+def with_answers(source, task="sampled", total=2400, cut=(0, 3, 1, 600, 0)):
+    """The source with the answers of a task counted: of each row so many were cut off, twice as many after RL."""
+
+    def change(summary):
+        for row, count in zip(summary["rows"], cut, strict=True):
+            for times, stage in enumerate(row["stages"].values(), start=1):
+                stage["answers"] = {task: {"total": total, "cut_off": count * times, "right": 7}}
+
+    return report_records.changed(source, change)
+
+
+def test_cut_off_answers_have_a_column_and_a_chart_beside_accuracy(source):
+    counted = with_answers(source)
+    [section, _] = task_sections(counted.summary, ACCURACY)
+    cells = upright(section.tables[0])
+    shown = {label: (cell.text, cell.detail) for (label, metric), cell in cells.items() if metric == "answers cut off"}
+    assert shown == {
+        "base": ("0.0%", "0 of 2,400"),
+        "sft": ("0.1%", "3 of 2,400"),
+        "prift-mass": ("< 0.1%", "1 of 2,400"),
+        "eksft": ("25.0%", "600 of 2,400"),
+        "random": ("0.0%", "0 of 2,400"),
+    }
+    own, kl, cut, _ = results(counted, ACCURACY).charts
+    assert cut.title == "sampled: answers cut off before they ended"
+    assert [(row.label, row.stage) for row in cut.rows] == [(row.label, row.stage) for row in own.rows]
+    assert [(row.label, row.stage) for row in kl.rows] == [(row.label, row.stage) for row in own.rows]
+    values = {(row.label, row.stage): row.value.value for row in cut.rows}
+    assert (values["eksft", SFT], values["eksft", RL]) == (0.25, 0.5)
+    assert cut.references == ((0.0, "base"), (0.0, "base + RL"))
+    assert next(row.note for row in cut.rows if row.label == "eksft") == "600 of 2,400 answers cut off"
+    assert own.names == kl.names == cut.names == 2, "so that their rows lie at one height"
+
+
+def test_no_chart_of_cut_off_answers_where_all_ended_but_a_note(source):
+    ended = with_answers(source, cut=(0,) * 5)
+    made = results(ended, ACCURACY)
+    assert not [chart for chart in made.charts if "cut off" in chart.title]
+    assert "No answer was cut off: all ended by themselves." in made.notes
+    assert not [note for note in results(source, ACCURACY).notes if "cut off" in note], "nobody counted"
+
+
+def test_the_kl_to_the_base_model_stands_beside_accuracy(source):
+    [_, kl, _] = results(source, ACCURACY).charts
+    assert (kl.title, kl.x) == ("KL to base on forgetting", "nats per token")
+    found = {(row.label, row.stage): row for row in kl.rows}
+    for row in source.summary.rows:
+        for stage, name in ((BEFORE, SFT), (AFTER, RL)):
+            if stage in row.stages and (row.label, stage) != ("base", BEFORE):
+                one = row.result(stage, "forgetting", "base_kl")
+                assert found[row.label, name].value.value == one.over_seeds.value
+    assert found["sft", SFT].note == "3 seeds"
+    assert found["base", "before any training"].note == ""
+    assert 0.0 in kl.holds
+
+
+def test_a_row_that_lacks_a_metric_keeps_its_place(source):
+    def without(summary):
+        for stage in summary["rows"][2]["stages"].values():
+            del stage["tasks"]["forgetting"]["base_kl"]
+
+    own, kl, *_ = results(report_records.changed(source, without), ACCURACY).charts
+    assert [row.label for row in kl.rows] == [row.label for row in own.rows]
+    assert [row.value for row in kl.rows if row.label == "prift-mass"] == [None, None]
+
+
+def test_tasks_are_headed_by_their_title_and_say_what_they_measure(source):
+    greedy, sampled, forgetting = source.summary.tasks
+    assert describes(greedy) == (
+        "Task greedy: answers judged by a verifier (ballast.lab.arithmetic:verify), 24 items of lab:test, "
+        "temperature 0, up to 256 tokens."
+    )
+    assert "4 samples of each, temperature 1" in describes(sampled)
+    assert describes(forgetting) == "Task forgetting: likelihood of given text, 24 items of lab:forgetting."
+    assert heading(greedy) == "greedy"
+
+    def titled(summary):
+        summary["tasks"][0]["settings"]["title"] = "Sums of two digits"
+        summary["tasks"][1]["settings"]["title"] = "The same, sampled"
+
+    named = report_records.changed(source, titled)
+    made = results(named, ACCURACY)
+    assert made.title == made.charts[0].title == "Sums of two digits: accuracy"
+    assert made.lead.startswith("Task greedy: ")
+    assert task_sections(named.summary, ACCURACY)[0].title == "The same, sampled: all metrics"
 
 
 def test_rates_show_every_score_and_mark_the_one_taken(source):

@@ -9,9 +9,12 @@ from typer.testing import CliRunner
 
 import report_records
 from ballast.cli import app
+from ballast.compare.plan import Plan
+from ballast.config.recipe import Recipe
 from ballast.errors import BallastError
 from ballast.records import write as records
 from ballast.report.build import build
+from ballast.report.render import html
 from ballast.report.source import load
 
 
@@ -382,3 +385,30 @@ def test_the_command_refuses_in_one_line_and_leaves_nothing(run, arguments, word
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
     assert sorted(run.rglob("*")) == before
+
+
+def test_tasks_may_be_titled_in_one_run_and_not_in_another(run, tmp_path):
+    other = report_records.run(tmp_path / "other", "dft", base=False)
+    lines = [json.loads(line) for line in (other / "evals.jsonl").read_text().splitlines()]
+    for task in (task for line in lines for task in line["tasks"]):
+        task["settings"]["title"] = "Sums"
+    (other / "evals.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [row.label for row in load([run, other]).summary.rows] == ["base", "sft", "dft"]
+
+
+def test_a_title_that_is_given_later_heads_the_page_of_the_same_runs(compared, tmp_path):
+    from ballast.compare.run import write_summary
+    from ballast.records.folder import Store
+
+    there = tmp_path / "copy"
+    shutil.copytree(compared, there)
+    assert build(load([there]), metric="greedy/accuracy").sections[0].title == "greedy: accuracy"
+    titled = json.loads((there / "compare.json").read_text())["recipe"]
+    [greedy] = [task for task in titled["evaluation"]["tasks"] if task["name"] == "greedy"]
+    greedy["title"] = "Sums </h2>"
+    report_records.change(there / "compare.json", recipe=titled)
+    plan = Plan(Recipe.model_validate({key: value for key, value in titled.items() if value is not None}))
+    write_summary(Store(there), plan)
+    report = build(load([there]), metric="greedy/accuracy")
+    assert report.sections[0].title == "Sums </h2>: accuracy"
+    assert "<h2>Sums &lt;/h2&gt;: accuracy</h2>" in html(report)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ballast.compare.numbers import counted, interval, joined, number, p_value, rate, signed
+from ballast.compare.numbers import counted, interval, joined, number, p_value, percentage, rate, signed
 from ballast.report.text import markdown
 from ballast.text import inert
 
@@ -80,6 +80,9 @@ def test_no_markup_is_left_without_its_backslash(text):
         (-1234.5, "−1,234"),
         (9.9994, "9.999"),
         (727.1, "727"),
+        (9_999_999.0, "9,999,999"),
+        (1.791e12, "1.79e12"),
+        (-1e7, "−1.00e7"),
         (None, "–"),
         (math.nan, "–"),
     ],
@@ -90,6 +93,8 @@ def test_figures(value, shown):
 
 def test_signs_intervals_rates_and_counts():
     assert [signed(v) for v in (0.04, -0.04, 0.0, -1e-17)] == ["+0.040", "−0.040", "0.000", "0.000"]
+    assert [signed(v, share=True) for v in (2e-9, -2e-9, 0.0006, -0.04)] == ["0.000", "0.000", "+0.001", "−0.040"]
+    assert [percentage(v) for v in (0.0, 0.0004, 0.0006, 0.25)] == ["0.0%", "< 0.1%", "0.1%", "25.0%"]
     assert interval(0.1, 0.2) == "0.100 to 0.200"
     assert interval(None, 0.2) == ""
     assert [rate(v) for v in (3e-4, 1e-5, 1.25e-3, 1.0, None)] == ["3e-4", "1e-5", "1.25e-3", "1e0", "–"]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ballast.compare.numbers import ROUNDING
+from ballast.compare.numbers import ROUNDING, percentage
 from ballast.errors import BallastError, suggest
 from ballast.records.folder import AFTER, BEFORE
 from ballast.records.summary import Better, Difference, Result, Row, Summary
@@ -157,7 +157,7 @@ def answers_words(row: Row, stage: str, metric: Metric) -> str:
     if found is None or not metric.share or not found.total:
         return ""
     none = f"0 of {found.total:,} right" if found.right == 0 else ""
-    cut = f"{found.cut_off / found.total:.1%} cut off" if found.cut_off else ""
+    cut = f"{percentage(found.cut_off / found.total)} cut off" if found.cut_off else ""
     return ", ".join(part for part in (cut, none) if part)
 
 

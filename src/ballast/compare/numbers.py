@@ -9,8 +9,12 @@ ROUNDING = 1e-12
 """What sums of the same numbers in another order may differ by, so no difference."""
 
 
+LARGE = 1e7
+"""From here on a figure is written as 1.79e12."""
+
+
 def number(value: float | None, digits: int = 3) -> str:
-    """Return a figure for a table: ``digits`` decimals where it lies near 1, fewer above and below."""
+    """Return a figure for a table: ``digits`` decimals where it lies near 1, fewer above and below, powers beyond."""
     if value is None or not math.isfinite(value):
         return "–"
     size = 0.0 if abs(value) < ROUNDING else abs(value)
@@ -18,6 +22,9 @@ def number(value: float | None, digits: int = 3) -> str:
         text = f"{size:.{digits}f}"
     elif size < 0.001:
         text = f"{size:.{digits - 1}g}"
+    elif size >= LARGE:
+        mantissa, _, exponent = f"{size:.{digits - 1}e}".partition("e")
+        text = f"{mantissa}e{int(exponent)}"
     else:
         text = f"{size:,.{digits if size < 10 else digits - 1 if size < 100 else 0}f}"
     return f"−{text}" if value < 0 and size else text
@@ -28,8 +35,15 @@ def figure(value: float | None, *, share: bool) -> str:
     return f"{value:.3f}" if share and value is not None and 0 <= value <= 1 else number(value)
 
 
-def signed(value: float | None, digits: int = 3) -> str:
-    """Return a difference: `number` with its sign."""
+def percentage(share: float) -> str:
+    """Return a share in percent with one decimal; what is little is not none."""
+    return "< 0.1%" if 0 < share < 0.0005 else f"{share:.1%}"
+
+
+def signed(value: float | None, digits: int = 3, *, share: bool = False) -> str:
+    """Return a difference: `number` with its sign; of shares with three decimals however small it is."""
+    if share and value is not None and math.isfinite(value):
+        value = round(value, digits)
     text = number(value, digits)
     return f"+{text}" if value is not None and value > ROUNDING else text
 

@@ -117,9 +117,14 @@ def _figure(difference: Difference | None, metric: Metric) -> str:
     if difference is None:
         return "–"
     value = difference_value(difference, metric)
-    show = number if value.low is not None and value.low >= 0 else signed
-    span = interval(value.low, value.high, show=show)
-    return f"{signed(value.value)}{f' ({span})' if span else ''}"
+    sign = value.low is None or value.low < 0
+    span = interval(value.low, value.high, show=lambda bound: _difference(bound, metric, sign=sign))
+    return f"{_difference(value.value, metric)}{f' ({span})' if span else ''}"
+
+
+def _difference(value: float, metric: Metric, *, sign: bool = True) -> str:
+    text = signed(value, share=metric.share)
+    return text if sign else text.removeprefix("+")
 
 
 def _reached(found: Verdict, summary: Summary, metric: Metric) -> str:

@@ -121,7 +121,7 @@ def summarise(plan: Plan, runs: Sequence[Run]) -> Summary:
     found = course(plan, runs)
     rates = rates_on(found, runs)
     by = plan.compare.choose_by
-    return tabulate(
+    made = tabulate(
         [BASE_ROW, *(_row(found, method, rates.get(method.label), runs) for method in plan.methods)],
         _planned(plan, rates, done),
         baseline=plan.baseline,
@@ -134,6 +134,14 @@ def summarise(plan: Plan, runs: Sequence[Run]) -> Summary:
         tuning=[run for run in done if run.role == TUNING and is_planned(found, rates, run)],
         halving=saved(found),
     )
+    titles = {task.name: task.title for task in plan.tasks(REPORT)}
+    return made.model_copy(update={"tasks": tuple(_titled(task, titles[task.name]) for task in made.tasks)})
+
+
+def _titled(task: TaskSummary, title: str | None) -> TaskSummary:
+    """Return a task under the recipe's title, which may have been given after the runs were made."""
+    settings = {key: value for key, value in task.settings.items() if key != "title"}
+    return task.model_copy(update={"settings": settings | ({"title": title} if title else {})})
 
 
 def tabulate(

@@ -15,7 +15,7 @@ from ballast.compare.figures import (
     difference_value,
     interval_of,
 )
-from ballast.compare.numbers import counted, half_or_bounds
+from ballast.compare.numbers import counted, half_or_bounds, percentage
 from ballast.compare.sentences import cautions, sentences
 from ballast.protocols import Say
 from ballast.records.folder import AFTER
@@ -118,7 +118,7 @@ def answers_notes(summary: Summary, task: str) -> Iterator[str]:
         found = {row.label: one for row in summary.rows if (one := row.answers(stage, task)) is not None}
         cut = {label: one for label, one in found.items() if one.cut_off and one.total}
         if cut:
-            named = ", ".join(f"{label} {one.cut_off / one.total:.1%}" for label, one in cut.items())
+            named = ", ".join(f"{label} {percentage(one.cut_off / one.total)}" for label, one in cut.items())
             rest = " (all other answers ended)" if len(cut) < len(found) else ""
             yield f"cut off before they ended, {name}: {named} of the answers{rest}"
         elif found:

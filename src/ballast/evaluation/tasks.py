@@ -37,6 +37,8 @@ class Task(Options):
 
     name: str = ""
     """Name in results and files, unique within a run; the source's where absent."""
+    title: Text | None = None
+    """What reports call it in their headings; the name where absent."""
     kind: Kind = "generate"
     """`generate` (answers judged by a verifier), `choice` (options by likelihood), `code` (answers judged by their
     tests), `nll` (likelihood of held-out text), `readiness` (`generate`, read as the start of RL) or `lm-eval` (tasks

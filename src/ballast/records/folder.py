@@ -111,7 +111,7 @@ def differing_key(found: Values, wanted: Values) -> str | None:
     """Return the first key path at which two resolved recipes differ, None where they are the same run.
 
     Where things lie is left out: a run that was copied from another machine has other paths in it. So is how an engine
-    is asked.
+    is asked, and what reports call a task.
     """
     return _difference(_without_places(found), _without_places(wanted))
 
@@ -123,6 +123,11 @@ def _without_places(recipe: Values) -> Values:
     reference, model = plain.get("reference"), plain.get("model")
     if isinstance(engine := plain.get("engine"), dict):
         plain["engine"] = {key: value for key, value in engine.items() if key not in TECHNICAL}
+    evaluation = plain.get("evaluation")
+    tasks = evaluation.get("tasks") if isinstance(evaluation, dict) else None
+    for task in tasks if isinstance(tasks, list) else []:
+        if isinstance(task, dict):
+            task.pop("title", None)
     if isinstance(reference, dict) and reference.get("cache"):
         reference["cache"] = True
     if isinstance(model, dict):

@@ -13,8 +13,9 @@ from ballast.report.charts.data import Report
 from ballast.report.sections import curves
 from ballast.report.sections.answer import answer, not_measured
 from ballast.report.sections.halving import halving
-from ballast.report.sections.results import drift, learning_rates, other_metrics, results
+from ballast.report.sections.results import drift, learning_rates, results
 from ballast.report.sections.settings import settings, subject
+from ballast.report.sections.tasks import task_sections
 from ballast.report.source import Source
 
 
@@ -34,7 +35,7 @@ def build(source: Source, *, metric: str | None = None) -> Report:
         None if decides is None else results(source, decides),
         None if decides is None else drift(summary, decides),
         curves.pass_curves(source),
-        other_metrics(summary, decides),
+        *task_sections(summary, decides),
         curves.training(source),
         curves.rewards(source),
         halving(summary),
@@ -46,7 +47,7 @@ def build(source: Source, *, metric: str | None = None) -> Report:
     labels = [row.label for row in rows(summary)]
     labels += [run.label for run in source.runs] + tokens.labels(source.tokens)
     return Report(
-        title=f"{source.folders[0].resolve().name}: comparison of objectives",
+        title=f"{source.folders[0].resolve().name}: {_about(source)}",
         answer=answer(source, decides),
         status=_status(source),
         sections=tuple(section for section in sections if section is not None),
@@ -54,6 +55,11 @@ def build(source: Source, *, metric: str | None = None) -> Report:
         cautions=tuple(_cautions(source)),
         tokens=source.tokens,
     )
+
+
+def _about(source: Source) -> str:
+    methods = rows(source.summary, "method")
+    return f"fine-tuning with {methods[0].label}" if len(methods) == 1 else "comparison of objectives"
 
 
 def _status(source: Source) -> str:

@@ -20,6 +20,7 @@ from ballast.records.tokens import TokensRecord
 from ballast.report import tokens
 from ballast.report.charts import svg
 from ballast.report.charts.data import Report, Section
+from ballast.report.charts.shapes import styles_of
 from ballast.report.charts.tables import chart_tables
 from ballast.report.text import markdown
 from ballast.text import inert
@@ -30,7 +31,7 @@ def html(report: Report) -> str:
     return _page("report.html.j2").render(
         report=report,
         answer=[_lead_and_rest(sentence) for sentence in report.answer],
-        styles=svg.styles_of(report.labels),
+        styles=styles_of(report.labels),
         views=tokens.views(report.tokens) if report.tokens else (),
     )
 
@@ -48,7 +49,7 @@ def tokens_html(record: TokensRecord) -> str:
         record=record,
         views=tokens.views(record),
         histograms=tokens.histograms(record),
-        styles=svg.styles_of(tokens.labels(record)),
+        styles=styles_of(tokens.labels(record)),
     )
 
 

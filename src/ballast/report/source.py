@@ -183,12 +183,13 @@ def _setting(run: Run) -> str:
     # Only some runs measure the base model, and samples have a seed of their own for every run.
     evaluation = recipe.pop("evaluation", None)
     tasks = evaluation.get("tasks") if isinstance(evaluation, dict) else None
-    plain = [_without_seed(task) for task in tasks if isinstance(task, dict)] if isinstance(tasks, list) else []
+    plain = [_of_measuring(task) for task in tasks if isinstance(task, dict)] if isinstance(tasks, list) else []
     return json.dumps([recipe, plain, run.stage], sort_keys=True)
 
 
-def _without_seed(settings: Mapping[str, object]) -> dict[str, object]:
-    return {key: value for key, value in settings.items() if key != "seed"}
+def _of_measuring(settings: Mapping[str, object]) -> dict[str, object]:
+    """Return the settings of a task but for its seed and what it is called."""
+    return {key: value for key, value in settings.items() if key not in ("seed", "title")}
 
 
 def _summary(runs: Sequence[Run], base: Sequence[Run]) -> Summary:
@@ -224,7 +225,7 @@ def _check_settings(runs: Sequence[Run]) -> None:
     first: dict[str, tuple[Run, dict[str, object]]] = {}
     for run in runs:
         for name, task in (run.result.tasks if run.result is not None else {}).items():
-            settings = _without_seed(task.settings)
+            settings = _of_measuring(task.settings)
             other, its_settings = first.setdefault(name, (run, settings))
             if settings != its_settings:
                 raise BallastError(

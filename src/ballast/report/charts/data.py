@@ -17,11 +17,12 @@ UNTRAINED = "before any training"
 
 @dataclass(frozen=True)
 class Line:
-    """One label's values along x; None breaks the line. `band` holds (x, low, high)."""
+    """One label's values along x; None breaks the line. `band` holds (x, low, high), `note` more for its hover text."""
 
     label: str
     points: tuple[tuple[float, float | None], ...]
     band: tuple[tuple[float, float, float], ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,13 @@ class LineChart:
 
 @dataclass(frozen=True)
 class Dot:
-    """A label at a stage, at a place with an interval in each direction."""
+    """A label at a stage, at a place with an interval in each direction; `note` has more for its hover text."""
 
     label: str
     stage: str
     x: Value
     y: Value
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,21 +70,30 @@ class DotChart:
 
 @dataclass(frozen=True)
 class IntervalRow:
-    """A label at a stage with its value."""
+    """A label at a stage with its value, None where it was not measured; `note` has more for its hover text."""
 
     label: str
     stage: str
-    value: Value
+    value: Value | None
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class IntervalChart:
-    """One row for each label and stage: a dot and its interval. `references` holds (value, name) of dashed lines."""
+    """One row for each label and stage: a dot and its interval; the rows of a label follow each other.
+
+    Attributes:
+        references: (value, name) of dashed lines.
+        holds: values that the axis holds in any case.
+        names: lines of names above the rows that room is left for, so that charts side by side have rows at one height.
+    """
 
     title: str
     x: str
     rows: tuple[IntervalRow, ...]
     references: tuple[tuple[float, str], ...] = ()
+    holds: tuple[float, ...] = ()
+    names: int = 0
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import JsonValue
 
 from ballast.compare.figures import STAGES, rows
-from ballast.compare.numbers import number
+from ballast.compare.numbers import counted, number
 from ballast.compare.statistics import t_bounds
 from ballast.evaluation.metrics import pass_at_k
 from ballast.records.folder import AFTER, BASE, BEFORE
@@ -163,7 +163,7 @@ def _line(label: str, curves: Sequence[Mapping[float, float | None]]) -> tuple[L
             band.append((at, min(finite), max(finite)))
     # A band would close over a gap.
     whole = len(band) == len(points)
-    return Line(label, tuple(points), tuple(band) if whole else ()), block
+    return Line(label, tuple(points), tuple(band) if whole else (), counted(len(logged), "seed")), block
 
 
 def _blocks(steps: Sequence[float], block: int) -> list[list[float]]:
@@ -228,7 +228,7 @@ def _pass_line(label: str, tables: Sequence[Scores], ks: Sequence[int]) -> Line:
         points.append((float(k), float(centre)))
         if len(tables) > 1:
             band.append((float(k), max(float(low), 0.0), min(float(high), 1.0)))
-    return Line(label, tuple(points), tuple(band))
+    return Line(label, tuple(points), tuple(band), "" if label == BASE else counted(len(tables), "seed"))
 
 
 def _pass_at_k(scores: Scores, k: int) -> float:

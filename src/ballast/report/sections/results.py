@@ -1,9 +1,10 @@
-"""What came out: the deciding metric with intervals and tests, gain against drift, all other metrics, the sweep."""
+"""What came out: the deciding metric with intervals and tests, gain against drift, the sweep."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from ballast.compare.figures import (
     COVERAGE,
@@ -16,7 +17,6 @@ from ballast.compare.figures import (
     difference_value,
     entries,
     interval_of,
-    mean,
     metrics,
     result,
     rows,
@@ -24,26 +24,25 @@ from ballast.compare.figures import (
     starred,
     verdict,
 )
-from ballast.compare.numbers import counted, figure, interval, joined, number, p_value, rate, signed
+from ballast.compare.numbers import counted, interval, joined, number, p_value, rate, signed
 from ballast.records.folder import AFTER, BASE, BEFORE
 from ballast.records.summary import ChooseSummary, Difference, Result, Row, RungPoint, Summary
 from ballast.report.charts.data import (
     MISSING,
-    UNTRAINED,
     Cell,
     Dot,
     DotChart,
     IntervalChart,
-    IntervalRow,
     Line,
     LineChart,
     Section,
     Table,
 )
+from ballast.report.sections.rows import BASES, cut_off_chart, difference_chart, metric_chart, result_cell, seeds
+from ballast.report.sections.tasks import described, heading, title_of
 from ballast.report.source import Source
 
 KINDS = {"start": "not fine-tuned", "random": "from random weights"}
-BASES = {BEFORE: BASE, AFTER: f"{BASE} + RL"}
 DISTANCES = ("base_kl", "demonstrations_kl")
 FORGETTING = ("forgetting", "nll")
 
@@ -57,10 +56,11 @@ def results(source: Source, metric: Metric) -> Section:
     to_base = source.against_base(AFTER, metric.task, metric.name) if AFTER in stages(summary) else {}
     return Section(
         "results",
-        metric.title,
-        f"{'Higher' if metric.sign > 0 else 'Lower'} is better; ★ marks the best objective.",
+        title_of(summary, metric),
+        f"{described(summary, metric.task)} {'Higher' if metric.sign > 0 else 'Lower'} is better; ★ marks the best "
+        "objective.".strip(),
         tables=(_main_table(summary, metric, to_base),),
-        charts=tuple(_interval_charts(summary, metric)),
+        charts=tuple(_row_charts(summary, metric)),
         notes=tuple(_notes(summary, metric, to_base)),
     )
 
@@ -100,16 +100,8 @@ def _stage_cell(
 ) -> Cell:
     if measured is None:
         return MISSING
-    seeds = "" if _common_seeds(summary) or row.kind == "start" else _seeds(row, stage)
-    return _result_cell(measured, metric, row.label in best, seeds, answers_words(row, stage, metric))
-
-
-def _result_cell(measured: Result, metric: Metric, best: bool, beside: str = "", note: str = "") -> Cell:
-    """Return a mean with its interval below it, and below that what became of the answers."""
-    value = clipped(measured, metric)
-    span = interval(value.low, value.high, show=lambda bound: figure(bound, share=metric.share))
-    detail = ", ".join(part for part in (span, beside) if part)
-    return Cell(figure(value.value, share=metric.share), detail, best, note)
+    beside = "" if _common_seeds(summary) or row.kind == "start" else seeds(row, stage)
+    return result_cell(measured, metric, row.label in best, beside, answers_words(row, stage, metric))
 
 
 def _gain(row: Row, after: Result | None) -> Difference | None:
@@ -125,16 +117,13 @@ def _difference_cell(difference: Difference | None, metric: Metric) -> Cell:
         return MISSING
     value, p = difference_value(difference, metric), difference.p_holm
     test = "" if p is None else f"p {p_value(p)}, {verdict(difference)}"
-    return Cell(signed(value.value), interval(value.low, value.high, show=signed), note=test)
-
-
-def _seeds(row: Row, stage: str) -> str:
-    return counted(len(row.stages[stage].seeds), "seed")
+    show = partial(signed, share=metric.share)
+    return Cell(show(value.value), interval(value.low, value.high, show=show), note=test)
 
 
 def _common_seeds(summary: Summary) -> str:
     """Return how many seeds every method has at every stage; nothing where they differ."""
-    counts = {_seeds(row, stage) for row in rows(summary, "method") for stage in row.stages}
+    counts = {seeds(row, stage) for row in rows(summary, "method") for stage in row.stages}
     return counts.pop() if len(counts) == 1 else ""
 
 
@@ -149,6 +138,9 @@ def _notes(summary: Summary, metric: Metric, to_base: Differences) -> Iterator[s
         yield f"{BASE} is the model that all runs start from{after}."
     if "random" in kinds:
         yield f"random is {baseline} from random weights: what the demonstrations teach without the base model."
+    answers = [one for row in summary.rows for stage in row.stages.values() for one in stage.answers.values()]
+    if answers and not any(one.cut_off for one in answers):
+        yield "No answer was cut off: all ended by themselves."
     yield _coverage(summary, metric)
     tested = _tested_differences(summary, metric, to_base)
     if any(one.p_holm is not None for one in tested):
@@ -181,33 +173,39 @@ def _coverage(summary: Summary, metric: Metric) -> str:
     most = max(covered, key=lambda coverage: len(covered[coverage]))
     others = [f"for {joined(names)}: {coverage}" for coverage, names in covered.items() if coverage != most]
     others += [f"for {joined(without)}: none"] if without else []
-    seeds = _common_seeds(summary)
-    each = f" ({seeds} each)" if seeds else ""
+    common = _common_seeds(summary)
+    each = f" ({common} each)" if common else ""
     return f"Intervals: {summary.level:.0%}, {most}{each}{''.join(f'; {other}' for other in others)}."
 
 
-def _interval_charts(summary: Summary, metric: Metric) -> Iterator[IntervalChart]:
-    measured = [
-        (row.label, stage, one) for row in rows(summary) for stage in STAGES if (one := result(row, stage, metric))
-    ]
-    if not measured:
+def _row_charts(summary: Summary, metric: Metric) -> Iterator[IntervalChart]:
+    """Yield the metric beside drift and cut-off answers, whose rows lie at one height; then differences."""
+    title = title_of(summary, metric)
+    own = metric_chart(summary, metric, title)
+    if own is None:
         return
-    lines = tuple(IntervalRow(label, _stage_name(label, stage), clipped(one, metric)) for label, stage, one in measured)
-    references = tuple((mean(one), BASES[stage]) for label, stage, one in measured if label == BASE)
-    yield IntervalChart(metric.title, f"{metric.name} {metric.arrow}", lines, references)
-    differences = tuple(
-        IntervalRow(label, STAGES[stage], difference_value(one.to_baseline, metric))
-        for label, stage, one in measured
-        if one.to_baseline is not None
-    )
-    if differences:
-        name = f"difference to {summary.baseline}"
-        yield IntervalChart(f"{metric.title}, {name}", name, differences, ((0.0, summary.baseline),))
+    charts = [own, *_drift_chart_of_rows(summary, metric), *_charts_of_answers(summary, metric)]
+    names = max(len(chart.references) for chart in charts)
+    yield from (replace(chart, names=names) for chart in charts)
+    differences = difference_chart(summary, metric, title)
+    yield from [differences] if differences else []
 
 
-def _stage_name(label: str, stage: str) -> str:
-    """Return the name of a stage; the base model is after no training."""
-    return UNTRAINED if label == BASE and stage == BEFORE else STAGES[stage]
+def _drift_chart_of_rows(summary: Summary, metric: Metric) -> Iterator[IntervalChart]:
+    """Yield the KL to the base model, where it was measured."""
+    drifted = _distance_metric(metrics(summary), metric)
+    if drifted is not None and drifted != metric:
+        chart = metric_chart(summary, drifted, f"KL to {BASE} on {_measured_on(drifted)}", x="nats per token")
+        yield from [replace(chart, holds=(0.0,))] if chart else []
+
+
+def _charts_of_answers(summary: Summary, metric: Metric) -> Iterator[IntervalChart]:
+    """Yield the answers to the task that were cut off; of another task where none of this one was."""
+    for task in sorted(summary.tasks, key=lambda task: task.name != metric.task):
+        chart = cut_off_chart(summary, task.name, f"{heading(task)}: answers cut off before they ended")
+        if chart is not None:
+            yield chart
+            return
 
 
 @dataclass(frozen=True)
@@ -232,15 +230,24 @@ def drift(summary: Summary, deciding: Metric) -> Section | None:
 
 def _costs(summary: Summary, deciding: Metric) -> Iterator[_Cost]:
     measured = metrics(summary)
-    distance = next((metric for name in DISTANCES for metric in measured if metric.name == name), None)
+    distance = _distance_metric(measured, deciding)
     if distance is not None:
-        on = distance.task if distance.name == "base_kl" else "the demonstrations"
-        x = f"KL to {BASE} on {on}, nats per token"
+        x = f"KL to {BASE} on {_measured_on(distance)}, nats per token"
         yield _Cost(distance, "Gain against KL to the base model", x, relative=False)
     forgetting = next((one for name in FORGETTING for one in measured if one.name == name and one != deciding), None)
     if forgetting is not None:
         x = f"rise in {forgetting.phrase}, nats per token"
         yield _Cost(forgetting, "Gain against forgetting", x, relative=True)
+
+
+def _distance_metric(measured: Sequence[Metric], deciding: Metric) -> Metric | None:
+    """Return the KL to the base model, on the deciding task's answers where it was measured there."""
+    ordered = sorted(measured, key=lambda metric: metric.task != deciding.task)
+    return next((metric for name in DISTANCES for metric in ordered if metric.name == name), None)
+
+
+def _measured_on(distance: Metric) -> str:
+    return distance.task if distance.name == "base_kl" else "the demonstrations"
 
 
 def _drift_chart(summary: Summary, deciding: Metric, cost: _Cost) -> DotChart | None:
@@ -249,7 +256,7 @@ def _drift_chart(summary: Summary, deciding: Metric, cost: _Cost) -> DotChart | 
         for stage, name in STAGES.items():
             gain, distance = _gain_over_base(row, stage, deciding), _distance(row, stage, cost)
             if gain is not None and distance is not None:
-                dots.append(Dot(row.label, name, distance, gain))
+                dots.append(Dot(row.label, name, distance, gain, seeds(row, stage)))
     y = f"gain in {deciding.phrase} over {BASE}"
     return DotChart(cost.title, cost.x, y, tuple(dots), (0.0, 0.0)) if dots else None
 
@@ -275,47 +282,6 @@ def _gain_over_base(row: Row, stage: str, metric: Metric) -> Value | None:
     return Value(-value.value, low, high)
 
 
-def other_metrics(summary: Summary, deciding: Metric | None) -> Section | None:
-    """Return a table of all other metrics for each stage, None where there is none."""
-    others = _by_rising_k([metric for metric in metrics(summary) if metric != deciding])
-    if not others:
-        return None
-    tables = tuple(_metrics_table(summary, stage, others) for stage in stages(summary) or [BEFORE])
-    lead = "↑ higher is better, ↓ lower is better; ★ marks the best objective."
-    return Section("metrics", "All other metrics", lead, tables=tables)
-
-
-def _by_rising_k(listed: Sequence[Metric]) -> list[Metric]:
-    """Return the metrics with pass@1, pass@2, … of a task by rising k, where the first of them stood."""
-    first = {(metric.task, _family(metric)): place for place, metric in reversed(list(enumerate(listed)))}
-    return sorted(listed, key=lambda metric: (first[metric.task, _family(metric)], _k(metric)))
-
-
-def _family(metric: Metric) -> str:
-    return metric.name.partition("@")[0]
-
-
-def _k(metric: Metric) -> int:
-    k = metric.name.partition("@")[2]
-    return int(k) if k.isdecimal() else 0
-
-
-def _metrics_table(summary: Summary, stage: str, listed: Sequence[Metric]) -> Table:
-    measured = [row for row in rows(summary) if stage in row.stages or row.kind == "start"]
-    lines = []
-    for metric in listed:
-        best = starred(summary, stage, metric)
-        one_each = [(row, result(row, stage, metric)) for row in measured]
-        cells = [
-            MISSING
-            if one is None
-            else _result_cell(one, metric, row.label in best, note=answers_words(row, stage, metric))
-            for row, one in one_each
-        ]
-        lines.append((Cell(f"{metric.name} {metric.arrow}".strip(), metric.task), *cells))
-    return Table(("", *(row.label for row in measured)), tuple(lines), STAGES[stage])
-
-
 def learning_rates(summary: Summary) -> Section | None:
     """Return the scores that chose the learning rates; None where every objective had one, or none was run yet."""
     by, tuned = summary.choose_by, [row for row in rows(summary) if row.tuning]
@@ -330,11 +296,11 @@ def learning_rates(summary: Summary) -> Section | None:
     )
     drawable = len(rates) > 1 and any(value is not None for line in curves for _, value in line.points)
     chart = LineChart(f"{metric.title} by learning rate", "learning rate", by.metric, curves, rates)
-    seeds = ", ".join(map(str, summary.seeds.tuning))
+    tuning = ", ".join(map(str, summary.seeds.tuning))
     return Section(
         "rates",
         "Learning rates",
-        f"Chosen by {metric.phrase} (not reported above) on separate seeds ({seeds}). ★ marks the chosen rate.",
+        f"Chosen by {metric.phrase} (not reported above) on separate seeds ({tuning}). ★ marks the chosen rate.",
         tables=(Table(("", *(rate(one) for one in rates)), lines, metric.title),),
         charts=(chart,) if drawable else (),
         legend=True,
