@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import inspect
 import textwrap
+from importlib import import_module
+from types import ModuleType
+
+import torch
 
 ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true"}
 SETTINGS: dict[str, dict[str, str]] = {
@@ -26,3 +30,30 @@ def shard_on_cpus() -> None:
     names: dict[str, object] = {}
     exec(source.replace(last, f"{last}DistributedType.MULTI_CPU,\n"), vars(state), names)
     state.AcceleratorState.__init__ = names["__init__"]  # type: ignore[assignment]
+
+
+# Where DeepSpeed says float32: of the model, of gradients in transit, of the optimiser's copy.
+SINGLE = {
+    "engine": ("float", "float32"),
+    "base_optimizer": ("float32",),
+    "zero.partition_parameters": ("float", "float32"),
+    "zero.stage_1_and_2": ("float32",),
+    "zero.stage3": ("float32",),
+}
+
+
+class _Wide(ModuleType):
+    """torch, in which some names of float32 are float64."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__("torch")
+        vars(self).update(dict.fromkeys(names, torch.float64))
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(torch, name)
+
+
+def deepspeed_in_float64() -> None:
+    """Let DeepSpeed train a model in float64, which it refuses: its code is the same, its rounding finer."""
+    for module, names in SINGLE.items():
+        import_module(f"deepspeed.runtime.{module}").torch = _Wide(names)

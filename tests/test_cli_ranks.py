@@ -17,7 +17,7 @@ import ballast
 from ballast import checkpoints, sharding
 from ballast.cli import app
 from ballast.loop import resume_problem
-from ballast.ranks import is_loss
+from ballast.ranks import ALONE, Ranks, is_loss
 from ballast.training.refusals import refuse_arguments, refuse_partitioned, refuse_unsharded
 from sharded import SETTINGS
 from test_training_ranks import NEEDS_DEEPSPEED, launch
@@ -113,6 +113,56 @@ def test_several_processes_train_what_one_does(folder, one_process, setting):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "setting", [pytest.param(name, marks=NEEDS_DEEPSPEED if name.startswith("zero") else ()) for name in SETTINGS]
+)
+def test_several_processes_fill_a_cache_and_train_with_it(folder, one_process, setting):
+    done = ranks(folder, f"{setting}-cached", setting, f"reference.cache={folder / setting}.cache")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"{folder / setting}.cache: holds {ROWS} rows" in done.stdout
+    check_equal(folder / f"{setting}-cached", one_process)
+
+
+def measured(folder: Path) -> list[dict]:
+    """The tasks of each measurement of a run, without their seconds."""
+    lines = (folder / "evals.jsonl").read_text().splitlines()
+    return [task | {"seconds": 0} for line in lines for task in json.loads(line)["tasks"]]
+
+
+@pytest.fixture(scope="module")
+def tasks(folder) -> str:
+    asked = [{"prompt": f"{n}+{n}=", "completion": str(2 * n), "answer": str(2 * n)} for n in range(9)]
+    (folder / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    data = str(folder / "asked.jsonl")
+    sums = {"name": "sums", "data": data, "verifier": "last-number", "max_new_tokens": 4, "batch_tokens": 64}
+    return f"evaluation.tasks={json.dumps([sums, {'name': 'held-out', 'kind': 'nll', 'data': data}])}"
+
+
+@pytest.fixture(scope="module")
+def measured_alone(folder, tasks) -> list[dict]:
+    done = CliRunner().invoke(app, command(folder, "measured", 8, "training.use_cpu=true", tasks))
+    assert done.exit_code == 0, done.stderr
+    return measured(folder / "measured")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "setting", ["ddp", "fsdp2", *(pytest.param(name, marks=NEEDS_DEEPSPEED) for name in ("zero2", "zero3"))]
+)
+def test_several_processes_measure_what_one_does(folder, tasks, measured_alone, setting):
+    done = ranks(folder, f"{setting}-measured", setting, tasks)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = measured(folder / f"{setting}-measured")
+    # Before training the same to the bit; afterwards the weights differ in their last one.
+    assert found[:2] == measured_alone[:2]
+    # A model that is sharded is not measured afterwards.
+    wanted = measured_alone[2 : 2 if setting in ("fsdp2", "zero3") else 4]
+    for ours, theirs in zip(found[2:], wanted, strict=True):
+        values = [{name: one["value"] for name, one in task["metrics"].items()} for task in (ours, theirs)]
+        assert values[0] == pytest.approx(values[1], rel=1e-4)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("setting", "count"), [("ddp", 4), ("fsdp2", 4)])
 def test_another_number_of_processes_goes_on(folder, one_process, setting, count):
     name = f"{setting}-resumed"
@@ -130,6 +180,29 @@ def test_another_number_of_processes_does_not_go_on_under_zero(folder):
     done = ranks(folder, "zero-resumed", "zero2", "--resume", count=4)
     assert done.returncode != 0
     assert "holds the optimiser's state in 2 parts" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("sharded", "engine", "shared"),
+    [(False, {}, True), (True, {}, False), (False, {"engine": {"kind": "vllm"}}, False)],
+)
+def test_ranks_share_what_a_run_measures(monkeypatch, sharded, engine, shared):
+    """Unless one of them alone has the weights, or a server samples, which one of them starts."""
+    from ballast.config.recipe import Recipe
+    from ballast.pipeline import run
+
+    def measure(*_, ranks=ALONE, **__):
+        return ranks
+
+    monkeypatch.setattr(run, "measure", measure)
+    monkeypatch.setattr(run.models, "on_rank_0_alone", lambda: sharded)
+    here = Ranks(0, 2)
+    monkeypatch.setattr(run, "join", lambda: here)
+    monkeypatch.setattr(Ranks, "first", lambda self, make: ("first", make()))
+    recipe = Recipe.from_dict({"model": "m", "data": {"train": ["d"]}, **engine})
+    tasks = argparse.Namespace(sample=True)
+    one = run.Run(recipe, tasks, recipe.model, recipe.model, ("base", "trained"))
+    assert one._measure(None, None, "base", None, recipe.model) == (here if shared else ("first", ALONE))
 
 
 # What cannot be

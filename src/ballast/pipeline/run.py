@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ballast import checkpoints, models
 from ballast.config.recipe import ModelSection, Recipe
+from ballast.engines.options import is_local
 from ballast.errors import BallastError
 from ballast.pipeline import disk, sources
 from ballast.pipeline.digests import inputs_of
@@ -20,7 +22,7 @@ from ballast.pipeline.run_folder import alone, is_trained, save_final, write_car
 from ballast.pipeline.stopping import Stop, stoppable
 from ballast.pipeline.tasks import Tasks
 from ballast.protocols import Model, Say, Tokenizer
-from ballast.ranks import speaks
+from ballast.ranks import join, speaks
 from ballast.records import write as records
 from ballast.records.runs import read_record
 from ballast.records.schema import SCHEMA, CellRecord, InputRecord, ModelRecord, RunRecord
@@ -172,13 +174,13 @@ class Run:
         self, trainer: Any, tokenizer: Tokenizer, record: RunRecord, before: list[Measured], **found: Any
     ) -> Outcome:
         """Write the record as ``trained`` with what was found, measure the trained model, and finish."""
-        if not trainer.is_world_process_zero():
-            return Outcome(record)
-        record = record.model_copy(update={"status": "trained", "seconds": dict(self.clock.laps), **found})
-        write_record(self.output, record)
+        if speaks():
+            record = record.model_copy(update={"status": "trained", "seconds": dict(self.clock.laps), **found})
+            write_record(self.output, record)
         if self.tasks and shards_weights(trainer.args):
             # One rank holds a part of the weights only.
-            self.say("the model is sharded: measure it with `ballast evaluate` afterwards")
+            if speaks():
+                self.say("the model is sharded: measure it with `ballast evaluate` afterwards")
             return self._finish(record, before)
         return self._measure_after(record, trainer.model, tokenizer, before)
 
@@ -188,9 +190,13 @@ class Run:
         if record is None or not is_trained(record, self.recipe):
             return None
         if record.status == "finished" and record.recipe.get("evaluation") == self._evaluation:
-            self.say(f"{self.output}: finished at step {last_step(self.output)} already; nothing is left to do")
+            if speaks():
+                self.say(f"{self.output}: finished at step {last_step(self.output)} already; nothing is left to do")
             return Outcome(record)
-        self._hold()
+        # The first may begin to write once all have read.
+        join().gather(None)
+        if speaks():
+            self._hold()
         section = self._trained
         model = models.load_model(section, device=models.default_device())
         return self._measure_after(record, model, models.load_tokenizer(section), [])
@@ -200,7 +206,8 @@ class Run:
         if self.tasks:
             base, section = base_model(self.tasks, self.base, model), self._trained
             after = [self._measure(model, tokenizer, self.names[1], base, section)]
-            write_evals(self.output, after, step=last_step(self.output))
+            if speaks():
+                write_evals(self.output, after, step=last_step(self.output))
         self.clock.lap("evaluate")
         return self._finish(record, [*before, *after])
 
@@ -209,6 +216,8 @@ class Run:
         return self.recipe.resolved()["evaluation"]
 
     def _finish(self, record: RunRecord, measured: Sequence[Measured]) -> Outcome:
+        if not speaks():
+            return Outcome(record)
         seconds, recipe = {**record.seconds, **self.clock.laps}, {**record.recipe, "evaluation": self._evaluation}
         ended = {"status": "finished", "finished": now(), "seconds": seconds, "recipe": recipe}
         record = record.model_copy(update=ended)
@@ -237,8 +246,17 @@ class Run:
     def _measure(
         self, model: Model, tokenizer: Tokenizer, name: str, base: Model | None, section: ModelSection
     ) -> Measured:
-        sampled = Sampled(self.recipe.engine, section)
-        return measure(self.tasks, model, tokenizer, name=name, base=base, sampled=sampled, progress=self.progress)
+        """Return a model's results; ranks share the work where each has the whole model, and samples with it."""
+        from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+        sampled, ranks = Sampled(self.recipe.engine, section), join()
+        work = partial(
+            measure, self.tasks, model, tokenizer, name=name, base=base, sampled=sampled, progress=self.progress
+        )
+        if models.on_rank_0_alone() or (self.tasks.sample and not is_local(self.recipe.engine)):
+            return ranks.first(work)
+        # Under ZeRO-3 transformers' `generate` waits for all ranks at each token: none may have fewer rows.
+        return work() if is_deepspeed_zero3_enabled() else work(ranks=ranks)
 
     def _record(self, model: Model, args: Any, own: dict[str, Any]) -> RunRecord:
         return RunRecord(

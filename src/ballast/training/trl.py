@@ -240,6 +240,11 @@ class AdaptedTrainer(CheckedLoop, SFTTrainer):
         self.batches = batches
         return batches, self.step_count(batches, device) if batches else None
 
+    def _prepare_input(self, data: Any) -> Any:
+        # Under DeepSpeed transformers would round floats, as inputs of a model, to the dtype of its weights: bfloat16
+        # keeps three digits of a column, and no number of a group beyond 256.
+        return data.to(self.args.device) if isinstance(data, torch.Tensor) else super()._prepare_input(data)
+
     @property
     def collation(self) -> dict[str, Any]:
         """Arguments of the collator that TRL decided on."""
