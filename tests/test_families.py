@@ -79,6 +79,7 @@ def test_a_mixture_without_experts_has_no_router_loss(tmp_path, monkeypatch, fam
         ("phimoe", "an adapter on 'router' is not possible: PhimoeTopKRouter computes more"),
         ("deepseek_v4", r"exclude_modules: \[o_a_proj\]"),
         ("mamba", "peft_config: .*Module 'out_proj' is incompatible with Mamba"),
+        ("reformer", "passes no gradient on to an adapter"),
     ],
 )
 def test_adapters_that_fit_no_layer_are_refused_in_one_line(tmp_path, family, named):

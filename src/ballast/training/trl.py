@@ -316,7 +316,8 @@ def check_head(model: Model) -> None:
 
     Raises:
         BallastError: if they differ: the model does something to its logits that the statistics would miss; if it
-            computes nothing from token ids alone; or if an adapter fits none of what a layer computes.
+            computes nothing from token ids alone; or if an adapter fits none of what a layer computes, or would get
+            no gradient.
     """
     check_adapted_head(model)
     if is_peft(model):
@@ -330,13 +331,20 @@ def check_head(model: Model) -> None:
     try:
         with torch.no_grad(), evaluating(causal):
             theirs = causal(input_ids=ids, use_cache=False).logits[0]
+        with torch.set_grad_enabled(is_peft(model)), evaluating(causal):
             hidden = backbone_hidden(causal, input_ids=ids)[0]
     except Exception as error:  # each model class has errors of its own
         raise BallastError(
             f"{name}: cannot compute logits from token ids alone, which is all that is trained on: "
             f"{' '.join(str(error).split())}"
         ) from error
-    if not _same_logits(theirs, hidden, head):
+    trained = any(weights.requires_grad for weights in backbone(causal).parameters())
+    if is_peft(model) and trained and not hidden.requires_grad:
+        raise BallastError(
+            f"{name}: passes no gradient on to an adapter between its layers, which would stay as it is; train all weights "
+            "(without model.lora), or another model"
+        )
+    if not _same_logits(theirs, hidden.detach(), head):
         raise BallastError(
             f"{name} changes its logits in a way that ballast does not know (it knows bias, soft-cap and scale): every "
             "statistic would be of another distribution; please report the model class"
