@@ -341,8 +341,8 @@ def check_head(model: Model) -> None:
     trained = any(weights.requires_grad for weights in backbone(causal).parameters())
     if is_peft(model) and trained and not hidden.requires_grad:
         raise BallastError(
-            f"{name}: passes no gradient on to an adapter between its layers, which would stay as it is; train all weights "
-            "(without model.lora), or another model"
+            f"{name}: passes no gradient on to an adapter between its layers, which would stay as it is; train all "
+            "weights (without model.lora), or another model"
         )
     if not _same_logits(theirs, hidden.detach(), head):
         raise BallastError(
