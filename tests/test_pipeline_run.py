@@ -48,7 +48,7 @@ def status(output):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_each_status_is_written_once_and_the_last_one_when_everything_but_the_card_is_there(folder, monkeypatch, command):
+def test_each_status_is_written_once_and_the_last_one_before_the_card(folder, monkeypatch, command):
     seen, write = [], run.write_record
 
     def watched(output, record):

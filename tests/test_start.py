@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
@@ -340,6 +341,13 @@ def test_try_ends_with_a_decision_and_goes_on_where_it_was_stopped(small):
     assert Path("out/runs/summary.json").read_bytes() == before
 
 
+def test_scoring_all_rows_is_part_of_the_cost():
+    free, dear = (plan(["sft"], PROBE, 1e9, lora=False, room=replace(ROOM, scoring=one)) for one in (0.0, 1000.0))
+    assert dear.seconds == free.seconds + 1000
+    assert plan(["sft"], PROBE, free.seconds, lora=False, room=ROOM).size == free.size
+    assert plan(["sft"], PROBE, free.seconds, lora=False, room=replace(ROOM, scoring=1000.0)).size != free.size
+
+
 def test_who_said_no_is_asked_again_and_another_time_is_another_plan(small, monkeypatch):
     asked = []
 
@@ -436,6 +444,33 @@ def test_bfloat16_is_timed_with_the_adapter_that_trains(small, monkeypatch):
     recipe = load_recipe("runs/try-rows/recipe.yaml", checks=COMPARE_CHECKS)
     assert recipe.training["bf16"] is True
     assert recipe.model.lora is not None
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_what_is_timed_as_bfloat16_is_computed_in_it(small, monkeypatch, adapter):
+    # accelerate leaves a model that it has prepared before as it is, and so in float32.
+    seen, train, linear = [], probing._train, torch.nn.Linear.forward
+
+    def watched(*given):
+        found = set()
+
+        def forward(layer, states):
+            found.add(torch.is_autocast_enabled("cpu"))
+            return linear(layer, states)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(torch.nn.Linear, "forward", forward)
+            times = train(*given)
+        seen.append(found)
+        return times
+
+    monkeypatch.setattr(probing, "_train", watched)
+    monkeypatch.setattr(probing, "_may_gain", lambda *_: True)
+    monkeypatch.setattr(probing, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(planning, "LORA_ABOVE", 0 if adapter else 10**12)
+    done = cli("init", "lab", "rows.jsonl")
+    assert done.exit_code == 0, done.output
+    assert [True in found for found in seen] == [False, True]
 
 
 @pytest.mark.parametrize("what", ["rows", "weights"])

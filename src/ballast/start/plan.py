@@ -82,12 +82,14 @@ class Room:
         steps: optimiser steps after which the rows have been seen often enough.
         validation, test: rows that there are.
         jobs: runs at a time.
+        scoring: seconds that scoring all rows takes, once.
     """
 
     steps: int
     validation: int
     test: int
     jobs: int = 1
+    scoring: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def _sized(objectives: Sequence[str], probe: Probe, size: Size, lora: bool, room
     seconds = _rounds(count, room) * tuning + _rounds(len(objectives) * size.seeds, room) * final
     base = reported * probe.answer_seconds
     disk = len(objectives) * size.seeds * probe.weights
-    return Plan(tuple(objectives), size, rates, seconds + base, disk, probe.memory, room.jobs)
+    return Plan(tuple(objectives), size, rates, seconds + base + room.scoring, disk, probe.memory, room.jobs)
 
 
 def _rounds(runs: int, room: Room) -> int:

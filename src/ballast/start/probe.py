@@ -92,9 +92,11 @@ def probe(
     lora = models.lora_config(section)
     plain, trained = _train(training, model, tokenizer, train, lora)
     weights = sum(one.numel() * one.element_size() for one in trained.parameters() if one.requires_grad or lora is None)
+    del model, trained
     half: list[float] = []
     if min(plain[1:]) >= LEAST_SECONDS and _may_gain(training, device.type):
-        half, _ = _train({**training, "bf16": True}, trained, tokenizer, train, None)
+        # A model of its own: accelerate gives one that it has prepared before no other precision.
+        half, _ = _train({**training, "bf16": True}, models.load_model(section, device=device), tokenizer, train, lora)
     bf16 = gain(plain, half)
     return Probe(
         accuracy=None if judge is None else _accuracy(judge, [one.text for one in answers], rows),

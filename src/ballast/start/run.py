@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,6 +154,7 @@ def run_init(request: Request, folder: Path, *, command: str, say: Say) -> Plan:
     Raises:
         BallastError: the model or the rows cannot be used. Nothing is written then.
     """
+    started = time.monotonic()
     check_place("--output", folder)
     section = models.resolve(ModelSection(path=request.model))
     config = models.load_config(section)
@@ -174,12 +176,15 @@ def run_init(request: Request, folder: Path, *, command: str, say: Say) -> Plan:
         made.mkdir()
         for file, rows in ((TRAIN, parts.train), (VALIDATION, parts.validation), (TEST, parts.test)):
             _write(made / file, rows)
+        before = time.monotonic()
         regime = _advised(section, training, made / TRAIN)
+        scoring = (time.monotonic() - before) * max(1.0, len(parts.train) / ADVISED)
         say(f"prior: {regime.name}, by `ballast advise`: {regime.meaning}")
         why = dict(planning.WORTH[regime.expects])
         steps = EPOCHS * len(parts.train) // TRAINING["per_device_train_batch_size"]
-        room = Room(max(1, steps), len(parts.validation), len(parts.test), runs_at_a_time(section))
-        plan = planning.plan(list(why), found, 60 * request.time, lora=lora, room=room)
+        room = Room(max(1, steps), len(parts.validation), len(parts.test), runs_at_a_time(section), scoring)
+        left = 60 * request.time - (time.monotonic() - started)
+        plan = planning.plan(list(why), found, left, lora=lora, room=room)
         stays = f"{len(plan.objectives) * plan.size.seeds:,} models of {shown_bytes(found.weights)}"
         refuse_full(folder, plan.disk, stays, option="--output", less="give fewer --minutes, which plans fewer seeds")
         written = Written(
