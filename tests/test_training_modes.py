@@ -162,3 +162,33 @@ def test_a_cpu_computes_in_bfloat16_where_it_is_asked_to(tmp_path, asked):
     layer.register_forward_hook(lambda module, given, result: seen.append((module.weight.dtype, result.dtype)))
     trainer.train()
     assert set(seen) == {(torch.float32, torch.bfloat16 if asked else torch.float32)}
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("after", [False, True])
+def test_a_model_that_was_trained_before_is_trained_in_the_precision_of_now(tmp_path, before, after):
+    model, seen = tiny_model(), []
+
+    class Watched(TrainerCallback):
+        def on_step_begin(self, *_, **__):
+            seen.append(set())
+
+    linear = torch.nn.Linear.forward
+
+    def forward(layer, states):
+        if seen:
+            seen[-1].add(torch.is_autocast_enabled("cpu"))
+        return linear(layer, states)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch.nn.Linear, "forward", forward)
+        for half in (before, after):
+            trainer = ballast.Trainer(
+                model,
+                config(tmp_path, max_steps=1, bf16=half),
+                train_dataset=dataset(),
+                processing_class=char_tokenizer(),
+                callbacks=[Watched()],
+            )
+            trainer.train()
+    assert [max(found) for found in seen] == [before, after]

@@ -303,12 +303,27 @@ def check_model(model: Model) -> None:
     Raises:
         BallastError: see `ballast.quantised`, `check_head`.
     """
+    forget_preparation(model)
     refuse_partitioned(model)
     refuse_without_adapter(model)
     keep_differentiable(model)
     check_head(model)
     # The check has computed in eval mode: were weights packed all the same, they would be now.
     keep_differentiable(model)
+
+
+def forget_preparation(model: Model) -> None:
+    """Take off the precision that an earlier trainer has put around a model's forward.
+
+    accelerate passes over a model that it has prepared before: a second trainer would compute in the precision of the
+    first, whatever its settings say. Shards of several processes stay as they are.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return
+    state: dict[str, Any] = vars(model)
+    state.pop("_is_accelerate_prepared", None)
+    if (forward := state.pop("_original_forward", None)) is not None:
+        state["forward"] = forward
 
 
 def check_head(model: Model) -> None:
