@@ -289,8 +289,10 @@ def empty_model(section: ModelSection, config: Any) -> PreTrainedModel:
     """Return the model that a configuration describes, without weights."""
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.modeling_utils import set_zero3_state
 
-    with torch.device("meta"):
+    # Under ZeRO-3 transformers would spread the weights over the processes, and there are none.
+    with torch.device("meta"), set_zero3_state():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=section.trust_remote_code)
     return model
 
