@@ -200,3 +200,10 @@ def test_the_fused_loss_of_liger_is_refused_where_liger_is_installed(tmp_path, m
     liger = {"use_liger_kernel": True, "liger_kernel_config": {"fused_linear_cross_entropy": True}}
     with pytest.raises(BallastError, match="fused_linear_cross_entropy is not supported"):
         ballast.Trainer("nowhere/at/all", config(tmp_path, **liger), objective="sft")
+
+
+def test_a_model_without_weights_is_none_of_the_processes_under_zero3(monkeypatch):
+    monkeypatch.setattr("transformers.modeling_utils.is_deepspeed_zero3_enabled", lambda: True)
+    section = models.resolve(models.section_of("lab"))
+    empty = models.empty_model(section, models.load_config(section))
+    assert {weights.device.type for weights in empty.parameters()} == {"meta"}
