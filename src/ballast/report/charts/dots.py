@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from markupsafe import Markup
 
 from ballast.compare.figures import RL, Value
@@ -11,13 +9,14 @@ from ballast.compare.numbers import number
 from ballast.records.folder import BASE
 from ballast.report.charts.data import Dot, DotChart
 from ballast.report.charts.labels import Box, Point, around, place, shortened, text_width
-from ballast.report.charts.scales import Extent, Scale, linear, robust
+from ballast.report.charts.scales import Extent, linear, robust
 from ballast.report.charts.shapes import (
     BOTTOM,
     MARK_SIZE,
     RIGHT,
     TOP,
     WIDTH,
+    Scales,
     Styles,
     arrow,
     axes,
@@ -37,38 +36,27 @@ TALL = 300
 NAME_WIDTH = 110.0
 
 
-@dataclass(frozen=True)
-class _Scales:
-    x: Scale
-    y: Scale
-    styles: Styles
-
-    def at(self, x: float, y: float) -> Point:
-        """Return a place, at the edge for a value outside a scale."""
-        return self.x.nearest(x), self.y.nearest(y)
-
-    def of(self, dot: Dot) -> Point:
-        """Return the place of a dot."""
-        return self.at(dot.x.value, dot.y.value)
-
-
 def dot_chart(chart: DotChart, styles: Styles) -> Markup:
     """Return dots with their names; one that would squash the others lies at the edge, its values beside it."""
     bases = [chart.base] if chart.base else []
     y_range = robust([_extent(dot.y) for dot in chart.dots], [y for _, y in bases])
     x_range = robust([_extent(dot.x) for dot in chart.dots], [x for x, _ in bases])
     y_scale = linear(y_range, TALL - BOTTOM, TOP)
-    scales = _Scales(linear(x_range, left_of(y_scale), WIDTH - RIGHT, count=4), y_scale, styles)
+    scales = Scales(linear(x_range, left_of(y_scale), WIDTH - RIGHT, count=4), y_scale, styles)
     parts = [axes(chart.x, chart.y, scales.x, scales.y, WIDTH - RIGHT, TALL)]
     origins = [scales.at(*base) for base in bases]
     parts += [group("s-base", mark(BASE, styles, point, title=said(BASE, "before any training"))) for point in origins]
     for label in dict.fromkeys(dot.label for dot in chart.dots):
         dots = [dot for dot in chart.dots if dot.label == label]
-        points = [*(origins if label == BASE else []), *map(scales.of, dots)]
+        points = [*(origins if label == BASE else []), *(_place(dot, scales) for dot in dots)]
         join = path(points, "join") if len(points) > 1 else ""
         parts.append(group(css_class(label, styles), join + "".join(_dot(dot, scales) for dot in dots)))
     parts += _names(chart, scales, origins)
     return svg(f"{chart.title}: {chart.y} by {chart.x}, {len(chart.dots)} points", parts, TALL)
+
+
+def _place(dot: Dot, scales: Scales) -> Point:
+    return scales.at(dot.x.value, dot.y.value)
 
 
 def _extent(value: Value) -> Extent:
@@ -76,15 +64,15 @@ def _extent(value: Value) -> Extent:
     return low, value.value, value.value if value.high is None else value.high
 
 
-def _whiskers(dot: Dot, scales: _Scales) -> list[Box]:
+def _whiskers(dot: Dot, scales: Scales) -> list[Box]:
     """Return what the intervals of a dot cover."""
     (low_x, _, high_x), (low_y, _, high_y) = _extent(dot.x), _extent(dot.y)
-    (x, y), (left, bottom), (right, top) = scales.of(dot), scales.at(low_x, low_y), scales.at(high_x, high_y)
+    (x, y), (left, bottom), (right, top) = _place(dot, scales), scales.at(low_x, low_y), scales.at(high_x, high_y)
     return [Box(left, y - 1, right, y + 1), Box(x - 1, top, x + 1, bottom)]
 
 
-def _dot(dot: Dot, scales: _Scales) -> str:
-    x, y = scales.of(dot)
+def _dot(dot: Dot, scales: Scales) -> str:
+    x, y = _place(dot, scales)
     whiskers = ""
     if dot.x.low is not None and dot.x.high is not None:
         whiskers += path([(scales.x.nearest(dot.x.low), y), (scales.x.nearest(dot.x.high), y)], "whisker")
@@ -97,13 +85,13 @@ def _dot(dot: Dot, scales: _Scales) -> str:
     return group("dot", whiskers + mark(dot.label, scales.styles, (x, y), hollow=dot.stage == RL) + beyond, title)
 
 
-def _names(chart: DotChart, scales: _Scales, origins: list[Point]) -> list[str]:
+def _names(chart: DotChart, scales: Scales, origins: list[Point]) -> list[str]:
     """Return a name for each label at its first dot, and for the base model, where there is room; legends have all."""
     first = {dot.label: dot for dot in reversed(chart.dots) if dot.label != BASE}
     named = [(BASE, point, BASE) for point in origins]
-    named += [(dot.label, scales.of(dot), _words(dot, scales)) for dot in reversed(first.values())]
+    named += [(dot.label, _place(dot, scales), _words(dot, scales)) for dot in reversed(first.values())]
     area = Box(scales.x.start, TOP - 12, WIDTH - 2, TALL - BOTTOM)
-    marks = [around(point, MARK_SIZE) for point in (*origins, *map(scales.of, chart.dots))]
+    marks = [around(point, MARK_SIZE) for point in (*origins, *(_place(dot, scales) for dot in chart.dots))]
     marks += [box for dot in chart.dots for box in _whiskers(dot, scales)]
     spots = place([point for _, point, _ in named], [text_width(words) for _, _, words in named], area, marks)
     found = []
@@ -115,7 +103,7 @@ def _names(chart: DotChart, scales: _Scales, origins: list[Point]) -> list[str]:
     return found
 
 
-def _words(dot: Dot, scales: _Scales) -> str:
+def _words(dot: Dot, scales: Scales) -> str:
     """Return a dot's name, with the values that the axes do not reach."""
     beyond = [number(value) for axis, value in ((scales.x, dot.x.value), (scales.y, dot.y.value)) if axis.side(value)]
     values = "".join(f" {value}" for value in beyond)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 from markupsafe import Markup
@@ -12,13 +11,14 @@ from ballast.compare.figures import Value
 from ballast.compare.numbers import number, rate
 from ballast.report.charts.data import Line, LineChart
 from ballast.report.charts.labels import LINE, Point, shortened, spread, text_width
-from ballast.report.charts.scales import Scale, linear, logarithmic, robust
+from ballast.report.charts.scales import linear, logarithmic, robust
 from ballast.report.charts.shapes import (
     BOTTOM,
     HEIGHT,
     RIGHT,
     TOP,
     WIDTH,
+    Scales,
     Styles,
     arrow,
     axes,
@@ -46,19 +46,6 @@ LABEL_WIDTH, LABEL_GAP = 84.0, 14.0
 """Width of the longest label at the end of a line, and the room before it."""
 
 
-@dataclass(frozen=True)
-class _Scales:
-    """Where values of a chart lie, and how its labels are styled."""
-
-    x: Scale
-    y: Scale
-    styles: Styles
-
-    def at(self, x: float, y: float) -> Point:
-        """Return a place, at the edge for a value outside the scale."""
-        return self.x(x), self.y.nearest(y)
-
-
 def line_chart(chart: LineChart, styles: Styles) -> Markup:
     """Return lines over a common x. Points that would squash the others lie beyond the edge, their value at it."""
     y_scale = linear(_range(chart), HEIGHT - BOTTOM, TOP)
@@ -73,7 +60,7 @@ def line_chart(chart: LineChart, styles: Styles) -> Markup:
     x_scale = (
         logarithmic(chart.x_ticks, *span) if chart.x_ticks else linear(xs, *span, whole=whole, count=4, tight=True)
     )
-    scales = _Scales(x_scale, y_scale, styles)
+    scales = Scales(x_scale, y_scale, styles)
     # Learning rates are written as in the tables.
     show = rate if chart.x_ticks and chart.x_ticks[-1] < LARGEST_RATE else tick
     bands = "".join(_band(line, scales) for line in chart.lines if line.band)
@@ -103,14 +90,14 @@ def _end(line: Line) -> tuple[float, float] | None:
     return next(((x, y) for x, y in reversed(line.points) if y is not None), None)
 
 
-def _band(line: Line, scales: _Scales) -> str:
+def _band(line: Line, scales: Scales) -> str:
     upper = [scales.at(x, high) for x, _, high in line.band]
     lower = [scales.at(x, low) for x, low, _ in reversed(line.band)]
     band = f'<path class="band" d="{commands([*upper, *lower])}Z"/>'
     return group(css_class(line.label, scales.styles), band, line.label)
 
 
-def _line(line: Line, scales: _Scales) -> str:
+def _line(line: Line, scales: Scales) -> str:
     drawn = [piece for whole in _unbroken(line) for piece in within(whole, scales.y.low, scales.y.high)]
     dash = dashes(line.label, scales.styles)
     lines = "".join(path([scales.at(*point) for point in piece], "line", dash) for piece in drawn)
@@ -124,14 +111,14 @@ def _line(line: Line, scales: _Scales) -> str:
     return group(css_class(line.label, scales.styles), lines + marks + _beyond(line, scales), line.label)
 
 
-def _point(line: Line, x: float, value: Value, scales: _Scales) -> str:
+def _point(line: Line, x: float, value: Value, scales: Scales) -> str:
     if scales.y.side(value.value):
         return ""
     title = said(f"{line.label}: {figures(value)} at {tick(x)}", line.note)
     return mark(line.label, scales.styles, scales.at(x, value.value), title=title)
 
 
-def _beyond(line: Line, scales: _Scales) -> str:
+def _beyond(line: Line, scales: Scales) -> str:
     """Return an arrow at the edge, with the value, for the furthest point beyond each."""
     known = [(x, y) for x, y in line.points if y is not None]
     found = ""
@@ -147,7 +134,7 @@ def _beyond(line: Line, scales: _Scales) -> str:
     return found
 
 
-def _name(label: str, name: str, end: Point, height: float, scales: _Scales) -> str:
+def _name(label: str, name: str, end: Point, height: float, scales: Scales) -> str:
     """Return a label beside the end of its line, joined to it where it had to move."""
     x = scales.x.end + LABEL_GAP
     join = (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
@@ -28,6 +29,19 @@ MARK_SIZE = 5.5
 
 Styles = Mapping[str, int]
 """From a label to its number among the styles."""
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Where values of a chart lie, and how its labels are styled."""
+
+    x: Scale
+    y: Scale
+    styles: Styles
+
+    def at(self, x: float, y: float) -> Point:
+        """Return a place, at the edge for a value outside a scale."""
+        return self.x.nearest(x), self.y.nearest(y)
 
 
 def styles_of(labels: Iterable[str]) -> dict[str, int]:
