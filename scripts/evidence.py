@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ballast.records.schema import Estimate, ItemRecord
-    from ballast.records.summary import Result, Summary
+    from ballast.records.summary import Result, Row, Summary
 
 EVIDENCE = Path(__file__).parent.parent / "docs" / "evidence"
 PAGE = EVIDENCE / "README.md"
@@ -245,10 +245,14 @@ def overview(summary: Summary) -> str:
     """Return one row for each objective: its rate and what was measured before and after RL."""
     lines = ["| | rate | " + " | ".join(name for name, *_ in COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
     for row in summary.rows:
-        rate = "–" if row.rate is None else f"{row.rate:g}" + ("" if row.edge is None else f" ({row.edge})")
         cells = [cell(row.result(stage, task, metric)) for _, stage, task, metric in COLUMNS]
-        lines.append(f"| {row.label} | {rate} | " + " | ".join(cells) + " |")
+        lines.append(f"| {row.label} | {rate_cell(row)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def rate_cell(row: Row) -> str:
+    """Return the rate of a row, and whether it is an end of the sweep."""
+    return "–" if row.rate is None else f"{row.rate:g}" + ("" if row.edge is None else f" ({row.edge})")
 
 
 def cell(result: Result | None) -> str:

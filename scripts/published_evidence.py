@@ -82,9 +82,8 @@ def overview(summary: Summary) -> str:
 
     lines = ["| | rate | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
     for row in sorted(summary.rows, key=greedy, reverse=True):
-        rate = "–" if row.rate is None else f"{row.rate:g}" + ("" if row.edge is None else f" ({row.edge})")
         cells = [evidence.cell(row.result(BEFORE, *of)) for of in COLUMNS.values()]
-        lines.append(f"| {row.label} | {rate} | " + " | ".join(cells) + " |")
+        lines.append(f"| {row.label} | {evidence.rate_cell(row)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

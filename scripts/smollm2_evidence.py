@@ -80,10 +80,9 @@ def overview(summary: Summary) -> str:
     lines = ["| | rate | " + " | ".join(f"{task} {SHOWN[metric]}".strip() for task, metric in asked) + " |"]
     lines.append("|---" * (len(asked) + 2) + "|")
     for row in summary.rows:
-        rate = "–" if row.rate is None else f"{row.rate:g}" + ("" if row.edge is None else f" ({row.edge})")
         for stage in row.stages:
             cells = [evidence.cell(row.result(stage, *of)) for of in asked]
-            lines.append(f"| {row.label}{evidence.STAGES[stage]} | {rate} | " + " | ".join(cells) + " |")
+            lines.append(f"| {row.label}{evidence.STAGES[stage]} | {evidence.rate_cell(row)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
