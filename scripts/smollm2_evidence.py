@@ -82,7 +82,8 @@ def overview(summary: Summary) -> str:
     for row in summary.rows:
         for stage in row.stages:
             cells = [evidence.cell(row.result(stage, *of)) for of in asked]
-            lines.append(f"| {row.label}{evidence.STAGES[stage]} | {evidence.rate_cell(row)} | " + " | ".join(cells) + " |")
+            first = f"| {row.label}{evidence.STAGES[stage]} | {evidence.rate_cell(row)} | "
+            lines.append(first + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
