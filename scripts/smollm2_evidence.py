@@ -20,36 +20,37 @@ if TYPE_CHECKING:
 KEPT = evidence.EVIDENCE / "smollm2"
 PAGE = evidence.EVIDENCE / "smollm2.md"
 START = "<!-- tables: scripts/smollm2_evidence.py -->"
-ASKED = {"facts": ("facts", "accuracy"), "words": ("svamp", "accuracy"), "eksft-few": evidence.GREEDY}
+FACTS = ("facts", "accuracy")
+ASKED = {"facts": FACTS, "facts-rl": FACTS, "words": ("svamp", "accuracy"), "eksft-few": evidence.GREEDY}
 """What a comparison asks first, by the name of its recipe."""
-SAMPLED = {"facts": evidence.SAMPLED, "eksft-few": evidence.SAMPLED}
-ENTROPY = {"facts": evidence.ENTROPY, "words": ("svamp", "entropy"), "eksft-few": evidence.ENTROPY}
+SAMPLED = dict.fromkeys(("facts", "facts-rl", "eksft-few"), evidence.SAMPLED)
+STAGES = {"facts": (BEFORE,), "facts-rl": (AFTER,), "words": (BEFORE,), "eksft-few": (BEFORE, AFTER)}
+"""When it asks."""
+ENTROPY = dict.fromkeys(("facts", "facts-rl", "eksft-few"), evidence.ENTROPY) | {"words": ("svamp", "entropy")}
 TEXT = {"facts": evidence.FORGETTING, "words": ("text", "nll")}
 PAPERS = {"prift-mass": "PriFT", "prift-mass-end": "PriFT", "dft": "DFT", "gft": "GFT", "ift": "IFT", "hft": "HFT"}
-EKSFT = {"facts": ("eksft", "eksft-normalised"), "eksft-few": ("eksft", "eksft-released")}
+EKSFT = ("eksft", "eksft-normalised", "eksft-released")
 
 
 def made(name: str) -> tuple[Claim, ...]:
-    """Return what is claimed of a comparison: the papers' claims in its measures."""
-    few = name == "eksft-few"
+    """Return what is claimed of a comparison: the papers' claims in its measures. Those of absent rows fall away."""
     asked = [of[name] for of in (ASKED, SAMPLED) if name in of]
-    papers = {"prift-mass": "PriFT"} if few else PAPERS
-    stages = (BEFORE,) if name == "words" else (BEFORE, AFTER)
     found = [
         Claim(f"{paper} beats SFT", metric, (label, stage), ("sft", stage))
-        for stage in stages
+        for stage in STAGES[name]
         for metric in asked
-        for label, paper in papers.items()
+        for label, paper in PAPERS.items()
     ]
-    if not few:
+    if name in TEXT:
         found += [
             Claim("the prior's weight beats the live one (PriFT)", one, _at("prift-prob"), _at("dft")) for one in asked
         ]
         found += [Claim("SFT forgets more (HFT)", TEXT[name], _at("sft"), _at("hft"))]
         found += [Claim("SFT forgets more (PriFT)", TEXT[name], _at("sft"), _at("prift-mass"))]
-    for label in EKSFT.get(name, ("eksft", "eksft-normalised")):
+    for label in EKSFT:
         found.append(Claim("EKSFT keeps entropy", ENTROPY[name], _at(label), _at("sft")))
-        found += [Claim("EKSFT is ahead of SFT", one, (label, stages[-1]), ("sft", stages[-1])) for one in asked]
+        if AFTER in STAGES[name]:
+            found += [Claim("EKSFT is ahead of SFT", one, (label, AFTER), ("sft", AFTER)) for one in asked]
     return tuple(found)
 
 
