@@ -8,7 +8,7 @@ import torch
 from ballast.errors import BallastError
 from ballast.evaluation.drawing import InverseSampler, invert
 from ballast.evaluation.generation import GenerationOptions, encode_prompt, generate
-from ballast.evaluation.scoring import ScoredSequence, batches, sequence_statistics
+from ballast.evaluation.scoring import ScoredSequence, sequence_statistics
 from tiny import char_tokenizer, tiny_model
 
 PROMPTS = ["a", "12+7=", "the quick brown fox jumps over", "so", "x" * 40]
@@ -245,15 +245,6 @@ def test_prompts_that_cannot_be_answered(model, tokenizer, prompts, words):
 def test_options_out_of_range(values):
     with pytest.raises(BallastError):
         GenerationOptions(**values)
-
-
-def test_batches_keep_to_the_budget():
-    lengths = [5, 1, 9, 3, 3, 20, 2]
-    cut = list(batches(lengths, 10))
-    assert sorted(i for batch in cut for i in batch) == list(range(7))
-    assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 10 for batch in cut)
-    assert cut[0] == [5]
-    assert list(batches([], 10)) == []
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 25, 10_000])

@@ -32,6 +32,7 @@ LAYERS = (
         "statistics",
         "protocols",
         "limits",
+        "batching",
         "packages",
         "quantised",
         "options",
@@ -76,6 +77,7 @@ ONLY: dict[str, set[str]] = {
     "progress": {"ranks"},
     "stats": {"errors"},
     "limits": {"errors", "protocols"},
+    "batching": set(),
     "packages": {"errors"},
     "quantised": {"errors", "protocols"},
     "options": {"errors", "files"},
@@ -86,7 +88,20 @@ ONLY: dict[str, set[str]] = {
     "verifiers": {"errors", "files", "ranks", "protocols", "options"},
     "advise": {"errors", "stats", "objectives"},
     "evaluation": {
-        *("errors", "options", "files", "ranks", "stats", "protocols", "limits", "head", "verifiers", "data", "revise"),
+        *(
+            "errors",
+            "options",
+            "files",
+            "ranks",
+            "stats",
+            "protocols",
+            "limits",
+            "batching",
+            "head",
+            "verifiers",
+            "data",
+        ),
+        "revise",
     },
     "engines": {"errors", "options", "packages", "ranks", "protocols", "limits", "data", "evaluation"},
     "groups": {
@@ -96,7 +111,7 @@ ONLY: dict[str, set[str]] = {
     "half": {"errors", "options", "protocols"},
     "loop": {"errors", "files", "checkpoints", "sharding", "reference", "half"},
     "rl": {"quantised", "errors", "options", "protocols", "limits", "verifiers", "data", "evaluation", "half", "loop"},
-    "reward": {"errors", "options", "protocols", "evaluation", "groups", "loop"},
+    "reward": {"errors", "options", "protocols", "batching", "evaluation", "groups", "loop"},
     "records": {"errors", "text", "files", "protocols", "evaluation", "engines", "rl"},
 }
 FREE = {"cli", "__init__"}

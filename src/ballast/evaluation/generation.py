@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from ballast.batching import batches
 from ballast.data.render import prompt_ids
 from ballast.errors import BallastError
-from ballast.evaluation.scoring import BATCH_TOKENS, ScoredSequence, batches, inference
+from ballast.evaluation.scoring import BATCH_TOKENS, ScoredSequence, inference
 from ballast.evaluation.stopping import StopStrings, answer_text, before_stop, check_stop
 from ballast.limits import context_length
 from ballast.protocols import Model, Progress, Tokenizer
@@ -217,7 +218,9 @@ def generate(
     check_stop(tokenizer, options.stop)
     encoded = encode_prompts(model, tokenizer, prompts, options.max_new_tokens)
     rows = [(row, sample) for row in range(len(encoded)) for sample in range(options.samples)]
-    every = list(batches([len(encoded[row]) + options.max_new_tokens for row, _ in rows], options.batch_tokens))
+    # Padding before the prompts is read once; small batches would be written token by token.
+    sizes = [len(encoded[row]) + options.max_new_tokens for row, _ in rows]
+    every = list(batches(sizes, options.batch_tokens, padding=None))
     ends = end_ids(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
     own, found, done = ranks.share(every), [], 0

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
+from ballast.batching import batches
 from ballast.errors import BallastError
 from ballast.limits import check_length, context_length
 from ballast.protocols import Model, Progress
@@ -56,18 +57,6 @@ class Base(Protocol):
 
     def hidden(self, **inputs: Any) -> Tensor:
         """Return the last hidden states, ``[B, T, H]``."""
-
-
-def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Yield indices of rows, longest first, so that rows × longest ≤ `batch_tokens` (or one row alone)."""
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
 
 
 @contextmanager

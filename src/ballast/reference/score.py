@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ballast.batching import batches
 from ballast.data import row_digest
 from ballast.errors import BallastError
 from ballast.head import token_stats, trained_positions
@@ -20,7 +21,7 @@ from ballast.reference.providers import AsItStands, LiveReference
 from ballast.reference.writer import CacheWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -95,8 +96,9 @@ def score_rows(
     ) as writer:
         wanted = set(writer.missing(digests))
         first = {digest: index for index, digest in reversed(list(enumerate(digests))) if digest in wanted}
-        lengths = {index: rows["length"][index] for index in first.values()}
-        own = ranks.share(list(_batches(lengths, tokens_per_batch)))
+        places, lengths = sorted(first.values()), rows["length"]
+        cut = batches([lengths[index] for index in places], tokens_per_batch, padding=None)
+        own = ranks.share([[places[one] for one in batch] for batch in cut])
         done, total = 0, sum(lengths[index] for batch in own for index in batch)
         with on_stderr("tokens", show=progress) as tell:
             for batch in own:
@@ -130,15 +132,6 @@ def _table(dataset: Dataset | Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         digests += part["digest"].to_pylist()
         lengths += pc.list_value_length(part["input_ids"]).to_pylist()
     return {"digest": digests, "length": lengths, "rows": arrow}
-
-
-def _batches(lengths: dict[int, int], tokens_per_batch: int) -> Iterator[list[int]]:
-    order = sorted(lengths, key=lambda index: (-lengths[index], index))
-    start = 0
-    while start < len(order):
-        rows = max(1, tokens_per_batch // max(1, lengths[order[start]]))
-        yield order[start : start + rows]
-        start += rows
 
 
 def _load(table: dict[str, Any], batch: list[int]) -> list[_Row]:

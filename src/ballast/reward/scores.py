@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ballast.batching import batches
 from ballast.errors import BallastError
-from ballast.evaluation.scoring import batches, inference
+from ballast.evaluation.scoring import inference
 
 if TYPE_CHECKING:
     import torch
