@@ -44,7 +44,7 @@ def wandb(folder):
 
 
 def records(data, block=32768, header=7):
-    """Yield the records of a file of W&B, which is a log as LevelDB's: parts with checksum, size and kind, in blocks."""
+    """Yield the records of a file of W&B, a log as LevelDB's: parts with checksum, size and kind, in blocks."""
     place, parts = header, b""
     while place + 7 <= len(data):
         if block - place % block < 7:

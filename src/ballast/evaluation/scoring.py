@@ -8,18 +8,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
 from ballast.batching import batches
 from ballast.errors import BallastError
+from ballast.evaluation import packing
 from ballast.limits import check_length, context_length
 from ballast.protocols import Model, Progress
 from ballast.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from ballast.head import LMHead
@@ -50,6 +51,10 @@ class ScoredSequence:
 
 class Base(Protocol):
     """A frozen model to compare with, as `ballast.reference` provides it."""
+
+    @property
+    def model(self) -> Model:
+        """The model that it reads with."""
 
     @property
     def head(self) -> LMHead:
@@ -103,53 +108,61 @@ def sequence_statistics(
     context = context_length(model)
     for index, sequence in enumerate(sequences):
         check_length(f"sequence {index}", len(sequence.ids), context)
-    every = list(batches([len(sequence.ids) for sequence in sequences], batch_tokens))
-    own, found, done = ranks.share(every), [], 0
     with inference(model), _base_provider(base) as provider:
+        rows = _rows(model, sequences, provider, batch_tokens)
+        # Rows of several answers have a mask of their own kind.
+        kinds = [[row for row in rows if (len(row.answers) > 1) == several] for several in (True, False)]
+        every = [
+            [some[place] for place in batch] for some in kinds for batch in batches([*map(len, some)], batch_tokens)
+        ]
+        own, found, done = ranks.share(every), [], 0
+        total = sum(len(row.owners) for batch in own for row in batch)
         for batch in own:
-            found.append(_batch_statistics(model, [sequences[i] for i in batch], fields, provider))
-            done += len(batch)
+            found.append(_batch_statistics(model, batch, fields, provider))
+            done += sum(len(row.owners) for row in batch)
             if progress is not None:
-                progress(done, sum(map(len, own)))
+                progress(done, total)
     results: list[dict[str, np.ndarray]] = [{}] * len(sequences)
     for batch, values in zip(every, ranks.merge(found), strict=True):
-        for index, value in zip(batch, values, strict=True):
+        owners = [owner for row in batch for owner in row.owners]
+        for index, value in zip(owners, values, strict=True):
             results[index] = value
     return results
 
 
+def _rows(
+    model: Model, sequences: Sequence[ScoredSequence], provider: Base | None, batch_tokens: int
+) -> list[packing.Row]:
+    """Return the sequences as rows, those with the same prompt together where both models can read them so."""
+    from ballast.head import backbone_hidden
+
+    cut = [(one.ids, one.start) for one in sequences]
+    rows = packing.together(cut, min(packing.MOST, batch_tokens))
+    if len(rows) == len(cut):
+        return rows
+    longest = max(len(one.ids) for one in sequences)
+    reading: list[tuple[Any, Any]] = [(model, partial(backbone_hidden, model))]
+    if provider is not None:
+        reading.append((provider.model, provider.hidden))
+    return rows if all(packing.can_share(*one, longest) for one in reading) else packing.alone(cut)
+
+
 def _batch_statistics(
-    model: Model, sequences: Sequence[ScoredSequence], fields: tuple[str, ...], provider: Base | None
+    model: Model, rows: Sequence[packing.Row], fields: tuple[str, ...], provider: Base | None
 ) -> list[dict[str, np.ndarray]]:
     import torch
 
     from ballast.head import backbone_hidden, lm_head, token_stats
 
-    inputs, mask_BT = _padded(sequences, model.device)
-    targets_N = torch.tensor([i for s in sequences for i in s.targets], dtype=torch.long, device=model.device)
-    hidden_NH = backbone_hidden(model, **inputs)[mask_BT]
-    reference = None if provider is None else (provider.hidden(**inputs)[mask_BT], provider.head)
+    inputs = packing.inputs(rows, model.device, model.dtype)
+    answers = [answer for row in rows for answer in row.answers]
+    targets_N = torch.tensor([one for answer in answers for one in answer], dtype=torch.long, device=model.device)
+    hidden_NH = packing.predicting(rows, backbone_hidden(model, **inputs))
+    reference = None if provider is None else (packing.predicting(rows, provider.hidden(**inputs)), provider.head)
     stats = token_stats(hidden_NH, lm_head(model), targets_N, fields=fields, reference=reference)
-    counts = np.cumsum([len(sequence.targets) for sequence in sequences])[:-1]
+    counts = np.cumsum([len(answer) for answer in answers])[:-1]
     split = {name: np.split(stats.require(name).float().cpu().numpy(), counts) for name in fields}
-    return [{name: split[name][row] for name in fields} for row in range(len(sequences))]
-
-
-def _padded(sequences: Sequence[ScoredSequence], device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
-    """Return right-padded inputs and the mask ``[B, T]`` of the positions that predict a scored token."""
-    import torch
-
-    shape = (len(sequences), max(len(sequence.ids) for sequence in sequences))
-    ids_BT = torch.zeros(shape, dtype=torch.long)
-    attention_BT = torch.zeros(shape, dtype=torch.long)
-    mask_BT = torch.zeros(shape, dtype=torch.bool)
-    for row, sequence in enumerate(sequences):
-        length = len(sequence.ids)
-        ids_BT[row, :length] = torch.tensor(sequence.ids)
-        attention_BT[row, :length] = 1
-        mask_BT[row, sequence.start - 1 : length - 1] = True
-    inputs = {"input_ids": ids_BT.to(device), "attention_mask": attention_BT.to(device)}
-    return inputs, mask_BT.to(device)
+    return [{name: split[name][row] for name in fields} for row in range(len(answers))]
 
 
 @contextmanager
