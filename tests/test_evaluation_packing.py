@@ -109,7 +109,7 @@ def test_others_read_them_together(family, read):
     assert 4 in {dimensions for _, dimensions in read}
 
 
-@pytest.mark.parametrize(("window", "dimensions"), [(8, 2), (16, 4)])
+@pytest.mark.parametrize(("window", "dimensions"), [(12, 2), (16, 4)])
 def test_attention_that_does_not_reach_back_to_the_start(window, dimensions, read):
     from transformers import MistralConfig, MistralForCausalLM
 

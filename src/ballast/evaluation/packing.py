@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from ballast.head import backbone, unwrapped
 from ballast.protocols import Model
 
 if TYPE_CHECKING:
@@ -141,6 +140,8 @@ def can_share(model: Model, hidden: Callable[..., Tensor], longest: int) -> bool
 
 
 def _agrees(model: Model, hidden: Callable[..., Tensor]) -> bool:
+    from ballast.head import backbone, unwrapped
+
     if "position_ids" not in inspect.signature(backbone(unwrapped(model)).forward).parameters:
         return False  # it counts positions along the row
     prompt, last = (1, 0, 0, 1, 1), (1, 0, 1, 1, 0, 1)
