@@ -325,6 +325,19 @@ def test_what_limits_a_conclusion_stands_beside_it(options, caution):
     assert f"But note: {caution}" in said(FIRST, **options)
 
 
+@pytest.mark.parametrize("low", [0.2, -0.01, None])
+def test_a_gain_over_the_base_that_is_the_same_on_every_seed_is_judged_over_items(low):
+    plain = summary({"sft": LOW, "dft": [0.73] * 3}).plain()
+    for row in plain["rows"][2:]:
+        to_start = row["stages"][BEFORE]["tasks"]["test"]["accuracy"]["to_start"]
+        assert (to_start["over_seeds"]["low"], to_start["p"]) == (None, None)
+        to_start["over_items"] = {**to_start["over_seeds"], "low": low, "high": None if low is None else 0.4}
+    made = Summary.model_validate_json(json.dumps(plain))
+    text = sentences(decide(made, BEFORE, ACCURACY), made)
+    assert "use dft" in text
+    assert ("no better than the base" in text) == (low != 0.2)
+
+
 def test_fewer_seeds_than_planned_are_named():
     assert "dft has fewer than the 3 planned seeds" in said({"sft": LOW, "dft": HIGH[:2]})
 

@@ -16,6 +16,7 @@ from ballast.compare.figures import (
     contestants,
     deciding,
     entries,
+    interval_of,
     mean,
     ranked,
     rows,
@@ -102,6 +103,12 @@ class _Standing:
 
     def is_better(self, difference: Difference) -> bool:
         return verdict(difference) == BEYOND and self.metric.sign * mean(difference) > 0
+
+    def _excludes_zero(self, difference: Difference) -> bool:
+        """Whether a gain that is the same on every seed, which no test can judge, is one over items."""
+        value, _ = interval_of(difference)
+        bound = value.low if self.metric.sign > 0 else value.high
+        return verdict(difference) == NO_SPREAD and bound is not None and self.metric.sign * bound > 0
 
     def answers(self, row: Row) -> Answers | None:
         return row.answers(self.stage, self.metric.task)
@@ -241,7 +248,7 @@ class _Standing:
 
     def _winner(self, winner: str) -> Iterator[str]:
         to_base = self.to_base.get(winner)
-        if to_base is not None and not self.alone and not self.is_better(to_base):
+        if to_base is not None and not self.alone and not (self.is_better(to_base) or self._excludes_zero(to_base)):
             name = "RL from the base model" if self.stage == AFTER else "the base model"
             yield f"{winner} itself is no better than {name} beyond noise"
         for row, one in entries(self.summary, self.stage, self.metric, "random"):
