@@ -26,6 +26,8 @@ MOST_TOKENS = 256
 """Longest answer that is waited for."""
 CUT_OFF = 0.05
 """Share of answers that a limit may cut off."""
+SCORED = 8
+"""Answers that are scored."""
 STEPS = 3
 """Optimiser steps that are trained; the first warms up."""
 MULTIPLE = 16
@@ -45,6 +47,7 @@ class Probe:
         max_new_tokens: limit under which fewer than `CUT_OFF` of the answers and of the demonstrations are cut off.
         cut_off: share of the model's answers that are cut off all the same, by `MOST_TOKENS` or the context.
         answer_seconds: of one answer, among others in a batch.
+        score_seconds: of scoring one answer under the model and under its base.
         step_seconds: of one optimiser step.
         load_seconds: of loading model and tokenizer.
         memory: bytes of the process at its peak; on an accelerator those of the device.
@@ -58,6 +61,7 @@ class Probe:
     max_new_tokens: int
     cut_off: float
     answer_seconds: float
+    score_seconds: float
     step_seconds: float
     load_seconds: float
     memory: int
@@ -77,16 +81,21 @@ def probe(
         test: rows to answer, with ``answer`` where there is a verifier.
         train: demonstrations to train on, whose lengths count too.
     """
-    from ballast.evaluation.generation import GenerationOptions, encode_rows, generate
+    from ballast.evaluation.generation import GenerationOptions, encode_rows, generate, own_sequences
+    from ballast.evaluation.scoring import sequence_statistics
 
     device, started = models.default_device(), time.monotonic()
     model, tokenizer = models.load_model(section, device=device), models.load_tokenizer(section, training)
     loaded = time.monotonic() - started
     rows = test[:ITEMS]
-    most = _most_tokens(context_length(model), max(map(len, encode_rows(tokenizer, rows))))
+    prompts = encode_rows(tokenizer, rows)
+    most = _most_tokens(context_length(model), max(map(len, prompts)))
     started = time.monotonic()
     answers = [some[0] for some in generate(model, tokenizer, rows, GenerationOptions(max_new_tokens=most))]
-    seconds = time.monotonic() - started
+    seconds, started = time.monotonic() - started, time.monotonic()
+    scored = own_sequences(prompts[:SCORED], [[one] for one in answers[:SCORED]])
+    sequence_statistics(model, scored, ("entropy", "kl"), base=model)
+    scoring = time.monotonic() - started
     shown = [len(tokenizer(last_text(row["completion"]))["input_ids"]) for row in train[: 8 * ITEMS]]
     limit = max(quantile([one.tokens for one in answers], 1 - CUT_OFF), quantile(shown, 1 - CUT_OFF / 5))
     lora = models.lora_config(section)
@@ -104,6 +113,7 @@ def probe(
         max_new_tokens=min(most, math.ceil((limit + 1) / MULTIPLE) * MULTIPLE),
         cut_off=sum(not one.ended for one in answers) / len(answers),
         answer_seconds=seconds / len(answers),
+        score_seconds=scoring / len(scored),
         step_seconds=(plain if bf16 is None else half)[-1],
         load_seconds=loaded,
         memory=_peak(device.type),
