@@ -66,6 +66,15 @@ def command(*words: object) -> str:
     return done.stdout
 
 
+@pytest.fixture
+def rows(tmp_path, monkeypatch) -> Path:
+    """A file of all rows, in the folder that commands run in."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
 def said(folder: Path) -> list[str]:
     """Return the answers that an evaluation of one model wrote down."""
     (file,) = folder.rglob("asked.jsonl")
@@ -136,8 +145,9 @@ def test_a_step_of_sft_is_trls(smollm2, tmp_path):
 
 @pytest.mark.slow
 def test_a_cached_reference_is_the_live_one(smollm2, tmp_path, rows):
-    steps = ["training.max_steps=2", "training.per_device_train_batch_size=4", "training.logging_steps=1", *PLAIN]
-    given = [f"model={smollm2}", f"data.train={rows}", "objective=prift-prob", *steps]
+    # Plain gradient descent: Adam turns rounding of a gradient near zero into a step.
+    steps = ["training.max_steps=2", "training.per_device_train_batch_size=4", "training.learning_rate=0.1"]
+    given = [f"model={smollm2}", f"data.train={rows}", "objective=prift-prob", "training.optim=sgd", *steps, *PLAIN]
     command("score", *given, "reference.cache=cache")
     command("train", *given, "reference.cache=cache", "output=cached")
     command("train", *given, "output=live")
@@ -147,7 +157,7 @@ def test_a_cached_reference_is_the_live_one(smollm2, tmp_path, rows):
     start, _ = loaded(smollm2)
     for name, weight in live.state_dict().items():
         moved = (weight - start.state_dict()[name]).abs().max()
-        assert (cached.state_dict()[name] - weight).abs().max() <= 1e-2 * moved, name
+        assert (cached.state_dict()[name] - weight).abs().max() <= 1e-3 * moved, name
 
 
 @pytest.mark.slow
@@ -158,8 +168,9 @@ def test_an_adapter_that_is_merged_answers_as_before(smollm2, tmp_path, rows):
     command("merge", "adapter", "--output", "whole")
     task = [{"name": "asked", "data": str(rows), "verifier": "exact", "max_new_tokens": 12}]
     given = [f"model={smollm2}", f"evaluation.tasks={json.dumps(task)}", "evaluation.base=false"]
-    command("evaluate", *given, "--model", "adapter", "--model", "whole", "output=evals")
-    adapted, merged = (said(tmp_path / "evals" / name) for name in ("adapter", "whole"))
+    for name in ("adapter", "whole"):
+        command("evaluate", *given, "--model", name, "--items", f"{name}-items")
+    adapted, merged = said(tmp_path / "adapter-items"), said(tmp_path / "whole-items")
     assert len(adapted) == len(ROWS)
     assert adapted == merged
 
@@ -174,9 +185,11 @@ def test_its_gguf_file_is_the_same_model(smollm2, tmp_path, rows):
     file = download(tmp_path)
     task = [{"name": "asked", "data": str(rows), "verifier": "exact", "max_new_tokens": 12}]
     given = [f"evaluation.tasks={json.dumps(task)}", "evaluation.base=false"]
-    command("evaluate", *given, "--model", file, "output=of-file")
-    command("evaluate", *given, "--model", smollm2, "output=of-folder")
+    command("evaluate", *given, "--model", file, "--items", "of-file")
+    command("evaluate", *given, "--model", smollm2, "--items", "of-folder")
     assert said(tmp_path / "of-file") == said(tmp_path / "of-folder")
-    made = command("init", file, rows, "--output", "try")
+    sums = [{"question": f"What is {a} + {b}?", "answer": str(a + b)} for a in range(2, 10) for b in range(11, 21)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sums))
+    made = command("init", file, "sums.jsonl", "--output", "try")
     assert "all weights are trained" in made
     command("compare", "try/recipe.yaml", "--dry-run")
