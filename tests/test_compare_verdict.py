@@ -413,18 +413,23 @@ def test_the_next_step_is_the_winners_own_settings():
             "eksft",
         ],
         "rates": 1e-4,
+        "budget": {"steps": 24},
     }
-    recipe = Recipe.model_validate({"model": {"path": "m", "lora": {"r": 4}}, "compare": compare, "output": "out"})
+    recipe = Recipe.model_validate({"model": {"path": "m", "lora": {"r": 4}}, "compare": compare, "output": "my out"})
     made = summary(FIRST)
     rows = tuple(row.model_copy(update={"rate": 3e-5}) for row in made.rows)
     made = made.model_copy(update={"verdicts": (decide(made, BEFORE, ACCURACY),), "rows": rows})
     train, merge, serve = next_steps(made, recipe, ["my recipe.yaml"])
     assert train == (
-        'train it: ballast train \'my recipe.yaml\' \'objective={"name": "prift-mass", "threshold": 0.3}\' '
-        "'data.train=[\"a b.jsonl\"]' training.max_length=64 training.learning_rate=3e-05 output=runs/final"
+        "train it: ballast train 'my recipe.yaml' training.max_steps=24 "
+        '\'objective={"name": "prift-mass", "threshold": 0.3}\' '
+        "'data.train=[\"a b.jsonl\"]' training.max_length=64 training.learning_rate=3e-05 'output=my out-final'"
     )
-    assert merge.endswith("ballast merge runs/final --output runs/final-merged")
-    assert serve == "serve it: transformers serve runs/final-merged, or vllm serve runs/final-merged"
+    assert merge.endswith("ballast merge 'my out-final' --output 'my out-final-merged'")
+    assert serve == "serve it: transformers serve 'my out-final-merged', or vllm serve 'my out-final-merged'"
+    own = {"objectives": ["sft", {"name": "dft", "training": {"max_steps": 5}}], "budget": {"steps": 24}, "rates": 1}
+    train, *_ = next_steps(made, Recipe.model_validate({"compare": own, "output": "out"}), ["r.yaml"])
+    assert train.count("max_steps") == train.count("training.max_steps=5") == 1
     assert next_steps(summary(FIRST), recipe, ["r.yaml"]) == []
 
 
@@ -440,5 +445,5 @@ def test_the_next_step_knows_an_objective_of_ones_own_and_all_digits_of_its_rate
     train, *_ = next_steps(made, recipe, ["model=lab", "data.train=a b"])
     assert train == (
         f"train it: ballast train model=lab 'data.train=a b' objective={own} training.learning_rate=1.2345678e-05 "
-        "output=runs/final"
+        "output=out-final"
     )

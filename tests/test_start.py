@@ -27,7 +27,7 @@ from ballast.start.columns import PAIRS, recognise
 from ballast.start.end import end_token
 from ballast.start.plan import SIZES, Room, Size, plan
 from ballast.start.probe import Probe, gain, quantile
-from ballast.start.recipe import RECIPE, TEST, TRAIN, TRAINING, VALIDATION, Written, text
+from ballast.start.recipe import PROMPTS, RECIPE, TEST, TRAIN, TRAINING, VALIDATION, Written, text
 from ballast.start.rows import demonstrations, split
 from ballast.start.run import ASKED, Request, _put, _rows, is_made
 from tiny import CHAT_TEMPLATE, char_tokenizer, tiny_model
@@ -193,7 +193,7 @@ def test_every_recipe_passes_the_checks_of_compare(judge, size, lora, more, tmp_
     monkeypatch.chdir(tmp_path)
     folder = Path("out: put#")
     folder.mkdir()
-    for number, name in enumerate((TRAIN, VALIDATION, TEST), start=1):
+    for number, name in enumerate((TRAIN, VALIDATION, TEST, PROMPTS), start=1):
         row = {"prompt": f"1+{number}=?", "completion": f"#{number + 1}", "answer": f"{number + 1}"}
         (folder / name).write_text(json.dumps(row) + "\n")
     made = planning._sized(["sft", "dft"], PROBE, size, lora, ROOM)
@@ -217,6 +217,17 @@ def test_every_recipe_passes_the_checks_of_compare(judge, size, lora, more, tmp_
     assert recipe.compare.seeds == size.seeds
     assert recipe.compare.rates == made.rates
     assert recipe.data.train == (str(folder / TRAIN),)
+    # What is commented out works as well.
+    commented = [
+        line for line in written.splitlines() if line.lstrip().startswith(("# then", "# rl", "#   ver", "#   ma"))
+    ]
+    commented += [line for line in written.splitlines() if line.startswith("#   data")]
+    assert len(commented) == (0 if judge is None else 5)
+    for line in commented:
+        written = written.replace(line, line.replace("# ", "", 1))
+    (folder / RECIPE).write_text(written)
+    recipe = load_recipe(folder / RECIPE, checks=COMPARE_CHECKS)
+    assert (recipe.rl is None) == (judge is None)
 
 
 def test_numbers_as_answers_are_refused_with_the_columns_that_read_them(tmp_path):
@@ -315,7 +326,9 @@ def test_init_writes_a_recipe_and_rows_that_belong_together(small):
     ):
         assert words in said, said
     folder = Path("runs/try-rows")
-    assert {one.name for one in folder.iterdir()} == {RECIPE, TRAIN, VALIDATION, TEST, ASKED}
+    assert {one.name for one in folder.iterdir()} == {RECIPE, TRAIN, VALIDATION, TEST, PROMPTS, ASKED}
+    asked = [json.loads(line) for line in (folder / PROMPTS).read_text().splitlines()]
+    assert (len(asked), set(asked[0])) == (56, {"prompt", "answer"})
     assert {one.name for one in Path("runs").iterdir()} == {"try-rows"}
     tests = [json.loads(line) for line in (folder / TEST).read_text().splitlines()]
     assert all(row["answer"] == row["completion"].rpartition("#")[2] for row in tests)
@@ -333,7 +346,7 @@ def test_try_ends_with_a_decision_and_goes_on_where_it_was_stopped(small):
     words = shlex.split(command.removeprefix("train it: ballast "))
     trained = cli(*words, "training.max_steps=2", "evaluation.tasks=[]")
     assert trained.exit_code == 0, trained.output
-    assert Path("runs/final/model.safetensors").is_file()
+    assert Path("out/runs-final/model.safetensors").is_file()
     taken = next(line for line in done.stdout.splitlines() if line.startswith("or take a run as it is: "))
     assert Path(taken.rpartition(" ")[2], "model.safetensors").is_file()
     before = Path("out/runs/summary.json").read_bytes()
@@ -362,7 +375,7 @@ def test_who_said_no_is_asked_again_and_another_time_is_another_plan(small, monk
     for count in (1, 2):
         assert cli("try", "lab", "rows.jsonl", "--output", "o k", "--minutes", "3").exit_code == 1
         assert len(asked) == count
-        assert {one.name for one in Path("o k").iterdir()} == {RECIPE, TRAIN, VALIDATION, TEST, ASKED}
+        assert {one.name for one in Path("o k").iterdir()} == {RECIPE, TRAIN, VALIDATION, TEST, PROMPTS, ASKED}
     lines = Path("o k", RECIPE).read_text().splitlines()
     assert lines[0].startswith("# Written by `ballast try lab rows.jsonl --minutes 3 --output 'o k'`.")
     assert lines[1].startswith("#   ballast compare 'o k/recipe.yaml' ")

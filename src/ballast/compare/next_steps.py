@@ -7,13 +7,11 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ballast.compare.plan import label_of
+from ballast.compare.plan import has_length, label_of
 from ballast.config.recipe import Recipe
 from ballast.config.sections import MethodSection
 from ballast.records.folder import BEFORE
 from ballast.records.summary import Row, Summary
-
-FINAL = "runs/final"
 
 
 def next_steps(summary: Summary, recipe: Recipe, words: Sequence[str]) -> list[str]:
@@ -32,18 +30,27 @@ def next_steps(summary: Summary, recipe: Recipe, words: Sequence[str]) -> list[s
 
 
 def _commands(recipe: Recipe, method: MethodSection, row: Row, words: Sequence[str]) -> Iterator[str]:
-    settings = {**_settings(method, row.rate), "output": FINAL}
+    final = f"{recipe.output}-final"
+    settings = {**_length(recipe, method), **_settings(method, row.rate), "output": final}
     given = " ".join(shlex.quote(word) for word in words)
     yield f"train it: ballast train {given} {' '.join(_override(key, value) for key, value in settings.items())}"
     if runs := row.stages[BEFORE].runs if BEFORE in row.stages else ():
         yield f"or take a run as it is: {shlex.quote(f'{recipe.output}/{runs[0]}')}"
     if recipe.rl is not None:
-        yield f"go on with RL: ballast rl {given} model={FINAL} output={FINAL}-rl"
-    served = FINAL
+        yield f"go on with RL: ballast rl {given} {_override('model', final)} {_override('output', f'{final}-rl')}"
+    served = final
     if recipe.model is not None and recipe.model.lora is not None:
-        served = f"{FINAL}-merged"
-        yield f"put the adapter into the weights: ballast merge {FINAL} --output {served}"
-    yield f"serve it: transformers serve {served}, or vllm serve {served}"
+        served = f"{final}-merged"
+        yield f"put the adapter into the weights: ballast merge {shlex.quote(final)} --output {shlex.quote(served)}"
+    yield f"serve it: transformers serve {shlex.quote(served)}, or vllm serve {shlex.quote(served)}"
+
+
+def _length(recipe: Recipe, method: MethodSection) -> dict[str, Any]:
+    """Return how long the compared runs were, which the rate was chosen for; a budget in tokens has no setting."""
+    budget = recipe.compare.budget if recipe.compare is not None else None
+    if budget is None or budget.steps is None or has_length(method.training):
+        return {}
+    return {"training.max_steps": budget.steps}
 
 
 def _settings(method: MethodSection, rate: float | None) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from ballast.start.probe import Probe
 from ballast.text import inert
 
 RECIPE, TRAIN, VALIDATION, TEST = "recipe.yaml", "train.jsonl", "validation.jsonl", "test.jsonl"
+PROMPTS = "prompts.jsonl"
+"""For RL: what the training rows ask, with the right answer."""
 RUNS = "runs"
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 TRAINING: Mapping[str, Any] = {
@@ -78,7 +80,8 @@ def _lines(made: Written) -> Iterator[str]:
     yield f"  seeds: {size.seeds}"
     yield f"  tuning_seeds: {size.tuning_seeds}"
     yield f"  budget: {{steps: {size.steps}}}"
-    yield "  # then: {rl: {steps: 40}}  # GRPO from every run and from the base: `ballast rl`, docs/rl.md"
+    if made.judge is not None:
+        yield "  # then: {rl: {steps: 40}}  # with `rl` below: GRPO from every run and from the base, docs/rl.md"
     yield ""
     yield "training:"
     yield from (f"  {key}: {_yaml(value)}{_reason(made, key)}" for key, value in made.training.items())
@@ -87,6 +90,12 @@ def _lines(made: Written) -> Iterator[str]:
     yield f"  tasks:  # {made.judged}"
     yield from _tasks(made)
     yield ""
+    if made.judge is not None:
+        yield "# rl:  # what the training rows ask, where the verifier can judge the answer"
+        given = {"verifier": made.judge, "max_new_tokens": made.probe.max_new_tokens}
+        yield f"#   data: {_path(made, PROMPTS)}"
+        yield from (f"#   {key}: {_yaml(value)}" for key, value in given.items())
+        yield ""
     yield f"output: {_path(made, RUNS)}"
     yield "seed: 42"
 

@@ -34,6 +34,7 @@ from ballast.start.plan import Plan, Room
 from ballast.start.probe import CUT_OFF, Probe, probe
 from ballast.start.recipe import (
     LORA,
+    PROMPTS,
     RECIPE,
     TEST,
     TRAIN,
@@ -176,6 +177,9 @@ def run_init(request: Request, folder: Path, *, command: str, say: Say) -> Plan:
         made.mkdir()
         for file, rows in ((TRAIN, parts.train), (VALIDATION, parts.validation), (TEST, parts.test)):
             _write(made / file, rows)
+        if judge is not None:
+            asked = [{key: row[key] for key in row if key != "completion"} for row in _held(judge, parts.train)]
+            _write(made / PROMPTS, asked)
         before = time.monotonic()
         regime = _advised(section, training, made / TRAIN)
         scoring = (time.monotonic() - before) * max(1.0, len(parts.train) / ADVISED)
@@ -201,8 +205,8 @@ def run_init(request: Request, folder: Path, *, command: str, say: Say) -> Plan:
             probe=found,
         )
         (made / RECIPE).write_text(text(written), encoding="utf-8")
-        asked = {**request.plain(), INPUTS: _inputs(request)}
-        (made / ASKED).write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
+        known = {**request.plain(), INPUTS: _inputs(request)}
+        (made / ASKED).write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
         _put(made, folder)
     for line in planned(plan, request.time):
         say(line)
