@@ -160,12 +160,12 @@ def test_the_most_thorough_size_that_fits_is_taken(seconds):
 def test_the_cost_is_that_of_all_runs():
     found = planning._sized(["sft"], PROBE, Size(2, 1, 3, 10, 20, 30, 5), False, Room(8, 1000, 1000))
     run = planning.OVERHEAD + 2 * 1.0 + 8 * 1.0
-    chosen = 20 * (0.08 + 0.02 / 2)  # their entropy alone, without the base
-    tuning, reported, base = 2 * (run + chosen), 3 * (run + chosen + 70 * 0.1), 70 * (0.08 + 0.02 / 2)
+    chosen = 20 * 0.08  # right or wrong is all that chooses
+    tuning, reported, base = 2 * (run + chosen), 3 * (run + chosen + 70 * 0.1), 70 * 0.1
     assert found.seconds == pytest.approx(tuning + reported + base)
     assert (found.runs, found.disk) == (5, 3 * 10**6)
     single = planning._sized(["sft"], PROBE, Size(1, 1, 3, 10, 0, 30, 0), False, Room(8, 1000, 1000))
-    assert (single.runs, single.seconds) == (3, pytest.approx(3 * (run + 3) + 2.7))
+    assert (single.runs, single.seconds) == (3, pytest.approx(3 * (run + 3) + 3))
     side_by_side = planning._sized(["sft"], PROBE, Size(2, 1, 3, 10, 20, 30, 5), False, Room(8, 1000, 1000, jobs=2))
     assert side_by_side.seconds == pytest.approx(tuning / 2 + 2 * reported / 3 + base)
     few = planning._sized(["sft"], PROBE, Size(2, 1, 3, 10, 20, 30, 15), False, Room(8, 7, 12))

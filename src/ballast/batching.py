@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 OVERHEAD = 256
-"""Padded positions that cost about as much as one more forward does."""
+"""Padded positions that cost a CPU more than one more forward does."""
 
 
-def batches(lengths: Sequence[int], batch_tokens: int, *, padding: int | None = OVERHEAD) -> Iterator[list[int]]:
+def bearable(device: str) -> int | None:
+    """Return how many positions of a batch may be padding on a kind of device; None for any number.
+
+    Where a forward waits for its launches rather than for its tokens, a few large batches are faster.
+    """
+    return OVERHEAD if device == "cpu" else None
+
+
+def batches(lengths: Sequence[int], batch_tokens: int, *, padding: int | None = None) -> Iterator[list[int]]:
     """Yield indices of rows, longest first, so that rows × longest ≤ `batch_tokens` (or one row alone).
 
     Args:

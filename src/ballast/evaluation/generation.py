@@ -220,7 +220,7 @@ def generate(
     rows = [(row, sample) for row in range(len(encoded)) for sample in range(options.samples)]
     # Padding before the prompts is read once; small batches would be written token by token.
     sizes = [len(encoded[row]) + options.max_new_tokens for row, _ in rows]
-    every = list(batches(sizes, options.batch_tokens, padding=None))
+    every = list(batches(sizes, options.batch_tokens))
     ends = end_ids(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
     own, found, done = ranks.share(every), [], 0

@@ -6,6 +6,7 @@ Shapes: ``B`` rows, ``T`` positions, ``N`` scored tokens.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,18 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-MOST = 2048
-"""Tokens of a row of several answers: its mask has their square."""
+MOST = 1024
+"""Tokens of a row of several answers: its mask has their square, and attention goes over all of it."""
 PADDING = -1
-WINDOWS = ("sliding_window", "attention_chunk_size")
-"""Of a configuration: how far attention reaches. The mask of such a row says nothing of it."""
+WORTH = 2
+"""An answer of more than so many times its prompt's tokens is read alone: little is saved, and attention costs more."""
+MASKED = ("sdpa", "eager")
+"""Kinds of attention that take a mask of their own for every row. FlashAttention would read it as padding."""
+
+
+Cut = tuple[tuple[int, ...], int]
+"""The ids of a sequence, and where scoring starts."""
+REACH = re.compile("(window|window_size|chunk_size)$")
 
 
 @dataclass(frozen=True)
@@ -69,21 +77,42 @@ class Row:
         return found
 
 
-def alone(sequences: Sequence[tuple[tuple[int, ...], int]]) -> list[Row]:
-    """Return a row for every sequence: its ids, and where scoring starts."""
-    return [Row(ids[:start], (ids[start:],), (place,)) for place, (ids, start) in enumerate(sequences)]
+def alone(sequences: Sequence[Cut]) -> list[Row]:
+    """Return a row for every sequence."""
+    return [_row(sequences, [place]) for place in range(len(sequences))]
 
 
-def together(sequences: Sequence[tuple[tuple[int, ...], int]], most: int = MOST) -> list[Row]:
+def together(sequences: Sequence[Cut], most: int) -> list[Row]:
     """Return rows in which sequences with the same prompt share it; those of several have at most `most` tokens."""
-    rows: dict[tuple[int, ...], list[Row]] = {}
-    for one in alone(sequences):
-        begun = rows.setdefault(one.prompt, [])
-        if begun and len(begun[-1]) + len(one.answers[0]) - 1 <= most:
-            begun[-1] = Row(one.prompt, begun[-1].answers + one.answers, begun[-1].owners + one.owners)
-        else:
-            begun.append(one)
-    return [row for some in rows.values() for row in some]
+    rows: list[list[int]] = []
+    lengths: list[int] = []
+    newest: dict[tuple[int, ...], int] = {}
+    for place, (ids, start) in enumerate(sequences):
+        size = max(1, len(ids) - start - 1)
+        worth = len(ids) - start <= WORTH * start
+        row = newest.get(ids[:start]) if worth else None
+        if row is None or lengths[row] + size > most:
+            row = len(rows)
+            rows.append([])
+            lengths.append(start)
+            newest |= {ids[:start]: row} if worth else {}
+        rows[row].append(place)
+        lengths[row] += size
+    return [_row(sequences, places) for places in rows]
+
+
+def _row(sequences: Sequence[Cut], places: Sequence[int]) -> Row:
+    ids, start = sequences[places[0]]
+    return Row(ids[:start], tuple(sequences[place][0][start:] for place in places), tuple(places))
+
+
+def longest_shared(config: Any) -> int | None:
+    """Return the tokens that a row of several answers may have in this model; None where nothing but `MOST` bounds it.
+
+    Attention that reaches less far back counts places in the row, whatever it is called.
+    """
+    named = [value for name, value in config.to_dict().items() if REACH.search(name)]
+    return min((value for value in named if type(value) is int and value > 0), default=None)
 
 
 def inputs(rows: Sequence[Row], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -96,7 +125,7 @@ def inputs(rows: Sequence[Row], device: torch.device, dtype: torch.dtype) -> dic
         return torch.tensor([[*some, *[fill] * (width - len(some))] for some in values], device=device)
 
     ids_BT = padded([row.ids for row in rows], 0)
-    if all(len(row.answers) == 1 for row in rows):
+    if all(len(row.answers) == 1 or len(row) == len(row.prompt) for row in rows):
         return {"input_ids": ids_BT, "attention_mask": padded([[1] * len(row) for row in rows], 0)}
     parts_BT = padded([row.parts for row in rows], PADDING)
     places_T = torch.arange(width, device=device)
@@ -120,7 +149,7 @@ def predicting(rows: Sequence[Row], hidden_BTH: Tensor) -> Tensor:
 _PROVED: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
-def can_share(model: Model, hidden: Callable[..., Tensor], longest: int) -> bool:
+def can_share(model: Model, hidden: Callable[..., Tensor]) -> bool:
     """Return whether a model reads several answers in one row as it reads each alone, tried once on a few tokens.
 
     No list of names tells: a model may keep a state from token to token, or make its own mask.
@@ -128,20 +157,19 @@ def can_share(model: Model, hidden: Callable[..., Tensor], longest: int) -> bool
     Args:
         model: to be asked.
         hidden: its last hidden states ``[B, T, H]`` for a model's inputs.
-        longest: tokens of the longest sequence.
     """
-    config: Any = model.config.get_text_config()
-    windows = [getattr(config, name, None) for name in WINDOWS]
-    if any(window is not None and window < longest for window in windows):
-        return False
     if model not in _PROVED:
         _PROVED[model] = _agrees(model, hidden)
     return _PROVED[model]
 
 
 def _agrees(model: Model, hidden: Callable[..., Tensor]) -> bool:
+    import torch
+
     from ballast.head import backbone, unwrapped
 
+    if getattr(model.config.get_text_config(), "_attn_implementation", None) not in MASKED:
+        return False
     if "position_ids" not in inspect.signature(backbone(unwrapped(model)).forward).parameters:
         return False  # it counts positions along the row
     prompt, last = (1, 0, 0, 1, 1), (1, 0, 1, 1, 0, 1)
@@ -152,6 +180,8 @@ def _agrees(model: Model, hidden: Callable[..., Tensor]) -> bool:
     try:
         one_NH, other_NH = (read(Row(prompt, (first, last), (0, 1))) for first in ((0,) * 6, (1,) * 6))
         alone_NH = read(Row(prompt, (last,), (0,)))
+    except torch.OutOfMemoryError:
+        raise
     except Exception:
         return False
     # What stands before an answer must not change it by one bit: a state that leaks is small where weights are.

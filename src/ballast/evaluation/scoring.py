@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
-from ballast.batching import batches
+from ballast.batching import batches, bearable
 from ballast.errors import BallastError
 from ballast.evaluation import packing
 from ballast.limits import check_length, context_length
@@ -51,10 +51,6 @@ class ScoredSequence:
 
 class Base(Protocol):
     """A frozen model to compare with, as `ballast.reference` provides it."""
-
-    @property
-    def model(self) -> Model:
-        """The model that it reads with."""
 
     @property
     def head(self) -> LMHead:
@@ -109,11 +105,13 @@ def sequence_statistics(
     for index, sequence in enumerate(sequences):
         check_length(f"sequence {index}", len(sequence.ids), context)
     with inference(model), _base_provider(base) as provider:
-        rows = _rows(model, sequences, provider, batch_tokens)
+        rows = _rows(model, sequences, provider, min(batch_tokens, context or batch_tokens))
         # Rows of several answers have a mask of their own kind.
         kinds = [[row for row in rows if (len(row.answers) > 1) == several] for several in (True, False)]
         every = [
-            [some[place] for place in batch] for some in kinds for batch in batches([*map(len, some)], batch_tokens)
+            [some[place] for place in batch]
+            for some in kinds
+            for batch in batches([*map(len, some)], batch_tokens, padding=bearable(model.device.type))
         ]
         own, found, done = ranks.share(every), [], 0
         total = sum(len(row.owners) for batch in own for row in batch)
@@ -130,21 +128,19 @@ def sequence_statistics(
     return results
 
 
-def _rows(
-    model: Model, sequences: Sequence[ScoredSequence], provider: Base | None, batch_tokens: int
-) -> list[packing.Row]:
+def _rows(model: Model, sequences: Sequence[ScoredSequence], provider: Base | None, most: int) -> list[packing.Row]:
     """Return the sequences as rows, those with the same prompt together where both models can read them so."""
     from ballast.head import backbone_hidden
 
-    cut = [(one.ids, one.start) for one in sequences]
-    rows = packing.together(cut, min(packing.MOST, batch_tokens))
-    if len(rows) == len(cut):
-        return rows
-    longest = max(len(one.ids) for one in sequences)
     reading: list[tuple[Any, Any]] = [(model, partial(backbone_hidden, model))]
     if provider is not None:
-        reading.append((provider.model, provider.hidden))
-    return rows if all(packing.can_share(*one, longest) for one in reading) else packing.alone(cut)
+        reading.append((getattr(provider, "model", None), provider.hidden))
+    bounds = [packing.longest_shared(one.config.get_text_config()) for one, _ in reading if one is not None]
+    cut = [(one.ids, one.start) for one in sequences]
+    rows = packing.together(cut, min(packing.MOST, most, *(bound for bound in bounds if bound is not None)))
+    if len(rows) == len(cut) or all(one is not None and packing.can_share(one, hidden) for one, hidden in reading):
+        return rows
+    return packing.alone(cut)
 
 
 def _batch_statistics(
@@ -154,11 +150,15 @@ def _batch_statistics(
 
     from ballast.head import backbone_hidden, lm_head, token_stats
 
-    inputs = packing.inputs(rows, model.device, model.dtype)
     answers = [answer for row in rows for answer in row.answers]
     targets_N = torch.tensor([one for answer in answers for one in answer], dtype=torch.long, device=model.device)
-    hidden_NH = packing.predicting(rows, backbone_hidden(model, **inputs))
-    reference = None if provider is None else (packing.predicting(rows, provider.hidden(**inputs)), provider.head)
+    hidden_NH = packing.predicting(rows, backbone_hidden(model, **packing.inputs(rows, model.device, model.dtype)))
+    reference = None
+    if provider is not None:
+        # A mask has the dtype of the model that reads it.
+        own = getattr(provider, "model", model)
+        inputs = packing.inputs(rows, model.device, own.dtype)
+        reference = packing.predicting(rows, provider.hidden(**inputs)), provider.head
     stats = token_stats(hidden_NH, lm_head(model), targets_N, fields=fields, reference=reference)
     counts = np.cumsum([len(answer) for answer in answers])[:-1]
     split = {name: np.split(stats.require(name).float().cpu().numpy(), counts) for name in fields}

@@ -97,7 +97,7 @@ def score_rows(
         wanted = set(writer.missing(digests))
         first = {digest: index for index, digest in reversed(list(enumerate(digests))) if digest in wanted}
         places, lengths = sorted(first.values()), rows["length"]
-        cut = batches([lengths[index] for index in places], tokens_per_batch, padding=None)
+        cut = batches([lengths[index] for index in places], tokens_per_batch)
         own = ranks.share([[places[one] for one in batch] for batch in cut])
         done, total = 0, sum(lengths[index] for batch in own for index in batch)
         with on_stderr("tokens", show=progress) as tell:

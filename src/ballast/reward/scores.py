@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ballast.batching import batches
+from ballast.batching import batches, bearable
 from ballast.errors import BallastError
 from ballast.evaluation.scoring import inference
 
@@ -92,7 +92,8 @@ class Scorer:
         """Return the score of each sequence."""
         found = [0.0] * len(sequences)
         with inference(self.model):
-            for rows in batches([len(one) for one in sequences], self.batch_tokens):
+            padding = bearable(self.model.device.type)
+            for rows in batches([len(one) for one in sequences], self.batch_tokens, padding=padding):
                 ids, mask = padded([sequences[row] for row in rows], self.model.device)
                 values = last(token_scores(self.model, ids, mask), mask).tolist()
                 for row, value in zip(rows, values, strict=True):

@@ -134,12 +134,11 @@ def _sized(objectives: Sequence[str], probe: Probe, size: Size, lora: bool, room
     )
     training = OVERHEAD + 2 * probe.load_seconds + size.steps * probe.step_seconds
     reported = size.items + size.sampled * SAMPLES
-    # What chooses a rate is scored under one model, what is reported under two.
-    tuning = training + size.validation * (probe.answer_seconds + probe.score_seconds / 2)
+    tuning = training + size.validation * probe.answer_seconds
     final = tuning + reported * (probe.answer_seconds + probe.score_seconds)
     count = len(objectives) * len(rates) * size.tuning_seeds if len(rates) > 1 else 0
     seconds = _rounds(count, room) * tuning + _rounds(len(objectives) * size.seeds, room) * final
-    base = reported * (probe.answer_seconds + probe.score_seconds / 2)
+    base = reported * (probe.answer_seconds + probe.score_seconds)
     disk = len(objectives) * size.seeds * probe.weights
     return Plan(tuple(objectives), size, rates, seconds + base + room.scoring, disk, probe.memory, room.jobs)
 
