@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import shutil
-import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -324,5 +322,3 @@ def _free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
-        trim(0)  # glibc keeps freed memory of one run beside what the next one asks for

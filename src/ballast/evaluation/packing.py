@@ -30,6 +30,7 @@ MASKED = ("sdpa", "eager")
 Cut = tuple[tuple[int, ...], int]
 """The ids of a sequence, and where scoring starts."""
 REACH = re.compile("(window|window_size|chunk_size)$")
+"""Names under which configurations say how far attention reaches (`max_window_layers` is none)."""
 
 
 @dataclass(frozen=True)
